@@ -1,0 +1,23 @@
+// AuxLoss: coefficient * E * sum_i f_i P_i, with f_i expert i's share of this micro-batch's assignments and P_i its mean probability.
+// The gradient flows through P only. It asks every micro-batch to be balanced on its own.
+// Source: Switch Transformer (Fedus et al. 2021), eq. (4)-(6).
+#pragma once
+
+#include <moe_balance/balancer/loss_scale.hpp>
+#include <moe_balance/concepts.hpp>
+
+MOEB_NAMESPACE_BEGIN
+
+struct AuxLoss {
+  static constexpr LossScope scope = LossScope::micro_batch;
+
+  float coefficient = 1e-2f;
+  LossScale scale = LossScale::per_assignment;
+
+  [[nodiscard]] MOEB_INLINE float slope(int expert, const LoadView& load) const {
+    return switch_slope(coefficient, scale, expert, load);
+  }
+};
+static_assert(LossBalancer<AuxLoss>);
+
+MOEB_NAMESPACE_END

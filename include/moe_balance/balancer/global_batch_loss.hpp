@@ -1,0 +1,30 @@
+// GlobalBatchLoss: coefficient * E * sum_i F_i P_i, where F_i is expert i's share of all assignments on all ranks in all
+// micro-batches of this step so far (ForwardArgs::load), and P_i the mean probability in this micro-batch on this rank. The mean of
+// the ranks' losses is the loss of the whole batch.
+// Experts may specialise, because no single sequence or micro-batch has to be balanced.
+// Source: Qiu et al. 2025, arXiv 2501.11873, eq. (5) and Algorithm 1.
+#pragma once
+
+#include <moe_balance/balancer/loss_scale.hpp>
+#include <moe_balance/concepts.hpp>
+
+MOEB_NAMESPACE_BEGIN
+
+/// paper: as above. megatron_core: 1 / ranks of it, as Megatron-Core's global_aux_loss has it.
+enum class GlobalBatchScale : std::uint8_t { paper, megatron_core };
+
+struct GlobalBatchLoss {
+  static constexpr LossScope scope = LossScope::global_batch;
+
+  float coefficient = 1e-2f;
+  LossScale scale = LossScale::per_assignment;
+  GlobalBatchScale global_scale = GlobalBatchScale::paper;
+
+  [[nodiscard]] MOEB_INLINE float slope(int expert, const LoadView& load) const {
+    const float whole = switch_slope(coefficient, scale, expert, load);
+    return global_scale == GlobalBatchScale::paper ? whole : div(whole, static_cast<float>(load.ranks()));
+  }
+};
+static_assert(LossBalancer<GlobalBatchLoss>);
+
+MOEB_NAMESPACE_END

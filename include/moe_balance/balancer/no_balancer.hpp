@@ -1,0 +1,13 @@
+// NoBalancer: the router alone. For inference, and as the baseline that every balancer is compared with.
+#pragma once
+
+#include <moe_balance/concepts.hpp>
+
+MOEB_NAMESPACE_BEGIN
+
+struct NoBalancer {
+  using is_idle = void;
+};
+static_assert(BalancerPolicy<NoBalancer>);
+
+MOEB_NAMESPACE_END

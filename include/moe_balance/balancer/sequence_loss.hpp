@@ -1,0 +1,23 @@
+// SequenceLoss: the mean over sequences of coefficient * E * sum_i f_i P_i, with f and P of one sequence each.
+// A guard against extreme imbalance inside a sequence, meant to be weak beside another balancer.
+// Source: DeepSeek-V3, arXiv 2412.19437, eq. (17)-(20). Sequences are given by ForwardArgs::sequences.
+#pragma once
+
+#include <moe_balance/balancer/loss_scale.hpp>
+#include <moe_balance/concepts.hpp>
+
+MOEB_NAMESPACE_BEGIN
+
+struct SequenceLoss {
+  static constexpr LossScope scope = LossScope::sequence;
+
+  float coefficient = 1e-4f;
+  LossScale scale = LossScale::per_assignment;
+
+  [[nodiscard]] MOEB_INLINE float slope(int expert, const LoadView& load) const {
+    return switch_slope(coefficient, scale, expert, load);
+  }
+};
+static_assert(LossBalancer<SequenceLoss>);
+
+MOEB_NAMESPACE_END

@@ -1,0 +1,163 @@
+// What a policy must offer. Each concept has a test that a type without one member is refused with a message naming it.
+#pragma once
+
+#include <moe_balance/numeric/canonical_sum.hpp>
+#include <moe_balance/tile/tile.hpp>
+#include <moe_balance/views.hpp>
+
+#include <concepts>
+#include <cstdint>
+#include <type_traits>
+
+MOEB_NAMESPACE_BEGIN
+
+// Scoring -------------------------------------------------------------------------------------------------------------------
+
+/// Each expert's score from its logit alone: `score = scoring(logit)`, `scoring.derivative(logit, score)` its derivative.
+/// Both take and return float; library policies are templates that serve double as well.
+template <class S>
+concept ElementwiseScoring = std::is_trivially_copyable_v<S> && requires(const S scoring, float logit, float score) {
+  { scoring(logit) } -> std::convertible_to<float>;
+  { scoring.derivative(logit, score) } -> std::convertible_to<float>;
+};
+
+/// Scores that depend on the token's whole row. `prepare` writes a score for each slot and returns what `score` needs to compute any
+/// one of them again; `backward` turns dL/dscores into dL/dlogits in place. NaN logits (padding is NaN) must take no part.
+template <class S>
+concept RowScoring =
+    std::is_trivially_copyable_v<S> &&
+    requires(const S scoring, const SerialTile tile, const Layout<SerialTile, 64> layout,
+             const Slots<float, Layout<SerialTile, 64>> in, Slots<float, Layout<SerialTile, 64>> out,
+             const typename S::template Row<float> row) {
+      { scoring.prepare(tile, layout, in, out) } -> std::same_as<typename S::template Row<float>>;
+      { scoring.score(1.0f, row) } -> std::same_as<float>;
+      { scoring.backward(tile, layout, in, in, out, row) };
+      { S::normalised } -> std::convertible_to<bool>;
+    };
+
+template <class S>
+concept ScoringPolicy = ElementwiseScoring<S> || RowScoring<S>;
+
+/// Optional traits of a scoring, all false when absent.
+/// normalised: a token's scores sum to 1, so that they are the loss's probabilities as they are.
+template <class S>
+inline constexpr bool is_normalised = false;
+template <class S>
+  requires requires { S::normalised; }
+inline constexpr bool is_normalised<S> = S::normalised;
+/// over_selected: experts are ranked by logit + bias, and weights are computed among the chosen logits only.
+template <class S>
+inline constexpr bool is_over_selected = false;
+template <class S>
+  requires requires { S::over_selected; }
+inline constexpr bool is_over_selected<S> = S::over_selected;
+
+// TopK ----------------------------------------------------------------------------------------------------------------------
+
+/// How chosen scores become weights: divided by their sum (+ 1e-20) when K > 1, then multiplied.
+struct Weighting {
+  bool renormalise = true;
+  float scaling_factor = 1.0f;
+};
+
+/// Chooses K experts from ranking keys. `narrow` may exclude experts before the K best are taken; `check` throws for shapes that the
+/// policy's options do not fit.
+template <class P>
+concept TopKPolicy =
+    std::is_trivially_copyable_v<P> &&
+    requires(const P policy, const SerialTile tile, const Layout<SerialTile, 64> layout,
+             Slots<std::int32_t, Layout<SerialTile, 64>> keys) {
+      { P::k } -> std::convertible_to<int>;
+      { policy.template narrow<float>(tile, layout, keys) };
+      { policy.check("", 1) };
+      { policy.weighting() } -> std::convertible_to<Weighting>;
+    };
+
+/// replays: ids may come from the caller (args.replay).
+template <class P>
+inline constexpr bool is_replaying = false;
+template <class P>
+  requires requires { P::replays; }
+inline constexpr bool is_replaying<P> = P::replays;
+
+// Balancer ------------------------------------------------------------------------------------------------------------------
+
+/// Tokens per expert as a balancer sees them: of a micro-batch, a sequence or the global batch, by its scope.
+struct LoadView {
+  const std::int64_t* counts = nullptr;
+  int expert_count = 0;
+  std::int64_t assignments = 0;
+  int assignments_per_token = 1;
+  int rank_count = 1;
+
+  [[nodiscard]] MOEB_INLINE int experts() const { return expert_count; }
+  [[nodiscard]] MOEB_INLINE std::int64_t count(int expert) const { return counts[expert]; }
+  /// All assignments, the sum of the counts.
+  [[nodiscard]] MOEB_INLINE std::int64_t total() const { return assignments; }
+  /// K.
+  [[nodiscard]] MOEB_INLINE int top_k() const { return assignments_per_token; }
+  /// Ranks whose counts were summed; 1 but for the global batch.
+  [[nodiscard]] MOEB_INLINE int ranks() const { return rank_count; }
+  /// count / total, 0 where nothing was assigned.
+  [[nodiscard]] MOEB_INLINE float share(int expert) const {
+    return assignments == 0 ? 0.0f : div(static_cast<float>(counts[expert]), static_cast<float>(assignments));
+  }
+};
+
+/// Which counts a loss reads.
+enum class LossScope : std::uint8_t { micro_batch, sequence, global_batch };
+
+/// A loss sum_i slope_i P_i, where slope_i depends on counts only and P_i is the mean probability of expert i.
+template <class B>
+concept LossBalancer = std::is_trivially_copyable_v<B> && requires(const B balancer, const LoadView load) {
+  { balancer.slope(0, load) } -> std::convertible_to<float>;
+};
+
+/// A selection bias per expert and its rule: the next bias from the present one and the step's counts.
+template <class B>
+concept BiasBalancer = std::is_trivially_copyable_v<B> && requires(const B balancer, const LoadView load) {
+  { balancer.next_bias(0.0f, 0, load) } -> std::convertible_to<float>;
+};
+
+/// A loss per token that depends on its logits through their log-sum-exp; `token_slope` is its derivative.
+template <class B>
+concept TokenLossBalancer = std::is_trivially_copyable_v<B> && requires(const B balancer) {
+  { balancer.token_loss(0.0f) } -> std::convertible_to<float>;
+  { balancer.token_slope(0.0f) } -> std::convertible_to<float>;
+};
+
+/// Several balancers as one; see balancer/combine.hpp.
+template <class B>
+concept CombinedBalancer = requires { typename B::is_combination; };
+
+/// A balancer that does nothing says so.
+template <class B>
+concept IdleBalancer = requires { typename B::is_idle; };
+
+template <class B>
+concept BalancerPolicy = std::is_trivially_copyable_v<B> &&
+                         (LossBalancer<B> || BiasBalancer<B> || TokenLossBalancer<B> || CombinedBalancer<B> || IdleBalancer<B>);
+
+/// The scope of a loss; micro_batch where the policy does not say.
+template <class B>
+inline constexpr LossScope loss_scope = LossScope::micro_batch;
+template <class B>
+  requires requires { B::scope; }
+inline constexpr LossScope loss_scope<B> = B::scope;
+
+// Sync ----------------------------------------------------------------------------------------------------------------------
+
+/// Sums integer counts over ranks, in the order of `place` (a CUDA stream or Host). `start` may return before the sum is there;
+/// what is enqueued or run after `finish` sees it in `counts`.
+template <class S, class Place>
+concept SyncPolicyOn =
+    std::is_trivially_copyable_v<S> && requires(const S sync, std::int64_t* counts, std::int64_t n, const Place place) {
+      { sync.ranks() } -> std::convertible_to<int>;
+      { sync.start(counts, n, place) };
+      { sync.finish(place) };
+    };
+
+template <class S>
+concept SyncPolicy = SyncPolicyOn<S, Host>;
+
+MOEB_NAMESPACE_END

@@ -1,0 +1,39 @@
+// Macros that every header needs: execution space, the versioned namespace, forced inlining and hidden visibility.
+#pragma once
+
+#include <moe_balance/version.hpp>
+
+// MOEB_HOST_DEVICE marks whatever runs on both sides, user policies included. MOEB_INLINE also asks host compilers to inline it whatever they
+// think of its size: the CPU engine compiles its loops once per instruction set, and what is not inlined is compiled for the oldest.
+// MOEB_LAMBDA asks the same for a lambda, after its parameters.
+#if defined(__CUDACC__)
+#define MOEB_HOST_DEVICE __host__ __device__
+#define MOEB_INLINE __host__ __device__ inline
+#define MOEB_LAMBDA
+#else
+#define MOEB_HOST_DEVICE
+#define MOEB_INLINE __attribute__((always_inline)) inline
+#define MOEB_LAMBDA __attribute__((always_inline))
+#endif
+
+// Host compilers warn of a pragma that they do not know.
+#if defined(__CUDA_ARCH__)
+#define MOEB_UNROLL _Pragma("unroll")
+#define MOEB_NO_UNROLL _Pragma("unroll 1")
+#else
+#define MOEB_UNROLL
+#define MOEB_NO_UNROLL
+#endif
+
+#define MOEB_CONCATENATE_(a, b, c, d) a##b##_##c##_##d
+#define MOEB_CONCATENATE(a, b, c, d) MOEB_CONCATENATE_(a, b, c, d)
+
+/// Everything lives in `moe_balance`, inside an inline namespace that carries the version, so that two shared objects built
+/// against different versions never share a symbol.
+#define MOEB_VERSION_NAMESPACE MOEB_CONCATENATE(v, MOEB_VERSION_MAJOR, MOEB_VERSION_MINOR, MOEB_VERSION_PATCH)
+#define MOEB_NAMESPACE_BEGIN     \
+  namespace moe_balance {        \
+  inline namespace MOEB_VERSION_NAMESPACE {
+#define MOEB_NAMESPACE_END \
+  }                        \
+  }

@@ -1,0 +1,182 @@
+// The CUDA engine: thin kernels over engine/kernels.hpp and their launches. Calls enqueue on the given stream and return: no allocation, no
+// synchronisation, capturable in a CUDA graph.
+// Kernels have hidden visibility and live in a namespace that carries the architectures they were compiled for, so that two shared objects
+// with different ones never share a kernel.
+#pragma once
+
+#include <moe_balance/engine/kernels.hpp>
+#include <moe_balance/engine/tuning.hpp>
+#include <moe_balance/error.hpp>
+#include <moe_balance/tile/cuda_tile.cuh>
+
+#include <cstdint>
+#include <string>
+#include <type_traits>
+
+#include <cuda_runtime_api.h>
+
+#define MOEB_ARCH_NAME_1(a) cuda_##a
+#define MOEB_ARCH_NAME_2(a, b) cuda_##a##_##b
+#define MOEB_ARCH_NAME_3(a, b, c) cuda_##a##_##b##_##c
+#define MOEB_ARCH_NAME_4(a, b, c, d) cuda_##a##_##b##_##c##_##d
+#define MOEB_ARCH_NAME_5(a, b, c, d, e) cuda_##a##_##b##_##c##_##d##_##e
+#define MOEB_ARCH_NAME_6(a, b, c, d, e, f) cuda_##a##_##b##_##c##_##d##_##e##_##f
+#define MOEB_ARCH_NAME_7(a, b, c, d, e, f, g) cuda_##a##_##b##_##c##_##d##_##e##_##f##_##g
+#define MOEB_ARCH_NAME_8(a, b, c, d, e, f, g, ...) cuda_##a##_##b##_##c##_##d##_##e##_##f##_##g##_and_more
+#define MOEB_ARCH_PICK(a, b, c, d, e, f, g, h, name, ...) name
+#define MOEB_ARCH_NAME(...)                                                                                          \
+  MOEB_ARCH_PICK(__VA_ARGS__, MOEB_ARCH_NAME_8, MOEB_ARCH_NAME_7, MOEB_ARCH_NAME_6, MOEB_ARCH_NAME_5, MOEB_ARCH_NAME_4, \
+                 MOEB_ARCH_NAME_3, MOEB_ARCH_NAME_2, MOEB_ARCH_NAME_1, unused)                                       \
+  (__VA_ARGS__)
+#if defined(__CUDA_ARCH_LIST__)
+#define MOEB_ARCH_NAMESPACE MOEB_ARCH_NAME(__CUDA_ARCH_LIST__)
+#else
+#define MOEB_ARCH_NAMESPACE cuda_any
+#endif
+#define MOEB_HIDDEN __attribute__((visibility("hidden")))
+
+MOEB_NAMESPACE_BEGIN
+inline namespace MOEB_ARCH_NAMESPACE {
+
+/// The block of a running kernel.
+struct MOEB_HIDDEN CudaBlock {
+  std::byte* memory;
+
+  __device__ int thread() const { return static_cast<int>(threadIdx.x); }
+  __device__ int threads() const { return static_cast<int>(blockDim.x); }
+  __device__ std::int64_t index() const { return blockIdx.x; }
+  __device__ std::int64_t blocks() const { return gridDim.x; }
+  __device__ std::int64_t row() const { return blockIdx.y; }
+  __device__ std::int64_t rows() const { return gridDim.y; }
+  __device__ void barrier() const { __syncthreads(); }
+  __device__ std::byte* shared() const { return memory; }
+  __device__ void add_shared(std::int64_t* to, std::int64_t value) const { add_global(to, value); }
+  __device__ void add_shared(std::int32_t* to, std::int32_t value) const { atomicAdd(to, value); }
+  __device__ void add_global(std::int64_t* to, std::int64_t value) const {
+    atomicAdd(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(value));
+  }
+};
+
+template <int Tier, class Problem>
+__global__ void __launch_bounds__(cuda_tiers[Tier].threads, cuda_tiers[Tier].blocks_per_sm) MOEB_HIDDEN
+    moe_balance_forward(const __grid_constant__ Problem problem, const __grid_constant__ Totals totals) {
+  extern __shared__ __align__(16) std::byte moe_balance_shared[];
+  forward_kernel<KernelConfig<Tier>>(CudaBlock{moe_balance_shared}, CudaTile<cuda_tiers[Tier].width>{}, problem, totals);
+}
+
+template <int Tier, class Problem>
+__global__ void __launch_bounds__(cuda_tiers[Tier].threads, cuda_tiers[Tier].blocks_per_sm) MOEB_HIDDEN
+    moe_balance_backward(const __grid_constant__ Problem problem) {
+  extern __shared__ __align__(16) std::byte moe_balance_shared[];
+  backward_kernel<KernelConfig<Tier>>(CudaBlock{moe_balance_shared}, CudaTile<cuda_tiers[Tier].width>{}, problem);
+}
+
+template <class Problem>
+__global__ void __launch_bounds__(32) MOEB_HIDDEN moe_balance_loss(const __grid_constant__ Problem problem) {
+  evaluate_losses(problem, CudaTile<32>{});
+}
+
+template <class Problem>
+__global__ void __launch_bounds__(32) MOEB_HIDDEN moe_balance_update(const __grid_constant__ Problem problem) {
+  update_layer(problem, CudaTile<32>{}, blockIdx.x);
+}
+
+template <int Threads>
+__global__ void __launch_bounds__(Threads) MOEB_HIDDEN
+    moe_balance_publish(std::int64_t* load, std::int64_t* counts, int experts, bool accumulate) {
+  publish_kernel(CudaBlock{nullptr}, load, counts, experts, accumulate);
+}
+
+inline void check_cuda(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  raise<CudaError>(std::string("moe_balance: ") + what + ": " + cudaGetErrorName(error) + ": " + cudaGetErrorString(error));
+}
+
+}  // namespace MOEB_ARCH_NAMESPACE
+
+/// Calls enqueue on the stream. Errors: CudaError when the device is missing, when an earlier call of anyone left an error, or when a
+/// launch fails.
+template <>
+struct MOEB_HIDDEN Engine<cudaStream_t> {
+  static constexpr bool serves_float64 = false;
+
+  static void clear(void* data, std::size_t bytes, cudaStream_t stream) {
+    check_no_earlier_error();
+    if (bytes != 0) check_cuda(cudaMemsetAsync(data, 0, bytes, stream), "clearing sums");
+  }
+
+  static void copy(void* to, const void* from, std::size_t bytes, cudaStream_t stream) {
+    check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream), "copying counts");
+  }
+
+  template <class Real, class Problem>
+  static void forward(const Problem& problem, const Totals& totals, cudaStream_t stream) {
+    const int multiprocessors = multiprocessor_count();
+    with_tier(static_cast<int>(problem.logits.columns), [&](auto tier_index) {
+      constexpr int index = decltype(tier_index)::value;
+      constexpr CudaTier tier = cuda_tiers[index];
+      constexpr std::size_t shared_bytes = forward_shared_bytes<decltype(problem.balancer), index>();
+      const auto kernel = moe_balance_forward<index, Problem>;
+      if constexpr (shared_bytes > 48 * 1024) {
+        check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
+                   "reserving shared memory for forward");
+      }
+      const dim3 grid = grid_of(GridShape(tier, problem.segments, multiprocessors));
+      kernel<<<grid, tier.threads, shared_bytes, stream>>>(problem, totals);
+    });
+    check_cuda(cudaGetLastError(), "launching forward");
+  }
+
+  template <class Real, class Problem>
+  static void backward(const Problem& problem, cudaStream_t stream) {
+    const int multiprocessors = multiprocessor_count();
+    with_tier(static_cast<int>(problem.logits.columns), [&](auto tier_index) {
+      constexpr int index = decltype(tier_index)::value;
+      constexpr CudaTier tier = cuda_tiers[index];
+      constexpr std::size_t shared_bytes = backward_shared_bytes<decltype(problem.balancer), tier.max_experts>();
+      const dim3 grid = grid_of(GridShape(tier, problem.segments, multiprocessors));
+      moe_balance_backward<index, Problem><<<grid, tier.threads, shared_bytes, stream>>>(problem);
+    });
+    check_cuda(cudaGetLastError(), "launching backward");
+  }
+
+  template <class Problem>
+  static void loss(const Problem& problem, cudaStream_t stream) {
+    check_no_earlier_error();
+    moe_balance_loss<<<1, 32, 0, stream>>>(problem);
+    check_cuda(cudaGetLastError(), "launching loss");
+  }
+
+  template <class Problem>
+  static void update(const Problem& problem, cudaStream_t stream) {
+    check_no_earlier_error();
+    moe_balance_update<<<static_cast<unsigned>(problem.load.layers), 32, 0, stream>>>(problem);
+    check_cuda(cudaGetLastError(), "launching update");
+  }
+
+  static void publish(std::int64_t* load, std::int64_t* counts, int experts, bool accumulate, cudaStream_t stream) {
+    constexpr int threads = 256;
+    moe_balance_publish<threads><<<1, threads, 0, stream>>>(load, counts, experts, accumulate);
+    check_cuda(cudaGetLastError(), "launching the global batch's counts");
+  }
+
+ private:
+  static void check_no_earlier_error() {
+    check_cuda(cudaPeekAtLastError(), "an earlier CUDA call had failed before this one");
+  }
+
+  [[nodiscard]] static dim3 grid_of(const GridShape& shape) {
+    return dim3(static_cast<unsigned>(shape.columns), static_cast<unsigned>(shape.rows), 1);
+  }
+
+  [[nodiscard]] static int multiprocessor_count() {
+    check_no_earlier_error();
+    int device = 0;
+    int count = 0;
+    check_cuda(cudaGetDevice(&device), "finding the current device");
+    check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "reading the device's size");
+    return count;
+  }
+};
+
+MOEB_NAMESPACE_END

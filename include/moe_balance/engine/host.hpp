@@ -1,0 +1,192 @@
+// The CPU engine: the per-token algorithm with one lane per token, over tokens on all cores.
+// Each loop over tokens is compiled three times, for baseline x86-64 and its levels v3 and v4, and chosen at run time, so that a program
+// built with plain -O2 is fast; all versions give the same bits.
+#pragma once
+
+#include <moe_balance/engine/engine.hpp>
+#include <moe_balance/engine/tuning.hpp>
+#include <moe_balance/tile/tile.hpp>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+MOEB_NAMESPACE_BEGIN
+
+#if defined(__x86_64__) && defined(__GNUC__)
+/// The machine's widest instruction set that is not above the one asked for.
+[[nodiscard]] inline InstructionSet usable_instructions(InstructionSet wanted) {
+  static const InstructionSet widest = [] {
+    const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+                    __builtin_cpu_supports("bmi2");
+    const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                    __builtin_cpu_supports("avx512vl");
+    return v4 ? InstructionSet::x86_64_v4 : v3 ? InstructionSet::x86_64_v3 : InstructionSet::baseline;
+  }();
+  return wanted == InstructionSet::automatic ? widest : std::min(wanted, widest);
+}
+
+// f must be inlined whole into each version: that is what compiles it for the version's instructions.
+template <class Function>
+__attribute__((noinline, flatten, target("arch=x86-64-v4"))) void run_x86_64_v4(const Function& f) {
+  f();
+}
+template <class Function>
+__attribute__((noinline, flatten, target("arch=x86-64-v3"))) void run_x86_64_v3(const Function& f) {
+  f();
+}
+template <class Function>
+__attribute__((noinline, flatten)) void run_baseline(const Function& f) {
+  f();
+}
+
+template <class Function>
+void run_with(InstructionSet wanted, const Function& f) {
+  switch (usable_instructions(wanted)) {
+    case InstructionSet::x86_64_v4: return run_x86_64_v4(f);
+    case InstructionSet::x86_64_v3: return run_x86_64_v3(f);
+    default: return run_baseline(f);
+  }
+}
+#else
+template <class Function>
+void run_with(InstructionSet /*wanted*/, const Function& f) {
+  f();
+}
+#endif
+
+/// Runs f(part, parts) on several threads; the calling thread takes part 0.
+template <class Function>
+void run_parallel(int parts, const Function& f) {
+  std::vector<std::thread> others;
+  others.reserve(static_cast<std::size_t>(parts - 1));
+  for (int part = 1; part < parts; ++part) others.emplace_back([&f, part, parts] { f(part, parts); });
+  f(0, parts);
+  for (std::thread& other : others) other.join();
+}
+
+[[nodiscard]] inline int thread_count(const Host& host, std::int64_t tokens, int experts) {
+  const int cores = static_cast<int>(std::thread::hardware_concurrency());
+  const std::int64_t wanted = host.threads > 0 ? host.threads : std::max(1, cores);
+  const std::int64_t useful = tokens * experts / host_tuning.logits_per_thread + 1;
+  return static_cast<int>(std::min({wanted, useful, std::max<std::int64_t>(tokens, 1)}));
+}
+
+/// One thread's sums over the tokens of one segment.
+template <class Balancer>
+struct HostSink {
+  using Traits = BalancerTraits<Balancer>;
+  using Row = Layout<SerialTile, max_experts>;
+  Slots<std::int64_t, Row> counts;
+  Slots<std::int64_t, Row> probabilities;
+  TokenTotals<Traits::token_losses> tokens;
+
+  MOEB_INLINE void token() { ++tokens.tokens; }
+  MOEB_INLINE void non_finite_token() { ++tokens.non_finite_tokens; }
+  MOEB_INLINE void invalid_expert() { ++tokens.invalid_experts; }
+  MOEB_INLINE void count(std::int32_t expert) { ++counts[expert]; }
+  MOEB_INLINE void probability(int slot, std::int64_t fixed) { probabilities[slot] += fixed; }
+  MOEB_INLINE void token_loss(int index, std::int64_t fixed) { tokens.token_losses[index] += fixed; }
+
+  MOEB_INLINE void clear(const Row& layout) {
+    for_each_slot(layout, [&](int slot) MOEB_LAMBDA { counts[slot] = 0; });
+    for_each_slot(layout, [&](int slot) MOEB_LAMBDA { probabilities[slot] = 0; });
+    tokens = {};
+  }
+  MOEB_INLINE void flush(const Totals& totals, std::int64_t segment, int experts) const {
+    const auto add = [](std::int64_t* to, std::int64_t value) MOEB_LAMBDA {
+      std::atomic_ref<std::int64_t>(*to).fetch_add(value, std::memory_order_relaxed);
+    };
+    for (int e = 0; e < experts; ++e) {
+      add_expert_totals<Balancer>(totals, segment, experts, e, counts[e], probabilities[e], add);
+    }
+    add_token_totals<Balancer>(totals, segment, tokens, add);
+  }
+};
+
+/// Every call runs to its end before it returns.
+template <>
+struct Engine<Host> {
+  static constexpr bool serves_float64 = true;
+  using HostLayout = Layout<SerialTile, max_experts>;
+
+  static void clear(void* data, std::size_t bytes, const Host& /*host*/) {
+    if (bytes != 0) std::memset(data, 0, bytes);
+  }
+
+  static void copy(void* to, const void* from, std::size_t bytes, const Host& /*host*/) {
+    if (bytes != 0) std::memcpy(to, from, bytes);
+  }
+
+  template <class Real, class Problem>
+  static void forward(const Problem& problem, const Totals& totals, const Host& host) {
+    const int experts = static_cast<int>(problem.logits.columns);
+    const int threads = thread_count(host, problem.segments.tokens, experts);
+    run_parallel(threads, [&](int part, int parts) {
+      run_with(host.instructions, [&]() MOEB_LAMBDA { forward_part<Real>(problem, totals, experts, part, parts); });
+    });
+  }
+
+  template <class Real, class Problem>
+  static void backward(const Problem& problem, const Host& host) {
+    const int experts = static_cast<int>(problem.logits.columns);
+    const int threads = thread_count(host, problem.segments.tokens, experts);
+    run_parallel(threads, [&](int part, int parts) {
+      run_with(host.instructions, [&]() MOEB_LAMBDA { backward_part<Real>(problem, experts, part, parts); });
+    });
+  }
+
+  template <class Problem>
+  static void loss(const Problem& problem, const Host& /*host*/) {
+    evaluate_losses(problem, SerialTile{});
+  }
+
+  template <class Problem>
+  static void update(const Problem& problem, const Host& /*host*/) {
+    for (std::int64_t layer = 0; layer < problem.load.layers; ++layer) update_layer(problem, SerialTile{}, layer);
+  }
+
+  static void publish(std::int64_t* load, std::int64_t* counts, int experts, bool accumulate, const Host& /*host*/) {
+    for (int e = 0; e < experts; ++e) publish_expert(load, counts, e, accumulate);
+  }
+
+ private:
+  template <class Real, class Problem>
+  MOEB_INLINE static void forward_part(const Problem& problem, const Totals& totals, int experts, int part, int parts) {
+    const SerialTile tile;
+    const HostLayout layout{experts, 0};
+    alignas(64) float bias[max_experts];
+    for (int e = 0; e < max_experts; ++e) bias[e] = problem.bias != nullptr && e < experts ? problem.bias[e] : 0.0f;
+    HostSink<decltype(problem.balancer)> sink;
+    for (std::int64_t segment = 0; segment < problem.segments.count(); ++segment) {
+      const std::int64_t size = problem.segments.size(segment);
+      sink.clear(layout);
+      for (std::int64_t i = size * part / parts; i < size * (part + 1) / parts; ++i) {
+        forward_token<Real>(problem, tile, layout, problem.segments.token(segment, i), bias, sink);
+      }
+      sink.flush(totals, segment, experts);
+    }
+  }
+
+  template <class Real, class Problem>
+  MOEB_INLINE static void backward_part(const Problem& problem, int experts, int part, int parts) {
+    const SerialTile tile;
+    const HostLayout layout{experts, 0};
+    alignas(64) float slope[max_experts];
+    const LossSlopes<Real> slopes{slope, static_cast<Real>(token_loss_factor(problem))};
+    for (std::int64_t segment = 0; segment < problem.segments.count(); ++segment) {
+      prepare_slopes(problem, tile, segment, 0, 1, max_experts, slope);
+      const std::int64_t size = problem.segments.size(segment);
+      for (std::int64_t i = size * part / parts; i < size * (part + 1) / parts; ++i) {
+        backward_token<Real>(problem, tile, layout, problem.segments.token(segment, i), slopes);
+      }
+    }
+  }
+};
+
+MOEB_NAMESPACE_END

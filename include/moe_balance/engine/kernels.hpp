@@ -1,0 +1,230 @@
+// The bodies of the CUDA kernels, as functions over a Block: thread and block indices, a barrier, shared memory and atomic additions.
+// `__global__` wrappers (engine/cuda.cuh) hold no logic, so that everything here also runs on a CPU under tests.
+#pragma once
+
+#include <moe_balance/engine/engine.hpp>
+#include <moe_balance/engine/tuning.hpp>
+
+#include <algorithm>
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+MOEB_NAMESPACE_BEGIN
+
+/// What a kernel body may ask of the block that runs it.
+template <class B>
+concept Block = requires(const B block, std::int64_t* sum, std::int32_t* count) {
+  { block.thread() } -> std::same_as<int>;         // index of this thread in its block
+  { block.threads() } -> std::same_as<int>;        // threads of the block
+  { block.index() } -> std::same_as<std::int64_t>; // block index along the tokens
+  { block.blocks() } -> std::same_as<std::int64_t>;
+  { block.row() } -> std::same_as<std::int64_t>;   // block index along the segments
+  { block.rows() } -> std::same_as<std::int64_t>;
+  { block.barrier() };
+  { block.shared() } -> std::same_as<std::byte*>;  // 16-byte aligned
+  { block.add_shared(sum, std::int64_t{}) };
+  { block.add_shared(count, std::int32_t{}) };
+  { block.add_global(sum, std::int64_t{}) };
+};
+
+/// A lane's probability sums in registers.
+template <class LayoutT>
+struct RegisterSums {
+  Slots<std::int64_t, LayoutT> sums;
+  MOEB_HOST_DEVICE RegisterSums(std::int64_t* /*row*/, int /*lane*/) {}
+  MOEB_HOST_DEVICE std::int64_t& operator[](int slot) { return sums[slot]; }
+};
+
+/// The same in a tile's private row of shared memory; neighbouring lanes touch neighbouring words.
+template <class LayoutT>
+struct SharedSums {
+  std::int64_t* row;
+  int lane;
+  MOEB_HOST_DEVICE SharedSums(std::int64_t* private_row, int own_lane) : row(private_row), lane(own_lane) {}
+  MOEB_HOST_DEVICE std::int64_t& operator[](int slot) { return row[slot * LayoutT::width + lane]; }
+};
+
+/// A tier's constants, as kernel bodies take them.
+template <int Tier>
+struct KernelConfig {
+  static constexpr CudaTier tier = cuda_tiers[Tier];
+  static constexpr int max_experts = tier.max_experts;
+  static constexpr bool private_rows = tier.private_rows;
+  template <class LayoutT>
+  using Sums = std::conditional_t<private_rows, SharedSums<LayoutT>, RegisterSums<LayoutT>>;
+};
+
+/// Calls f(std::integral_constant<int, Tier>) for the first tier that serves `experts`. The router has checked that one does.
+template <int Tier = 0, class Function>
+void with_tier(int experts, Function&& f) {
+  if constexpr (Tier < cuda_tier_count) {
+    if (experts <= cuda_tiers[Tier].max_experts) return f(std::integral_constant<int, Tier>{});
+    with_tier<Tier + 1>(experts, f);
+  }
+}
+
+/// A persistent grid: as many blocks as the device holds at once, fewer where the tokens need fewer. Columns of blocks share a segment's
+/// tokens, rows share the segments.
+struct GridShape {
+  std::int64_t columns;
+  std::int64_t rows;
+
+  GridShape(const CudaTier& tier, const Segments& segments, int multiprocessors) {
+    const std::int64_t tiles_per_block = tier.threads / tier.width;
+    const std::int64_t resident = std::int64_t{multiprocessors} * tier.blocks_per_sm;
+    rows = std::clamp<std::int64_t>(segments.count(), 1, std::min<std::int64_t>(resident, 65535));
+    const std::int64_t tokens_per_row = (segments.tokens + rows - 1) / rows;
+    const std::int64_t useful = (tokens_per_row + tiles_per_block - 1) / tiles_per_block;
+    columns = std::clamp<std::int64_t>(useful, 1, (resident + rows - 1) / rows);
+  }
+};
+
+/// Shared memory of the forward kernel, in this order: probability sums, the token totals, counts, the bias, and, where a lane's
+/// probability sums do not fit its registers, one private row of sums per tile.
+template <class Balancer, int MaxExperts, bool PrivateRows>
+struct ForwardShared {
+  using Traits = BalancerTraits<Balancer>;
+  using Tokens = TokenTotals<Traits::token_losses>;
+  static constexpr bool has_probabilities = Traits::losses > 0;
+  static constexpr std::size_t row_bytes = has_probabilities ? MaxExperts * sizeof(std::int64_t) : 0;
+  static constexpr std::size_t tokens_at = row_bytes;
+  static constexpr std::size_t counts_at = tokens_at + sizeof(Tokens);
+  static constexpr std::size_t bias_at = counts_at + MaxExperts * sizeof(std::int32_t);
+  static constexpr std::size_t private_at = bias_at + MaxExperts * sizeof(float);
+
+  [[nodiscard]] static constexpr std::size_t bytes(int tiles) {
+    return private_at + (PrivateRows ? row_bytes * static_cast<std::size_t>(tiles) : 0);
+  }
+
+  std::byte* memory;
+  [[nodiscard]] MOEB_HOST_DEVICE std::int64_t* probabilities() const { return reinterpret_cast<std::int64_t*>(memory); }
+  [[nodiscard]] MOEB_HOST_DEVICE Tokens* tokens() const { return reinterpret_cast<Tokens*>(memory + tokens_at); }
+  [[nodiscard]] MOEB_HOST_DEVICE std::int32_t* counts() const { return reinterpret_cast<std::int32_t*>(memory + counts_at); }
+  [[nodiscard]] MOEB_HOST_DEVICE float* bias() const { return reinterpret_cast<float*>(memory + bias_at); }
+  [[nodiscard]] MOEB_HOST_DEVICE std::int64_t* private_row(int tile) const {
+    return reinterpret_cast<std::int64_t*>(memory + private_at) + static_cast<std::int64_t>(tile) * MaxExperts;
+  }
+};
+
+template <class Balancer, int Tier>
+[[nodiscard]] constexpr std::size_t forward_shared_bytes() {
+  constexpr CudaTier tier = cuda_tiers[Tier];
+  return ForwardShared<Balancer, tier.max_experts, tier.private_rows>::bytes(tier.threads / tier.width);
+}
+
+template <class BlockT, class SumsT, class Balancer>
+struct KernelSink {
+  using Traits = BalancerTraits<Balancer>;
+  const BlockT& block;
+  std::int32_t* counts;
+  SumsT& sums;
+  TokenTotals<Traits::token_losses> tokens{};
+
+  MOEB_HOST_DEVICE void token() { ++tokens.tokens; }
+  MOEB_HOST_DEVICE void non_finite_token() { ++tokens.non_finite_tokens; }
+  MOEB_HOST_DEVICE void invalid_expert() { ++tokens.invalid_experts; }
+  MOEB_HOST_DEVICE void count(std::int32_t expert) { block.add_shared(counts + expert, 1); }
+  MOEB_HOST_DEVICE void probability(int slot, std::int64_t fixed) { sums[slot] += fixed; }
+  MOEB_HOST_DEVICE void token_loss(int index, std::int64_t fixed) {
+    MOEB_UNROLL
+    for (int i = 0; i < Traits::token_losses; ++i) tokens.token_losses[i] += i == index ? fixed : 0;
+  }
+};
+
+template <class BlockT, class Tokens>
+MOEB_HOST_DEVICE inline void add_tokens_shared(const BlockT& block, Tokens* shared, const Tokens& own, int token_losses) {
+  if (own.tokens != 0) block.add_shared(&shared->tokens, own.tokens);
+  if (own.non_finite_tokens != 0) block.add_shared(&shared->non_finite_tokens, own.non_finite_tokens);
+  if (own.invalid_experts != 0) block.add_shared(&shared->invalid_experts, own.invalid_experts);
+  MOEB_UNROLL
+  for (int i = 0; i < token_losses; ++i) {
+    if (own.token_losses[i] != 0) block.add_shared(&shared->token_losses[i], own.token_losses[i]);
+  }
+}
+
+/// Logits to ids, weights, counts, probability sums, token losses and status, in one pass. Blocks stride over the tokens of a segment, rows
+/// of blocks over segments; sums meet in shared memory and go to global memory once per block and segment.
+template <class Config, class BlockT, class TileT, class Problem>
+MOEB_HOST_DEVICE inline void forward_kernel(const BlockT& block, const TileT& tile, const Problem& problem,
+                                            const Totals& totals) {
+  using Balancer = decltype(problem.balancer);
+  using Shared = ForwardShared<Balancer, Config::max_experts, Config::private_rows>;
+  using LayoutT = Layout<TileT, Config::max_experts>;
+  using Sums = typename Config::template Sums<LayoutT>;
+  const int experts = static_cast<int>(problem.logits.columns);
+  const LayoutT layout{experts, tile.lane()};
+  const Shared shared{block.shared()};
+  const int tile_index = block.thread() / TileT::width;
+  const int tiles = block.threads() / TileT::width;
+  for (int e = block.thread(); e < Config::max_experts; e += block.threads()) {
+    shared.bias()[e] = problem.bias != nullptr && e < experts ? problem.bias[e] : 0.0f;
+  }
+  Sums sums(shared.private_row(tile_index), tile.lane());
+
+  for (std::int64_t segment = block.row(); segment < problem.segments.count(); segment += block.rows()) {
+    for (int e = block.thread(); e < Config::max_experts; e += block.threads()) {
+      shared.counts()[e] = 0;
+      if constexpr (Shared::has_probabilities) shared.probabilities()[e] = 0;
+    }
+    if (block.thread() == 0) *shared.tokens() = {};
+    if constexpr (Shared::has_probabilities) for_each_slot(layout, [&](int slot) { sums[slot] = 0; });
+    block.barrier();
+
+    KernelSink<BlockT, Sums, Balancer> sink{block, shared.counts(), sums};
+    const std::int64_t size = problem.segments.size(segment);
+    for (std::int64_t i = block.index() * tiles + tile_index; i < size; i += block.blocks() * tiles) {
+      forward_token<float>(problem, tile, layout, problem.segments.token(segment, i), shared.bias(), sink);
+    }
+
+    if constexpr (Shared::has_probabilities) {
+      for_each_slot(layout, [&](int slot) {
+        if (layout.holds_expert(slot)) block.add_shared(shared.probabilities() + layout.expert(slot), sums[slot]);
+      });
+    }
+    add_tokens_shared(block, shared.tokens(), sink.tokens, Shared::Traits::token_losses);
+    block.barrier();
+
+    const auto add = [&](std::int64_t* to, std::int64_t value) { block.add_global(to, value); };
+    for (int e = block.thread(); e < experts; e += block.threads()) {
+      const std::int64_t probability = Shared::has_probabilities ? shared.probabilities()[e] : 0;
+      add_expert_totals<Balancer>(totals, segment, experts, e, shared.counts()[e], probability, add);
+    }
+    if (block.thread() == 0) add_token_totals<Balancer>(totals, segment, *shared.tokens(), add);
+    block.barrier();
+  }
+}
+
+/// Shared memory of the backward kernel: the losses' slope of every expert.
+template <class Balancer, int MaxExperts>
+[[nodiscard]] constexpr std::size_t backward_shared_bytes() {
+  return BalancerTraits<Balancer>::losses > 0 ? MaxExperts * sizeof(float) : 0;
+}
+
+/// dL/dlogits of every row.
+template <class Config, class BlockT, class TileT, class Problem>
+MOEB_HOST_DEVICE inline void backward_kernel(const BlockT& block, const TileT& tile, const Problem& problem) {
+  const Layout<TileT, Config::max_experts> layout{static_cast<int>(problem.logits.columns), tile.lane()};
+  const int tiles = block.threads() / TileT::width;
+  const std::int64_t first = block.index() * tiles + block.thread() / TileT::width;
+  auto* slope = reinterpret_cast<float*>(block.shared());
+  const LossSlopes<float> slopes{slope, token_loss_factor(problem)};
+  for (std::int64_t segment = block.row(); segment < problem.segments.count(); segment += block.rows()) {
+    prepare_slopes(problem, tile, segment, block.thread(), block.threads(), Config::max_experts, slope);
+    block.barrier();
+    const std::int64_t size = problem.segments.size(segment);
+    for (std::int64_t i = first; i < size; i += block.blocks() * tiles) {
+      backward_token(problem, tile, layout, problem.segments.token(segment, i), slopes);
+    }
+    block.barrier();
+  }
+}
+
+template <class BlockT>
+MOEB_HOST_DEVICE inline void publish_kernel(const BlockT& block, std::int64_t* load, std::int64_t* counts, int experts,
+                                            bool accumulate) {
+  for (int e = block.thread(); e < experts; e += block.threads()) publish_expert(load, counts, e, accumulate);
+}
+
+MOEB_NAMESPACE_END

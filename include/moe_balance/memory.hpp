@@ -1,0 +1,90 @@
+// Owning buffers for state, where a call runs. Convenience only: every call takes plain pointers.
+#pragma once
+
+#include <moe_balance/shape.hpp>
+#include <moe_balance/views.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+
+MOEB_NAMESPACE_BEGIN
+
+/// Allocates zeroed bytes in a place; specialised for Host here and for cudaStream_t in moe_balance.cuh.
+template <class Place>
+struct Allocator;
+
+template <>
+struct Allocator<Host> {
+  struct Delete {
+    void operator()(void* data) const { ::operator delete(data, std::align_val_t{64}); }
+  };
+  [[nodiscard]] static std::unique_ptr<void, Delete> allocate_zeroed(std::size_t bytes, const Host& /*host*/) {
+    std::unique_ptr<void, Delete> memory(::operator new(bytes == 0 ? 1 : bytes, std::align_val_t{64}));
+    auto* first = static_cast<unsigned char*>(memory.get());
+    for (std::size_t i = 0; i < bytes; ++i) first[i] = 0;
+    return memory;
+  }
+};
+
+/// `size` zeroed elements of a trivial type; freed with the object. Movable, not copyable.
+template <class T, class Place = Host>
+class Buffer {
+ public:
+  explicit Buffer(std::size_t size, const Place& place = {})
+      : memory_(Allocator<Place>::allocate_zeroed(size * sizeof(T), place)), size_(size) {}
+  [[nodiscard]] T* data() const { return static_cast<T*>(memory_.get()); }
+  [[nodiscard]] std::size_t size() const { return size_; }
+  [[nodiscard]] std::size_t bytes() const { return size_ * sizeof(T); }
+
+ private:
+  std::unique_ptr<void, typename Allocator<Place>::Delete> memory_;
+  std::size_t size_;
+};
+
+/// Bias of `layers` layers, all 0 at first.
+template <class Place = Host>
+class Bias {
+ public:
+  explicit Bias(int experts, std::int64_t layers = 1, const Place& place = {})
+      : buffer_(static_cast<std::size_t>(experts * layers), place), experts_(experts), layers_(layers) {}
+  [[nodiscard]] BiasRef ref() const { return {buffer_.data(), experts_, layers_}; }
+  [[nodiscard]] float* data() const { return buffer_.data(); }
+
+ private:
+  Buffer<float, Place> buffer_;
+  int experts_;
+  std::int64_t layers_;
+};
+
+/// Accumulated counts of `layers` layers, all 0 at first.
+template <class Place = Host>
+class Load {
+ public:
+  explicit Load(int experts, std::int64_t layers = 1, const Place& place = {})
+      : buffer_(static_cast<std::size_t>(experts * layers), place), experts_(experts), layers_(layers) {}
+  [[nodiscard]] LoadRef ref() const { return {buffer_.data(), experts_, layers_}; }
+  [[nodiscard]] std::int64_t* data() const { return buffer_.data(); }
+
+ private:
+  Buffer<std::int64_t, Place> buffer_;
+  int experts_;
+  std::int64_t layers_;
+};
+
+/// What one forward of `router` keeps for its backward.
+template <class Place = Host>
+class Saved {
+ public:
+  template <class Router>
+  Saved(const Router& router, const Shape& shape, const Place& place = {}) : buffer_(router.saved_bytes(shape), place) {}
+  [[nodiscard]] SavedRef ref() const { return {buffer_.data(), buffer_.bytes()}; }
+
+ private:
+  Buffer<std::byte, Place> buffer_;
+};
+template <class Router>
+Saved(const Router&, const Shape&) -> Saved<Host>;
+
+MOEB_NAMESPACE_END

@@ -1,0 +1,86 @@
+// Floating-point sums in one order, whatever the tile's width: results carry the same bits on the CPU and on any GPU tile.
+// The order: 32 virtual lanes; virtual lane v has the quads v, v + 32, v + 64, ... Within it, each of the four positions of a quad is
+// summed over its quads first, then (0 + 1) + (2 + 3). Then the virtual lanes are added by halves: 16 apart, 8, 4, 2, 1.
+// A tile of width W gives its lane l the virtual lanes l, l + W, ..., which is what Layout does with quads.
+#pragma once
+
+#include <moe_balance/tile/layout.hpp>
+#include <moe_balance/tile/rounded.hpp>
+
+#include <cstdint>
+
+MOEB_NAMESPACE_BEGIN
+
+/// values[i] = f(values[i], values[i + Half]) for i < Half, then for half of them, down to values[0].
+template <int Half, class T, int N, class Function>
+MOEB_INLINE void fold_by_halves(T (&values)[N], const Function& f) {
+  if constexpr (Half >= 1) {
+    MOEB_UNROLL
+    for (int i = 0; i < Half; ++i) values[i] = f(values[i], values[i + Half]);
+    fold_by_halves<Half / 2>(values, f);
+  }
+}
+
+/// Adds the 32 virtual lanes; `partial[r]` is virtual lane lane + width * r. Overwrites `partial`; every lane returns the sum.
+template <class TileT, class Real>
+[[nodiscard]] MOEB_INLINE Real sum_of_virtual_lanes(const TileT& tile, Real (&partial)[32 / TileT::width]) {
+  constexpr int local = 32 / TileT::width;
+  fold_by_halves<local / 2>(partial, [](Real a, Real b) MOEB_LAMBDA { return add(a, b); });
+  Real sum = partial[0];
+  MOEB_UNROLL
+  for (int distance = TileT::width / 2; distance >= 1; distance /= 2) sum = add(sum, tile.shuffle_xor(sum, distance));
+  return sum;
+}
+
+/// Sum over all slots of accumulate(slot, 0), where `accumulate(slot, a)` returns a plus the slot's term, rounded once (so that a
+/// product may be fused into the addition). Padding slots must return `a`, or `a` plus +0.
+template <class TileT, class LayoutT, class Real, class Function>
+[[nodiscard]] MOEB_INLINE Real canonical_sum(const TileT& tile, const LayoutT& layout, Real zero,
+                                                         Function&& accumulate) {
+  constexpr int local = 32 / TileT::width;
+  constexpr int columns = 4 * local;
+  Real column[columns];
+  MOEB_UNROLL
+  for (int c = 0; c < columns; ++c) column[c] = zero;
+  const int blocks = layout.blocks();
+  for (int block = 0; block < blocks; ++block) {
+    const int first = block * LayoutT::block_size;
+    const int first_column = LayoutT::block_size <= columns ? first % columns : 0;
+    MOEB_UNROLL
+    for (int i = 0; i < LayoutT::block_size; ++i) {
+      const int c = LayoutT::block_size <= columns ? first_column + i : i % columns;
+      column[c] = accumulate(first + i, column[c]);
+    }
+  }
+  Real partial[local];
+  MOEB_UNROLL
+  for (int r = 0; r < local; ++r) {
+    partial[r] = add(add(column[4 * r], column[4 * r + 1]), add(column[4 * r + 2], column[4 * r + 3]));
+  }
+  return sum_of_virtual_lanes(tile, partial);
+}
+
+/// Sum of term(i) for i in [0, n), virtual lane i % 32 taking i, i + 32, ... in order; for data that is not laid out in slots.
+template <class TileT, class Function>
+[[nodiscard]] MOEB_INLINE double strided_sum(const TileT& tile, std::int64_t n, Function&& term) {
+  constexpr int local = 32 / TileT::width;
+  double partial[local];
+  MOEB_UNROLL
+  for (int r = 0; r < local; ++r) {
+    partial[r] = 0.0;
+    for (std::int64_t i = tile.lane() + TileT::width * r; i < n; i += 32) partial[r] = add(partial[r], term(i));
+  }
+  return sum_of_virtual_lanes(tile, partial);
+}
+
+/// The same for integers, where order cannot matter.
+template <class TileT, class Function>
+[[nodiscard]] MOEB_INLINE std::int64_t integer_sum(const TileT& tile, std::int64_t n, Function&& term) {
+  std::int64_t sum = 0;
+  for (std::int64_t i = tile.lane(); i < n; i += TileT::width) sum += term(i);
+  MOEB_UNROLL
+  for (int distance = TileT::width / 2; distance >= 1; distance /= 2) sum += tile.shuffle_xor(sum, distance);
+  return sum;
+}
+
+MOEB_NAMESPACE_END

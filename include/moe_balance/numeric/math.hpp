@@ -1,0 +1,86 @@
+// Elementary functions that give the same bits on every CPU and GPU: only correctly rounded operations and explicit fma.
+// Float versions are accurate to 2 units in the last place (tested); results below the smallest normal number become 0.
+// Double versions are for checks on the CPU and use the C library.
+// Polynomials: S. Moshier, Cephes Mathematical Library, single precision exp and log.
+#pragma once
+
+#include <moe_balance/tile/constants.hpp>
+
+#include <moe_balance/tile/rounded.hpp>
+
+MOEB_NAMESPACE_BEGIN
+
+[[nodiscard]] MOEB_INLINE bool is_finite(float x) { return (bits_of(x) & 0x7f800000) != 0x7f800000; }
+[[nodiscard]] MOEB_INLINE bool is_finite(double x) {
+  return (bits_of(x) & 0x7ff0000000000000LL) != 0x7ff0000000000000LL;
+}
+
+/// e^x. exp(0) is exactly 1.
+[[nodiscard]] MOEB_INLINE float exp(float x) {
+  constexpr float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
+  const float shifted = fma(x, 1.44269504088896341f, magic);
+  const float n = sub(shifted, magic);
+  const float r = fma(n, 2.12194440e-4f, fma(n, -0.693359375f, x));
+  float p = fma(1.9875691500e-4f, r, 1.3981999507e-3f);
+  p = fma(p, r, 8.3334519073e-3f);
+  p = fma(p, r, 4.1665795894e-2f);
+  p = fma(p, r, 1.6666665459e-1f);
+  p = fma(p, r, 5.0000001201e-1f);
+  const float y = add(fma(p, mul(r, r), r), 1.0f);
+  const auto exponent = static_cast<std::uint32_t>(bits_of(shifted)) << 23;
+  const float scaled = float_of(static_cast<std::int32_t>(static_cast<std::uint32_t>(bits_of(y)) + exponent));
+  const float bounded = choose(x > 88.72283f, infinity<float>, choose(x < -87.33f, 0.0f, scaled));
+  return choose(x != x, x, bounded);
+}
+
+/// Natural logarithm of a normal, positive x.
+[[nodiscard]] MOEB_INLINE float log(float x) {
+  // x = 2^n * m with m in [sqrt(1/2), sqrt(2)); 0x3f3504f3 is sqrt(1/2).
+  const std::int32_t offset = bits_of(x) - 0x3f3504f3;
+  const std::int32_t n = offset >> 23;
+  const float m = float_of((offset & 0x007fffff) + 0x3f3504f3);
+  const float z = sub(m, 1.0f);
+  float p = fma(7.0376836292e-2f, z, -1.1514610310e-1f);
+  p = fma(p, z, 1.1676998740e-1f);
+  p = fma(p, z, -1.2420140846e-1f);
+  p = fma(p, z, 1.4249322787e-1f);
+  p = fma(p, z, -1.6668057665e-1f);
+  p = fma(p, z, 2.0000714765e-1f);
+  p = fma(p, z, -2.4999993993e-1f);
+  p = fma(p, z, 3.3333331174e-1f);
+  const float z2 = mul(z, z);
+  const auto nf = static_cast<float>(n);
+  float y = mul(mul(p, z), z2);
+  y = fma(nf, -2.12194440e-4f, y);
+  y = fma(-0.5f, z2, y);
+  return fma(nf, 0.693359375f, add(z, y));
+}
+
+/// log(1 + u) for u in [0, 1], accurate for the smallest u (Kahan's correction of the rounding of 1 + u).
+[[nodiscard]] MOEB_INLINE float log1p(float u) {
+  const float w = add(1.0f, u);
+  const float rounded = sub(w, 1.0f);
+  const bool lost = rounded == 0.0f;
+  const float corrected = mul(log(w), div_in_range(choose(lost, 1.0f, u), choose(lost, 1.0f, rounded)));
+  return choose(lost, u, corrected);
+}
+
+/// 1 / (1 + e^-x); 0 below x = -87.33.
+[[nodiscard]] MOEB_INLINE float sigmoid(float x) {
+  const bool vanishes = x < -87.33f;
+  return choose(vanishes, 0.0f, reciprocal_in_range(add(1.0f, exp(choose(vanishes, 0.0f, -x)))));
+}
+
+/// log(1 + e^x), without overflow for large x and without loss for very negative x.
+[[nodiscard]] MOEB_INLINE float softplus(float x) {
+  const float magnitude = choose(x < 0.0f, -x, x);
+  return add(choose(x > 0.0f, x, 0.0f), log1p(exp(-magnitude)));
+}
+
+inline double exp(double x) { return std::exp(x); }
+inline double log(double x) { return std::log(x); }
+inline double log1p(double x) { return std::log1p(x); }
+inline double sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
+inline double softplus(double x) { return (x > 0.0 ? x : 0.0) + std::log1p(std::exp(-std::fabs(x))); }
+
+MOEB_NAMESPACE_END

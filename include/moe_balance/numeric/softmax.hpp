@@ -1,0 +1,72 @@
+// Softmax over a token's logits. NaN logits (padding slots are NaN) take no part; if the largest logit is infinite, the experts
+// that have it share everything.
+#pragma once
+
+#include <moe_balance/tile/constants.hpp>
+
+#include <moe_balance/numeric/canonical_sum.hpp>
+#include <moe_balance/numeric/math.hpp>
+
+MOEB_NAMESPACE_BEGIN
+
+/// What turns a logit into its softmax: exp(x - maximum) * inverse_sum.
+template <class Real>
+struct SoftmaxRow {
+  Real maximum = 0;
+  Real sum = 1;
+  Real inverse_sum = 1;
+
+  [[nodiscard]] MOEB_INLINE Real exponential(Real logit) const {
+    const Real difference = sub(logit, maximum);
+    return exp(choose(logit == maximum, Real(0), difference));
+  }
+  [[nodiscard]] MOEB_INLINE Real probability(Real logit) const { return mul(exponential(logit), inverse_sum); }
+  [[nodiscard]] MOEB_INLINE Real log_sum_exp() const { return add(maximum, log(sum)); }
+};
+
+/// The largest value of a row, NaN ignored; -inf where all are NaN.
+template <class TileT, class LayoutT, class Real>
+[[nodiscard]] MOEB_INLINE Real row_maximum(const TileT& tile, const LayoutT& layout,
+                                                       const Slots<Real, LayoutT>& values) {
+  constexpr int columns = TileT::columns;
+  Real column[columns];
+  MOEB_UNROLL
+  for (int c = 0; c < columns; ++c) column[c] = -infinity<Real>;
+  const int blocks = layout.blocks();
+  for (int block = 0; block < blocks; ++block) {
+    const int first = block * LayoutT::block_size;
+    MOEB_UNROLL
+    for (int i = 0; i < LayoutT::block_size; ++i) {
+      const int c = i % columns;
+      const Real value = values[first + i];
+      column[c] = value > column[c] ? value : column[c];
+    }
+  }
+  fold_by_halves<columns / 2>(column, [](Real a, Real b) MOEB_LAMBDA { return b > a ? b : a; });
+  Real result = column[0];
+  MOEB_UNROLL
+  for (int distance = TileT::width / 2; distance >= 1; distance /= 2) {
+    const Real other = tile.shuffle_xor(result, distance);
+    result = other > result ? other : result;
+  }
+  return add(result, Real(0));  // -0 and +0 compare equal, so either may have won
+}
+
+/// The row's softmax; writes exp(x - maximum) of each logit (NaN for NaN) to `exponentials`.
+template <class TileT, class LayoutT, class Real>
+[[nodiscard]] MOEB_INLINE SoftmaxRow<Real> softmax_row(const TileT& tile, const LayoutT& layout,
+                                                                   const Slots<Real, LayoutT>& logits,
+                                                                   Slots<Real, LayoutT>& exponentials) {
+  SoftmaxRow<Real> row;
+  row.maximum = row_maximum(tile, layout, logits);
+  row.sum = canonical_sum(tile, layout, Real(0), [&](int slot, Real sum) MOEB_LAMBDA {
+    const Real e = row.exponential(logits[slot]);
+    exponentials[slot] = e;
+    return add(sum, choose(e == e, e, Real(0)));
+  });
+  row.sum = row.sum == Real(0) ? Real(1) : row.sum;  // only where every logit is NaN
+  row.inverse_sum = reciprocal_in_range(row.sum);  // 1 to E
+  return row;
+}
+
+MOEB_NAMESPACE_END

@@ -1,0 +1,251 @@
+// Router: what users hold. A configuration of four policies with const calls; all state is the caller's.
+#pragma once
+
+#include <moe_balance/arguments.hpp>
+#include <moe_balance/balancer/no_balancer.hpp>
+#include <moe_balance/engine/engine.hpp>
+#include <moe_balance/engine/validate.hpp>
+#include <moe_balance/shape.hpp>
+#include <moe_balance/sync/single_device.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+MOEB_NAMESPACE_BEGIN
+
+/// Routes tokens to experts and keeps the experts' load balanced.
+///
+/// `place` is where a call runs: Host{.threads = n} (the call returns when its work is done) or, with moe_balance.cuh, a cudaStream_t
+/// (the call enqueues kernels and returns: no allocation, no synchronisation, capturable in a CUDA graph; all memory it was given must
+/// stay alive until the stream has passed it). Errors: InvalidArgument, before anything is written; CudaError from a launch.
+template <ScoringPolicy Scoring, TopKPolicy TopKT, BalancerPolicy Balancer = NoBalancer, SyncPolicy Sync = SingleDevice>
+struct Router {
+  using Traits = BalancerTraits<Balancer>;
+  static_assert(Traits::biases <= 1, "at most one part of a balancer may have a bias");
+  static_assert(std::is_trivially_copyable_v<Scoring> && std::is_trivially_copyable_v<TopKT>);
+
+  /// K, the experts chosen per token.
+  static constexpr int k = TopKT::k;
+  /// Balancing losses, the length of LossArgs::part_values.
+  static constexpr int loss_count = Traits::losses + Traits::token_losses;
+
+  Scoring scoring{};
+  TopKT top_k{};
+  Balancer balancer{};
+  Sync sync{};
+
+  /// Bytes of SavedRef for one forward of this shape; 0 where the balancer has no loss.
+  [[nodiscard]] std::size_t saved_bytes(const Shape& shape) const {
+    return static_cast<std::size_t>(SavedLayout<Balancer>{shape.experts, shape.sequences}.words()) * sizeof(std::int64_t);
+  }
+
+  /// Bytes of Workspace for any call of this shape.
+  [[nodiscard]] std::size_t workspace_bytes(const Shape& /*shape*/) const { return 0; }
+
+  /// Inference: ids, weights and optionally counts. Reads the bias, touches no state, keeps nothing for a backward pass.
+  template <EnginePlace Place>
+  void route(const RouteArgs& args, Workspace workspace, const Place& place) const {
+    const Router<Scoring, TopKT, NoBalancer> plain{scoring, top_k, {}, {}};
+    ForwardArgs forward_args;
+    forward_args.logits = args.logits;
+    forward_args.experts = args.experts;
+    forward_args.weights = args.weights;
+    forward_args.counts = args.counts;
+    forward_args.bias = args.bias;
+    forward_args.active = args.active;
+    forward_args.replay = args.replay;
+    forward_args.status = args.status;
+    forward_args.tokens_on_device = args.tokens_on_device;
+    forward_args.accumulate = false;
+    plain.forward_named("route", forward_args, workspace, place);
+  }
+
+  /// Training: route, and the sums that balancing needs. With `accumulate` adds this call's counts to `load`; say so exactly once per token
+  /// (not in evaluation, not when activations are recomputed). A GlobalBatchLoss reads `load` as it stands after this call.
+  template <EnginePlace Place>
+  void forward(const ForwardArgs& args, Workspace workspace, const Place& place) const {
+    forward_named("forward", args, workspace, place);
+  }
+
+  /// Writes grad_logits = d(sum(weights * grad_weights) + loss_scale * grad_loss * loss)/d(logits), exactly, for finite rows; rows without
+  /// finite weights and inactive rows get 0. Selection, counts and bias are constants to it.
+  template <EnginePlace Place>
+  void backward(const BackwardArgs& args, Workspace workspace, const Place& place) const {
+    check_backward(args, workspace, Engine<Place>::serves_float64);
+    const BackwardProblem<Scoring, TopKT, Balancer> problem{
+        scoring,
+        top_k,
+        balancer,
+        args.logits,
+        args.experts,
+        args.grad_weights,
+        args.grad_logits,
+        SavedLayout<Balancer>{args.logits.columns, sequences_of(args).count}.view(args.saved.data),
+        args.active,
+        args.tokens_on_device,
+        args.grad_loss,
+        args.loss_scale,
+        sync.ranks(),
+        Segments{sequences_of(args), args.logits.rows},
+        rows_hold_quads(args.logits),
+        rows_hold_quads(args.grad_logits)};
+    in_real_type<Place>(args.logits.type,
+                        [&](auto real) { Engine<Place>::template backward<decltype(real)>(problem, place); });
+  }
+
+  /// Writes the value of the loss of one forward call, as float32: for logging, and for an autograd graph. Its gradient is in backward.
+  template <EnginePlace Place>
+  void loss(const LossArgs& args, Workspace /*workspace*/, const Place& place) const {
+    static_assert(loss_count > 0, "this router's balancer has no loss");
+    const Validator check{"loss"};
+    check.range("experts", args.experts, 1, max_experts);
+    check.pointer("value", args.value, alignof(float));
+    check.optional_pointer("part_values", args.part_values, alignof(float));
+    const std::int64_t sequences = Traits::reads_sequences ? args.sequences.count : 1;
+    check.range("sequences.count", sequences, 1, std::numeric_limits<std::int32_t>::max());
+    check.memory("saved", args.saved.data, args.saved.bytes, saved_bytes({0, args.experts, sequences}), alignof(std::int64_t));
+    const SavedView saved = SavedLayout<Balancer>{args.experts, sequences}.view(args.saved.data);
+    Engine<Place>::loss(LossProblem<Balancer>{balancer, saved, args.experts, k, sync.ranks(), sequences, args.value,
+                                              args.part_values},
+                        place);
+  }
+
+  /// Once per optimizer step: sums `load` over ranks, moves the bias of every layer by the balancer's rule, clears `load`. Without a bias
+  /// in the balancer (GlobalBatchLoss) it only clears; `bias` may then be empty.
+  template <EnginePlace Place>
+  void update(BiasRef bias, LoadRef load, Workspace /*workspace*/, const Place& place) const {
+    check_update(bias, load);
+    if constexpr (Traits::biases > 0 && !Traits::reads_global_batch) {  // else every forward has summed already
+      sync.start(load.counts, (load.layers - 1) * load.stride + load.experts, place);
+      sync.finish(place);
+    }
+    Engine<Place>::update(UpdateProblem<Balancer>{balancer, bias, load, k, sync.ranks()}, place);
+  }
+
+ private:
+  template <ScoringPolicy, TopKPolicy, BalancerPolicy, SyncPolicy>
+  friend struct Router;
+
+  /// Sequences matter only to balancers that read them.
+  template <class Args>
+  [[nodiscard]] static Sequences sequences_of(const Args& args) {
+    return Traits::reads_sequences ? args.sequences : Sequences{};
+  }
+
+  /// Calls f(double{}) for float64 logits, f(float{}) for all others.
+  template <class Place, class Function>
+  static void in_real_type(DataType type, Function&& f) {
+    if constexpr (Engine<Place>::serves_float64) {
+      if (type == DataType::float64) return f(double{});
+    }
+    f(float{});
+  }
+
+  template <class Place>
+  void forward_named(const char* call, const ForwardArgs& args, Workspace workspace, const Place& place) const {
+    check_forward(call, args, workspace, Engine<Place>::serves_float64);
+    const int experts = static_cast<int>(args.logits.columns);
+    const std::int64_t sequences = sequences_of(args).count;
+    const SavedView saved = SavedLayout<Balancer>{experts, sequences}.view(args.saved.data);
+    const std::size_t row_bytes = static_cast<std::size_t>(experts) * sizeof(std::int64_t);
+    if constexpr (loss_count > 0) {
+      Engine<Place>::clear(args.saved.data, saved_bytes({0, experts, sequences}), place);
+    }
+    if (args.counts != nullptr) Engine<Place>::clear(args.counts, row_bytes, place);
+
+    const bool adds_directly = args.accumulate && !Traits::reads_global_batch;
+    const Totals totals{args.counts, adds_directly ? args.load.counts : nullptr, saved, args.status};
+    const ForwardProblem<Scoring, TopKT, Balancer> problem{scoring,
+                                                           top_k,
+                                                           balancer,
+                                                           args.logits,
+                                                           args.experts,
+                                                           args.weights,
+                                                           args.bias.data,
+                                                           args.active,
+                                                           args.tokens_on_device,
+                                                           args.replay,
+                                                           Segments{sequences_of(args), args.logits.rows},
+                                                           rows_hold_quads(args.logits)};
+    in_real_type<Place>(args.logits.type,
+                        [&](auto real) { Engine<Place>::template forward<decltype(real)>(problem, totals, place); });
+
+    if constexpr (Traits::reads_global_batch) {
+      Engine<Place>::copy(saved.global_counts, saved.counts, row_bytes, place);
+      if (args.accumulate) {
+        sync.start(saved.global_counts, experts, place);
+        sync.finish(place);
+      }
+      Engine<Place>::publish(args.load.counts, saved.global_counts, experts, args.accumulate, place);
+    }
+  }
+
+  void check_forward(const char* call, const ForwardArgs& args, Workspace workspace, bool on_host) const {
+    const Validator check{call};
+    const std::int64_t tokens = args.logits.rows;
+    const std::int64_t experts = args.logits.columns;
+    check.logits(args.logits, k, on_host);
+    top_k.check(call, static_cast<int>(experts));
+    check.matrix("experts", args.experts, tokens, k);
+    check.matrix("weights", args.weights, tokens, k);
+    check.type_beside_logits("weights", args.weights.type, args.logits.type);
+    check.optional_pointer("counts", args.counts, alignof(std::int64_t));
+    check.bias(args.bias, experts, Traits::biases > 0);
+    check.load(args.load, experts, Traits::reads_global_batch || (Traits::biases > 0 && args.accumulate));
+    check.optional_pointer("status", args.status, alignof(Status));
+    check.optional_pointer("tokens_on_device", args.tokens_on_device, alignof(std::int64_t));
+    if constexpr (is_replaying<TopKT>) check.matrix("replay.experts", args.replay.experts, tokens, k);
+    if constexpr (Traits::reads_sequences) check.sequences(args.sequences, tokens, on_host);
+    const Shape shape{tokens, static_cast<int>(experts), sequences_of(args).count};
+    check.memory("saved", args.saved.data, args.saved.bytes, saved_bytes(shape), alignof(std::int64_t));
+    check.memory("workspace", workspace.data, workspace.bytes, workspace_bytes(shape), 16);
+  }
+
+  void check_backward(const BackwardArgs& args, Workspace workspace, bool on_host) const {
+    const Validator check{"backward"};
+    const std::int64_t tokens = args.logits.rows;
+    const std::int64_t experts = args.logits.columns;
+    check.logits(args.logits, k, on_host);
+    if constexpr (is_over_selected<Scoring>) {
+      MOEB_EXPECTS(k > 1, "backward", "top_k.k", std::to_string(k),
+                   "2 or more with SoftmaxOverSelected: a softmax over one expert is 1 and has no gradient");
+    }
+    check.matrix("experts", args.experts, tokens, k);
+    if (args.grad_weights.data != nullptr) {
+      check.matrix("grad_weights", args.grad_weights, tokens, k);
+      check.type_beside_logits("grad_weights", args.grad_weights.type, args.logits.type);
+    }
+    check.matrix("grad_logits", args.grad_logits, tokens, experts);
+    check.type_beside_logits("grad_logits", args.grad_logits.type, args.logits.type);
+    check.optional_pointer("tokens_on_device", args.tokens_on_device, alignof(std::int64_t));
+    check.optional_pointer("grad_loss", args.grad_loss, alignof(float));
+    if constexpr (Traits::reads_sequences) check.sequences(args.sequences, tokens, on_host);
+    const Shape shape{tokens, static_cast<int>(experts), sequences_of(args).count};
+    check.memory("saved", args.saved.data, args.saved.bytes, saved_bytes(shape), alignof(std::int64_t));
+    check.memory("workspace", workspace.data, workspace.bytes, workspace_bytes(shape), 16);
+  }
+
+  static void check_update(const BiasRef& bias, const LoadRef& load) {
+    const Validator check{"update"};
+    constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max();
+    check.pointer("load.counts", load.counts, alignof(std::int64_t));
+    check.range("load.experts", load.experts, 1, max_experts);
+    check.range("load.layers", load.layers, 1, most);
+    check.range("load.stride", load.stride, load.experts, most);
+    if constexpr (Traits::biases > 0) {
+      check.pointer("bias.data", bias.data, alignof(float));
+      check.range("bias.experts", bias.experts, load.experts, load.experts, "the experts of load");
+      check.range("bias.layers", bias.layers, load.layers, load.layers, "the layers of load");
+      check.range("bias.stride", bias.stride, bias.experts, most);
+    }
+  }
+};
+template <class Scoring, class TopKT>
+Router(Scoring, TopKT) -> Router<Scoring, TopKT>;
+template <class Scoring, class TopKT, class Balancer>
+Router(Scoring, TopKT, Balancer) -> Router<Scoring, TopKT, Balancer>;
+template <class Scoring, class TopKT, class Balancer, class Sync>
+Router(Scoring, TopKT, Balancer, Sync) -> Router<Scoring, TopKT, Balancer, Sync>;
+
+MOEB_NAMESPACE_END

@@ -1,0 +1,17 @@
+// SingleDevice: one rank; the sum over ranks is the counts themselves. The default.
+#pragma once
+
+#include <moe_balance/concepts.hpp>
+
+MOEB_NAMESPACE_BEGIN
+
+struct SingleDevice {
+  [[nodiscard]] constexpr int ranks() const { return 1; }
+  template <class Place>
+  constexpr void start(std::int64_t* /*counts*/, std::int64_t /*n*/, const Place& /*place*/) const {}
+  template <class Place>
+  constexpr void finish(const Place& /*place*/) const {}
+};
+static_assert(SyncPolicy<SingleDevice>);
+
+MOEB_NAMESPACE_END

@@ -1,0 +1,90 @@
+// The tile of W GPU threads, W = 1, 2, 4, 8, 16 or 32: neighbours in one warp. Tiles of the same warp may diverge from each other.
+#pragma once
+
+#include <moe_balance/tile/tile.hpp>
+
+#include <cstdint>
+
+MOEB_NAMESPACE_BEGIN
+
+template <int W>
+struct CudaTile {
+  static_assert(W >= 1 && W <= 32 && (W & (W - 1)) == 0, "a tile is a power of two of lanes of one warp");
+  static constexpr int width = W;
+  static constexpr bool slots_in_registers = true;
+  static constexpr int columns = 1;
+
+  MOEB_HOST_DEVICE int lane() const {
+#if defined(__CUDA_ARCH__)
+    return static_cast<int>(threadIdx.x % W);
+#else
+    return 0;
+#endif
+  }
+  template <class V>
+  MOEB_HOST_DEVICE V shuffle(V value, [[maybe_unused]] int source) const {
+#if defined(__CUDA_ARCH__)
+    return __shfl_sync(mask(), value, source, W);
+#else
+    return value;
+#endif
+  }
+  template <class V>
+  MOEB_HOST_DEVICE V shuffle_xor(V value, [[maybe_unused]] int distance) const {
+#if defined(__CUDA_ARCH__)
+    return __shfl_xor_sync(mask(), value, distance, W);
+#else
+    return value;
+#endif
+  }
+  MOEB_HOST_DEVICE bool any(bool value) const {
+#if defined(__CUDA_ARCH__)
+    return __any_sync(mask(), value) != 0;
+#else
+    return value;
+#endif
+  }
+  MOEB_HOST_DEVICE std::int32_t maximum(std::int32_t value) const {
+    return reduce(value, [](std::int32_t a, std::int32_t b) { return a > b ? a : b; }, Reduction::maximum);
+  }
+  MOEB_HOST_DEVICE std::int32_t minimum(std::int32_t value) const {
+    return reduce(value, [](std::int32_t a, std::int32_t b) { return a < b ? a : b; }, Reduction::minimum);
+  }
+  MOEB_HOST_DEVICE void barrier() const {
+#if defined(__CUDA_ARCH__)
+    __syncwarp(mask());
+#endif
+  }
+
+ private:
+  enum class Reduction { maximum, minimum };
+
+  /// Over a whole warp this is one instruction, redux.sync, on sm_80 and later.
+  template <class Function>
+  MOEB_HOST_DEVICE std::int32_t reduce(std::int32_t value, const Function& f, [[maybe_unused]] Reduction reduction) const {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    constexpr bool has_instruction = W == 32;
+#else
+    constexpr bool has_instruction = false;
+#endif
+    if constexpr (has_instruction) {
+#if defined(__CUDA_ARCH__)
+      value = reduction == Reduction::maximum ? __reduce_max_sync(0xffffffffu, value) : __reduce_min_sync(0xffffffffu, value);
+#endif
+    } else {
+      MOEB_UNROLL
+      for (int distance = W / 2; distance >= 1; distance /= 2) value = f(value, shuffle_xor(value, distance));
+    }
+    return value;
+  }
+
+#if defined(__CUDA_ARCH__)
+  __device__ static unsigned mask() {
+    constexpr unsigned lanes = W == 32 ? 0xffffffffu : (1u << (W % 32)) - 1u;
+    return lanes << (threadIdx.x % 32 / W * W);
+  }
+#endif
+};
+static_assert(Tile<CudaTile<32>> && Tile<CudaTile<1>>);
+
+MOEB_NAMESPACE_END

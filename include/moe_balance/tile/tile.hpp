@@ -1,0 +1,60 @@
+// A tile is the group of lanes that shares one token. This file has its concept and the tile of one lane, which is plain scalar
+// code: the CPU engine runs it over tokens on all cores. tile/cuda_tile.cuh has the tile of 1 to 32 GPU threads.
+#pragma once
+
+#include <moe_balance/config.hpp>
+
+#include <concepts>
+#include <cstdint>
+
+MOEB_NAMESPACE_BEGIN
+
+/// Every member is a collective: all lanes of the tile call it together.
+template <class T>
+concept Tile = requires(const T tile, float f, double d, std::int32_t i, std::int64_t l) {
+  { T::width } -> std::convertible_to<int>;
+  { T::slots_in_registers } -> std::convertible_to<bool>;
+  { T::columns } -> std::convertible_to<int>;
+  { tile.lane() } -> std::same_as<int>;
+  { tile.shuffle(f, 0) } -> std::same_as<float>;
+  { tile.shuffle(i, 0) } -> std::same_as<std::int32_t>;
+  { tile.shuffle_xor(f, 1) } -> std::same_as<float>;
+  { tile.shuffle_xor(d, 1) } -> std::same_as<double>;
+  { tile.shuffle_xor(i, 1) } -> std::same_as<std::int32_t>;
+  { tile.shuffle_xor(l, 1) } -> std::same_as<std::int64_t>;
+  { tile.any(true) } -> std::same_as<bool>;
+  { tile.maximum(i) } -> std::same_as<std::int32_t>;
+  { tile.minimum(i) } -> std::same_as<std::int32_t>;
+  { tile.barrier() };
+};
+
+/// One lane that holds all of a token's scores in memory. `columns` is how many running maxima select_k keeps, so that
+/// a pick rescans 1/32 of the scores and the scans vectorise.
+struct SerialTile {
+  static constexpr int width = 1;
+  static constexpr bool slots_in_registers = false;
+  static constexpr int columns = 32;
+
+  [[nodiscard]] MOEB_INLINE static constexpr int lane() { return 0; }
+  template <class V>
+  [[nodiscard]] MOEB_INLINE static constexpr V shuffle(V value, int /*source*/) {
+    return value;
+  }
+  template <class V>
+  [[nodiscard]] MOEB_INLINE static constexpr V shuffle_xor(V value, int /*mask*/) {
+    return value;
+  }
+  [[nodiscard]] MOEB_INLINE static constexpr bool any(bool value) { return value; }
+  template <class V>
+  [[nodiscard]] MOEB_INLINE static constexpr V maximum(V value) {
+    return value;
+  }
+  template <class V>
+  [[nodiscard]] MOEB_INLINE static constexpr V minimum(V value) {
+    return value;
+  }
+  MOEB_INLINE static constexpr void barrier() {}
+};
+static_assert(Tile<SerialTile>);
+
+MOEB_NAMESPACE_END

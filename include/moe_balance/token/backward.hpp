@@ -1,0 +1,237 @@
+// One token's gradient: from dL/dweights and the balancing losses to dL/dlogits, written once on a tile. Scores are computed again
+// from the logits; nothing of the forward pass but the ids and the counts was kept.
+#pragma once
+
+#include <moe_balance/token/forward.hpp>
+#include <moe_balance/token/loss.hpp>
+#include <moe_balance/token/saved.hpp>
+
+#include <cstdint>
+
+MOEB_NAMESPACE_BEGIN
+
+template <class Scoring, class TopKT, class Balancer>
+struct BackwardProblem {
+  Scoring scoring;
+  TopKT top_k;
+  Balancer balancer;
+  ConstAnyMatrix logits;
+  MatrixView<const std::int32_t> experts;
+  ConstAnyMatrix grad_weights;  ///< null data: zeros
+  AnyMatrix grad_logits;
+  SavedView saved;
+  const std::uint8_t* active;
+  const std::int64_t* tokens_on_device;
+  const float* grad_loss;
+  float loss_scale;
+  int ranks;
+  Segments segments;
+  bool logits_hold_quads;
+  bool grad_holds_quads;
+};
+
+/// The part of the gradient that no token changes.
+template <class Real>
+struct LossSlopes {
+  const float* slope = nullptr;  ///< dL/dp_ti by expert, one value for each up to the layout's capacity
+  Real token_factor = 0;         ///< multiplies token losses' slopes: loss_scale / tokens
+};
+
+/// What multiplies a loss's slope: 1 / tokens it averages over, and over sequences for a sequence loss; 0 without tokens.
+[[nodiscard]] MOEB_INLINE float mean_factor(LossScope scope, std::int64_t tokens, std::int64_t segment_tokens,
+                                                        std::int64_t segments) {
+  const std::int64_t averaged = scope == LossScope::sequence ? segment_tokens : tokens;
+  if (averaged == 0) return 0.0f;
+  const float mean = div(1.0f, static_cast<float>(averaged));
+  return scope == LossScope::sequence ? div(mean, static_cast<float>(segments)) : mean;
+}
+
+/// The upstream gradient of the loss.
+template <class Problem>
+[[nodiscard]] MOEB_INLINE float upstream_of(const Problem& problem) {
+  return problem.grad_loss == nullptr ? problem.loss_scale : mul(problem.loss_scale, *problem.grad_loss);
+}
+
+template <class Problem>
+[[nodiscard]] MOEB_INLINE float token_loss_factor(const Problem& problem) {
+  if constexpr (BalancerTraits<decltype(problem.balancer)>::token_losses == 0) return 0.0f;
+  else return mul(upstream_of(problem), mean_factor(LossScope::micro_batch, *problem.saved.tokens, 0, 1));
+}
+
+/// Writes slope[e] for e = first, first + step, ... below `capacity`, 0 for padding. Other lanes may write the others: the tile is
+/// needed only to add counts.
+template <class Problem, class TileT>
+MOEB_INLINE void prepare_slopes(const Problem& problem, const TileT& tile, std::int64_t segment, int first, int step,
+                                            int capacity, float* slope) {
+  if constexpr (BalancerTraits<decltype(problem.balancer)>::losses > 0) {
+    const int experts = static_cast<int>(problem.logits.columns);
+    const float upstream = upstream_of(problem);
+    for (int e = first; e < capacity; e += step) slope[e] = 0.0f;
+    for_each_part(problem.balancer, [&](const auto& part) MOEB_LAMBDA {
+      using Part = std::remove_cvref_t<decltype(part)>;
+      if constexpr (LossBalancer<Part>) {
+        constexpr LossScope scope = loss_scope<Part>;
+        const LoadView load =
+            load_of_scope(tile, problem.saved, experts, decltype(problem.top_k)::k, problem.ranks, scope, segment);
+        const std::int64_t segment_tokens = scope == LossScope::sequence ? problem.saved.segment_tokens[segment] : 0;
+        const float factor =
+            mul(upstream, mean_factor(scope, *problem.saved.tokens, segment_tokens, problem.segments.count()));
+        for (int e = first; e < experts; e += step) slope[e] = fma(part.slope(e, load), factor, slope[e]);
+      }
+    });
+  }
+}
+
+/// dL/dscores of the losses: the slope itself where scores are probabilities, else through the normalisation p = s / sum.
+template <class Real, class Problem, class TileT, class LayoutT>
+MOEB_INLINE void loss_gradient(const Problem& problem, const TileT& tile, const LayoutT& layout,
+                                           const LossSlopes<Real>& slopes, const Slots<Real, LayoutT>& scores,
+                                           Slots<Real, LayoutT>& grad) {
+  using Traits = BalancerTraits<decltype(problem.balancer)>;
+  if constexpr (Traits::losses == 0) {
+    for_each_slot(layout, [&](int slot) MOEB_LAMBDA { grad[slot] = Real(0); });
+  } else if constexpr (is_normalised<decltype(problem.scoring)>) {
+    for_each_slot(layout, [&](int slot) MOEB_LAMBDA { grad[slot] = static_cast<Real>(slopes.slope[layout.expert(slot)]); });
+  } else {
+    const Real inverse = inverse_of_total(tile, layout, scores);
+    const Real mean = canonical_sum(tile, layout, Real(0), [&](int slot, Real sum) MOEB_LAMBDA {
+      return fma(static_cast<Real>(slopes.slope[layout.expert(slot)]), mul(scores[slot], inverse), sum);
+    });
+    for_each_slot(layout,
+                  [&](int slot) MOEB_LAMBDA { grad[slot] = mul(sub(static_cast<Real>(slopes.slope[layout.expert(slot)]), mean), inverse); });
+  }
+}
+
+/// Adds value k of the chosen experts to the slots that hold them. Empty slots hold expert -1, which no slot has.
+template <int K, class TileT, class LayoutT, class ChosenT, class Real, int PerLane>
+MOEB_INLINE void scatter_add(const TileT& tile, const LayoutT& layout, const ChosenT& chosen,
+                                         const Real (&value)[PerLane], Slots<Real, LayoutT>& slots) {
+  MOEB_UNROLL
+  for (int r = 0; r < PerLane; ++r) {
+    const int sources = K - TileT::width * r < TileT::width ? K - TileT::width * r : TileT::width;
+    MOEB_NO_UNROLL
+    for (int source = 0; source < sources; ++source) {
+      const std::int32_t expert = tile.shuffle(chosen.expert[r], source);
+      const Real addend = tile.shuffle(value[r], source);
+      if constexpr (LayoutT::in_registers) {
+        MOEB_UNROLL
+        for (int slot = 0; slot < LayoutT::capacity; ++slot) {
+          slots[slot] = layout.is_expert(slot, expert) ? add(slots[slot], addend) : slots[slot];
+        }
+      } else if (expert >= 0) {
+        slots[expert] = add(slots[expert], addend);
+      }
+    }
+  }
+}
+
+/// The ids that forward chose and the weights' gradients; false for a token without any.
+template <class Real, class Problem, class TileT, class ChosenT, int PerLane>
+[[nodiscard]] MOEB_INLINE bool load_chosen(const Problem& problem, const TileT& tile, std::int64_t token, int experts,
+                                                       ChosenT& chosen, Real (&grad_weight)[PerLane]) {
+  constexpr int k_count = decltype(problem.top_k)::k;
+  bool any = false;
+  MOEB_UNROLL
+  for (int r = 0; r < PerLane; ++r) {
+    const int k = ChosenT::rank(tile, r);
+    const std::int32_t expert = k < k_count ? problem.experts.data[token * problem.experts.stride + k] : -1;
+    chosen.expert[r] = expert < experts ? expert : -1;
+    const bool has_gradient = chosen.expert[r] >= 0 && problem.grad_weights.data != nullptr;
+    grad_weight[r] = has_gradient ? load_element<Real>(problem.grad_weights, token, k) : Real(0);
+    any = any || chosen.expert[r] >= 0;
+  }
+  return tile.any(any);
+}
+
+/// In: dL/dweight of each chosen expert; out: dL/dscore (dL/dlogit where weights are a softmax over the selected).
+template <class Scoring, int K, class TileT, class ChosenT, class Real, int PerLane>
+MOEB_INLINE void weight_gradient(const TileT& tile, const ChosenT& chosen, const WeightRow<Real>& weights,
+                                             bool renormalise, Real (&grad)[PerLane]) {
+  Real mean = 0;
+  if (renormalise) {
+    mean = sum_over_chosen<Real, PerLane>(tile, [&](int r) MOEB_LAMBDA { return mul(grad[r], mul(chosen.score[r], weights.factor)); });
+  }
+  const Real factor = mul(weights.scaling, weights.factor);
+  MOEB_UNROLL
+  for (int r = 0; r < PerLane; ++r) {
+    const Real centred = mul(factor, sub(grad[r], mean));
+    const Real result = is_over_selected<Scoring> ? mul(chosen.score[r], centred) : centred;
+    grad[r] = chosen.expert[r] >= 0 ? result : Real(0);
+  }
+}
+
+template <class Real, class Problem, class TileT, class LayoutT, class Row>
+MOEB_INLINE void add_token_loss_gradient(const Problem& problem, const TileT& tile, const LayoutT& layout,
+                                                     const LossSlopes<Real>& slopes,
+                                                     const Slots<Real, LayoutT>& logits, const Row& row,
+                                                     Slots<Real, LayoutT>& scores, Slots<Real, LayoutT>& grad) {
+  if constexpr (BalancerTraits<decltype(problem.balancer)>::token_losses > 0) {
+    SoftmaxRow<Real> softmax;
+    if constexpr (requires { row.log_sum_exp(); }) softmax = row;
+    else softmax = softmax_row(tile, layout, logits, scores);
+    const Real log_sum_exp = softmax.log_sum_exp();
+    Real slope = 0;
+    for_each_part(problem.balancer, [&](const auto& part) MOEB_LAMBDA {
+      if constexpr (TokenLossBalancer<std::remove_cvref_t<decltype(part)>>) {
+        slope = add(slope, static_cast<Real>(part.token_slope(log_sum_exp)));
+      }
+    });
+    slope = mul(slope, slopes.token_factor);
+    for_each_slot(layout, [&](int slot) MOEB_LAMBDA { grad[slot] = fma(slope, softmax.probability(logits[slot]), grad[slot]); });
+  }
+}
+
+/// The gradient of a token that has one; false where its weights were not finite.
+template <class Real, class Problem, class TileT, class LayoutT, class ChosenT, int PerLane>
+[[nodiscard]] MOEB_INLINE bool token_gradient(const Problem& problem, const TileT& tile, const LayoutT& layout,
+                                                          std::int64_t token, const LossSlopes<Real>& slopes,
+                                                          ChosenT& chosen, Real (&grad_chosen)[PerLane],
+                                                          Slots<Real, LayoutT>& grad) {
+  using Scoring = decltype(problem.scoring);
+  using Traits = BalancerTraits<decltype(problem.balancer)>;
+  constexpr int k_count = decltype(problem.top_k)::k;
+  Slots<Real, LayoutT> logits;
+  Slots<Real, LayoutT> scores;
+  load_row(layout, problem.logits, token, problem.logits_hold_quads, logits);
+  load_chosen_logits(problem.logits, token, logits, chosen);
+  typename RowOf<Scoring, Real>::type row{};
+  if constexpr (!is_over_selected<Scoring> || Traits::losses + Traits::token_losses > 0) {
+    row = prepare_scores(problem.scoring, tile, layout, logits, scores);
+    silence_non_finite(layout, logits, scores);
+  }
+  const FiniteSlots<LayoutT> finite = finite_slots(layout, logits);
+  const Weighting weighting = problem.top_k.weighting();
+  const WeightRow<Real> weights = weigh(problem.scoring, row, weighting, tile, chosen);
+  if (!weights.finite) return false;
+
+  weight_gradient<Scoring, k_count>(tile, chosen, weights, renormalises<Scoring, k_count>(weighting), grad_chosen);
+  loss_gradient(problem, tile, layout, slopes, scores, grad);
+  if constexpr (!is_over_selected<Scoring>) scatter_add<k_count>(tile, layout, chosen, grad_chosen, grad);
+  if constexpr (!RowScoring<Scoring>) reload_row(tile, layout, problem.logits, token, problem.logits_hold_quads, logits);
+  if constexpr (!is_over_selected<Scoring> || Traits::losses > 0) {
+    scores_backward(problem.scoring, tile, layout, logits, scores, grad, row);
+  }
+  if constexpr (is_over_selected<Scoring>) scatter_add<k_count>(tile, layout, chosen, grad_chosen, grad);
+  if constexpr (Traits::token_losses > 0) {
+    reload_row(tile, layout, problem.logits, token, problem.logits_hold_quads, logits);
+  }
+  add_token_loss_gradient(problem, tile, layout, slopes, logits, row, scores, grad);
+  for_each_slot(layout, [&](int slot) MOEB_LAMBDA { grad[slot] = choose(finite.holds(slot, logits), grad[slot], Real(0)); });
+  return true;
+}
+
+template <class Real, class Problem, class TileT, class LayoutT>
+MOEB_INLINE void backward_token(const Problem& problem, const TileT& tile, const LayoutT& layout,
+                                            std::int64_t token, const LossSlopes<Real>& slopes) {
+  using ChosenT = Chosen<Real, TileT, decltype(problem.top_k)::k>;
+  Slots<Real, LayoutT> grad;
+  ChosenT chosen;
+  Real grad_chosen[ChosenT::per_lane];
+  const bool has_gradient = is_active(problem.active, problem.tokens_on_device, token) &&
+                            load_chosen<Real>(problem, tile, token, layout.experts, chosen, grad_chosen) &&
+                            token_gradient(problem, tile, layout, token, slopes, chosen, grad_chosen, grad);
+  if (!has_gradient) for_each_slot(layout, [&](int slot) MOEB_LAMBDA { grad[slot] = Real(0); });
+  store_row(layout, problem.grad_logits, token, problem.grad_holds_quads, grad);
+}
+
+MOEB_NAMESPACE_END

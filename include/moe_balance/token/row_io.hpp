@@ -1,0 +1,183 @@
+// Reading and writing a token's row, whatever its element type. Lanes whose slots are registers move whole quads (16 bytes of
+// float32) where rows are aligned for it; a lane whose slots are memory copies the row as it is.
+#pragma once
+
+#include <moe_balance/tile/constants.hpp>
+
+#include <moe_balance/numeric/convert.hpp>
+#include <moe_balance/tile/layout.hpp>
+#include <moe_balance/views.hpp>
+
+#include <cstdint>
+
+#include <type_traits>
+
+MOEB_NAMESPACE_BEGIN
+
+template <class T>
+struct alignas(4 * sizeof(T)) Quad {
+  T value[4];
+};
+
+[[nodiscard]] MOEB_INLINE float to_real(float value) { return value; }
+[[nodiscard]] MOEB_INLINE double to_real(double value) { return value; }
+[[nodiscard]] MOEB_INLINE float to_real(bfloat16 value) { return to_float(value); }
+[[nodiscard]] MOEB_INLINE float to_real(float16 value) { return to_float(value); }
+
+template <class T, class Real>
+[[nodiscard]] MOEB_INLINE T from_real(Real value) {
+  if constexpr (std::is_same_v<T, bfloat16>) return to_bfloat16(static_cast<float>(value));
+  else if constexpr (std::is_same_v<T, float16>) return to_float16(static_cast<float>(value));
+  else return static_cast<T>(value);
+}
+
+/// Calls f with a null pointer of the element type; Real = double means that only float64 is possible.
+template <class Real, class Function>
+MOEB_INLINE void with_element_type(DataType type, Function&& f) {
+  if constexpr (std::is_same_v<Real, double>) {
+    f(static_cast<double*>(nullptr));
+  } else {
+    switch (type) {
+      case DataType::bfloat16: return f(static_cast<bfloat16*>(nullptr));
+      case DataType::float16: return f(static_cast<float16*>(nullptr));
+      default: return f(static_cast<float*>(nullptr));
+    }
+  }
+}
+
+/// Whether every row of a matrix may be read in quads.
+template <bool Const>
+[[nodiscard]] inline bool rows_hold_quads(const BasicAnyMatrix<Const>& matrix) {
+  const auto address = reinterpret_cast<std::uintptr_t>(matrix.data);
+  return address % (4 * size_of(matrix.type)) == 0 && matrix.stride % 4 == 0;
+}
+
+/// One element, as a real number.
+template <class Real>
+[[nodiscard]] MOEB_INLINE Real load_element(const ConstAnyMatrix& matrix, std::int64_t row, std::int64_t column) {
+  Real result{};
+  with_element_type<Real>(matrix.type, [&](auto* type) MOEB_LAMBDA {
+    using T = std::remove_pointer_t<decltype(type)>;
+    result = to_real(static_cast<const T*>(matrix.data)[row * matrix.stride + column]);
+  });
+  return result;
+}
+
+template <class Real>
+MOEB_INLINE void store_element(const AnyMatrix& matrix, std::int64_t row, std::int64_t column, Real value) {
+  with_element_type<Real>(matrix.type, [&](auto* type) MOEB_LAMBDA {
+    using T = std::remove_pointer_t<decltype(type)>;
+    static_cast<T*>(matrix.data)[row * matrix.stride + column] = from_real<T>(value);
+  });
+}
+
+/// The four slots from `slot` on; padding becomes NaN, which takes no part in anything.
+template <class Real, class T, class LayoutT>
+MOEB_INLINE void load_quad(const LayoutT& layout, const T* row, bool quads, int slot, Slots<Real, LayoutT>& slots) {
+  const T* from = row + layout.base() + LayoutT::offset(slot);
+  if (quads && layout.holds_expert(slot + 3)) {
+    const Quad<T> quad = *reinterpret_cast<const Quad<T>*>(from);
+    MOEB_UNROLL
+    for (int i = 0; i < 4; ++i) slots[slot + i] = to_real(quad.value[i]);
+  } else {
+    MOEB_UNROLL
+    for (int i = 0; i < 4; ++i) slots[slot + i] = layout.holds_expert(slot + i) ? to_real(from[i]) : quiet_nan<Real>;
+  }
+}
+
+template <class Real, class T, class LayoutT>
+MOEB_INLINE void store_quad(const LayoutT& layout, T* row, bool quads, int slot, const Slots<Real, LayoutT>& slots) {
+  T* to = row + layout.base() + LayoutT::offset(slot);
+  if (quads && layout.holds_expert(slot + 3)) {
+    Quad<T> quad;
+    MOEB_UNROLL
+    for (int i = 0; i < 4; ++i) quad.value[i] = from_real<T>(slots[slot + i]);
+    *reinterpret_cast<Quad<T>*>(to) = quad;
+  } else {
+    MOEB_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      if (layout.holds_expert(slot + i)) to[i] = from_real<T>(slots[slot + i]);
+    }
+  }
+}
+
+/// A lane that keeps its slots in memory: blocks as they are, the last one padded.
+template <class Real, class T, class LayoutT>
+MOEB_INLINE void load_blocks(const LayoutT& layout, const T* row, Slots<Real, LayoutT>& slots) {
+  constexpr int block = LayoutT::block_size;
+  if (layout.experts < 1) __builtin_unreachable();  // the router has checked; without this g++ warns of slots never set
+  int first = 0;
+  for (; first + block <= layout.experts; first += block) {
+    for (int i = 0; i < block; ++i) slots[first + i] = to_real(row[first + i]);
+  }
+  if (first == layout.experts) return;
+  for (int i = 0; i < block; ++i) slots[first + i] = quiet_nan<Real>;
+  for (int i = 0; first + i < layout.experts; ++i) slots[first + i] = to_real(row[first + i]);
+}
+
+template <class Real, class T, class LayoutT>
+MOEB_INLINE void store_blocks(const LayoutT& layout, T* row, const Slots<Real, LayoutT>& slots) {
+  constexpr int block = LayoutT::block_size;
+  int first = 0;
+  for (; first + block <= layout.experts; first += block) {
+    for (int i = 0; i < block; ++i) row[first + i] = from_real<T>(slots[first + i]);
+  }
+  for (; first < layout.experts; ++first) row[first] = from_real<T>(slots[first]);
+}
+
+/// Calls f(element type tag, first slot) for every quad of a lane's registers. The type is looked up once per row; once per quad where a
+/// lane holds so many that one unrolled row per type would not leave it enough registers.
+template <class Real, class LayoutT, class Function>
+MOEB_INLINE void for_each_typed_quad(DataType type, Function&& f) {
+  if constexpr (LayoutT::rereads_logits) {
+    MOEB_UNROLL
+    for (int slot = 0; slot < LayoutT::capacity; slot += 4) with_element_type<Real>(type, [&](auto* tag) MOEB_LAMBDA { f(tag, slot); });
+  } else {
+    with_element_type<Real>(type, [&](auto* tag) MOEB_LAMBDA {
+      MOEB_UNROLL
+      for (int slot = 0; slot < LayoutT::capacity; slot += 4) f(tag, slot);
+    });
+  }
+}
+
+template <class Real, class LayoutT>
+MOEB_INLINE void load_row(const LayoutT& layout, const ConstAnyMatrix& matrix, std::int64_t row, bool quads,
+                                      Slots<Real, LayoutT>& slots) {
+  const std::int64_t offset = row * matrix.stride;
+  if constexpr (LayoutT::in_registers) {
+    for_each_typed_quad<Real, LayoutT>(matrix.type, [&](auto* tag, int slot) MOEB_LAMBDA {
+      load_quad(layout, static_cast<decltype(tag)>(const_cast<void*>(matrix.data)) + offset, quads, slot, slots);
+    });
+  } else {
+    with_element_type<Real>(matrix.type, [&](auto* tag) MOEB_LAMBDA {
+      load_blocks(layout, static_cast<decltype(tag)>(const_cast<void*>(matrix.data)) + offset, slots);
+    });
+  }
+}
+
+template <class Real, class LayoutT>
+MOEB_INLINE void store_row(const LayoutT& layout, const AnyMatrix& matrix, std::int64_t row, bool quads,
+                                       const Slots<Real, LayoutT>& slots) {
+  const std::int64_t offset = row * matrix.stride;
+  if constexpr (LayoutT::in_registers) {
+    for_each_typed_quad<Real, LayoutT>(matrix.type, [&](auto* tag, int slot) MOEB_LAMBDA {
+      store_quad(layout, static_cast<decltype(tag)>(matrix.data) + offset, quads, slot, slots);
+    });
+  } else {
+    with_element_type<Real>(matrix.type, [&](auto* tag) MOEB_LAMBDA {
+      store_blocks(layout, static_cast<decltype(tag)>(matrix.data) + offset, slots);
+    });
+  }
+}
+
+/// Loads the row again where the layout does not keep it in registers meanwhile.
+template <class Real, class TileT, class LayoutT>
+MOEB_INLINE void reload_row(const TileT& tile, const LayoutT& layout, const ConstAnyMatrix& matrix, std::int64_t row,
+                                        bool quads, Slots<Real, LayoutT>& slots) {
+  if constexpr (LayoutT::rereads_logits) {
+    tile.barrier();  // also keeps the compiler from merging this load with the first
+    load_row(layout, matrix, row, quads, slots);
+  }
+}
+
+MOEB_NAMESPACE_END

@@ -1,0 +1,199 @@
+// One face for elementwise and row-wise scorings, and the two things that a token's scores lead to: probabilities and weights.
+#pragma once
+
+#include <moe_balance/tile/constants.hpp>
+
+#include <moe_balance/concepts.hpp>
+#include <moe_balance/numeric/math.hpp>
+#include <moe_balance/numeric/softmax.hpp>
+
+#include <concepts>
+#include <cstdint>
+
+MOEB_NAMESPACE_BEGIN
+
+/// An elementwise scoring's score and derivative; a scoring written for float only serves double too, at float's precision.
+template <class Scoring, class Real>
+[[nodiscard]] MOEB_INLINE Real elementwise_score(const Scoring& scoring, Real logit) {
+  if constexpr (requires { { scoring(logit) } -> std::same_as<Real>; }) return scoring(logit);
+  else return static_cast<Real>(scoring(static_cast<float>(logit)));
+}
+template <class Scoring, class Real>
+[[nodiscard]] MOEB_INLINE Real elementwise_derivative(const Scoring& scoring, Real logit, Real score) {
+  if constexpr (requires { { scoring.derivative(logit, score) } -> std::same_as<Real>; }) return scoring.derivative(logit, score);
+  else return static_cast<Real>(scoring.derivative(static_cast<float>(logit), static_cast<float>(score)));
+}
+
+struct NoRow {};
+template <class Scoring, class Real>
+struct RowOf {
+  using type = NoRow;
+};
+template <RowScoring Scoring, class Real>
+struct RowOf<Scoring, Real> {
+  using type = typename Scoring::template Row<Real>;
+};
+
+/// Scores of all slots; padding and NaN logits have NaN or whatever the scoring makes of NaN.
+template <class Scoring, class TileT, class LayoutT, class Real>
+[[nodiscard]] MOEB_INLINE typename RowOf<Scoring, Real>::type prepare_scores(
+    const Scoring& scoring, const TileT& tile, const LayoutT& layout, const Slots<Real, LayoutT>& logits,
+    Slots<Real, LayoutT>& scores) {
+  if constexpr (RowScoring<Scoring>) {
+    return scoring.prepare(tile, layout, logits, scores);
+  } else {
+    for_each_slot(layout, [&](int slot) MOEB_LAMBDA { scores[slot] = elementwise_score(scoring, logits[slot]); });
+    return {};
+  }
+}
+
+template <class Scoring, class Real, class Row>
+[[nodiscard]] MOEB_INLINE Real score_of(const Scoring& scoring, Real logit, const Row& row) {
+  if constexpr (RowScoring<Scoring>) return scoring.score(logit, row);
+  else return elementwise_score(scoring, logit);
+}
+
+/// grad: in dL/dscores, out dL/dlogits.
+template <class Scoring, class TileT, class LayoutT, class Real, class Row>
+MOEB_INLINE void scores_backward(const Scoring& scoring, const TileT& tile, const LayoutT& layout,
+                                             const Slots<Real, LayoutT>& logits, const Slots<Real, LayoutT>& scores,
+                                             Slots<Real, LayoutT>& grad, const Row& row) {
+  if constexpr (RowScoring<Scoring>) {
+    scoring.backward(tile, layout, logits, scores, grad, row);
+  } else {
+    for_each_slot(layout, [&](int slot) MOEB_LAMBDA {
+      // A layout that reads logits again has not kept the scores either.
+      const Real score = LayoutT::rereads_logits ? elementwise_score(scoring, logits[slot]) : scores[slot];
+      grad[slot] = mul(grad[slot], elementwise_derivative(scoring, logits[slot], score));
+    });
+  }
+}
+
+/// Which slots hold finite logits. A bit each for slots in registers, so that the logits need not stay there.
+template <class LayoutT>
+struct FiniteSlots {
+  static constexpr bool is_used = LayoutT::in_registers;
+  static_assert(!is_used || LayoutT::capacity <= 64);
+  std::uint64_t bits = 0;
+
+  MOEB_INLINE void set(int slot, bool finite) { bits |= static_cast<std::uint64_t>(finite) << slot; }
+  template <class Real>
+  [[nodiscard]] MOEB_INLINE bool holds(int slot, const Slots<Real, LayoutT>& logits) const {
+    if constexpr (is_used) return (bits >> slot & 1u) != 0;
+    else return is_finite(logits[slot]);
+  }
+};
+
+template <class LayoutT, class Real>
+[[nodiscard]] MOEB_INLINE FiniteSlots<LayoutT> finite_slots(const LayoutT& layout,
+                                                                        const Slots<Real, LayoutT>& logits) {
+  FiniteSlots<LayoutT> finite;
+  if constexpr (finite.is_used) for_each_slot(layout, [&](int slot) MOEB_LAMBDA { finite.set(slot, is_finite(logits[slot])); });
+  return finite;
+}
+
+/// Non-finite logits, padding among them, take no part in sums over a row: their scores become 0.
+template <class LayoutT, class Real>
+MOEB_INLINE void silence_non_finite(const LayoutT& layout, const Slots<Real, LayoutT>& logits,
+                                                Slots<Real, LayoutT>& scores) {
+  for_each_slot(layout, [&](int slot) MOEB_LAMBDA {
+    const bool counts = is_finite(logits[slot]) & is_finite(scores[slot]);
+    scores[slot] = choose(counts, scores[slot], Real(0));
+  });
+}
+
+/// 1 / (sum of scores + 1e-20), what turns silenced scores into probabilities; 0 where the sum is out of range.
+template <class TileT, class LayoutT, class Real>
+[[nodiscard]] MOEB_INLINE Real inverse_of_total(const TileT& tile, const LayoutT& layout,
+                                                            const Slots<Real, LayoutT>& scores) {
+  const Real total =
+      add(canonical_sum(tile, layout, Real(0), [&](int slot, Real sum) MOEB_LAMBDA { return add(sum, scores[slot]); }), Real(1e-20));
+  const Real inverse = reciprocal_or_nan(total);
+  return inverse == inverse ? inverse : Real(0);
+}
+
+/// The K chosen experts of a token: lane l of a tile holds those with k = l, l + width, ...
+template <class Real, class TileT, int K>
+struct Chosen {
+  static constexpr int per_lane = (K + TileT::width - 1) / TileT::width;
+  std::int32_t expert[per_lane];  ///< -1 for an empty slot
+  Real logit[per_lane];
+  Real score[per_lane];
+
+  [[nodiscard]] MOEB_INLINE static constexpr int rank(const TileT& tile, int r) { return tile.lane() + TileT::width * r; }
+};
+
+/// Sum over the K chosen of term(r), in the canonical order with virtual lane k.
+template <class Real, int PerLane, class TileT, class Function>
+[[nodiscard]] MOEB_INLINE Real sum_over_chosen(const TileT& tile, Function&& term) {
+  constexpr int local = 32 / TileT::width;
+  Real partial[local];
+  MOEB_UNROLL
+  for (int r = 0; r < local; ++r) partial[r] = Real(0);
+  MOEB_UNROLL
+  for (int r = 0; r < PerLane; ++r) partial[r] = add(partial[r], term(r));
+  return sum_of_virtual_lanes(tile, partial);
+}
+
+/// How the chosen scores share out: weight_k = score_k * factor * scaling. Not finite where a chosen logit, a score or a weight is not:
+/// such a token gets weights and gradient 0.
+template <class Real>
+struct WeightRow {
+  bool finite = true;
+  Real factor = 1;
+  Real scaling = 1;
+
+  [[nodiscard]] MOEB_INLINE Real weight(Real score) const { return finite ? mul(mul(score, factor), scaling) : Real(0); }
+};
+
+/// Whether weights are divided by their sum.
+template <class Scoring, int K>
+[[nodiscard]] MOEB_INLINE bool renormalises(const Weighting& weighting) {
+  return is_over_selected<Scoring> || (weighting.renormalise && K > 1);
+}
+
+/// The largest logit of the chosen.
+template <class Real, class TileT, int K>
+[[nodiscard]] MOEB_INLINE Real maximum_over_chosen(const TileT& tile, const Chosen<Real, TileT, K>& chosen) {
+  Real maximum = -infinity<Real>;
+  MOEB_UNROLL
+  for (int r = 0; r < Chosen<Real, TileT, K>::per_lane; ++r) {
+    const bool larger = chosen.expert[r] >= 0 && chosen.logit[r] > maximum;
+    maximum = larger ? chosen.logit[r] : maximum;
+  }
+  MOEB_UNROLL
+  for (int distance = TileT::width / 2; distance >= 1; distance /= 2) {
+    const Real other = tile.shuffle_xor(maximum, distance);
+    maximum = other > maximum ? other : maximum;
+  }
+  return add(maximum, Real(0));
+}
+
+/// Fills `chosen.score` (0 for empty slots) and finds what turns scores into weights.
+template <class Scoring, class Row, class Real, class TileT, int K>
+[[nodiscard]] MOEB_INLINE WeightRow<Real> weigh(const Scoring& scoring, const Row& row, const Weighting& weighting,
+                                                            const TileT& tile, Chosen<Real, TileT, K>& chosen) {
+  constexpr int per_lane = Chosen<Real, TileT, K>::per_lane;
+  SoftmaxRow<Real> selected;
+  if constexpr (is_over_selected<Scoring>) selected.maximum = maximum_over_chosen(tile, chosen);
+  bool finite = true;
+  MOEB_UNROLL
+  for (int r = 0; r < per_lane; ++r) {
+    const bool used = chosen.expert[r] >= 0;
+    finite = finite && (!used || is_finite(chosen.logit[r]));
+    Real score;
+    if constexpr (is_over_selected<Scoring>) score = selected.exponential(chosen.logit[r]);
+    else score = score_of(scoring, chosen.logit[r], row);
+    chosen.score[r] = used ? score : Real(0);
+  }
+  const Real sum = sum_over_chosen<Real, per_lane>(tile, [&](int r) MOEB_LAMBDA { return chosen.score[r]; });
+  WeightRow<Real> result;
+  result.factor = renormalises<Scoring, K>(weighting) ? reciprocal_or_nan(add(sum, Real(1e-20))) : Real(1);
+  result.scaling = static_cast<Real>(weighting.scaling_factor);
+  MOEB_UNROLL
+  for (int r = 0; r < per_lane; ++r) finite = finite && is_finite(result.weight(chosen.score[r]));
+  result.finite = !tile.any(!finite) && is_finite(sum);
+  return result;
+}
+
+MOEB_NAMESPACE_END

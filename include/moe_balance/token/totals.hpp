@@ -1,0 +1,67 @@
+// Where a call's integer sums go.
+#pragma once
+
+#include <moe_balance/token/saved.hpp>
+#include <moe_balance/views.hpp>
+
+#include <cstdint>
+
+MOEB_NAMESPACE_BEGIN
+
+/// Destinations of a forward call; any may be null.
+struct Totals {
+  std::int64_t* counts = nullptr;  ///< [E] of this call
+  std::int64_t* load = nullptr;    ///< [E] accumulated
+  SavedView saved{};
+  Status* status = nullptr;
+};
+
+/// Adds one expert's sums of a segment to every destination, by `add(pointer, value)`, which is atomic.
+template <class Balancer, class Add>
+MOEB_INLINE void add_expert_totals(const Totals& totals, std::int64_t segment, int experts, int expert,
+                                               std::int64_t count, std::int64_t probability, Add&& add) {
+  using Traits = BalancerTraits<Balancer>;
+  const std::int64_t cell = segment * experts + expert;
+  if (count != 0) {
+    if (totals.counts != nullptr) add(totals.counts + expert, count);
+    if (totals.load != nullptr) add(totals.load + expert, count);
+    if (totals.saved.counts != nullptr) add(totals.saved.counts + expert, count);
+    if (Traits::reads_sequences && totals.saved.segment_counts != nullptr) add(totals.saved.segment_counts + cell, count);
+  }
+  if (Traits::losses > 0 && probability != 0 && totals.saved.probabilities != nullptr) {
+    add(totals.saved.probabilities + expert, probability);
+    if (Traits::reads_sequences) add(totals.saved.segment_probabilities + cell, probability);
+  }
+}
+
+/// Sums that are not per expert.
+template <int TokenLosses>
+struct TokenTotals {
+  std::int64_t tokens = 0;
+  std::int64_t non_finite_tokens = 0;
+  std::int64_t invalid_experts = 0;
+  std::int64_t token_losses[TokenLosses == 0 ? 1 : TokenLosses] = {};
+};
+
+template <class Balancer, int TokenLosses, class Add>
+MOEB_INLINE void add_token_totals(const Totals& totals, std::int64_t segment,
+                                              const TokenTotals<TokenLosses>& sums, Add&& add) {
+  if (totals.saved.tokens != nullptr && sums.tokens != 0) {
+    add(totals.saved.tokens, sums.tokens);
+    if (BalancerTraits<Balancer>::reads_sequences) add(totals.saved.segment_tokens + segment, sums.tokens);
+    MOEB_UNROLL
+    for (int i = 0; i < TokenLosses; ++i) add(totals.saved.token_losses + i, sums.token_losses[i]);
+  }
+  if (totals.status != nullptr) {
+    if (sums.non_finite_tokens != 0) add(&totals.status->non_finite_tokens, sums.non_finite_tokens);
+    if (sums.invalid_experts != 0) add(&totals.status->invalid_experts, sums.invalid_experts);
+  }
+}
+
+/// After a call whose loss reads the global batch: load += counts where `accumulate` says so; counts becomes the load that the call saw.
+MOEB_INLINE void publish_expert(std::int64_t* load, std::int64_t* counts, int expert, bool accumulate) {
+  if (accumulate) load[expert] += counts[expert];
+  counts[expert] = load[expert];
+}
+
+MOEB_NAMESPACE_END

@@ -1,0 +1,73 @@
+// The step of a bias balancer: from one layer's counts to its next bias, then the counts are cleared. One tile serves one layer.
+#pragma once
+
+#include <moe_balance/balancer/loss_free_bias.hpp>
+#include <moe_balance/token/saved.hpp>
+
+#include <cstdint>
+#include <type_traits>
+
+MOEB_NAMESPACE_BEGIN
+
+template <class Balancer>
+struct UpdateProblem {
+  Balancer balancer;
+  BiasRef bias;
+  LoadRef load;
+  int top_k;
+  int ranks;
+};
+
+template <class Part>
+[[nodiscard]] MOEB_INLINE constexpr Centring centring_of(const Part& part) {
+  if constexpr (requires { part.centring; }) return part.centring;
+  else return Centring::none;
+}
+
+/// What is subtracted from every new bias.
+template <class Part, class TileT>
+[[nodiscard]] MOEB_INLINE float common_drift(const Part& part, const TileT& tile, const float* bias,
+                                                         const LoadView& load) {
+  const Centring centring = centring_of(part);
+  if (centring == Centring::none) return 0.0f;
+  const double sum = strided_sum(tile, load.experts(), [&](std::int64_t i) MOEB_LAMBDA {
+    const float next = part.next_bias(bias[i], static_cast<int>(i), load);
+    return static_cast<double>(centring == Centring::bias ? next : sub(next, bias[i]));
+  });
+  return static_cast<float>(div(sum, static_cast<double>(load.experts())));
+}
+
+template <class Part, class TileT>
+MOEB_INLINE void step_bias(const Part& part, const TileT& tile, float* bias, const LoadView& load) {
+  if constexpr (requires { part.frozen; }) {
+    if (part.frozen) return;
+  }
+  const float drift = common_drift(part, tile, bias, load);
+  tile.barrier();
+  for (int i = tile.lane(); i < load.experts(); i += TileT::width) {
+    bias[i] = sub(part.next_bias(bias[i], i, load), drift);
+  }
+}
+
+template <class Problem, class TileT>
+MOEB_INLINE void update_layer(const Problem& problem, const TileT& tile, std::int64_t layer) {
+  using Traits = BalancerTraits<decltype(problem.balancer)>;
+  std::int64_t* counts = problem.load.layer(layer).counts;
+  const int experts = problem.load.experts;
+  if constexpr (Traits::biases > 0) {
+    LoadView load;
+    load.counts = counts;
+    load.expert_count = experts;
+    load.assignments = integer_sum(tile, experts, [&](std::int64_t i) MOEB_LAMBDA { return counts[i]; });
+    load.assignments_per_token = problem.top_k;
+    load.rank_count = problem.ranks;
+    float* bias = problem.bias.layer(layer).data;
+    for_each_part(problem.balancer, [&](const auto& part) MOEB_LAMBDA {
+      if constexpr (BiasBalancer<std::remove_cvref_t<decltype(part)>>) step_bias(part, tile, bias, load);
+    });
+  }
+  tile.barrier();
+  for (int i = tile.lane(); i < experts; i += TileT::width) counts[i] = 0;
+}
+
+MOEB_NAMESPACE_END

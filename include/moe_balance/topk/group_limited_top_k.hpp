@@ -1,0 +1,158 @@
+// GroupLimitedTopK: experts lie in `groups` equal groups (one per node or device); a token first chooses `groups_kept` groups, then its
+// K experts inside them, so that it travels to few places.
+// A group's score is the sum of its best `group_score_top` ranking values: 2 in DeepSeek-V3, 1 in DeepSeek-V2, K / groups_kept in
+// Megatron-Core. Experts of other groups rank below everything, also where ranking values are negative or NaN.
+// Source: DeepSeek-V2, arXiv 2405.04434, section 2.1.3; DeepSeek-V3, arXiv 2412.19437, section 2.1.2.
+#pragma once
+
+#include <moe_balance/concepts.hpp>
+#include <moe_balance/error.hpp>
+#include <moe_balance/numeric/ordered_key.hpp>
+
+#include <cstdint>
+#include <limits>
+#include <string>
+
+MOEB_NAMESPACE_BEGIN
+
+template <int K>
+struct GroupLimitedTopK {
+  static_assert(K >= 1 && K <= 32, "GroupLimitedTopK chooses 1 to 32 experts per token");
+  static constexpr int k = K;
+  static constexpr int max_groups = 32;
+  static constexpr int max_group_score_top = 8;
+
+  int groups = 8;
+  int groups_kept = 4;
+  int group_score_top = 2;
+  bool renormalise = true;
+  float scaling_factor = 1.0f;
+
+  [[nodiscard]] MOEB_INLINE constexpr Weighting weighting() const { return {renormalise, scaling_factor}; }
+
+  void check(const char* call, int experts) const {
+    MOEB_EXPECTS(groups >= 1 && groups <= max_groups && experts % groups == 0, call, "top_k.groups", std::to_string(groups),
+                 "a divisor of the " + std::to_string(experts) + " experts, 1 to " + std::to_string(max_groups));
+    const int size = experts / groups;
+    MOEB_EXPECTS(groups_kept >= 1 && groups_kept <= groups && groups_kept * size >= K, call, "top_k.groups_kept",
+                 std::to_string(groups_kept),
+                 "1 to " + std::to_string(groups) + " groups of " + std::to_string(size) + " experts, together at least K = " +
+                     std::to_string(K));
+    const int most = size < max_group_score_top ? size : max_group_score_top;
+    MOEB_EXPECTS(group_score_top >= 1 && group_score_top <= most, call, "top_k.group_score_top",
+                 std::to_string(group_score_top), "1 to " + std::to_string(most));
+  }
+
+  /// Excludes the keys of all groups but the `groups_kept` best; equal group scores go to the smaller group.
+  template <class Real, class TileT, class LayoutT, class Keys>
+  MOEB_INLINE void narrow(const TileT& tile, const LayoutT& layout, Keys& keys) const {
+    const int size = layout.experts / groups;
+    const std::uint32_t kept = group_score_top <= 2 ? kept_groups<2, Real>(tile, layout, keys, size)
+                                                    : kept_groups<max_group_score_top, Real>(tile, layout, keys, size);
+    // expert / size by multiplication: exact, because experts <= 32 * size.
+    const auto reciprocal = ((1u << 22) + static_cast<std::uint32_t>(size) - 1) / static_cast<std::uint32_t>(size);
+    for_each_slot(layout, [&](int slot) MOEB_LAMBDA {
+      const std::uint32_t group = (static_cast<std::uint32_t>(layout.expert(slot)) * reciprocal) >> 22;
+      keys[slot] = ((kept >> (group & 31u)) & 1u) != 0 && layout.holds_expert(slot) ? keys[slot]
+                                                                                    : excluded_key<Key<Real>>;
+    });
+  }
+
+ private:
+  /// The best `Count` keys seen, in order.
+  template <int Count, class Key>
+  struct Best {
+    Key key[Count];
+
+    MOEB_INLINE constexpr Best() {
+      MOEB_UNROLL
+      for (int i = 0; i < Count; ++i) key[i] = excluded_key<Key>;
+    }
+    MOEB_INLINE void insert(Key value) {
+      MOEB_UNROLL
+      for (int i = 0; i < Count; ++i) {
+        const Key larger = value > key[i] ? value : key[i];
+        value = value > key[i] ? key[i] : value;
+        key[i] = larger;
+      }
+    }
+    MOEB_INLINE void remove_first() {
+      MOEB_UNROLL
+      for (int i = 0; i + 1 < Count; ++i) key[i] = key[i + 1];
+      key[Count - 1] = excluded_key<Key>;
+    }
+  };
+
+  template <int Count, class Real, class TileT, class LayoutT, class Keys>
+  [[nodiscard]] MOEB_INLINE Best<Count, Key<Real>> best_of_lane(const TileT&, const LayoutT& layout, const Keys& keys,
+                                                                     int first, int last) const {
+    Best<Count, Key<Real>> best;
+    const int first_slot = LayoutT::in_registers ? 0 : first;
+    const int last_slot = LayoutT::in_registers ? LayoutT::capacity : last;
+    MOEB_UNROLL
+    for (int slot = first_slot; slot < last_slot; ++slot) {
+      const int offset = LayoutT::offset(slot);
+      const bool inside = offset >= first - layout.base() && offset < last - layout.base();
+      best.insert(inside ? keys[slot] : excluded_key<Key<Real>>);
+    }
+    return best;
+  }
+
+  /// Sum of the group's best values in descending order, the same on every lane.
+  template <int Count, class Real, class TileT, class LayoutT, class Keys>
+  [[nodiscard]] MOEB_INLINE Real group_score(const TileT& tile, const LayoutT& layout, const Keys& keys, int first,
+                                                  int last) const {
+    auto best = best_of_lane<Count, Real>(tile, layout, keys, first, last);
+    Real sum = 0;
+    MOEB_NO_UNROLL
+    for (int i = 0; i < group_score_top; ++i) {
+      const Key<Real> key = tile.maximum(best.key[0]);
+      const int owner = tile.minimum(best.key[0] == key ? tile.lane() : TileT::width);
+      sum = add(sum, value_of_key<Real>(key));
+      if (owner == tile.lane()) best.remove_first();
+    }
+    return sum;
+  }
+
+  /// A bit for each group that is kept.
+  template <int Count, class Real, class TileT, class LayoutT, class Keys>
+  [[nodiscard]] MOEB_INLINE std::uint32_t kept_groups(const TileT& tile, const LayoutT& layout, const Keys& keys,
+                                                           int size) const {
+    constexpr int local = max_groups / TileT::width;
+    Key<Real> score[local];  // group g is kept by lane g % width
+    MOEB_UNROLL
+    for (int r = 0; r < local; ++r) score[r] = excluded_key<Key<Real>>;
+    MOEB_NO_UNROLL
+    for (int group = 0; group < groups; ++group) {
+      const Key<Real> key = ordered_key(group_score<Count, Real>(tile, layout, keys, group * size, (group + 1) * size));
+      MOEB_UNROLL
+      for (int r = 0; r < local; ++r) score[r] = group == tile.lane() + TileT::width * r ? key : score[r];
+    }
+    return best_groups(tile, score);
+  }
+
+  template <class TileT, class Key, int Local>
+  [[nodiscard]] MOEB_INLINE std::uint32_t best_groups(const TileT& tile, Key (&score)[Local]) const {
+    std::uint32_t kept = 0;
+    MOEB_NO_UNROLL
+    for (int round = 0; round < groups_kept; ++round) {
+      Key best = score[0];
+      MOEB_UNROLL
+      for (int r = 1; r < Local; ++r) best = score[r] > best ? score[r] : best;
+      best = tile.maximum(best);
+      std::int32_t group = max_groups;
+      MOEB_UNROLL
+      for (int r = Local - 1; r >= 0; --r) group = score[r] == best ? tile.lane() + TileT::width * r : group;
+      group = tile.minimum(group);
+      kept |= 1u << group;
+      MOEB_UNROLL
+      for (int r = 0; r < Local; ++r) {
+        score[r] = group == tile.lane() + TileT::width * r ? excluded_key<Key> : score[r];
+      }
+    }
+    return kept;
+  }
+};
+static_assert(TopKPolicy<GroupLimitedTopK<8>>);
+
+MOEB_NAMESPACE_END

@@ -1,0 +1,30 @@
+// Replay: the caller brings the expert ids (args.replay), for all tokens or for those it marks; weights still come from the scores.
+// Source: routing replay for reinforcement learning (Megatron-Core #4168, FlashInfer #3024); hash layers (Roller et al. 2021), whose
+// table token id -> K experts is looked up by the caller.
+// Ids outside [-1, experts) are counted in status.invalid_experts and treated as -1: an empty slot, weight 0, no count.
+#pragma once
+
+#include <moe_balance/topk/top_k.hpp>
+
+MOEB_NAMESPACE_BEGIN
+
+/// `selection` serves the tokens that are not replayed, and says how weights are computed for all.
+template <TopKPolicy Selection>
+struct Replay {
+  static constexpr int k = Selection::k;
+  static constexpr bool replays = true;
+
+  Selection selection{};
+
+  [[nodiscard]] MOEB_INLINE constexpr Weighting weighting() const { return selection.weighting(); }
+  void check(const char* call, int experts) const { selection.check(call, experts); }
+  template <class Real, class TileT, class LayoutT, class Keys>
+  MOEB_INLINE void narrow(const TileT& tile, const LayoutT& layout, Keys& keys) const {
+    selection.template narrow<Real>(tile, layout, keys);
+  }
+};
+template <class Selection>
+Replay(Selection) -> Replay<Selection>;
+static_assert(TopKPolicy<Replay<TopK<8>>>);
+
+MOEB_NAMESPACE_END

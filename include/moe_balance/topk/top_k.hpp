@@ -1,0 +1,24 @@
+// TopK: the K experts with the largest ranking values.
+#pragma once
+
+#include <moe_balance/concepts.hpp>
+
+MOEB_NAMESPACE_BEGIN
+
+/// Weights are s / (sum of the chosen s + 1e-20) when K > 1 and `renormalise` is set, then times `scaling_factor`.
+template <int K>
+struct TopK {
+  static_assert(K >= 1 && K <= 32, "TopK chooses 1 to 32 experts per token");
+  static constexpr int k = K;
+
+  bool renormalise = true;
+  float scaling_factor = 1.0f;
+
+  [[nodiscard]] MOEB_INLINE constexpr Weighting weighting() const { return {renormalise, scaling_factor}; }
+  void check(const char* /*call*/, int /*experts*/) const {}
+  template <class Real, class TileT, class LayoutT, class Keys>
+  MOEB_INLINE void narrow(const TileT&, const LayoutT&, Keys&) const {}
+};
+static_assert(TopKPolicy<TopK<8>>);
+
+MOEB_NAMESPACE_END

@@ -1,0 +1,179 @@
+// Non-owning, trivially copyable views of the caller's memory. None of them allocates, frees or synchronises.
+#pragma once
+
+#include <moe_balance/config.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+MOEB_NAMESPACE_BEGIN
+
+/// Element types of logits, weights and their gradients. float64 is for checks, on the CPU only.
+enum class DataType : std::uint8_t { float32, bfloat16, float16, float64 };
+
+[[nodiscard]] MOEB_HOST_DEVICE constexpr std::size_t size_of(DataType type) {
+  return type == DataType::float64 ? 8 : type == DataType::float32 ? 4 : 2;
+}
+
+/// Storage of the two 16-bit types on compilers without CUDA's own (moe_balance.cuh also accepts __nv_bfloat16 and __half).
+struct bfloat16 {
+  std::uint16_t bits = 0;
+};
+struct float16 {
+  std::uint16_t bits = 0;
+};
+
+/// Maps an element type to its DataType; specialise it for a framework's own 16-bit types.
+template <class T>
+struct DataTypeOf;
+template <>
+struct DataTypeOf<float> {
+  static constexpr DataType value = DataType::float32;
+};
+template <>
+struct DataTypeOf<double> {
+  static constexpr DataType value = DataType::float64;
+};
+template <>
+struct DataTypeOf<bfloat16> {
+  static constexpr DataType value = DataType::bfloat16;
+};
+template <>
+struct DataTypeOf<float16> {
+  static constexpr DataType value = DataType::float16;
+};
+
+/// A row-major matrix: element (r, c) is data[r * stride + c]. `stride` counts elements, not bytes.
+template <class T>
+struct MatrixView {
+  T* data = nullptr;
+  std::int64_t rows = 0;
+  std::int64_t columns = 0;
+  std::int64_t stride = 0;
+
+  constexpr MatrixView() = default;
+  MOEB_HOST_DEVICE constexpr MatrixView(T* pointer, std::int64_t row_count, std::int64_t column_count)
+      : MatrixView(pointer, row_count, column_count, column_count) {}
+  MOEB_HOST_DEVICE constexpr MatrixView(T* pointer, std::int64_t row_count, std::int64_t column_count,
+                                        std::int64_t row_stride)
+      : data(pointer), rows(row_count), columns(column_count), stride(row_stride) {}
+  /// A view of non-const elements is also a view of const ones.
+  template <class U>
+    requires(std::is_same_v<T, const U>)
+  MOEB_HOST_DEVICE constexpr MatrixView(const MatrixView<U>& other)
+      : MatrixView(other.data, other.rows, other.columns, other.stride) {}
+};
+
+/// A matrix whose element type is known at run time only, so that one argument struct serves every type.
+template <bool Const>
+struct BasicAnyMatrix {
+  using Pointer = std::conditional_t<Const, const void*, void*>;
+  Pointer data = nullptr;
+  DataType type = DataType::float32;
+  std::int64_t rows = 0;
+  std::int64_t columns = 0;
+  std::int64_t stride = 0;
+
+  constexpr BasicAnyMatrix() = default;
+  MOEB_HOST_DEVICE constexpr BasicAnyMatrix(Pointer pointer, DataType element_type, std::int64_t row_count,
+                                            std::int64_t column_count, std::int64_t row_stride)
+      : data(pointer), type(element_type), rows(row_count), columns(column_count), stride(row_stride) {}
+  template <class T>
+    requires(Const || !std::is_const_v<T>)
+  MOEB_HOST_DEVICE constexpr BasicAnyMatrix(const MatrixView<T>& view)
+      : BasicAnyMatrix(view.data, DataTypeOf<std::remove_const_t<T>>::value, view.rows, view.columns, view.stride) {}
+  template <bool Other>
+    requires(Const && !Other)
+  MOEB_HOST_DEVICE constexpr BasicAnyMatrix(const BasicAnyMatrix<Other>& other)
+      : BasicAnyMatrix(other.data, other.type, other.rows, other.columns, other.stride) {}
+};
+using AnyMatrix = BasicAnyMatrix<false>;
+using ConstAnyMatrix = BasicAnyMatrix<true>;
+
+/// The selection bias of one or of all layers: float [layers, experts], row l at data + l * stride. Owned by the caller, kept
+/// across steps, checkpointed. forward and route read one layer (`layer(l)`), update writes all of them.
+struct BiasRef {
+  float* data = nullptr;
+  int experts = 0;
+  std::int64_t layers = 1;
+  std::int64_t stride = 0;
+
+  constexpr BiasRef() = default;
+  MOEB_HOST_DEVICE constexpr BiasRef(float* pointer, int expert_count, std::int64_t layer_count = 1)
+      : BiasRef(pointer, expert_count, layer_count, expert_count) {}
+  MOEB_HOST_DEVICE constexpr BiasRef(float* pointer, int expert_count, std::int64_t layer_count, std::int64_t layer_stride)
+      : data(pointer), experts(expert_count), layers(layer_count), stride(layer_stride) {}
+  [[nodiscard]] MOEB_HOST_DEVICE constexpr BiasRef layer(std::int64_t index) const {
+    return {data + index * stride, experts, 1, stride};
+  }
+};
+
+/// Tokens per expert, accumulated over the micro-batches of a step: int64 [layers, experts]. Owned by the caller; forward adds to
+/// one layer when `accumulate` is set, update reads all layers and clears them.
+struct LoadRef {
+  std::int64_t* counts = nullptr;
+  int experts = 0;
+  std::int64_t layers = 1;
+  std::int64_t stride = 0;
+
+  constexpr LoadRef() = default;
+  MOEB_HOST_DEVICE constexpr LoadRef(std::int64_t* pointer, int expert_count, std::int64_t layer_count = 1)
+      : LoadRef(pointer, expert_count, layer_count, expert_count) {}
+  MOEB_HOST_DEVICE constexpr LoadRef(std::int64_t* pointer, int expert_count, std::int64_t layer_count,
+                                     std::int64_t layer_stride)
+      : counts(pointer), experts(expert_count), layers(layer_count), stride(layer_stride) {}
+  [[nodiscard]] MOEB_HOST_DEVICE constexpr LoadRef layer(std::int64_t index) const {
+    return {counts + index * stride, experts, 1, stride};
+  }
+};
+
+/// What forward keeps for backward and loss: `Router::saved_bytes(shape)` bytes, 8-byte aligned, one per forward whose backward
+/// is still to come. Its contents need no initialisation.
+struct SavedRef {
+  void* data = nullptr;
+  std::size_t bytes = 0;
+};
+
+/// Scratch of `Router::workspace_bytes(shape)` bytes, 16-byte aligned; contents need no initialisation. Calls that may run at the
+/// same time (two streams, two threads) need one each. May be empty where workspace_bytes is 0.
+struct Workspace {
+  void* data = nullptr;
+  std::size_t bytes = 0;
+};
+
+/// Counters that calls add to (never clear). The caller zeroes them and reads them when it likes; on a GPU they are device memory.
+struct Status {
+  std::int64_t non_finite_tokens = 0;  ///< tokens with a non-finite logit among their chosen experts: weights 0, gradient 0
+  std::int64_t invalid_experts = 0;    ///< replayed ids outside [-1, experts): treated as -1
+};
+
+/// How tokens belong to sequences, for SequenceLoss.
+struct Sequences {
+  enum class Layout : std::uint8_t {
+    sequence_major,  ///< token t belongs to sequence t / (tokens / count)
+    token_major,     ///< token t belongs to sequence t % count
+    offsets          ///< sequence s holds tokens offsets[s] to offsets[s + 1] - 1
+  };
+  std::int64_t count = 1;
+  Layout layout = Layout::sequence_major;
+  const std::int64_t* offsets = nullptr;  ///< [count + 1], ascending, first 0, last tokens; where the call runs (Layout::offsets)
+};
+
+/// Which experts the caller has already chosen, for Replay.
+struct ReplayRef {
+  MatrixView<const std::int32_t> experts;  ///< [T, K]; -1 leaves a slot empty
+  const std::uint8_t* tokens = nullptr;    ///< [T]: 0 = choose as usual, else take the given ids; null = all tokens are replayed
+};
+
+/// Which vector instructions the CPU engine uses; all give the same bits. `automatic` takes the widest that the machine has, and a
+/// machine that lacks what is asked for uses the widest it has below.
+enum class InstructionSet : std::uint8_t { automatic, baseline, x86_64_v3, x86_64_v4 };
+
+/// Where a call runs on the CPU. Calls return when the work is done.
+struct Host {
+  int threads = 0;  ///< 0 = all cores that the process may use; small calls use fewer
+  InstructionSet instructions = InstructionSet::automatic;
+};
+
+MOEB_NAMESPACE_END
