@@ -8,55 +8,55 @@ MOEB_NAMESPACE_BEGIN
 
 /// Inference: ids and weights, no state.
 struct RouteArgs {
-  ConstAnyMatrix logits;                            ///< [T, E]
-  MatrixView<std::int32_t> experts;                 ///< [T, K] out: ids, best first; -1 for inactive tokens
-  AnyMatrix weights;                                ///< [T, K] out: float32 or the logits' type
-  std::int64_t* counts = nullptr;                   ///< [E] out, optional: tokens per expert of this call
-  BiasRef bias{};                                   ///< [E], optional: added to the ranking value only
-  const std::uint8_t* active = nullptr;             ///< [T], optional: 0 marks a padding token
-  ReplayRef replay{};                               ///< for Replay
-  Status* status = nullptr;                         ///< optional counters, added to
-  const std::int64_t* tokens_on_device = nullptr;   ///< optional: rows from *tokens_on_device on are treated as inactive
+  ConstAnyMatrix logits;                           ///< [T, E]
+  MatrixView<std::int32_t> experts;                ///< [T, K] out: ids, best first (replayed: as given); -1: none
+  AnyMatrix weights;                               ///< [T, K] out: float32 or the logits' type
+  std::int64_t* counts = nullptr;                  ///< [E] out, optional: tokens per expert of this call
+  BiasRef bias{};                                  ///< [E], optional: added to the ranking value only
+  const std::uint8_t* active = nullptr;            ///< [T], optional: 0 marks a padding token
+  ReplayRef replay{};                              ///< for Replay
+  Status* status = nullptr;                        ///< optional counters, added to
+  const std::int64_t* tokens_on_device = nullptr;  ///< optional: rows from *tokens_on_device on are treated as inactive
 };
 
 /// Training: RouteArgs and the state that balancing needs.
 struct ForwardArgs {
-  ConstAnyMatrix logits;                            ///< [T, E]
-  MatrixView<std::int32_t> experts;                 ///< [T, K] out: ids, best first; -1 for inactive tokens
-  AnyMatrix weights;                                ///< [T, K] out: float32 or the logits' type
-  std::int64_t* counts = nullptr;                   ///< [E] out, optional: tokens per expert of this call
-  BiasRef bias{};                                   ///< [E]; required by balancers with a bias, optional otherwise
-  LoadRef load{};                                   ///< [E]; required by balancers that read accumulated counts
-  SavedRef saved{};                                 ///< required by balancers with a loss
-  const std::uint8_t* active = nullptr;             ///< [T], optional: 0 marks a padding token
-  Sequences sequences{};                            ///< for SequenceLoss
-  ReplayRef replay{};                               ///< for Replay
-  Status* status = nullptr;                         ///< optional counters, added to
-  const std::int64_t* tokens_on_device = nullptr;   ///< optional: rows from *tokens_on_device on are treated as inactive
-  bool accumulate = true;                           ///< add this call's counts to load; false in evaluation and recomputation
+  ConstAnyMatrix logits;                           ///< [T, E]
+  MatrixView<std::int32_t> experts;                ///< [T, K] out: ids, best first (replayed: as given); -1: none
+  AnyMatrix weights;                               ///< [T, K] out: float32 or the logits' type
+  std::int64_t* counts = nullptr;                  ///< [E] out, optional: tokens per expert of this call
+  BiasRef bias{};                                  ///< [E]; required by balancers with a bias, optional otherwise
+  LoadRef load{};                                  ///< [E]; required by balancers that read accumulated counts
+  SavedRef saved{};                                ///< required by balancers with a loss
+  const std::uint8_t* active = nullptr;            ///< [T], optional: 0 marks a padding token
+  Sequences sequences{};                           ///< for SequenceLoss
+  ReplayRef replay{};                              ///< for Replay
+  Status* status = nullptr;                        ///< optional counters, added to
+  const std::int64_t* tokens_on_device = nullptr;  ///< optional: rows from *tokens_on_device on are treated as inactive
+  bool accumulate = true;                          ///< add this call's counts to load; false in evaluation and recomputation
 };
 
 /// d(sum of weights * grad_weights + loss_scale * loss) / d(logits).
 struct BackwardArgs {
-  ConstAnyMatrix logits;                            ///< [T, E], as given to forward
-  MatrixView<const std::int32_t> experts;           ///< [T, K], as forward wrote them
-  ConstAnyMatrix grad_weights{};                    ///< [T, K], optional: none means zeros
-  AnyMatrix grad_logits;                            ///< [T, E] out: float32 or the logits' type
-  SavedRef saved{};                                 ///< as forward filled it
-  const std::uint8_t* active = nullptr;             ///< as given to forward
-  Sequences sequences{};                            ///< as given to forward
-  const std::int64_t* tokens_on_device = nullptr;   ///< as given to forward
-  const float* grad_loss = nullptr;                 ///< [1], optional: upstream gradient of the loss, where the call runs
-  float loss_scale = 1.0f;                          ///< multiplies the loss's gradient, beside grad_loss
+  ConstAnyMatrix logits;                           ///< [T, E], as given to forward
+  MatrixView<const std::int32_t> experts;          ///< [T, K], as forward wrote them
+  ConstAnyMatrix grad_weights{};                   ///< [T, K], optional: none means zeros
+  AnyMatrix grad_logits;                           ///< [T, E] out: float32 or the logits' type
+  SavedRef saved{};                                ///< as forward filled it
+  const std::uint8_t* active = nullptr;            ///< as given to forward
+  Sequences sequences{};                           ///< as given to forward
+  const std::int64_t* tokens_on_device = nullptr;  ///< as given to forward
+  const float* grad_loss = nullptr;                ///< [1], optional: upstream gradient of the loss, where the call runs
+  float loss_scale = 1.0f;                         ///< multiplies the loss's gradient, beside grad_loss
 };
 
 /// The value of the balancing loss of one forward call.
 struct LossArgs {
-  SavedRef saved{};             ///< as forward filled it
-  int experts = 0;              ///< E
-  Sequences sequences{};        ///< as given to forward
-  float* value = nullptr;       ///< [1] out: the sum of all parts
-  float* part_values = nullptr; ///< [number of losses] out, optional: each loss of the balancer, in its order in Combine
+  SavedRef saved{};              ///< as forward filled it
+  int experts = 0;               ///< E
+  Sequences sequences{};         ///< as given to forward
+  float* value = nullptr;        ///< [1] out: the sum of all parts
+  float* part_values = nullptr;  ///< [number of losses] out, optional: each loss of the balancer, in its order in Combine
 };
 
 MOEB_NAMESPACE_END

@@ -14,7 +14,8 @@ MOEB_NAMESPACE_BEGIN
 // Scoring -------------------------------------------------------------------------------------------------------------------
 
 /// Each expert's score from its logit alone: `score = scoring(logit)`, `scoring.derivative(logit, score)` its derivative.
-/// Both take and return float; library policies are templates that serve double as well.
+/// Both take and return float; library policies are templates that serve double as well. A policy whose bits shall agree between CPU and GPU
+/// computes with mb::mul, add, fma, exp, ...: compilers contract plain a * b + c differently.
 template <class S>
 concept ElementwiseScoring = std::is_trivially_copyable_v<S> && requires(const S scoring, float logit, float score) {
   { scoring(logit) } -> std::convertible_to<float>;
@@ -24,16 +25,15 @@ concept ElementwiseScoring = std::is_trivially_copyable_v<S> && requires(const S
 /// Scores that depend on the token's whole row. `prepare` writes a score for each slot and returns what `score` needs to compute any
 /// one of them again; `backward` turns dL/dscores into dL/dlogits in place. NaN logits (padding is NaN) must take no part.
 template <class S>
-concept RowScoring =
-    std::is_trivially_copyable_v<S> &&
+concept RowScoring = std::is_trivially_copyable_v<S> &&
     requires(const S scoring, const SerialTile tile, const Layout<SerialTile, 64> layout,
              const Slots<float, Layout<SerialTile, 64>> in, Slots<float, Layout<SerialTile, 64>> out,
              const typename S::template Row<float> row) {
-      { scoring.prepare(tile, layout, in, out) } -> std::same_as<typename S::template Row<float>>;
-      { scoring.score(1.0f, row) } -> std::same_as<float>;
-      { scoring.backward(tile, layout, in, in, out, row) };
-      { S::normalised } -> std::convertible_to<bool>;
-    };
+  { scoring.prepare(tile, layout, in, out) } -> std::same_as<typename S::template Row<float>>;
+  { scoring.score(1.0f, row) } -> std::same_as<float>;
+  {scoring.backward(tile, layout, in, in, out, row)};
+  { S::normalised } -> std::convertible_to<bool>;
+};
 
 template <class S>
 concept ScoringPolicy = ElementwiseScoring<S> || RowScoring<S>;
@@ -43,13 +43,17 @@ concept ScoringPolicy = ElementwiseScoring<S> || RowScoring<S>;
 template <class S>
 inline constexpr bool is_normalised = false;
 template <class S>
-  requires requires { S::normalised; }
+  requires requires {
+    S::normalised;
+  }
 inline constexpr bool is_normalised<S> = S::normalised;
 /// over_selected: experts are ranked by logit + bias, and weights are computed among the chosen logits only.
 template <class S>
 inline constexpr bool is_over_selected = false;
 template <class S>
-  requires requires { S::over_selected; }
+  requires requires {
+    S::over_selected;
+  }
 inline constexpr bool is_over_selected<S> = S::over_selected;
 
 // TopK ----------------------------------------------------------------------------------------------------------------------
@@ -63,21 +67,22 @@ struct Weighting {
 /// Chooses K experts from ranking keys. `narrow` may exclude experts before the K best are taken; `check` throws for shapes that the
 /// policy's options do not fit.
 template <class P>
-concept TopKPolicy =
-    std::is_trivially_copyable_v<P> &&
+concept TopKPolicy = std::is_trivially_copyable_v<P> &&
     requires(const P policy, const SerialTile tile, const Layout<SerialTile, 64> layout,
              Slots<std::int32_t, Layout<SerialTile, 64>> keys) {
-      { P::k } -> std::convertible_to<int>;
-      { policy.template narrow<float>(tile, layout, keys) };
-      { policy.check("", 1) };
-      { policy.weighting() } -> std::convertible_to<Weighting>;
-    };
+  { P::k } -> std::convertible_to<int>;
+  {policy.template narrow<float>(tile, layout, keys)};
+  {policy.check("", 1)};
+  { policy.weighting() } -> std::convertible_to<Weighting>;
+};
 
 /// replays: ids may come from the caller (args.replay).
 template <class P>
 inline constexpr bool is_replaying = false;
 template <class P>
-  requires requires { P::replays; }
+  requires requires {
+    P::replays;
+  }
 inline constexpr bool is_replaying<P> = P::replays;
 
 // Balancer ------------------------------------------------------------------------------------------------------------------
@@ -92,7 +97,7 @@ struct LoadView {
 
   [[nodiscard]] MOEB_INLINE int experts() const { return expert_count; }
   [[nodiscard]] MOEB_INLINE std::int64_t count(int expert) const { return counts[expert]; }
-  /// All assignments, the sum of the counts.
+  /// All assignments: K for each active token, empty slots included; of the global batch (and in next_bias) the sum of the counts.
   [[nodiscard]] MOEB_INLINE std::int64_t total() const { return assignments; }
   /// K.
   [[nodiscard]] MOEB_INLINE int top_k() const { return assignments_per_token; }
@@ -128,34 +133,49 @@ concept TokenLossBalancer = std::is_trivially_copyable_v<B> && requires(const B 
 
 /// Several balancers as one; see balancer/combine.hpp.
 template <class B>
-concept CombinedBalancer = requires { typename B::is_combination; };
+concept CombinedBalancer = requires {
+  typename B::is_combination;
+};
 
 /// A balancer that does nothing says so.
 template <class B>
-concept IdleBalancer = requires { typename B::is_idle; };
+concept IdleBalancer = requires {
+  typename B::is_idle;
+};
 
 template <class B>
 concept BalancerPolicy = std::is_trivially_copyable_v<B> &&
-                         (LossBalancer<B> || BiasBalancer<B> || TokenLossBalancer<B> || CombinedBalancer<B> || IdleBalancer<B>);
+    (LossBalancer<B> || BiasBalancer<B> || TokenLossBalancer<B> || CombinedBalancer<B> || IdleBalancer<B>);
 
 /// The scope of a loss; micro_batch where the policy does not say.
 template <class B>
 inline constexpr LossScope loss_scope = LossScope::micro_batch;
 template <class B>
-  requires requires { B::scope; }
+  requires requires {
+    B::scope;
+  }
 inline constexpr LossScope loss_scope<B> = B::scope;
+
+/// Whether a loss counts a plain top-k of the scores instead of the routing; false where the policy does not say.
+template <class B>
+inline constexpr bool counts_plain_top_k = false;
+template <class B>
+  requires requires {
+    B::counts_plain_top_k;
+  }
+inline constexpr bool counts_plain_top_k<B> = B::counts_plain_top_k;
 
 // Sync ----------------------------------------------------------------------------------------------------------------------
 
 /// Sums integer counts over ranks, in the order of `place` (a CUDA stream or Host). `start` may return before the sum is there;
 /// what is enqueued or run after `finish` sees it in `counts`.
 template <class S, class Place>
-concept SyncPolicyOn =
-    std::is_trivially_copyable_v<S> && requires(const S sync, std::int64_t* counts, std::int64_t n, const Place place) {
-      { sync.ranks() } -> std::convertible_to<int>;
-      { sync.start(counts, n, place) };
-      { sync.finish(place) };
-    };
+concept SyncPolicyOn = std::is_trivially_copyable_v<S> &&
+    requires(const S sync, std::int64_t* counts, std::int64_t n, const Place place) {
+  { sync.ranks() } -> std::convertible_to<int>;
+  {sync.start(counts, n, place)};
+  {sync.finish(place)};
+};
 
 template <class S>
 concept SyncPolicy = SyncPolicyOn<S, Host>;

@@ -16,6 +16,13 @@
 #define MOEB_LAMBDA __attribute__((always_inline))
 #endif
 
+// Before a function that templates for both sides call but that only ever runs on the CPU: nvcc does not complain of what it calls.
+#if defined(__CUDACC__)
+#define MOEB_NO_EXECUTION_CHECK _Pragma("nv_exec_check_disable")
+#else
+#define MOEB_NO_EXECUTION_CHECK
+#endif
+
 // Host compilers warn of a pragma that they do not know.
 #if defined(__CUDA_ARCH__)
 #define MOEB_UNROLL _Pragma("unroll")
@@ -31,8 +38,8 @@
 /// Everything lives in `moe_balance`, inside an inline namespace that carries the version, so that two shared objects built
 /// against different versions never share a symbol.
 #define MOEB_VERSION_NAMESPACE MOEB_CONCATENATE(v, MOEB_VERSION_MAJOR, MOEB_VERSION_MINOR, MOEB_VERSION_PATCH)
-#define MOEB_NAMESPACE_BEGIN     \
-  namespace moe_balance {        \
+#define MOEB_NAMESPACE_BEGIN \
+  namespace moe_balance {    \
   inline namespace MOEB_VERSION_NAMESPACE {
 #define MOEB_NAMESPACE_END \
   }                        \

@@ -42,7 +42,7 @@ template <class Error>
 MOEB_NAMESPACE_END
 
 /// Checks a precondition; its text arguments are built only when it fails.
-#define MOEB_EXPECTS(condition, call, argument, value, allowed)                   \
-  do {                                                                            \
+#define MOEB_EXPECTS(condition, call, argument, value, allowed)                     \
+  do {                                                                              \
     if (!(condition)) ::moe_balance::fail_argument(call, argument, value, allowed); \
   } while (false)

@@ -18,10 +18,10 @@ struct Allocator;
 template <>
 struct Allocator<Host> {
   struct Delete {
-    void operator()(void* data) const { ::operator delete(data, std::align_val_t{64}); }
+    void operator()(void* data) const { ::operator delete (data, std::align_val_t{64}); }
   };
   [[nodiscard]] static std::unique_ptr<void, Delete> allocate_zeroed(std::size_t bytes, const Host& /*host*/) {
-    std::unique_ptr<void, Delete> memory(::operator new(bytes == 0 ? 1 : bytes, std::align_val_t{64}));
+    std::unique_ptr<void, Delete> memory(::operator new (bytes == 0 ? 1 : bytes, std::align_val_t{64}));
     auto* first = static_cast<unsigned char*>(memory.get());
     for (std::size_t i = 0; i < bytes; ++i) first[i] = 0;
     return memory;

@@ -3,6 +3,7 @@
 
 #include <moe_balance/balancer/aux_loss.hpp>
 #include <moe_balance/balancer/combine.hpp>
+#include <moe_balance/balancer/from_plain_top_k.hpp>
 #include <moe_balance/balancer/global_batch_loss.hpp>
 #include <moe_balance/balancer/loss_free_bias.hpp>
 #include <moe_balance/balancer/no_balancer.hpp>

@@ -19,11 +19,20 @@ MOEB_NAMESPACE_BEGIN
 /// `place` is where a call runs: Host{.threads = n} (the call returns when its work is done) or, with moe_balance.cuh, a cudaStream_t
 /// (the call enqueues kernels and returns: no allocation, no synchronisation, capturable in a CUDA graph; all memory it was given must
 /// stay alive until the stream has passed it). Errors: InvalidArgument, before anything is written; CudaError from a launch.
-template <ScoringPolicy Scoring, TopKPolicy TopKT, BalancerPolicy Balancer = NoBalancer, SyncPolicy Sync = SingleDevice>
+template <class Scoring, class TopKT, class Balancer = NoBalancer, class Sync = SingleDevice>
 struct Router {
+  // Asserted here, not in the template's head, so that compilers name the missing member also under class template deduction.
+  static_assert(ScoringPolicy<Scoring>);
+  static_assert(TopKPolicy<TopKT>);
+  static_assert(BalancerPolicy<Balancer>);
+  static_assert(SyncPolicy<Sync>);
+
   using Traits = BalancerTraits<Balancer>;
   static_assert(Traits::biases <= 1, "at most one part of a balancer may have a bias");
-  static_assert(std::is_trivially_copyable_v<Scoring> && std::is_trivially_copyable_v<TopKT>);
+  static_assert(Traits::plain_losses == 0 || Traits::plain_losses == Traits::losses,
+                "either all losses count a plain top-k (FromPlainTopK) or none does");
+  static_assert(Traits::plain_losses == 0 || Traits::biases == 0 || !Traits::reads_global_batch,
+                "a bias and a global-batch loss from a plain top-k cannot share one load");
 
   /// K, the experts chosen per token.
   static constexpr int k = TopKT::k;
@@ -72,6 +81,7 @@ struct Router {
   /// finite weights and inactive rows get 0. Selection, counts and bias are constants to it.
   template <EnginePlace Place>
   void backward(const BackwardArgs& args, Workspace workspace, const Place& place) const {
+    Engine<Place>::check("backward", place);
     check_backward(args, workspace, Engine<Place>::serves_float64);
     const BackwardProblem<Scoring, TopKT, Balancer> problem{
         scoring,
@@ -95,6 +105,7 @@ struct Router {
   }
 
   /// Writes the value of the loss of one forward call, as float32: for logging, and for an autograd graph. Its gradient is in backward.
+  /// A token's part of a token loss saturates at 16384 (fixed-point sums); the gradient does not.
   template <EnginePlace Place>
   void loss(const LossArgs& args, Workspace /*workspace*/, const Place& place) const {
     static_assert(loss_count > 0, "this router's balancer has no loss");
@@ -104,11 +115,12 @@ struct Router {
     check.optional_pointer("part_values", args.part_values, alignof(float));
     const std::int64_t sequences = Traits::reads_sequences ? args.sequences.count : 1;
     check.range("sequences.count", sequences, 1, std::numeric_limits<std::int32_t>::max());
-    check.memory("saved", args.saved.data, args.saved.bytes, saved_bytes({0, args.experts, sequences}), alignof(std::int64_t));
+    check.memory("saved", args.saved.data, args.saved.bytes, saved_bytes({0, args.experts, sequences}),
+                 alignof(std::int64_t));
     const SavedView saved = SavedLayout<Balancer>{args.experts, sequences}.view(args.saved.data);
-    Engine<Place>::loss(LossProblem<Balancer>{balancer, saved, args.experts, k, sync.ranks(), sequences, args.value,
-                                              args.part_values},
-                        place);
+    Engine<Place>::loss(
+        LossProblem<Balancer>{balancer, saved, args.experts, k, sync.ranks(), sequences, args.value, args.part_values},
+        place);
   }
 
   /// Once per optimizer step: sums `load` over ranks, moves the bias of every layer by the balancer's rule, clears `load`. Without a bias
@@ -117,14 +129,13 @@ struct Router {
   void update(BiasRef bias, LoadRef load, Workspace /*workspace*/, const Place& place) const {
     check_update(bias, load);
     if constexpr (Traits::biases > 0 && !Traits::reads_global_batch) {  // else every forward has summed already
-      sync.start(load.counts, (load.layers - 1) * load.stride + load.experts, place);
-      sync.finish(place);
+      sum_over_ranks(load, place);
     }
     Engine<Place>::update(UpdateProblem<Balancer>{balancer, bias, load, k, sync.ranks()}, place);
   }
 
  private:
-  template <ScoringPolicy, TopKPolicy, BalancerPolicy, SyncPolicy>
+  template <class, class, class, class>
   friend struct Router;
 
   /// Sequences matter only to balancers that read them.
@@ -142,8 +153,20 @@ struct Router {
     f(float{});
   }
 
+  /// One sum for all layers; one each where they lie apart, so that what lies between them stays as it is.
+  template <class Place>
+  void sum_over_ranks(const LoadRef& load, const Place& place) const {
+    const bool together = load.stride == load.experts;
+    const std::int64_t sums = together ? 1 : load.layers;
+    for (std::int64_t i = 0; i < sums; ++i) {
+      sync.start(load.layer(i).counts, together ? load.layers * load.experts : load.experts, place);
+      sync.finish(place);
+    }
+  }
+
   template <class Place>
   void forward_named(const char* call, const ForwardArgs& args, Workspace workspace, const Place& place) const {
+    Engine<Place>::check(call, place);
     check_forward(call, args, workspace, Engine<Place>::serves_float64);
     const int experts = static_cast<int>(args.logits.columns);
     const std::int64_t sequences = sequences_of(args).count;
@@ -192,6 +215,8 @@ struct Router {
     check.type_beside_logits("weights", args.weights.type, args.logits.type);
     check.optional_pointer("counts", args.counts, alignof(std::int64_t));
     check.bias(args.bias, experts, Traits::biases > 0);
+    MOEB_EXPECTS(args.counts == nullptr || args.counts != args.load.counts, call, "counts", "load.counts",
+                 "memory of its own: it is overwritten, load is added to");
     check.load(args.load, experts, Traits::reads_global_batch || (Traits::biases > 0 && args.accumulate));
     check.optional_pointer("status", args.status, alignof(Status));
     check.optional_pointer("tokens_on_device", args.tokens_on_device, alignof(std::int64_t));

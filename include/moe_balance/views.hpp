@@ -157,13 +157,15 @@ struct Sequences {
   };
   std::int64_t count = 1;
   Layout layout = Layout::sequence_major;
-  const std::int64_t* offsets = nullptr;  ///< [count + 1], ascending, first 0, last tokens; where the call runs (Layout::offsets)
+  const std::int64_t* offsets =
+      nullptr;  ///< [count + 1], ascending, first 0, last tokens; where the call runs (Layout::offsets)
 };
 
 /// Which experts the caller has already chosen, for Replay.
 struct ReplayRef {
   MatrixView<const std::int32_t> experts;  ///< [T, K]; -1 leaves a slot empty
-  const std::uint8_t* tokens = nullptr;    ///< [T]: 0 = choose as usual, else take the given ids; null = all tokens are replayed
+  const std::uint8_t* tokens =
+      nullptr;  ///< [T]: 0 = choose as usual, else take the given ids; null = all tokens are replayed
 };
 
 /// Which vector instructions the CPU engine uses; all give the same bits. `automatic` takes the widest that the machine has, and a

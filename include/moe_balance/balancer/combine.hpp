@@ -3,16 +3,19 @@
 #pragma once
 
 #include <moe_balance/concepts.hpp>
+#include <moe_balance/numeric/math.hpp>
 
+#include <concepts>
 #include <type_traits>
 
 MOEB_NAMESPACE_BEGIN
 
-template <BalancerPolicy... Parts>
+template <class... Parts>
 struct Combine;
 
-template <BalancerPolicy First>
+template <class First>
 struct Combine<First> {
+  static_assert(BalancerPolicy<First>);
   using is_combination = void;
   First first{};
 
@@ -20,9 +23,10 @@ struct Combine<First> {
   MOEB_INLINE constexpr explicit Combine(First part) : first(part) {}
 };
 
-template <BalancerPolicy First, BalancerPolicy... Rest>
+template <class First, class... Rest>
   requires(sizeof...(Rest) > 0)
 struct Combine<First, Rest...> {
+  static_assert(BalancerPolicy<First>);
   using is_combination = void;
   First first{};
   Combine<Rest...> rest{};
@@ -44,6 +48,29 @@ MOEB_INLINE constexpr void for_each_part(const Balancer& balancer, Function&& f)
   }
 }
 
+/// A token loss and its derivative; a balancer written for float only serves double too, at float's precision. A slope that overflows
+/// pulls nowhere.
+template <class Part, class Real>
+[[nodiscard]] MOEB_INLINE Real token_loss_of(const Part& part, Real log_sum_exp) {
+  if constexpr (requires {
+                  { part.token_loss(log_sum_exp) } -> std::same_as<Real>;
+                })
+    return part.token_loss(log_sum_exp);
+  else
+    return static_cast<Real>(part.token_loss(static_cast<float>(log_sum_exp)));
+}
+template <class Part, class Real>
+[[nodiscard]] MOEB_INLINE Real token_slope_of(const Part& part, Real log_sum_exp) {
+  Real slope;
+  if constexpr (requires {
+                  { part.token_slope(log_sum_exp) } -> std::same_as<Real>;
+                })
+    slope = part.token_slope(log_sum_exp);
+  else
+    slope = static_cast<Real>(part.token_slope(static_cast<float>(log_sum_exp)));
+  return is_finite(slope) ? slope : Real(0);
+}
+
 /// What a balancer, elementary or combined, is made of.
 template <class Balancer>
 struct BalancerTraits {
@@ -52,6 +79,7 @@ struct BalancerTraits {
   static constexpr int token_losses = TokenLossBalancer<Balancer> ? 1 : 0;
   static constexpr bool reads_sequences = losses == 1 && loss_scope<Balancer> == LossScope::sequence;
   static constexpr bool reads_global_batch = losses == 1 && loss_scope<Balancer> == LossScope::global_batch;
+  static constexpr int plain_losses = losses == 1 && counts_plain_top_k<Balancer> ? 1 : 0;
 };
 template <class First>
 struct BalancerTraits<Combine<First>> : BalancerTraits<First> {};
@@ -65,6 +93,7 @@ struct BalancerTraits<Combine<First, Rest...>> {
   static constexpr int token_losses = A::token_losses + B::token_losses;
   static constexpr bool reads_sequences = A::reads_sequences || B::reads_sequences;
   static constexpr bool reads_global_batch = A::reads_global_batch || B::reads_global_batch;
+  static constexpr int plain_losses = A::plain_losses + B::plain_losses;
 };
 
 MOEB_NAMESPACE_END

@@ -1,6 +1,7 @@
 // GlobalBatchLoss: coefficient * E * sum_i F_i P_i, where F_i is expert i's share of all assignments on all ranks in all
 // micro-batches of this step so far (ForwardArgs::load), and P_i the mean probability in this micro-batch on this rank. The mean of
 // the ranks' losses is the loss of the whole batch.
+// Without `accumulate` the load is read as it is: this call's own tokens are in it only if an earlier call has put them there.
 // Experts may specialise, because no single sequence or micro-batch has to be balanced.
 // Source: Qiu et al. 2025, arXiv 2501.11873, eq. (5) and Algorithm 1.
 #pragma once

@@ -1,5 +1,6 @@
 // ZLoss: coefficient * mean over tokens of (log sum_i exp(x_i))^2. Keeps logits small; balances nothing by itself.
 // Source: ST-MoE (Zoph et al. 2022), eq. (5).
+// The value (Router::loss) counts at most 16384 per token; the gradient is not bounded.
 #pragma once
 
 #include <moe_balance/concepts.hpp>
@@ -11,11 +12,11 @@ struct ZLoss {
 
   template <class Real>
   [[nodiscard]] MOEB_INLINE Real token_loss(Real logsumexp) const {
-    return mul(static_cast<Real>(coefficient), mul(logsumexp, logsumexp));
+    return mul(mul(static_cast<Real>(coefficient), logsumexp), logsumexp);
   }
   template <class Real>
   [[nodiscard]] MOEB_INLINE Real token_slope(Real logsumexp) const {
-    return mul(static_cast<Real>(coefficient), mul(Real(2), logsumexp));
+    return mul(mul(Real(2), static_cast<Real>(coefficient)), logsumexp);
   }
 };
 static_assert(TokenLossBalancer<ZLoss>);

@@ -24,9 +24,9 @@
 #define MOEB_ARCH_NAME_7(a, b, c, d, e, f, g) cuda_##a##_##b##_##c##_##d##_##e##_##f##_##g
 #define MOEB_ARCH_NAME_8(a, b, c, d, e, f, g, ...) cuda_##a##_##b##_##c##_##d##_##e##_##f##_##g##_and_more
 #define MOEB_ARCH_PICK(a, b, c, d, e, f, g, h, name, ...) name
-#define MOEB_ARCH_NAME(...)                                                                                          \
+#define MOEB_ARCH_NAME(...)                                                                                             \
   MOEB_ARCH_PICK(__VA_ARGS__, MOEB_ARCH_NAME_8, MOEB_ARCH_NAME_7, MOEB_ARCH_NAME_6, MOEB_ARCH_NAME_5, MOEB_ARCH_NAME_4, \
-                 MOEB_ARCH_NAME_3, MOEB_ARCH_NAME_2, MOEB_ARCH_NAME_1, unused)                                       \
+                 MOEB_ARCH_NAME_3, MOEB_ARCH_NAME_2, MOEB_ARCH_NAME_1, unused)                                          \
   (__VA_ARGS__)
 #if defined(__CUDA_ARCH_LIST__)
 #define MOEB_ARCH_NAMESPACE MOEB_ARCH_NAME(__CUDA_ARCH_LIST__)
@@ -89,6 +89,7 @@ __global__ void __launch_bounds__(Threads) MOEB_HIDDEN
 
 inline void check_cuda(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
+  (void)cudaGetLastError();  // reported here: the next call must not be blamed for it
   raise<CudaError>(std::string("moe_balance: ") + what + ": " + cudaGetErrorName(error) + ": " + cudaGetErrorString(error));
 }
 
@@ -99,6 +100,8 @@ inline void check_cuda(cudaError_t error, const char* what) {
 template <>
 struct MOEB_HIDDEN Engine<cudaStream_t> {
   static constexpr bool serves_float64 = false;
+
+  static void check(const char* /*call*/, cudaStream_t /*stream*/) { check_no_earlier_error(); }
 
   static void clear(void* data, std::size_t bytes, cudaStream_t stream) {
     check_no_earlier_error();

@@ -15,6 +15,8 @@ struct Engine;
 
 /// A place that some included header has an engine for.
 template <class Place>
-concept EnginePlace = requires { Engine<Place>::serves_float64; };
+concept EnginePlace = requires {
+  Engine<Place>::serves_float64;
+};
 
 MOEB_NAMESPACE_END

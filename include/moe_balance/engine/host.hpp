@@ -5,12 +5,15 @@
 
 #include <moe_balance/engine/engine.hpp>
 #include <moe_balance/engine/tuning.hpp>
+#include <moe_balance/error.hpp>
 #include <moe_balance/tile/tile.hpp>
 
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstring>
+#include <string>
+#include <system_error>
 #include <thread>
 #include <type_traits>
 #include <vector>
@@ -48,9 +51,12 @@ __attribute__((noinline, flatten)) void run_baseline(const Function& f) {
 template <class Function>
 void run_with(InstructionSet wanted, const Function& f) {
   switch (usable_instructions(wanted)) {
-    case InstructionSet::x86_64_v4: return run_x86_64_v4(f);
-    case InstructionSet::x86_64_v3: return run_x86_64_v3(f);
-    default: return run_baseline(f);
+    case InstructionSet::x86_64_v4:
+      return run_x86_64_v4(f);
+    case InstructionSet::x86_64_v3:
+      return run_x86_64_v3(f);
+    default:
+      return run_baseline(f);
   }
 }
 #else
@@ -60,13 +66,28 @@ void run_with(InstructionSet /*wanted*/, const Function& f) {
 }
 #endif
 
-/// Runs f(part, parts) on several threads; the calling thread takes part 0.
+/// Starts a thread for each part from `next` on; leaves `next` at the first that the system refused.
+template <class Function>
+void start_threads(std::vector<std::thread>& threads, int& next, int parts, const Function& f) {
+#if defined(__cpp_exceptions)
+  try {
+#endif
+    for (; next < parts; ++next) threads.emplace_back([&f, part = next, parts] { f(part, parts); });
+#if defined(__cpp_exceptions)
+  } catch (const std::system_error&) {
+  }
+#endif
+}
+
+/// Runs f(part, parts) on several threads; the calling thread takes part 0, and the parts of threads that could not be started.
 template <class Function>
 void run_parallel(int parts, const Function& f) {
   std::vector<std::thread> others;
   others.reserve(static_cast<std::size_t>(parts - 1));
-  for (int part = 1; part < parts; ++part) others.emplace_back([&f, part, parts] { f(part, parts); });
+  int started = 1;
+  start_threads(others, started, parts, f);
   f(0, parts);
+  for (int part = started; part < parts; ++part) f(part, parts);
   for (std::thread& other : others) other.join();
 }
 
@@ -77,6 +98,14 @@ void run_parallel(int parts, const Function& f) {
   return static_cast<int>(std::min({wanted, useful, std::max<std::int64_t>(tokens, 1)}));
 }
 
+/// Adds to memory that other threads add to.
+struct AtomicAdd {
+  MOEB_NO_EXECUTION_CHECK
+  MOEB_INLINE void operator()(std::int64_t* to, std::int64_t value) const {
+    std::atomic_ref<std::int64_t>(*to).fetch_add(value, std::memory_order_relaxed);
+  }
+};
+
 /// One thread's sums over the tokens of one segment.
 template <class Balancer>
 struct HostSink {
@@ -84,28 +113,30 @@ struct HostSink {
   using Row = Layout<SerialTile, max_experts>;
   Slots<std::int64_t, Row> counts;
   Slots<std::int64_t, Row> probabilities;
+  static constexpr bool counts_apart = Traits::plain_losses > 0;
+  std::int64_t loss_counts[counts_apart ? max_experts : 1];
   TokenTotals<Traits::token_losses> tokens;
 
   MOEB_INLINE void token() { ++tokens.tokens; }
   MOEB_INLINE void non_finite_token() { ++tokens.non_finite_tokens; }
   MOEB_INLINE void invalid_expert() { ++tokens.invalid_experts; }
   MOEB_INLINE void count(std::int32_t expert) { ++counts[expert]; }
+  MOEB_INLINE void loss_count(std::int32_t expert) { ++loss_counts[expert]; }
   MOEB_INLINE void probability(int slot, std::int64_t fixed) { probabilities[slot] += fixed; }
   MOEB_INLINE void token_loss(int index, std::int64_t fixed) { tokens.token_losses[index] += fixed; }
 
   MOEB_INLINE void clear(const Row& layout) {
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA { counts[slot] = 0; });
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA { probabilities[slot] = 0; });
+    for (std::int64_t& count : loss_counts) count = 0;
     tokens = {};
   }
   MOEB_INLINE void flush(const Totals& totals, std::int64_t segment, int experts) const {
-    const auto add = [](std::int64_t* to, std::int64_t value) MOEB_LAMBDA {
-      std::atomic_ref<std::int64_t>(*to).fetch_add(value, std::memory_order_relaxed);
-    };
     for (int e = 0; e < experts; ++e) {
-      add_expert_totals<Balancer>(totals, segment, experts, e, counts[e], probabilities[e], add);
+      const std::int64_t loss_count = counts_apart ? loss_counts[counts_apart ? e : 0] : counts[e];
+      add_expert_totals<Balancer>(totals, segment, experts, e, counts[e], loss_count, probabilities[e], AtomicAdd{});
     }
-    add_token_totals<Balancer>(totals, segment, tokens, add);
+    add_token_totals<Balancer>(totals, segment, tokens, AtomicAdd{});
   }
 };
 
@@ -114,6 +145,10 @@ template <>
 struct Engine<Host> {
   static constexpr bool serves_float64 = true;
   using HostLayout = Layout<SerialTile, max_experts>;
+
+  static void check(const char* call, const Host& host) {
+    MOEB_EXPECTS(host.threads >= 0, call, "host.threads", std::to_string(host.threads), "0 (all cores) or more");
+  }
 
   static void clear(void* data, std::size_t bytes, const Host& /*host*/) {
     if (bytes != 0) std::memset(data, 0, bytes);

@@ -16,17 +16,17 @@ MOEB_NAMESPACE_BEGIN
 /// What a kernel body may ask of the block that runs it.
 template <class B>
 concept Block = requires(const B block, std::int64_t* sum, std::int32_t* count) {
-  { block.thread() } -> std::same_as<int>;         // index of this thread in its block
-  { block.threads() } -> std::same_as<int>;        // threads of the block
-  { block.index() } -> std::same_as<std::int64_t>; // block index along the tokens
+  { block.thread() } -> std::same_as<int>;          // index of this thread in its block
+  { block.threads() } -> std::same_as<int>;         // threads of the block
+  { block.index() } -> std::same_as<std::int64_t>;  // block index along the tokens
   { block.blocks() } -> std::same_as<std::int64_t>;
-  { block.row() } -> std::same_as<std::int64_t>;   // block index along the segments
+  { block.row() } -> std::same_as<std::int64_t>;  // block index along the segments
   { block.rows() } -> std::same_as<std::int64_t>;
-  { block.barrier() };
+  {block.barrier()};
   { block.shared() } -> std::same_as<std::byte*>;  // 16-byte aligned
-  { block.add_shared(sum, std::int64_t{}) };
-  { block.add_shared(count, std::int32_t{}) };
-  { block.add_global(sum, std::int64_t{}) };
+  {block.add_shared(sum, std::int64_t{})};
+  {block.add_shared(count, std::int32_t{})};
+  {block.add_global(sum, std::int64_t{})};
 };
 
 /// A lane's probability sums in registers.
@@ -81,8 +81,8 @@ struct GridShape {
   }
 };
 
-/// Shared memory of the forward kernel, in this order: probability sums, the token totals, counts, the bias, and, where a lane's
-/// probability sums do not fit its registers, one private row of sums per tile.
+/// Shared memory of the forward kernel, in this order: probability sums, the token totals, counts, the losses' own counts where they
+/// differ, the bias, and, where a lane's probability sums do not fit its registers, one private row of sums per tile.
 template <class Balancer, int MaxExperts, bool PrivateRows>
 struct ForwardShared {
   using Traits = BalancerTraits<Balancer>;
@@ -91,7 +91,9 @@ struct ForwardShared {
   static constexpr std::size_t row_bytes = has_probabilities ? MaxExperts * sizeof(std::int64_t) : 0;
   static constexpr std::size_t tokens_at = row_bytes;
   static constexpr std::size_t counts_at = tokens_at + sizeof(Tokens);
-  static constexpr std::size_t bias_at = counts_at + MaxExperts * sizeof(std::int32_t);
+  static constexpr bool counts_apart = Traits::plain_losses > 0;
+  static constexpr std::size_t loss_counts_at = counts_apart ? counts_at + MaxExperts * sizeof(std::int32_t) : counts_at;
+  static constexpr std::size_t bias_at = loss_counts_at + MaxExperts * sizeof(std::int32_t);
   static constexpr std::size_t private_at = bias_at + MaxExperts * sizeof(float);
 
   [[nodiscard]] static constexpr std::size_t bytes(int tiles) {
@@ -102,6 +104,10 @@ struct ForwardShared {
   [[nodiscard]] MOEB_HOST_DEVICE std::int64_t* probabilities() const { return reinterpret_cast<std::int64_t*>(memory); }
   [[nodiscard]] MOEB_HOST_DEVICE Tokens* tokens() const { return reinterpret_cast<Tokens*>(memory + tokens_at); }
   [[nodiscard]] MOEB_HOST_DEVICE std::int32_t* counts() const { return reinterpret_cast<std::int32_t*>(memory + counts_at); }
+  /// The same as counts() unless losses count apart.
+  [[nodiscard]] MOEB_HOST_DEVICE std::int32_t* loss_counts() const {
+    return reinterpret_cast<std::int32_t*>(memory + loss_counts_at);
+  }
   [[nodiscard]] MOEB_HOST_DEVICE float* bias() const { return reinterpret_cast<float*>(memory + bias_at); }
   [[nodiscard]] MOEB_HOST_DEVICE std::int64_t* private_row(int tile) const {
     return reinterpret_cast<std::int64_t*>(memory + private_at) + static_cast<std::int64_t>(tile) * MaxExperts;
@@ -119,6 +125,7 @@ struct KernelSink {
   using Traits = BalancerTraits<Balancer>;
   const BlockT& block;
   std::int32_t* counts;
+  std::int32_t* loss_counts;
   SumsT& sums;
   TokenTotals<Traits::token_losses> tokens{};
 
@@ -126,6 +133,7 @@ struct KernelSink {
   MOEB_HOST_DEVICE void non_finite_token() { ++tokens.non_finite_tokens; }
   MOEB_HOST_DEVICE void invalid_expert() { ++tokens.invalid_experts; }
   MOEB_HOST_DEVICE void count(std::int32_t expert) { block.add_shared(counts + expert, 1); }
+  MOEB_HOST_DEVICE void loss_count(std::int32_t expert) { block.add_shared(loss_counts + expert, 1); }
   MOEB_HOST_DEVICE void probability(int slot, std::int64_t fixed) { sums[slot] += fixed; }
   MOEB_HOST_DEVICE void token_loss(int index, std::int64_t fixed) {
     MOEB_UNROLL
@@ -166,13 +174,14 @@ MOEB_HOST_DEVICE inline void forward_kernel(const BlockT& block, const TileT& ti
   for (std::int64_t segment = block.row(); segment < problem.segments.count(); segment += block.rows()) {
     for (int e = block.thread(); e < Config::max_experts; e += block.threads()) {
       shared.counts()[e] = 0;
+      shared.loss_counts()[e] = 0;
       if constexpr (Shared::has_probabilities) shared.probabilities()[e] = 0;
     }
     if (block.thread() == 0) *shared.tokens() = {};
     if constexpr (Shared::has_probabilities) for_each_slot(layout, [&](int slot) { sums[slot] = 0; });
     block.barrier();
 
-    KernelSink<BlockT, Sums, Balancer> sink{block, shared.counts(), sums};
+    KernelSink<BlockT, Sums, Balancer> sink{block, shared.counts(), shared.loss_counts(), sums};
     const std::int64_t size = problem.segments.size(segment);
     for (std::int64_t i = block.index() * tiles + tile_index; i < size; i += block.blocks() * tiles) {
       forward_token<float>(problem, tile, layout, problem.segments.token(segment, i), shared.bias(), sink);
@@ -189,7 +198,8 @@ MOEB_HOST_DEVICE inline void forward_kernel(const BlockT& block, const TileT& ti
     const auto add = [&](std::int64_t* to, std::int64_t value) { block.add_global(to, value); };
     for (int e = block.thread(); e < experts; e += block.threads()) {
       const std::int64_t probability = Shared::has_probabilities ? shared.probabilities()[e] : 0;
-      add_expert_totals<Balancer>(totals, segment, experts, e, shared.counts()[e], probability, add);
+      add_expert_totals<Balancer>(totals, segment, experts, e, shared.counts()[e], shared.loss_counts()[e], probability,
+                                  add);
     }
     if (block.thread() == 0) add_token_totals<Balancer>(totals, segment, *shared.tokens(), add);
     block.barrier();

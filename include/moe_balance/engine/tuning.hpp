@@ -22,16 +22,16 @@ inline constexpr HostTuning host_tuning{};
 struct CudaTier {
   int max_experts;
   int width;
-  int threads;         ///< per block
-  int blocks_per_sm;   ///< the persistent grid's size, and what registers must leave room for
-  bool private_rows;   ///< probability sums in shared memory: more than 16 per lane would not fit registers
+  int threads;        ///< per block
+  int blocks_per_sm;  ///< the persistent grid's size, and what registers must leave room for
+  bool private_rows;  ///< probability sums in shared memory: more than 16 per lane would not fit registers
 };
 
 /// 32: Mixtral (8), Switch, small research models. 64: OLMoE, DeepSeek-V2-Lite. 128: Qwen3, gpt-oss. 256: DeepSeek-V3, DeepSeek-V2 (160),
 /// GLM-4.5 (160). 512: Kimi K2 (384), Qwen3-Next. 1024: Kimi K3 (896). 2048: research.
 /// Eight scores per lane keep 16-byte loads full and the state of a token inside 64 registers.
 inline constexpr CudaTier cuda_tiers[] = {
-    {32, 8, 256, 2, false},  {64, 8, 256, 2, false},    {128, 16, 256, 2, false}, {256, 32, 256, 2, false},
+    {32, 8, 256, 2, false},   {64, 8, 256, 2, false},   {128, 16, 256, 2, false}, {256, 32, 256, 2, false},
     {512, 32, 256, 1, false}, {1024, 32, 128, 2, true}, {2048, 32, 128, 2, true},
 };
 inline constexpr int cuda_tier_count = sizeof(cuda_tiers) / sizeof(cuda_tiers[0]);

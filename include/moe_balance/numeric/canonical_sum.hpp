@@ -35,8 +35,7 @@ template <class TileT, class Real>
 /// Sum over all slots of accumulate(slot, 0), where `accumulate(slot, a)` returns a plus the slot's term, rounded once (so that a
 /// product may be fused into the addition). Padding slots must return `a`, or `a` plus +0.
 template <class TileT, class LayoutT, class Real, class Function>
-[[nodiscard]] MOEB_INLINE Real canonical_sum(const TileT& tile, const LayoutT& layout, Real zero,
-                                                         Function&& accumulate) {
+[[nodiscard]] MOEB_INLINE Real canonical_sum(const TileT& tile, const LayoutT& layout, Real zero, Function&& accumulate) {
   constexpr int local = 32 / TileT::width;
   constexpr int columns = 4 * local;
   Real column[columns];

@@ -7,12 +7,12 @@
 
 MOEB_NAMESPACE_BEGIN
 
-/// Binary digits behind the point. Probabilities: 2^31 tokens fit. Token losses (such as squared log-sum-exps, which may be large):
-/// 2^27 tokens of value 4096 fit.
+/// Binary digits behind the point. Probabilities: 2^31 tokens fit. Token losses have a coefficient in them, often a small one: more digits,
+/// and 2^27 tokens of value 1 fit.
 inline constexpr int probability_fraction_bits = 32;
-inline constexpr int token_loss_fraction_bits = 24;
+inline constexpr int token_loss_fraction_bits = 36;
 
-/// round(value * 2^bits); values outside +-2^18 (probability) or +-2^26 (token loss) saturate and NaN is 0, so that no conversion
+/// round(value * 2^bits); values outside +-2^18 (probability) or +-2^14 (token loss) saturate and NaN is 0, so that no conversion
 /// overflows.
 template <int Bits, class Real>
 [[nodiscard]] MOEB_INLINE std::int64_t to_fixed(Real value) {

@@ -10,7 +10,9 @@
 
 MOEB_NAMESPACE_BEGIN
 
-[[nodiscard]] MOEB_INLINE bool is_finite(float x) { return (bits_of(x) & 0x7f800000) != 0x7f800000; }
+[[nodiscard]] MOEB_INLINE bool is_finite(float x) {
+  return (bits_of(x) & 0x7f800000) != 0x7f800000;
+}
 [[nodiscard]] MOEB_INLINE bool is_finite(double x) {
   return (bits_of(x) & 0x7ff0000000000000LL) != 0x7ff0000000000000LL;
 }
@@ -77,10 +79,20 @@ MOEB_NAMESPACE_BEGIN
   return add(choose(x > 0.0f, x, 0.0f), log1p(exp(-magnitude)));
 }
 
-inline double exp(double x) { return std::exp(x); }
-inline double log(double x) { return std::log(x); }
-inline double log1p(double x) { return std::log1p(x); }
-inline double sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
-inline double softplus(double x) { return (x > 0.0 ? x : 0.0) + std::log1p(std::exp(-std::fabs(x))); }
+MOEB_INLINE double exp(double x) {
+  return std::exp(x);
+}
+MOEB_INLINE double log(double x) {
+  return std::log(x);
+}
+MOEB_INLINE double log1p(double x) {
+  return std::log1p(x);
+}
+MOEB_INLINE double sigmoid(double x) {
+  return 1.0 / (1.0 + std::exp(-x));
+}
+MOEB_INLINE double softplus(double x) {
+  return (x > 0.0 ? x : 0.0) + std::log1p(std::exp(-std::fabs(x)));
+}
 
 MOEB_NAMESPACE_END

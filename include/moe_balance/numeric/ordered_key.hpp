@@ -43,8 +43,10 @@ template <class Real>
 [[nodiscard]] MOEB_INLINE Real value_of_key(Key<Real> key) {
   using K = Key<Real>;
   const K bits = key ^ ((key >> (8 * sizeof(K) - 1)) & largest<K>);
-  if constexpr (sizeof(K) == 4) return float_of(bits);
-  else return double_of(bits);
+  if constexpr (sizeof(K) == 4)
+    return float_of(bits);
+  else
+    return double_of(bits);
 }
 
 MOEB_NAMESPACE_END

@@ -89,8 +89,7 @@ struct LaneMaxima {
 
 /// Calls emit(k, expert) for k = 0 to count - 1 on every lane. At least `count` keys must not be excluded. Overwrites the keys.
 template <class TileT, class LayoutT, class K, class Emit>
-MOEB_INLINE void select_k(const TileT& tile, const LayoutT& layout, Slots<K, LayoutT>& keys, int count,
-                                      Emit&& emit) {
+MOEB_INLINE void select_k(const TileT& tile, const LayoutT& layout, Slots<K, LayoutT>& keys, int count, Emit&& emit) {
   constexpr std::int32_t none = largest<std::int32_t>;
   LaneMaxima<TileT, LayoutT, K> maxima;
   maxima.scan(layout, keys);

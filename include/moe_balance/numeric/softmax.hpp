@@ -1,5 +1,5 @@
-// Softmax over a token's logits. NaN logits (padding slots are NaN) take no part; if the largest logit is infinite, the experts
-// that have it share everything.
+// Softmax over a token's finite logits. Others take no part, padding slots (NaN) among them: -inf gets 0, +inf gets +inf, so that it ranks
+// first, and NaN gets NaN; none of them counts in the sum.
 #pragma once
 
 #include <moe_balance/tile/constants.hpp>
@@ -24,10 +24,9 @@ struct SoftmaxRow {
   [[nodiscard]] MOEB_INLINE Real log_sum_exp() const { return add(maximum, log(sum)); }
 };
 
-/// The largest value of a row, NaN ignored; -inf where all are NaN.
+/// The largest finite value of a row; 0 where none is finite.
 template <class TileT, class LayoutT, class Real>
-[[nodiscard]] MOEB_INLINE Real row_maximum(const TileT& tile, const LayoutT& layout,
-                                                       const Slots<Real, LayoutT>& values) {
+[[nodiscard]] MOEB_INLINE Real row_maximum(const TileT& tile, const LayoutT& layout, const Slots<Real, LayoutT>& values) {
   constexpr int columns = TileT::columns;
   Real column[columns];
   MOEB_UNROLL
@@ -39,7 +38,7 @@ template <class TileT, class LayoutT, class Real>
     for (int i = 0; i < LayoutT::block_size; ++i) {
       const int c = i % columns;
       const Real value = values[first + i];
-      column[c] = value > column[c] ? value : column[c];
+      column[c] = choose((value > column[c]) & (value < infinity<Real>), value, column[c]);
     }
   }
   fold_by_halves<columns / 2>(column, [](Real a, Real b) MOEB_LAMBDA { return b > a ? b : a; });
@@ -49,23 +48,24 @@ template <class TileT, class LayoutT, class Real>
     const Real other = tile.shuffle_xor(result, distance);
     result = other > result ? other : result;
   }
-  return add(result, Real(0));  // -0 and +0 compare equal, so either may have won
+  // Adding +0: -0 and +0 compare equal, so either may have won.
+  return choose(result == -infinity<Real>, Real(0), add(result, Real(0)));
 }
 
-/// The row's softmax; writes exp(x - maximum) of each logit (NaN for NaN) to `exponentials`.
+/// The row's softmax; writes exp(x - maximum) of each logit to `exponentials`.
 template <class TileT, class LayoutT, class Real>
 [[nodiscard]] MOEB_INLINE SoftmaxRow<Real> softmax_row(const TileT& tile, const LayoutT& layout,
-                                                                   const Slots<Real, LayoutT>& logits,
-                                                                   Slots<Real, LayoutT>& exponentials) {
+                                                       const Slots<Real, LayoutT>& logits,
+                                                       Slots<Real, LayoutT>& exponentials) {
   SoftmaxRow<Real> row;
   row.maximum = row_maximum(tile, layout, logits);
   row.sum = canonical_sum(tile, layout, Real(0), [&](int slot, Real sum) MOEB_LAMBDA {
     const Real e = row.exponential(logits[slot]);
     exponentials[slot] = e;
-    return add(sum, choose(e == e, e, Real(0)));
+    return add(sum, choose(e < infinity<Real>, e, Real(0)));  // false for NaN, too
   });
-  row.sum = row.sum == Real(0) ? Real(1) : row.sum;  // only where every logit is NaN
-  row.inverse_sum = reciprocal_in_range(row.sum);  // 1 to E
+  row.sum = row.sum == Real(0) ? Real(1) : row.sum;  // where no logit is finite
+  row.inverse_sum = reciprocal_in_range(row.sum);    // 1 to E
   return row;
 }
 

@@ -16,7 +16,7 @@ struct Softmax {
 
   template <class TileT, class LayoutT, class Real>
   MOEB_INLINE SoftmaxRow<Real> prepare(const TileT& tile, const LayoutT& layout, const Slots<Real, LayoutT>& logits,
-                                            Slots<Real, LayoutT>& scores) const {
+                                       Slots<Real, LayoutT>& scores) const {
     const SoftmaxRow<Real> row = softmax_row(tile, layout, logits, scores);
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA { scores[slot] = mul(scores[slot], row.inverse_sum); });
     return row;
@@ -30,10 +30,10 @@ struct Softmax {
   /// grad: in dL/ds, out dL/dx = s (dL/ds - sum_j dL/ds_j s_j). Scores must be finite.
   template <class TileT, class LayoutT, class Real>
   MOEB_INLINE void backward(const TileT& tile, const LayoutT& layout, const Slots<Real, LayoutT>& /*logits*/,
-                                 const Slots<Real, LayoutT>& scores, Slots<Real, LayoutT>& grad,
-                                 const SoftmaxRow<Real>& /*row*/) const {
-    const Real mean =
-        canonical_sum(tile, layout, Real(0), [&](int slot, Real sum) MOEB_LAMBDA { return fma(grad[slot], scores[slot], sum); });
+                            const Slots<Real, LayoutT>& scores, Slots<Real, LayoutT>& grad,
+                            const SoftmaxRow<Real>& /*row*/) const {
+    const Real mean = canonical_sum(tile, layout, Real(0),
+                                    [&](int slot, Real sum) MOEB_LAMBDA { return fma(grad[slot], scores[slot], sum); });
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA { grad[slot] = mul(scores[slot], sub(grad[slot], mean)); });
   }
 };

@@ -15,7 +15,10 @@ struct SqrtSoftplus {
     const bool vanishing = logit < very_negative<Real>;
     const Real exponential = exp(mul(choose(vanishing, logit, Real(0)), Real(0.5)));
     const Real argument = choose(vanishing, Real(1), logit);
-    return choose(vanishing, exponential, sqrt_in_range(choose(argument > linear<Real>, argument, softplus(argument))));
+    const Real square = choose(argument > linear<Real>, argument, softplus(argument));
+    const bool infinite = square == infinity<Real>;
+    const Real root = choose(infinite, square, sqrt_in_range(choose(infinite, Real(1), square)));
+    return choose(vanishing, exponential, root);
   }
   template <class Real>
   [[nodiscard]] MOEB_INLINE Real derivative(Real logit, Real score) const {

@@ -45,10 +45,12 @@ struct CudaTile {
 #endif
   }
   MOEB_HOST_DEVICE std::int32_t maximum(std::int32_t value) const {
-    return reduce(value, [](std::int32_t a, std::int32_t b) { return a > b ? a : b; }, Reduction::maximum);
+    return reduce(
+        value, [](std::int32_t a, std::int32_t b) { return a > b ? a : b; }, Reduction::maximum);
   }
   MOEB_HOST_DEVICE std::int32_t minimum(std::int32_t value) const {
-    return reduce(value, [](std::int32_t a, std::int32_t b) { return a < b ? a : b; }, Reduction::minimum);
+    return reduce(
+        value, [](std::int32_t a, std::int32_t b) { return a < b ? a : b; }, Reduction::minimum);
   }
   MOEB_HOST_DEVICE void barrier() const {
 #if defined(__CUDA_ARCH__)
@@ -69,7 +71,8 @@ struct CudaTile {
 #endif
     if constexpr (has_instruction) {
 #if defined(__CUDA_ARCH__)
-      value = reduction == Reduction::maximum ? __reduce_max_sync(0xffffffffu, value) : __reduce_min_sync(0xffffffffu, value);
+      value =
+          reduction == Reduction::maximum ? __reduce_max_sync(0xffffffffu, value) : __reduce_min_sync(0xffffffffu, value);
 #endif
     } else {
       MOEB_UNROLL

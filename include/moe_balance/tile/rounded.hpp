@@ -3,6 +3,10 @@
 // it means one, and `mul`, `add`, `sub` where it does not: none of these is ever contracted with another.
 #pragma once
 
+#if defined(__FAST_MATH__)
+#error "moe_balance does not work with -ffast-math: NaN and rounding are part of what it promises"
+#endif
+
 #include <moe_balance/config.hpp>
 #include <moe_balance/tile/constants.hpp>
 
@@ -13,22 +17,54 @@ MOEB_NAMESPACE_BEGIN
 
 #if defined(__CUDA_ARCH__)
 
-__device__ inline float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
-__device__ inline float mul(float a, float b) { return __fmul_rn(a, b); }
-__device__ inline float add(float a, float b) { return __fadd_rn(a, b); }
-__device__ inline float sub(float a, float b) { return __fsub_rn(a, b); }
-__device__ inline float div(float a, float b) { return __fdiv_rn(a, b); }
-__device__ inline float sqrt(float a) { return __fsqrt_rn(a); }
-__device__ inline double fma(double a, double b, double c) { return __fma_rn(a, b, c); }
-__device__ inline double mul(double a, double b) { return __dmul_rn(a, b); }
-__device__ inline double add(double a, double b) { return __dadd_rn(a, b); }
-__device__ inline double sub(double a, double b) { return __dsub_rn(a, b); }
-__device__ inline double div(double a, double b) { return __ddiv_rn(a, b); }
-__device__ inline double sqrt(double a) { return __dsqrt_rn(a); }
-__device__ inline std::int32_t bits_of(float a) { return __float_as_int(a); }
-__device__ inline float float_of(std::int32_t a) { return __int_as_float(a); }
-__device__ inline std::int64_t bits_of(double a) { return __double_as_longlong(a); }
-__device__ inline double double_of(std::int64_t a) { return __longlong_as_double(a); }
+__device__ inline float fma(float a, float b, float c) {
+  return __fmaf_rn(a, b, c);
+}
+__device__ inline float mul(float a, float b) {
+  return __fmul_rn(a, b);
+}
+__device__ inline float add(float a, float b) {
+  return __fadd_rn(a, b);
+}
+__device__ inline float sub(float a, float b) {
+  return __fsub_rn(a, b);
+}
+__device__ inline float div(float a, float b) {
+  return __fdiv_rn(a, b);
+}
+__device__ inline float sqrt(float a) {
+  return __fsqrt_rn(a);
+}
+__device__ inline double fma(double a, double b, double c) {
+  return __fma_rn(a, b, c);
+}
+__device__ inline double mul(double a, double b) {
+  return __dmul_rn(a, b);
+}
+__device__ inline double add(double a, double b) {
+  return __dadd_rn(a, b);
+}
+__device__ inline double sub(double a, double b) {
+  return __dsub_rn(a, b);
+}
+__device__ inline double div(double a, double b) {
+  return __ddiv_rn(a, b);
+}
+__device__ inline double sqrt(double a) {
+  return __dsqrt_rn(a);
+}
+__device__ inline std::int32_t bits_of(float a) {
+  return __float_as_int(a);
+}
+__device__ inline float float_of(std::int32_t a) {
+  return __int_as_float(a);
+}
+__device__ inline std::int64_t bits_of(double a) {
+  return __double_as_longlong(a);
+}
+__device__ inline double double_of(std::int64_t a) {
+  return __longlong_as_double(a);
+}
 
 // Division and square root in a range that needs no special cases: the instruction sequences of CUDA's own correctly rounded ones, without
 // their calls to slow paths for subnormal and overflowing operands, which cost registers at every use.
@@ -45,7 +81,7 @@ __device__ inline float div_in_range(float a, float b) {
   q = fma(r, fma(-b, q, a), q);
   return fma(r, fma(-b, q, a), q);
 }
-/// Square root, correctly rounded; a >= 2^-100.
+/// Square root, correctly rounded; a is finite and at least 2^-100.
 __device__ inline float sqrt_in_range(float a) {
   float r;
   asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(a));
@@ -54,31 +90,73 @@ __device__ inline float sqrt_in_range(float a) {
 }
 
 /// Nearest integer, ties to even; |a| < 2^51.
-__device__ inline std::int64_t round_to_int64(float a) { return __float2ll_rn(a); }
-__device__ inline std::int64_t round_to_int64(double a) { return __double2ll_rn(a); }
+__device__ inline std::int64_t round_to_int64(float a) {
+  return __float2ll_rn(a);
+}
+__device__ inline std::int64_t round_to_int64(double a) {
+  return __double2ll_rn(a);
+}
 
 #else
 
-MOEB_INLINE float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-MOEB_INLINE double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
+MOEB_INLINE float fma(float a, float b, float c) {
+  return __builtin_fmaf(a, b, c);
+}
+MOEB_INLINE double fma(double a, double b, double c) {
+  return __builtin_fma(a, b, c);
+}
 // A product is written as a fused multiply-add of -0, which changes no result and leaves nothing to contract.
-MOEB_INLINE float mul(float a, float b) { return __builtin_fmaf(a, b, -0.0f); }
-MOEB_INLINE double mul(double a, double b) { return __builtin_fma(a, b, -0.0); }
-MOEB_INLINE float add(float a, float b) { return a + b; }
-MOEB_INLINE double add(double a, double b) { return a + b; }
-MOEB_INLINE float sub(float a, float b) { return a - b; }
-MOEB_INLINE double sub(double a, double b) { return a - b; }
-MOEB_INLINE float div(float a, float b) { return a / b; }
-MOEB_INLINE double div(double a, double b) { return a / b; }
-MOEB_INLINE float sqrt(float a) { return __builtin_sqrtf(a); }
-MOEB_INLINE double sqrt(double a) { return __builtin_sqrt(a); }
-MOEB_INLINE float reciprocal_in_range(float a) { return 1.0f / a; }
-MOEB_INLINE float div_in_range(float a, float b) { return a / b; }
-MOEB_INLINE float sqrt_in_range(float a) { return __builtin_sqrtf(a); }
-MOEB_INLINE std::int32_t bits_of(float a) { return __builtin_bit_cast(std::int32_t, a); }
-MOEB_INLINE float float_of(std::int32_t a) { return __builtin_bit_cast(float, a); }
-MOEB_INLINE std::int64_t bits_of(double a) { return __builtin_bit_cast(std::int64_t, a); }
-MOEB_INLINE double double_of(std::int64_t a) { return __builtin_bit_cast(double, a); }
+MOEB_INLINE float mul(float a, float b) {
+  return __builtin_fmaf(a, b, -0.0f);
+}
+MOEB_INLINE double mul(double a, double b) {
+  return __builtin_fma(a, b, -0.0);
+}
+MOEB_INLINE float add(float a, float b) {
+  return a + b;
+}
+MOEB_INLINE double add(double a, double b) {
+  return a + b;
+}
+MOEB_INLINE float sub(float a, float b) {
+  return a - b;
+}
+MOEB_INLINE double sub(double a, double b) {
+  return a - b;
+}
+MOEB_INLINE float div(float a, float b) {
+  return a / b;
+}
+MOEB_INLINE double div(double a, double b) {
+  return a / b;
+}
+MOEB_INLINE float sqrt(float a) {
+  return __builtin_sqrtf(a);
+}
+MOEB_INLINE double sqrt(double a) {
+  return __builtin_sqrt(a);
+}
+MOEB_INLINE float reciprocal_in_range(float a) {
+  return 1.0f / a;
+}
+MOEB_INLINE float div_in_range(float a, float b) {
+  return a / b;
+}
+MOEB_INLINE float sqrt_in_range(float a) {
+  return __builtin_sqrtf(a);
+}
+MOEB_INLINE std::int32_t bits_of(float a) {
+  return __builtin_bit_cast(std::int32_t, a);
+}
+MOEB_INLINE float float_of(std::int32_t a) {
+  return __builtin_bit_cast(float, a);
+}
+MOEB_INLINE std::int64_t bits_of(double a) {
+  return __builtin_bit_cast(std::int64_t, a);
+}
+MOEB_INLINE double double_of(std::int64_t a) {
+  return __builtin_bit_cast(double, a);
+}
 
 /// Nearest integer, ties to even; |a| < 2^51. Adding 1.5 * 2^52 leaves the integer in the low bits; unlike a conversion
 /// instruction this vectorises on every x86-64.
@@ -86,7 +164,9 @@ MOEB_INLINE std::int64_t round_to_int64(double a) {
   constexpr double magic = 6755399441055744.0;
   return bits_of(a + magic) - bits_of(magic);
 }
-MOEB_INLINE std::int64_t round_to_int64(float a) { return round_to_int64(static_cast<double>(a)); }
+MOEB_INLINE std::int64_t round_to_int64(float a) {
+  return round_to_int64(static_cast<double>(a));
+}
 
 #endif
 
@@ -102,13 +182,21 @@ MOEB_INLINE float choose(bool condition, float a, float b) {
   const std::int32_t mask = condition ? -1 : 0;
   return float_of((bits_of(a) & mask) | (bits_of(b) & ~mask));
 }
-MOEB_INLINE double choose(bool condition, double a, double b) { return condition ? a : b; }
+MOEB_INLINE double choose(bool condition, double a, double b) {
+  return condition ? a : b;
+}
 #endif
 
 // Double is for checks: its full-range operations serve everywhere.
-MOEB_INLINE double reciprocal_in_range(double a) { return div(1.0, a); }
-MOEB_INLINE double div_in_range(double a, double b) { return div(a, b); }
-MOEB_INLINE double sqrt_in_range(double a) { return sqrt(a); }
+MOEB_INLINE double reciprocal_in_range(double a) {
+  return div(1.0, a);
+}
+MOEB_INLINE double div_in_range(double a, double b) {
+  return div(a, b);
+}
+MOEB_INLINE double sqrt_in_range(double a) {
+  return sqrt(a);
+}
 
 /// 1 / a where |a| is 2^-126 to 2^126, NaN elsewhere (NaN and infinity included): a sum outside that range weighs nothing.
 template <class Real>

@@ -25,7 +25,7 @@ concept Tile = requires(const T tile, float f, double d, std::int32_t i, std::in
   { tile.any(true) } -> std::same_as<bool>;
   { tile.maximum(i) } -> std::same_as<std::int32_t>;
   { tile.minimum(i) } -> std::same_as<std::int32_t>;
-  { tile.barrier() };
+  {tile.barrier()};
 };
 
 /// One lane that holds all of a token's scores in memory. `columns` is how many running maxima select_k keeps, so that

@@ -39,7 +39,7 @@ struct LossSlopes {
 
 /// What multiplies a loss's slope: 1 / tokens it averages over, and over sequences for a sequence loss; 0 without tokens.
 [[nodiscard]] MOEB_INLINE float mean_factor(LossScope scope, std::int64_t tokens, std::int64_t segment_tokens,
-                                                        std::int64_t segments) {
+                                            std::int64_t segments) {
   const std::int64_t averaged = scope == LossScope::sequence ? segment_tokens : tokens;
   if (averaged == 0) return 0.0f;
   const float mean = div(1.0f, static_cast<float>(averaged));
@@ -54,15 +54,17 @@ template <class Problem>
 
 template <class Problem>
 [[nodiscard]] MOEB_INLINE float token_loss_factor(const Problem& problem) {
-  if constexpr (BalancerTraits<decltype(problem.balancer)>::token_losses == 0) return 0.0f;
-  else return mul(upstream_of(problem), mean_factor(LossScope::micro_batch, *problem.saved.tokens, 0, 1));
+  if constexpr (BalancerTraits<decltype(problem.balancer)>::token_losses == 0)
+    return 0.0f;
+  else
+    return mul(upstream_of(problem), mean_factor(LossScope::micro_batch, *problem.saved.tokens, 0, 1));
 }
 
 /// Writes slope[e] for e = first, first + step, ... below `capacity`, 0 for padding. Other lanes may write the others: the tile is
 /// needed only to add counts.
 template <class Problem, class TileT>
 MOEB_INLINE void prepare_slopes(const Problem& problem, const TileT& tile, std::int64_t segment, int first, int step,
-                                            int capacity, float* slope) {
+                                int capacity, float* slope) {
   if constexpr (BalancerTraits<decltype(problem.balancer)>::losses > 0) {
     const int experts = static_cast<int>(problem.logits.columns);
     const float upstream = upstream_of(problem);
@@ -85,8 +87,8 @@ MOEB_INLINE void prepare_slopes(const Problem& problem, const TileT& tile, std::
 /// dL/dscores of the losses: the slope itself where scores are probabilities, else through the normalisation p = s / sum.
 template <class Real, class Problem, class TileT, class LayoutT>
 MOEB_INLINE void loss_gradient(const Problem& problem, const TileT& tile, const LayoutT& layout,
-                                           const LossSlopes<Real>& slopes, const Slots<Real, LayoutT>& scores,
-                                           Slots<Real, LayoutT>& grad) {
+                               const LossSlopes<Real>& slopes, const Slots<Real, LayoutT>& scores,
+                               Slots<Real, LayoutT>& grad) {
   using Traits = BalancerTraits<decltype(problem.balancer)>;
   if constexpr (Traits::losses == 0) {
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA { grad[slot] = Real(0); });
@@ -97,15 +99,16 @@ MOEB_INLINE void loss_gradient(const Problem& problem, const TileT& tile, const 
     const Real mean = canonical_sum(tile, layout, Real(0), [&](int slot, Real sum) MOEB_LAMBDA {
       return fma(static_cast<Real>(slopes.slope[layout.expert(slot)]), mul(scores[slot], inverse), sum);
     });
-    for_each_slot(layout,
-                  [&](int slot) MOEB_LAMBDA { grad[slot] = mul(sub(static_cast<Real>(slopes.slope[layout.expert(slot)]), mean), inverse); });
+    for_each_slot(layout, [&](int slot) MOEB_LAMBDA {
+      grad[slot] = mul(sub(static_cast<Real>(slopes.slope[layout.expert(slot)]), mean), inverse);
+    });
   }
 }
 
 /// Adds value k of the chosen experts to the slots that hold them. Empty slots hold expert -1, which no slot has.
 template <int K, class TileT, class LayoutT, class ChosenT, class Real, int PerLane>
-MOEB_INLINE void scatter_add(const TileT& tile, const LayoutT& layout, const ChosenT& chosen,
-                                         const Real (&value)[PerLane], Slots<Real, LayoutT>& slots) {
+MOEB_INLINE void scatter_add(const TileT& tile, const LayoutT& layout, const ChosenT& chosen, const Real (&value)[PerLane],
+                             Slots<Real, LayoutT>& slots) {
   MOEB_UNROLL
   for (int r = 0; r < PerLane; ++r) {
     const int sources = K - TileT::width * r < TileT::width ? K - TileT::width * r : TileT::width;
@@ -125,10 +128,10 @@ MOEB_INLINE void scatter_add(const TileT& tile, const LayoutT& layout, const Cho
   }
 }
 
-/// The ids that forward chose and the weights' gradients; false for a token without any.
+/// The ids that forward chose and the weights' gradients; false for a token that has no gradient: one without ids, unless it has a loss.
 template <class Real, class Problem, class TileT, class ChosenT, int PerLane>
 [[nodiscard]] MOEB_INLINE bool load_chosen(const Problem& problem, const TileT& tile, std::int64_t token, int experts,
-                                                       ChosenT& chosen, Real (&grad_weight)[PerLane]) {
+                                           ChosenT& chosen, Real (&grad_weight)[PerLane]) {
   constexpr int k_count = decltype(problem.top_k)::k;
   bool any = false;
   MOEB_UNROLL
@@ -140,16 +143,18 @@ template <class Real, class Problem, class TileT, class ChosenT, int PerLane>
     grad_weight[r] = has_gradient ? load_element<Real>(problem.grad_weights, token, k) : Real(0);
     any = any || chosen.expert[r] >= 0;
   }
-  return tile.any(any);
+  using Traits = BalancerTraits<decltype(problem.balancer)>;
+  return tile.any(any) || Traits::losses + Traits::token_losses > 0;
 }
 
 /// In: dL/dweight of each chosen expert; out: dL/dscore (dL/dlogit where weights are a softmax over the selected).
 template <class Scoring, int K, class TileT, class ChosenT, class Real, int PerLane>
-MOEB_INLINE void weight_gradient(const TileT& tile, const ChosenT& chosen, const WeightRow<Real>& weights,
-                                             bool renormalise, Real (&grad)[PerLane]) {
+MOEB_INLINE void weight_gradient(const TileT& tile, const ChosenT& chosen, const WeightRow<Real>& weights, bool renormalise,
+                                 Real (&grad)[PerLane]) {
   Real mean = 0;
   if (renormalise) {
-    mean = sum_over_chosen<Real, PerLane>(tile, [&](int r) MOEB_LAMBDA { return mul(grad[r], mul(chosen.score[r], weights.factor)); });
+    mean = sum_over_chosen<Real, PerLane>(
+        tile, [&](int r) MOEB_LAMBDA { return mul(grad[r], mul(chosen.score[r], weights.factor)); });
   }
   const Real factor = mul(weights.scaling, weights.factor);
   MOEB_UNROLL
@@ -162,31 +167,36 @@ MOEB_INLINE void weight_gradient(const TileT& tile, const ChosenT& chosen, const
 
 template <class Real, class Problem, class TileT, class LayoutT, class Row>
 MOEB_INLINE void add_token_loss_gradient(const Problem& problem, const TileT& tile, const LayoutT& layout,
-                                                     const LossSlopes<Real>& slopes,
-                                                     const Slots<Real, LayoutT>& logits, const Row& row,
-                                                     Slots<Real, LayoutT>& scores, Slots<Real, LayoutT>& grad) {
+                                         std::int64_t token, const LossSlopes<Real>& slopes, Slots<Real, LayoutT>& logits,
+                                         const Row& row, Slots<Real, LayoutT>& scores, Slots<Real, LayoutT>& grad) {
   if constexpr (BalancerTraits<decltype(problem.balancer)>::token_losses > 0) {
     SoftmaxRow<Real> softmax;
-    if constexpr (requires { row.log_sum_exp(); }) softmax = row;
-    else softmax = softmax_row(tile, layout, logits, scores);
+    if constexpr (requires { row.log_sum_exp(); })
+      softmax = row;
+    else {
+      reload_row(tile, layout, problem.logits, token, problem.logits_hold_quads, logits);
+      softmax = softmax_row(tile, layout, logits, scores);
+    }
     const Real log_sum_exp = softmax.log_sum_exp();
     Real slope = 0;
     for_each_part(problem.balancer, [&](const auto& part) MOEB_LAMBDA {
       if constexpr (TokenLossBalancer<std::remove_cvref_t<decltype(part)>>) {
-        slope = add(slope, static_cast<Real>(part.token_slope(log_sum_exp)));
+        slope = add(slope, token_slope_of(part, log_sum_exp));
       }
     });
     slope = mul(slope, slopes.token_factor);
-    for_each_slot(layout, [&](int slot) MOEB_LAMBDA { grad[slot] = fma(slope, softmax.probability(logits[slot]), grad[slot]); });
+    // Not finite where the logit is not: set to 0 later.
+    const auto add_slope = [&](int slot, Real logit)
+                               MOEB_LAMBDA { grad[slot] = fma(slope, softmax.probability(logit), grad[slot]); };
+    for_each_logit(tile, layout, problem.logits, token, problem.logits_hold_quads, logits, add_slope);
   }
 }
 
 /// The gradient of a token that has one; false where its weights were not finite.
 template <class Real, class Problem, class TileT, class LayoutT, class ChosenT, int PerLane>
 [[nodiscard]] MOEB_INLINE bool token_gradient(const Problem& problem, const TileT& tile, const LayoutT& layout,
-                                                          std::int64_t token, const LossSlopes<Real>& slopes,
-                                                          ChosenT& chosen, Real (&grad_chosen)[PerLane],
-                                                          Slots<Real, LayoutT>& grad) {
+                                              std::int64_t token, const LossSlopes<Real>& slopes, ChosenT& chosen,
+                                              Real (&grad_chosen)[PerLane], Slots<Real, LayoutT>& grad) {
   using Scoring = decltype(problem.scoring);
   using Traits = BalancerTraits<decltype(problem.balancer)>;
   constexpr int k_count = decltype(problem.top_k)::k;
@@ -194,12 +204,12 @@ template <class Real, class Problem, class TileT, class LayoutT, class ChosenT, 
   Slots<Real, LayoutT> scores;
   load_row(layout, problem.logits, token, problem.logits_hold_quads, logits);
   load_chosen_logits(problem.logits, token, logits, chosen);
+  const FiniteSlots<LayoutT> finite = finite_slots(layout, logits);
   typename RowOf<Scoring, Real>::type row{};
   if constexpr (!is_over_selected<Scoring> || Traits::losses + Traits::token_losses > 0) {
-    row = prepare_scores(problem.scoring, tile, layout, logits, scores);
-    silence_non_finite(layout, logits, scores);
+    row = score_row(problem, tile, layout, token, problem.logits_hold_quads, logits, scores);
+    silence_non_finite(layout, finite, logits, scores);
   }
-  const FiniteSlots<LayoutT> finite = finite_slots(layout, logits);
   const Weighting weighting = problem.top_k.weighting();
   const WeightRow<Real> weights = weigh(problem.scoring, row, weighting, tile, chosen);
   if (!weights.finite) return false;
@@ -207,22 +217,24 @@ template <class Real, class Problem, class TileT, class LayoutT, class ChosenT, 
   weight_gradient<Scoring, k_count>(tile, chosen, weights, renormalises<Scoring, k_count>(weighting), grad_chosen);
   loss_gradient(problem, tile, layout, slopes, scores, grad);
   if constexpr (!is_over_selected<Scoring>) scatter_add<k_count>(tile, layout, chosen, grad_chosen, grad);
-  if constexpr (!RowScoring<Scoring>) reload_row(tile, layout, problem.logits, token, problem.logits_hold_quads, logits);
-  if constexpr (!is_over_selected<Scoring> || Traits::losses > 0) {
+  if constexpr (!RowScoring<Scoring> && LayoutT::rereads_logits) {
+    for_each_logit(tile, layout, problem.logits, token, problem.logits_hold_quads, logits,
+                   [&](int slot, Real logit) MOEB_LAMBDA {
+                     const Real score = elementwise_score(problem.scoring, logit);
+                     grad[slot] = mul(grad[slot], elementwise_derivative(problem.scoring, logit, score));
+                   });
+  } else if constexpr (!is_over_selected<Scoring> || Traits::losses > 0) {
     scores_backward(problem.scoring, tile, layout, logits, scores, grad, row);
   }
   if constexpr (is_over_selected<Scoring>) scatter_add<k_count>(tile, layout, chosen, grad_chosen, grad);
-  if constexpr (Traits::token_losses > 0) {
-    reload_row(tile, layout, problem.logits, token, problem.logits_hold_quads, logits);
-  }
-  add_token_loss_gradient(problem, tile, layout, slopes, logits, row, scores, grad);
+  add_token_loss_gradient(problem, tile, layout, token, slopes, logits, row, scores, grad);
   for_each_slot(layout, [&](int slot) MOEB_LAMBDA { grad[slot] = choose(finite.holds(slot, logits), grad[slot], Real(0)); });
   return true;
 }
 
 template <class Real, class Problem, class TileT, class LayoutT>
-MOEB_INLINE void backward_token(const Problem& problem, const TileT& tile, const LayoutT& layout,
-                                            std::int64_t token, const LossSlopes<Real>& slopes) {
+MOEB_INLINE void backward_token(const Problem& problem, const TileT& tile, const LayoutT& layout, std::int64_t token,
+                                const LossSlopes<Real>& slopes) {
   using ChosenT = Chosen<Real, TileT, decltype(problem.top_k)::k>;
   Slots<Real, LayoutT> grad;
   ChosenT chosen;

@@ -31,30 +31,32 @@ struct ForwardProblem {
 };
 
 [[nodiscard]] MOEB_INLINE bool is_active(const std::uint8_t* active, const std::int64_t* tokens_on_device,
-                                                     std::int64_t token) {
+                                         std::int64_t token) {
   return (active == nullptr || active[token] != 0) && (tokens_on_device == nullptr || token < *tokens_on_device);
 }
 
 /// Ranking keys: score + bias, or logit + bias where the scoring says so. The sum is written as value * 1 + bias, so that a user's
-/// score that ends in a product is rounded before the bias is added. `bias` has a value for every slot's expert, padding included.
-template <class Scoring, class LayoutT, class Real>
-MOEB_INLINE void rank_keys(const LayoutT& layout, const Slots<Real, LayoutT>& logits,
-                                       const Slots<Real, LayoutT>& scores, const float* bias,
-                                       Slots<Key<Real>, LayoutT>& keys) {
-  for_each_slot(layout, [&](int slot) MOEB_LAMBDA {
-    const Real logit = logits[slot];
-    const Real value = is_over_selected<Scoring> ? logit : scores[slot];
-    const Real ranking = fma(value, Real(1), static_cast<Real>(bias[layout.expert(slot)]));
-    const Key<Real> ordered = ordered_key(ranking);
-    const Key<Real> key = logit != logit ? nan_key<Key<Real>> : ordered;
-    keys[slot] = layout.holds_expert(slot) ? key : excluded_key<Key<Real>>;
-  });
+/// score that ends in a product is rounded before the bias is added. `bias` has a value for every slot's expert, padding included, or is
+/// null for none.
+template <class Real, class Problem, class TileT, class LayoutT>
+MOEB_INLINE void rank_keys(const Problem& problem, const TileT& tile, const LayoutT& layout, std::int64_t token,
+                           const Slots<Real, LayoutT>& logits, const Slots<Real, LayoutT>& scores, const float* bias,
+                           Slots<Key<Real>, LayoutT>& keys) {
+  using Scoring = decltype(problem.scoring);
+  for_each_logit(
+      tile, layout, problem.logits, token, problem.rows_hold_quads, logits, [&](int slot, Real logit) MOEB_LAMBDA {
+        const Real value = is_over_selected<Scoring> ? logit : scores[slot];
+        const Real ranking = fma(value, Real(1), bias == nullptr ? Real(0) : static_cast<Real>(bias[layout.expert(slot)]));
+        const Key<Real> ordered = ordered_key(ranking);
+        const Key<Real> key = logit != logit ? nan_key<Key<Real>> : ordered;
+        keys[slot] = layout.holds_expert(slot) ? key : excluded_key<Key<Real>>;
+      });
 }
 
 /// The caller's ids of a replayed token; invalid ones become -1 and are reported to the sink.
 template <class Problem, class TileT, class ChosenT, class Sink>
-MOEB_INLINE void take_replayed(const Problem& problem, const TileT& tile, int experts, std::int64_t token,
-                                           ChosenT& chosen, Sink& sink) {
+MOEB_INLINE void take_replayed(const Problem& problem, const TileT& tile, int experts, std::int64_t token, ChosenT& chosen,
+                               Sink& sink) {
   constexpr int k_count = decltype(problem.top_k)::k;
   MOEB_UNROLL
   for (int r = 0; r < ChosenT::per_lane; ++r) {
@@ -62,19 +64,20 @@ MOEB_INLINE void take_replayed(const Problem& problem, const TileT& tile, int ex
     chosen.expert[r] = -1;
     if (k >= k_count) continue;
     const std::int32_t id = problem.replay.experts.data[token * problem.replay.experts.stride + k];
-    if (id >= -1 && id < experts) chosen.expert[r] = id;
-    else sink.invalid_expert();
+    if (id >= -1 && id < experts)
+      chosen.expert[r] = id;
+    else
+      sink.invalid_expert();
   }
 }
 
 template <class Real, class Problem, class TileT, class LayoutT, class ChosenT>
-MOEB_INLINE void choose(const Problem& problem, const TileT& tile, const LayoutT& layout,
-                                    const Slots<Real, LayoutT>& logits, const Slots<Real, LayoutT>& scores,
-                                    const float* bias, ChosenT& chosen) {
-  using Scoring = decltype(problem.scoring);
+MOEB_INLINE void choose(const Problem& problem, const TileT& tile, const LayoutT& layout, std::int64_t token,
+                        const Slots<Real, LayoutT>& logits, const Slots<Real, LayoutT>& scores, const float* bias,
+                        ChosenT& chosen) {
   constexpr int k_count = decltype(problem.top_k)::k;
   Slots<Key<Real>, LayoutT> keys;
-  rank_keys<Scoring>(layout, logits, scores, bias, keys);
+  rank_keys(problem, tile, layout, token, logits, scores, bias, keys);
   problem.top_k.template narrow<Real>(tile, layout, keys);
   MOEB_UNROLL
   for (int r = 0; r < ChosenT::per_lane; ++r) chosen.expert[r] = -1;
@@ -86,19 +89,21 @@ MOEB_INLINE void choose(const Problem& problem, const TileT& tile, const LayoutT
 
 /// The logits of the chosen experts. Lanes that keep slots in registers cannot index them and read the row again, from cache.
 template <class Real, class LayoutT, class ChosenT>
-MOEB_INLINE void load_chosen_logits(const ConstAnyMatrix& matrix, std::int64_t token,
-                                                const Slots<Real, LayoutT>& logits, ChosenT& chosen) {
+MOEB_INLINE void load_chosen_logits(const ConstAnyMatrix& matrix, std::int64_t token, const Slots<Real, LayoutT>& logits,
+                                    ChosenT& chosen) {
   MOEB_UNROLL
   for (int r = 0; r < ChosenT::per_lane; ++r) {
     const int expert = chosen.expert[r] < 0 ? 0 : chosen.expert[r];
-    if constexpr (LayoutT::in_registers) chosen.logit[r] = load_element<Real>(matrix, token, expert);
-    else chosen.logit[r] = logits[expert];
+    if constexpr (LayoutT::in_registers)
+      chosen.logit[r] = load_element<Real>(matrix, token, expert);
+    else
+      chosen.logit[r] = logits[expert];
   }
 }
 
 template <class Problem, class TileT, class ChosenT, class Real>
 MOEB_INLINE void store_chosen(const Problem& problem, const TileT& tile, std::int64_t token, const ChosenT& chosen,
-                                          const WeightRow<Real>& weights) {
+                              const WeightRow<Real>& weights) {
   constexpr int k_count = decltype(problem.top_k)::k;
   MOEB_UNROLL
   for (int r = 0; r < ChosenT::per_lane; ++r) {
@@ -109,15 +114,31 @@ MOEB_INLINE void store_chosen(const Problem& problem, const TileT& tile, std::in
   }
 }
 
+/// Scores of all slots. Where logits are read again, elementwise scores are computed quad by quad: all at once they would need more
+/// registers than there are.
+template <class Real, class Problem, class TileT, class LayoutT>
+[[nodiscard]] MOEB_INLINE auto score_row(const Problem& problem, const TileT& tile, const LayoutT& layout,
+                                         std::int64_t token, bool quads, const Slots<Real, LayoutT>& logits,
+                                         Slots<Real, LayoutT>& scores) {
+  using Scoring = decltype(problem.scoring);
+  if constexpr (!RowScoring<Scoring> && LayoutT::rereads_logits) {
+    for_each_logit(tile, layout, problem.logits, token, quads, logits,
+                   [&](int slot, Real logit) MOEB_LAMBDA { scores[slot] = elementwise_score(problem.scoring, logit); });
+    return typename RowOf<Scoring, Real>::type{};
+  } else {
+    return prepare_scores(problem.scoring, tile, layout, logits, scores);
+  }
+}
+
 /// A token's probabilities and token losses, added to the sink. `scores` are overwritten.
 template <class Real, class Problem, class TileT, class LayoutT, class Row, class Sink>
 MOEB_INLINE void add_losses(const Problem& problem, const TileT& tile, const LayoutT& layout,
-                                        const Slots<Real, LayoutT>& logits, Slots<Real, LayoutT>& scores, const Row& row,
-                                        Sink& sink) {
+                            const FiniteSlots<LayoutT>& finite, const Slots<Real, LayoutT>& logits,
+                            Slots<Real, LayoutT>& scores, const Row& row, Sink& sink) {
   using Scoring = decltype(problem.scoring);
   using Traits = BalancerTraits<decltype(problem.balancer)>;
   if constexpr (Traits::losses > 0) {
-    silence_non_finite(layout, logits, scores);
+    silence_non_finite(layout, finite, logits, scores);
     const Real inverse = is_normalised<Scoring> ? Real(1) : inverse_of_total(tile, layout, scores);
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA {
       sink.probability(slot, to_fixed<probability_fraction_bits>(mul(scores[slot], inverse)));
@@ -125,24 +146,39 @@ MOEB_INLINE void add_losses(const Problem& problem, const TileT& tile, const Lay
   }
   if constexpr (Traits::token_losses > 0) {
     Real log_sum_exp;
-    if constexpr (requires { row.log_sum_exp(); }) log_sum_exp = row.log_sum_exp();
-    else log_sum_exp = softmax_row(tile, layout, logits, scores).log_sum_exp();
+    if constexpr (requires { row.log_sum_exp(); })
+      log_sum_exp = row.log_sum_exp();
+    else
+      log_sum_exp = softmax_row(tile, layout, logits, scores).log_sum_exp();
     int index = 0;
     for_each_part(problem.balancer, [&](const auto& part) MOEB_LAMBDA {
       if constexpr (TokenLossBalancer<std::remove_cvref_t<decltype(part)>>) {
-        if (tile.lane() == 0) sink.token_loss(index, to_fixed<token_loss_fraction_bits>(part.token_loss(log_sum_exp)));
+        if (tile.lane() == 0) sink.token_loss(index, to_fixed<token_loss_fraction_bits>(token_loss_of(part, log_sum_exp)));
         ++index;
       }
     });
   }
 }
 
+/// Reports to the sink what a plain top-k of the scores would choose, for losses that count that.
+template <class Real, class Problem, class TileT, class LayoutT, class Sink>
+MOEB_INLINE void count_plain_top_k(const Problem& problem, const TileT& tile, const LayoutT& layout, std::int64_t token,
+                                   const Slots<Real, LayoutT>& logits, const Slots<Real, LayoutT>& scores, Sink& sink) {
+  if constexpr (BalancerTraits<decltype(problem.balancer)>::plain_losses > 0) {
+    Slots<Key<Real>, LayoutT> keys;
+    rank_keys(problem, tile, layout, token, logits, scores, nullptr, keys);
+    select_k(tile, layout, keys, decltype(problem.top_k)::k, [&](int /*k*/, std::int32_t expert) MOEB_LAMBDA {
+      if (tile.lane() == 0) sink.loss_count(expert);
+    });
+  }
+}
+
 /// `bias`: one value per expert up to the layout's capacity, 0 where there is none.
 /// Sink: where the token's contributions go. count(expert), invalid_expert() are called by the lane that holds the choice, probability(
-/// slot, fixed) by the lane that holds the slot, token(), non_finite_token() and token_loss(index, fixed) by lane 0.
+/// slot, fixed) by the lane that holds the slot, token(), non_finite_token(), loss_count(expert) and token_loss(index, fixed) by lane 0.
 template <class Real, class Problem, class TileT, class LayoutT, class Sink>
 MOEB_INLINE void forward_token(const Problem& problem, const TileT& tile, const LayoutT& layout, std::int64_t token,
-                                           const float* bias, Sink& sink) {
+                               const float* bias, Sink& sink) {
   using Scoring = decltype(problem.scoring);
   using Traits = BalancerTraits<decltype(problem.balancer)>;
   constexpr int k_count = decltype(problem.top_k)::k;
@@ -157,9 +193,11 @@ MOEB_INLINE void forward_token(const Problem& problem, const TileT& tile, const 
   Slots<Real, LayoutT> logits;
   Slots<Real, LayoutT> scores;
   load_row(layout, problem.logits, token, problem.rows_hold_quads, logits);
+  FiniteSlots<LayoutT> finite;
+  if constexpr (Traits::losses > 0) finite = finite_slots(layout, logits);
   typename RowOf<Scoring, Real>::type row{};
   if constexpr (!is_over_selected<Scoring> || Traits::losses + Traits::token_losses > 0) {
-    row = prepare_scores(problem.scoring, tile, layout, logits, scores);
+    row = score_row(problem, tile, layout, token, problem.rows_hold_quads, logits, scores);
   }
 
   bool replayed = false;
@@ -167,12 +205,13 @@ MOEB_INLINE void forward_token(const Problem& problem, const TileT& tile, const 
     replayed = problem.replay.tokens == nullptr || problem.replay.tokens[token] != 0;
     if (replayed) take_replayed(problem, tile, layout.experts, token, chosen, sink);
   }
-  if (!replayed) choose(problem, tile, layout, logits, scores, bias, chosen);
+  if (!replayed) choose(problem, tile, layout, token, logits, scores, bias, chosen);
 
   MOEB_UNROLL
   for (int r = 0; r < chosen.per_lane; ++r) {
     if (chosen.expert[r] >= 0) sink.count(chosen.expert[r]);
   }
+  count_plain_top_k(problem, tile, layout, token, logits, scores, sink);
   load_chosen_logits(problem.logits, token, logits, chosen);
   const WeightRow<Real> weights = weigh(problem.scoring, row, problem.top_k.weighting(), tile, chosen);
   store_chosen(problem, tile, token, chosen, weights);
@@ -180,10 +219,10 @@ MOEB_INLINE void forward_token(const Problem& problem, const TileT& tile, const 
     sink.token();
     if (!weights.finite) sink.non_finite_token();
   }
-  if constexpr (Traits::losses + Traits::token_losses > 0) {
+  if constexpr (Traits::token_losses > 0 && !requires { row.log_sum_exp(); }) {
     reload_row(tile, layout, problem.logits, token, problem.rows_hold_quads, logits);
   }
-  if (weights.finite) add_losses(problem, tile, layout, logits, scores, row, sink);
+  if (weights.finite) add_losses(problem, tile, layout, finite, logits, scores, row, sink);
 }
 
 MOEB_NAMESPACE_END

@@ -13,13 +13,16 @@ MOEB_NAMESPACE_BEGIN
 /// The counts that a loss of the given scope reads, with their total.
 template <class TileT>
 [[nodiscard]] MOEB_INLINE LoadView load_of_scope(const TileT& tile, const SavedView& saved, int experts, int top_k,
-                                                             int ranks, LossScope scope, std::int64_t segment) {
+                                                 int ranks, LossScope scope, std::int64_t segment) {
   LoadView load;
   load.counts = scope == LossScope::global_batch ? saved.global_counts
                 : scope == LossScope::sequence   ? saved.segment_counts + segment * experts
                                                  : saved.counts;
   load.expert_count = experts;
-  load.assignments = integer_sum(tile, experts, [&](std::int64_t i) MOEB_LAMBDA { return load.counts[i]; });
+  // K T assignments, empty slots included; of the global batch only the counts are known.
+  load.assignments = scope == LossScope::global_batch
+                         ? integer_sum(tile, experts, [&](std::int64_t i) MOEB_LAMBDA { return load.counts[i]; })
+                         : top_k * (scope == LossScope::sequence ? saved.segment_tokens[segment] : *saved.tokens);
   load.assignments_per_token = top_k;
   load.rank_count = scope == LossScope::global_batch ? ranks : 1;
   return load;
@@ -40,7 +43,7 @@ struct LossProblem {
 /// sum_i slope_i P_i over `tokens` tokens; 0 without tokens.
 template <class Part, class TileT>
 [[nodiscard]] MOEB_INLINE double loss_over(const Part& part, const TileT& tile, const LoadView& load,
-                                                       const std::int64_t* probabilities, std::int64_t tokens) {
+                                           const std::int64_t* probabilities, std::int64_t tokens) {
   if (tokens == 0) return 0.0;
   const double sum = strided_sum(tile, load.experts(), [&](std::int64_t i) MOEB_LAMBDA {
     const double probability = from_fixed<probability_fraction_bits>(probabilities[i]);
@@ -60,32 +63,34 @@ template <class Part, class Problem, class TileT>
     double sum = 0.0;
     for (std::int64_t s = 0; s < problem.sequences; ++s) {
       const LoadView load = load_of_scope(tile, saved, problem.experts, problem.top_k, problem.ranks, scope, s);
-      sum = add(sum, loss_over(part, tile, load, saved.segment_probabilities + s * problem.experts, saved.segment_tokens[s]));
+      sum =
+          add(sum, loss_over(part, tile, load, saved.segment_probabilities + s * problem.experts, saved.segment_tokens[s]));
     }
     return div(sum, static_cast<double>(problem.sequences));
   }
 }
 
-/// Writes each loss's value, in the order of Combine, and their sum.
+/// The mean of one token loss.
+[[nodiscard]] MOEB_INLINE double token_loss_mean(const SavedView& saved, int index) {
+  if (*saved.tokens == 0) return 0.0;
+  return div(from_fixed<token_loss_fraction_bits>(saved.token_losses[index]), static_cast<double>(*saved.tokens));
+}
+
+/// Writes each loss's value, in the order of Combine (a part with both kinds: its balancing loss, then its token loss), and their sum.
 template <class Problem, class TileT>
 MOEB_INLINE void evaluate_losses(const Problem& problem, const TileT& tile) {
   double total = 0.0;
   int index = 0;
   int token_index = 0;
+  const auto add_loss = [&](double value) MOEB_LAMBDA {
+    if (problem.part_values != nullptr && tile.lane() == 0) problem.part_values[index] = static_cast<float>(value);
+    ++index;
+    total = add(total, value);
+  };
   for_each_part(problem.balancer, [&](const auto& part) MOEB_LAMBDA {
     using Part = std::remove_cvref_t<decltype(part)>;
-    if constexpr (LossBalancer<Part> || TokenLossBalancer<Part>) {
-      double value = 0.0;
-      if constexpr (LossBalancer<Part>) value = loss_of_part(part, problem, tile);
-      if constexpr (TokenLossBalancer<Part>) {
-        const std::int64_t tokens = *problem.saved.tokens;
-        const double sum = from_fixed<token_loss_fraction_bits>(problem.saved.token_losses[token_index++]);
-        value = tokens == 0 ? value : add(value, div(sum, static_cast<double>(tokens)));
-      }
-      if (problem.part_values != nullptr && tile.lane() == 0) problem.part_values[index] = static_cast<float>(value);
-      ++index;
-      total = add(total, value);
-    }
+    if constexpr (LossBalancer<Part>) add_loss(loss_of_part(part, problem, tile));
+    if constexpr (TokenLossBalancer<Part>) add_loss(token_loss_mean(problem.saved, token_index++));
   });
   if (problem.value != nullptr && tile.lane() == 0) *problem.value = static_cast<float>(total);
 }

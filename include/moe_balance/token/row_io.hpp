@@ -19,16 +19,27 @@ struct alignas(4 * sizeof(T)) Quad {
   T value[4];
 };
 
-[[nodiscard]] MOEB_INLINE float to_real(float value) { return value; }
-[[nodiscard]] MOEB_INLINE double to_real(double value) { return value; }
-[[nodiscard]] MOEB_INLINE float to_real(bfloat16 value) { return to_float(value); }
-[[nodiscard]] MOEB_INLINE float to_real(float16 value) { return to_float(value); }
+[[nodiscard]] MOEB_INLINE float to_real(float value) {
+  return value;
+}
+[[nodiscard]] MOEB_INLINE double to_real(double value) {
+  return value;
+}
+[[nodiscard]] MOEB_INLINE float to_real(bfloat16 value) {
+  return to_float(value);
+}
+[[nodiscard]] MOEB_INLINE float to_real(float16 value) {
+  return to_float(value);
+}
 
 template <class T, class Real>
 [[nodiscard]] MOEB_INLINE T from_real(Real value) {
-  if constexpr (std::is_same_v<T, bfloat16>) return to_bfloat16(static_cast<float>(value));
-  else if constexpr (std::is_same_v<T, float16>) return to_float16(static_cast<float>(value));
-  else return static_cast<T>(value);
+  if constexpr (std::is_same_v<T, bfloat16>)
+    return to_bfloat16(static_cast<float>(value));
+  else if constexpr (std::is_same_v<T, float16>)
+    return to_float16(static_cast<float>(value));
+  else
+    return static_cast<T>(value);
 }
 
 /// Calls f with a null pointer of the element type; Real = double means that only float64 is possible.
@@ -38,9 +49,12 @@ MOEB_INLINE void with_element_type(DataType type, Function&& f) {
     f(static_cast<double*>(nullptr));
   } else {
     switch (type) {
-      case DataType::bfloat16: return f(static_cast<bfloat16*>(nullptr));
-      case DataType::float16: return f(static_cast<float16*>(nullptr));
-      default: return f(static_cast<float*>(nullptr));
+      case DataType::bfloat16:
+        return f(static_cast<bfloat16*>(nullptr));
+      case DataType::float16:
+        return f(static_cast<float16*>(nullptr));
+      default:
+        return f(static_cast<float*>(nullptr));
     }
   }
 }
@@ -131,7 +145,8 @@ template <class Real, class LayoutT, class Function>
 MOEB_INLINE void for_each_typed_quad(DataType type, Function&& f) {
   if constexpr (LayoutT::rereads_logits) {
     MOEB_UNROLL
-    for (int slot = 0; slot < LayoutT::capacity; slot += 4) with_element_type<Real>(type, [&](auto* tag) MOEB_LAMBDA { f(tag, slot); });
+    for (int slot = 0; slot < LayoutT::capacity; slot += 4)
+      with_element_type<Real>(type, [&](auto* tag) MOEB_LAMBDA { f(tag, slot); });
   } else {
     with_element_type<Real>(type, [&](auto* tag) MOEB_LAMBDA {
       MOEB_UNROLL
@@ -142,7 +157,7 @@ MOEB_INLINE void for_each_typed_quad(DataType type, Function&& f) {
 
 template <class Real, class LayoutT>
 MOEB_INLINE void load_row(const LayoutT& layout, const ConstAnyMatrix& matrix, std::int64_t row, bool quads,
-                                      Slots<Real, LayoutT>& slots) {
+                          Slots<Real, LayoutT>& slots) {
   const std::int64_t offset = row * matrix.stride;
   if constexpr (LayoutT::in_registers) {
     for_each_typed_quad<Real, LayoutT>(matrix.type, [&](auto* tag, int slot) MOEB_LAMBDA {
@@ -155,9 +170,31 @@ MOEB_INLINE void load_row(const LayoutT& layout, const ConstAnyMatrix& matrix, s
   }
 }
 
+/// Calls f(slot, logit) for every slot. A layout that does not keep logits reads them again here, a quad at a time: the barrier keeps the
+/// compiler from having them all at once.
+template <class Real, class TileT, class LayoutT, class Function>
+MOEB_INLINE void for_each_logit(const TileT& tile, const LayoutT& layout, const ConstAnyMatrix& matrix, std::int64_t row,
+                                bool quads, const Slots<Real, LayoutT>& logits, Function&& f) {
+  if constexpr (LayoutT::rereads_logits) {
+    const std::int64_t offset = row * matrix.stride;
+    MOEB_UNROLL
+    for (int slot = 0; slot < LayoutT::capacity; slot += 4) {
+      Slots<Real, LayoutT> again;  // of which only this quad is ever used
+      tile.barrier();
+      with_element_type<Real>(matrix.type, [&](auto* tag) MOEB_LAMBDA {
+        load_quad(layout, static_cast<decltype(tag)>(const_cast<void*>(matrix.data)) + offset, quads, slot, again);
+      });
+      MOEB_UNROLL
+      for (int i = 0; i < 4; ++i) f(slot + i, again[slot + i]);
+    }
+  } else {
+    for_each_slot(layout, [&](int slot) MOEB_LAMBDA { f(slot, logits[slot]); });
+  }
+}
+
 template <class Real, class LayoutT>
 MOEB_INLINE void store_row(const LayoutT& layout, const AnyMatrix& matrix, std::int64_t row, bool quads,
-                                       const Slots<Real, LayoutT>& slots) {
+                           const Slots<Real, LayoutT>& slots) {
   const std::int64_t offset = row * matrix.stride;
   if constexpr (LayoutT::in_registers) {
     for_each_typed_quad<Real, LayoutT>(matrix.type, [&](auto* tag, int slot) MOEB_LAMBDA {
@@ -173,7 +210,7 @@ MOEB_INLINE void store_row(const LayoutT& layout, const AnyMatrix& matrix, std::
 /// Loads the row again where the layout does not keep it in registers meanwhile.
 template <class Real, class TileT, class LayoutT>
 MOEB_INLINE void reload_row(const TileT& tile, const LayoutT& layout, const ConstAnyMatrix& matrix, std::int64_t row,
-                                        bool quads, Slots<Real, LayoutT>& slots) {
+                            bool quads, Slots<Real, LayoutT>& slots) {
   if constexpr (LayoutT::rereads_logits) {
     tile.barrier();  // also keeps the compiler from merging this load with the first
     load_row(layout, matrix, row, quads, slots);

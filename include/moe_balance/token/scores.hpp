@@ -15,13 +15,21 @@ MOEB_NAMESPACE_BEGIN
 /// An elementwise scoring's score and derivative; a scoring written for float only serves double too, at float's precision.
 template <class Scoring, class Real>
 [[nodiscard]] MOEB_INLINE Real elementwise_score(const Scoring& scoring, Real logit) {
-  if constexpr (requires { { scoring(logit) } -> std::same_as<Real>; }) return scoring(logit);
-  else return static_cast<Real>(scoring(static_cast<float>(logit)));
+  if constexpr (requires {
+                  { scoring(logit) } -> std::same_as<Real>;
+                })
+    return scoring(logit);
+  else
+    return static_cast<Real>(scoring(static_cast<float>(logit)));
 }
 template <class Scoring, class Real>
 [[nodiscard]] MOEB_INLINE Real elementwise_derivative(const Scoring& scoring, Real logit, Real score) {
-  if constexpr (requires { { scoring.derivative(logit, score) } -> std::same_as<Real>; }) return scoring.derivative(logit, score);
-  else return static_cast<Real>(scoring.derivative(static_cast<float>(logit), static_cast<float>(score)));
+  if constexpr (requires {
+                  { scoring.derivative(logit, score) } -> std::same_as<Real>;
+                })
+    return scoring.derivative(logit, score);
+  else
+    return static_cast<Real>(scoring.derivative(static_cast<float>(logit), static_cast<float>(score)));
 }
 
 struct NoRow {};
@@ -36,9 +44,10 @@ struct RowOf<Scoring, Real> {
 
 /// Scores of all slots; padding and NaN logits have NaN or whatever the scoring makes of NaN.
 template <class Scoring, class TileT, class LayoutT, class Real>
-[[nodiscard]] MOEB_INLINE typename RowOf<Scoring, Real>::type prepare_scores(
-    const Scoring& scoring, const TileT& tile, const LayoutT& layout, const Slots<Real, LayoutT>& logits,
-    Slots<Real, LayoutT>& scores) {
+[[nodiscard]] MOEB_INLINE typename RowOf<Scoring, Real>::type prepare_scores(const Scoring& scoring, const TileT& tile,
+                                                                             const LayoutT& layout,
+                                                                             const Slots<Real, LayoutT>& logits,
+                                                                             Slots<Real, LayoutT>& scores) {
   if constexpr (RowScoring<Scoring>) {
     return scoring.prepare(tile, layout, logits, scores);
   } else {
@@ -49,22 +58,22 @@ template <class Scoring, class TileT, class LayoutT, class Real>
 
 template <class Scoring, class Real, class Row>
 [[nodiscard]] MOEB_INLINE Real score_of(const Scoring& scoring, Real logit, const Row& row) {
-  if constexpr (RowScoring<Scoring>) return scoring.score(logit, row);
-  else return elementwise_score(scoring, logit);
+  if constexpr (RowScoring<Scoring>)
+    return scoring.score(logit, row);
+  else
+    return elementwise_score(scoring, logit);
 }
 
 /// grad: in dL/dscores, out dL/dlogits.
 template <class Scoring, class TileT, class LayoutT, class Real, class Row>
 MOEB_INLINE void scores_backward(const Scoring& scoring, const TileT& tile, const LayoutT& layout,
-                                             const Slots<Real, LayoutT>& logits, const Slots<Real, LayoutT>& scores,
-                                             Slots<Real, LayoutT>& grad, const Row& row) {
+                                 const Slots<Real, LayoutT>& logits, const Slots<Real, LayoutT>& scores,
+                                 Slots<Real, LayoutT>& grad, const Row& row) {
   if constexpr (RowScoring<Scoring>) {
     scoring.backward(tile, layout, logits, scores, grad, row);
   } else {
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA {
-      // A layout that reads logits again has not kept the scores either.
-      const Real score = LayoutT::rereads_logits ? elementwise_score(scoring, logits[slot]) : scores[slot];
-      grad[slot] = mul(grad[slot], elementwise_derivative(scoring, logits[slot], score));
+      grad[slot] = mul(grad[slot], elementwise_derivative(scoring, logits[slot], scores[slot]));
     });
   }
 }
@@ -73,31 +82,33 @@ MOEB_INLINE void scores_backward(const Scoring& scoring, const TileT& tile, cons
 template <class LayoutT>
 struct FiniteSlots {
   static constexpr bool is_used = LayoutT::in_registers;
-  static_assert(!is_used || LayoutT::capacity <= 64);
-  std::uint64_t bits = 0;
+  static constexpr int words = is_used ? (LayoutT::capacity + 63) / 64 : 1;
+  std::uint64_t bits[words] = {};
 
-  MOEB_INLINE void set(int slot, bool finite) { bits |= static_cast<std::uint64_t>(finite) << slot; }
+  MOEB_INLINE void set(int slot, bool finite) { bits[slot / 64] |= static_cast<std::uint64_t>(finite) << (slot % 64); }
   template <class Real>
   [[nodiscard]] MOEB_INLINE bool holds(int slot, const Slots<Real, LayoutT>& logits) const {
-    if constexpr (is_used) return (bits >> slot & 1u) != 0;
-    else return is_finite(logits[slot]);
+    if constexpr (is_used)
+      return (bits[slot / 64] >> (slot % 64) & 1u) != 0;
+    else
+      return is_finite(logits[slot]);
   }
 };
 
 template <class LayoutT, class Real>
-[[nodiscard]] MOEB_INLINE FiniteSlots<LayoutT> finite_slots(const LayoutT& layout,
-                                                                        const Slots<Real, LayoutT>& logits) {
+[[nodiscard]] MOEB_INLINE FiniteSlots<LayoutT> finite_slots(const LayoutT& layout, const Slots<Real, LayoutT>& logits) {
   FiniteSlots<LayoutT> finite;
-  if constexpr (finite.is_used) for_each_slot(layout, [&](int slot) MOEB_LAMBDA { finite.set(slot, is_finite(logits[slot])); });
+  if constexpr (finite.is_used)
+    for_each_slot(layout, [&](int slot) MOEB_LAMBDA { finite.set(slot, is_finite(logits[slot])); });
   return finite;
 }
 
 /// Non-finite logits, padding among them, take no part in sums over a row: their scores become 0.
 template <class LayoutT, class Real>
-MOEB_INLINE void silence_non_finite(const LayoutT& layout, const Slots<Real, LayoutT>& logits,
-                                                Slots<Real, LayoutT>& scores) {
+MOEB_INLINE void silence_non_finite(const LayoutT& layout, const FiniteSlots<LayoutT>& finite,
+                                    const Slots<Real, LayoutT>& logits, Slots<Real, LayoutT>& scores) {
   for_each_slot(layout, [&](int slot) MOEB_LAMBDA {
-    const bool counts = is_finite(logits[slot]) & is_finite(scores[slot]);
+    const bool counts = finite.holds(slot, logits) & is_finite(scores[slot]);
     scores[slot] = choose(counts, scores[slot], Real(0));
   });
 }
@@ -105,9 +116,10 @@ MOEB_INLINE void silence_non_finite(const LayoutT& layout, const Slots<Real, Lay
 /// 1 / (sum of scores + 1e-20), what turns silenced scores into probabilities; 0 where the sum is out of range.
 template <class TileT, class LayoutT, class Real>
 [[nodiscard]] MOEB_INLINE Real inverse_of_total(const TileT& tile, const LayoutT& layout,
-                                                            const Slots<Real, LayoutT>& scores) {
+                                                const Slots<Real, LayoutT>& scores) {
   const Real total =
-      add(canonical_sum(tile, layout, Real(0), [&](int slot, Real sum) MOEB_LAMBDA { return add(sum, scores[slot]); }), Real(1e-20));
+      add(canonical_sum(tile, layout, Real(0), [&](int slot, Real sum) MOEB_LAMBDA { return add(sum, scores[slot]); }),
+          Real(1e-20));
   const Real inverse = reciprocal_or_nan(total);
   return inverse == inverse ? inverse : Real(0);
 }
@@ -172,27 +184,29 @@ template <class Real, class TileT, int K>
 /// Fills `chosen.score` (0 for empty slots) and finds what turns scores into weights.
 template <class Scoring, class Row, class Real, class TileT, int K>
 [[nodiscard]] MOEB_INLINE WeightRow<Real> weigh(const Scoring& scoring, const Row& row, const Weighting& weighting,
-                                                            const TileT& tile, Chosen<Real, TileT, K>& chosen) {
+                                                const TileT& tile, Chosen<Real, TileT, K>& chosen) {
   constexpr int per_lane = Chosen<Real, TileT, K>::per_lane;
   SoftmaxRow<Real> selected;
   if constexpr (is_over_selected<Scoring>) selected.maximum = maximum_over_chosen(tile, chosen);
-  bool finite = true;
+  int faults = 0;
   MOEB_UNROLL
   for (int r = 0; r < per_lane; ++r) {
     const bool used = chosen.expert[r] >= 0;
-    finite = finite && (!used || is_finite(chosen.logit[r]));
+    faults |= static_cast<int>(used & !is_finite(chosen.logit[r]));
     Real score;
-    if constexpr (is_over_selected<Scoring>) score = selected.exponential(chosen.logit[r]);
-    else score = score_of(scoring, chosen.logit[r], row);
-    chosen.score[r] = used ? score : Real(0);
+    if constexpr (is_over_selected<Scoring>)
+      score = selected.exponential(chosen.logit[r]);
+    else
+      score = score_of(scoring, chosen.logit[r], row);
+    chosen.score[r] = choose(used, score, Real(0));
   }
   const Real sum = sum_over_chosen<Real, per_lane>(tile, [&](int r) MOEB_LAMBDA { return chosen.score[r]; });
   WeightRow<Real> result;
   result.factor = renormalises<Scoring, K>(weighting) ? reciprocal_or_nan(add(sum, Real(1e-20))) : Real(1);
   result.scaling = static_cast<Real>(weighting.scaling_factor);
   MOEB_UNROLL
-  for (int r = 0; r < per_lane; ++r) finite = finite && is_finite(result.weight(chosen.score[r]));
-  result.finite = !tile.any(!finite) && is_finite(sum);
+  for (int r = 0; r < per_lane; ++r) faults |= static_cast<int>(!is_finite(result.weight(chosen.score[r])));
+  result.finite = !tile.any(faults != 0) && is_finite(sum);
   return result;
 }
 

@@ -14,7 +14,8 @@ struct Segments {
   std::int64_t length = 0;  ///< of every sequence, where all are equally long
 
   Segments() = default;
-  Segments(const Sequences& of, std::int64_t token_count) : sequences(of), tokens(token_count), length(token_count / of.count) {}
+  Segments(const Sequences& of, std::int64_t token_count)
+      : sequences(of), tokens(token_count), length(token_count / of.count) {}
 
   [[nodiscard]] MOEB_INLINE std::int64_t count() const { return sequences.count; }
 

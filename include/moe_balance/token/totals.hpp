@@ -16,17 +16,20 @@ struct Totals {
   Status* status = nullptr;
 };
 
-/// Adds one expert's sums of a segment to every destination, by `add(pointer, value)`, which is atomic.
+/// Adds one expert's sums of a segment to every destination, by `add(pointer, value)`, which is atomic. `loss_count` is what losses read:
+/// the count itself, unless they count a plain top-k.
 template <class Balancer, class Add>
-MOEB_INLINE void add_expert_totals(const Totals& totals, std::int64_t segment, int experts, int expert,
-                                               std::int64_t count, std::int64_t probability, Add&& add) {
+MOEB_INLINE void add_expert_totals(const Totals& totals, std::int64_t segment, int experts, int expert, std::int64_t count,
+                                   std::int64_t loss_count, std::int64_t probability, Add&& add) {
   using Traits = BalancerTraits<Balancer>;
   const std::int64_t cell = segment * experts + expert;
   if (count != 0) {
     if (totals.counts != nullptr) add(totals.counts + expert, count);
     if (totals.load != nullptr) add(totals.load + expert, count);
-    if (totals.saved.counts != nullptr) add(totals.saved.counts + expert, count);
-    if (Traits::reads_sequences && totals.saved.segment_counts != nullptr) add(totals.saved.segment_counts + cell, count);
+  }
+  if (loss_count != 0 && totals.saved.counts != nullptr) {
+    add(totals.saved.counts + expert, loss_count);
+    if (Traits::reads_sequences) add(totals.saved.segment_counts + cell, loss_count);
   }
   if (Traits::losses > 0 && probability != 0 && totals.saved.probabilities != nullptr) {
     add(totals.saved.probabilities + expert, probability);
@@ -44,8 +47,8 @@ struct TokenTotals {
 };
 
 template <class Balancer, int TokenLosses, class Add>
-MOEB_INLINE void add_token_totals(const Totals& totals, std::int64_t segment,
-                                              const TokenTotals<TokenLosses>& sums, Add&& add) {
+MOEB_INLINE void add_token_totals(const Totals& totals, std::int64_t segment, const TokenTotals<TokenLosses>& sums,
+                                  Add&& add) {
   if (totals.saved.tokens != nullptr && sums.tokens != 0) {
     add(totals.saved.tokens, sums.tokens);
     if (BalancerTraits<Balancer>::reads_sequences) add(totals.saved.segment_tokens + segment, sums.tokens);

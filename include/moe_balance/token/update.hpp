@@ -20,14 +20,15 @@ struct UpdateProblem {
 
 template <class Part>
 [[nodiscard]] MOEB_INLINE constexpr Centring centring_of(const Part& part) {
-  if constexpr (requires { part.centring; }) return part.centring;
-  else return Centring::none;
+  if constexpr (requires { part.centring; })
+    return part.centring;
+  else
+    return Centring::none;
 }
 
 /// What is subtracted from every new bias.
 template <class Part, class TileT>
-[[nodiscard]] MOEB_INLINE float common_drift(const Part& part, const TileT& tile, const float* bias,
-                                                         const LoadView& load) {
+[[nodiscard]] MOEB_INLINE float common_drift(const Part& part, const TileT& tile, const float* bias, const LoadView& load) {
   const Centring centring = centring_of(part);
   if (centring == Centring::none) return 0.0f;
   const double sum = strided_sum(tile, load.experts(), [&](std::int64_t i) MOEB_LAMBDA {

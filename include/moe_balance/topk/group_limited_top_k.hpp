@@ -36,8 +36,8 @@ struct GroupLimitedTopK {
     const int size = experts / groups;
     MOEB_EXPECTS(groups_kept >= 1 && groups_kept <= groups && groups_kept * size >= K, call, "top_k.groups_kept",
                  std::to_string(groups_kept),
-                 "1 to " + std::to_string(groups) + " groups of " + std::to_string(size) + " experts, together at least K = " +
-                     std::to_string(K));
+                 "1 to " + std::to_string(groups) + " groups of " + std::to_string(size) +
+                     " experts, together at least K = " + std::to_string(K));
     const int most = size < max_group_score_top ? size : max_group_score_top;
     MOEB_EXPECTS(group_score_top >= 1 && group_score_top <= most, call, "top_k.group_score_top",
                  std::to_string(group_score_top), "1 to " + std::to_string(most));
@@ -53,8 +53,8 @@ struct GroupLimitedTopK {
     const auto reciprocal = ((1u << 22) + static_cast<std::uint32_t>(size) - 1) / static_cast<std::uint32_t>(size);
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA {
       const std::uint32_t group = (static_cast<std::uint32_t>(layout.expert(slot)) * reciprocal) >> 22;
-      keys[slot] = ((kept >> (group & 31u)) & 1u) != 0 && layout.holds_expert(slot) ? keys[slot]
-                                                                                    : excluded_key<Key<Real>>;
+      keys[slot] =
+          ((kept >> (group & 31u)) & 1u) != 0 ? keys[slot] : excluded_key<Key<Real>>;  // padding is excluded already
     });
   }
 
@@ -83,26 +83,52 @@ struct GroupLimitedTopK {
     }
   };
 
-  template <int Count, class Real, class TileT, class LayoutT, class Keys>
-  [[nodiscard]] MOEB_INLINE Best<Count, Key<Real>> best_of_lane(const TileT&, const LayoutT& layout, const Keys& keys,
-                                                                     int first, int last) const {
-    Best<Count, Key<Real>> best;
-    const int first_slot = LayoutT::in_registers ? 0 : first;
-    const int last_slot = LayoutT::in_registers ? LayoutT::capacity : last;
-    MOEB_UNROLL
-    for (int slot = first_slot; slot < last_slot; ++slot) {
-      const int offset = LayoutT::offset(slot);
-      const bool inside = offset >= first - layout.base() && offset < last - layout.base();
-      best.insert(inside ? keys[slot] : excluded_key<Key<Real>>);
+  /// The lane's best keys of experts first to last - 1. A lane with slots in memory keeps eight running bests, which vectorise.
+  template <int Count, class Real, class LayoutT, class Keys>
+  [[nodiscard]] MOEB_INLINE Best<Count, Key<Real>> best_of_lane(const LayoutT& layout, const Keys& keys, int first,
+                                                                int last) const {
+    using LaneKey = Key<Real>;
+    constexpr int columns = LayoutT::in_registers ? 1 : 8;
+    LaneKey best[Count][columns];
+    for (int i = 0; i < Count; ++i) {
+      for (int c = 0; c < columns; ++c) best[i][c] = excluded_key<LaneKey>;
     }
-    return best;
+    const int first_slot = LayoutT::in_registers ? 0 : first / columns * columns;
+    const int last_slot = LayoutT::in_registers ? LayoutT::capacity : last;
+    const int first_offset = first - layout.base();
+    const int last_offset = last - layout.base();
+    MOEB_UNROLL
+    for (int slot = first_slot; slot < last_slot; slot += columns) {
+      LaneKey value[columns];
+      MOEB_UNROLL
+      for (int c = 0; c < columns; ++c) {
+        const int offset = LayoutT::offset(slot + c);
+        value[c] = (offset >= first_offset) & (offset < last_offset) ? keys[slot + c] : excluded_key<LaneKey>;
+      }
+      MOEB_UNROLL
+      for (int i = 0; i < Count; ++i) {
+        MOEB_UNROLL
+        for (int c = 0; c < columns; ++c) {
+          const LaneKey larger = value[c] > best[i][c] ? value[c] : best[i][c];
+          value[c] = value[c] > best[i][c] ? best[i][c] : value[c];
+          best[i][c] = larger;
+        }
+      }
+    }
+    Best<Count, LaneKey> result;
+    MOEB_UNROLL
+    for (int i = 0; i < Count; ++i) {
+      MOEB_UNROLL
+      for (int c = 0; c < columns; ++c) result.insert(best[i][c]);
+    }
+    return result;
   }
 
   /// Sum of the group's best values in descending order, the same on every lane.
   template <int Count, class Real, class TileT, class LayoutT, class Keys>
   [[nodiscard]] MOEB_INLINE Real group_score(const TileT& tile, const LayoutT& layout, const Keys& keys, int first,
-                                                  int last) const {
-    auto best = best_of_lane<Count, Real>(tile, layout, keys, first, last);
+                                             int last) const {
+    auto best = best_of_lane<Count, Real>(layout, keys, first, last);
     Real sum = 0;
     MOEB_NO_UNROLL
     for (int i = 0; i < group_score_top; ++i) {
@@ -117,7 +143,7 @@ struct GroupLimitedTopK {
   /// A bit for each group that is kept.
   template <int Count, class Real, class TileT, class LayoutT, class Keys>
   [[nodiscard]] MOEB_INLINE std::uint32_t kept_groups(const TileT& tile, const LayoutT& layout, const Keys& keys,
-                                                           int size) const {
+                                                      int size) const {
     constexpr int local = max_groups / TileT::width;
     Key<Real> score[local];  // group g is kept by lane g % width
     MOEB_UNROLL
@@ -136,9 +162,9 @@ struct GroupLimitedTopK {
     std::uint32_t kept = 0;
     MOEB_NO_UNROLL
     for (int round = 0; round < groups_kept; ++round) {
-      Key best = score[0];
+      Key best = excluded_key<Key>;
       MOEB_UNROLL
-      for (int r = 1; r < Local; ++r) best = score[r] > best ? score[r] : best;
+      for (int r = 0; r < Local; ++r) best = score[r] > best ? score[r] : best;
       best = tile.maximum(best);
       std::int32_t group = max_groups;
       MOEB_UNROLL

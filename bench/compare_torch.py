@@ -1,0 +1,171 @@
+#!/usr/bin/env python3
+"""Times routing on the CPU beside the same work in PyTorch's CPU ops, in one run, and prints one line a case.
+
+Usage: compare_torch.py LIBRARY [--tokens N] [--experts N] [--threads N] [--repeats N] [--json FILE]
+LIBRARY is bench/compare_library.cpp as a shared library; `bash bench/compare_torch.sh` builds it and calls this.
+Both sides take turns, so that a slow moment of the machine hits both; medians are compared. Exit 1 when ids differ.
+"""
+import argparse
+import ctypes
+import datetime
+import json
+import platform
+import statistics
+import sys
+import time
+
+import torch
+
+K = 8
+GROUPS, GROUPS_KEPT = 8, 4
+
+
+class Call(ctypes.Structure):
+    _fields_ = [
+        ("tokens", ctypes.c_int64), ("experts", ctypes.c_int64), ("logits", ctypes.c_void_p), ("ids", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p), ("counts", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("load", ctypes.c_void_p),
+        ("saved", ctypes.c_void_p), ("saved_bytes", ctypes.c_int64), ("grad_weights", ctypes.c_void_p),
+        ("grad_logits", ctypes.c_void_p), ("threads", ctypes.c_int64),
+    ]
+
+
+class Problem:
+    """One set of inputs and outputs, shared by both sides."""
+
+    def __init__(self, library, tokens, experts, threads):
+        generator = torch.Generator().manual_seed(1)
+        self.tokens, self.experts = tokens, experts
+        self.logits = torch.randn(tokens, experts, generator=generator)
+        self.grad_weights = torch.randn(tokens, K, generator=generator)
+        self.bias = 0.1 * torch.randn(experts, generator=generator)
+        self.ids = torch.zeros(tokens, K, dtype=torch.int32)
+        self.weights = torch.zeros(tokens, K)
+        self.counts = torch.zeros(experts, dtype=torch.int64)
+        self.load = torch.zeros(experts, dtype=torch.int64)
+        library.saved_bytes.restype = ctypes.c_int64
+        self.saved = torch.zeros(library.saved_bytes(ctypes.c_int64(experts)), dtype=torch.uint8)
+        self.grad_logits = torch.zeros(tokens, experts)
+        self.zero_bias = torch.zeros(experts)
+        self.threads = threads
+
+    def call(self, bias):
+        return Call(self.tokens, self.experts, self.logits.data_ptr(), self.ids.data_ptr(), self.weights.data_ptr(),
+                    self.counts.data_ptr(), bias.data_ptr(), self.load.data_ptr(), self.saved.data_ptr(),
+                    self.saved.numel(), self.grad_weights.data_ptr(), self.grad_logits.data_ptr(), self.threads)
+
+
+def torch_softmax(problem, logits):
+    probabilities = torch.softmax(logits, -1)
+    weights, ids = torch.topk(probabilities, K)
+    weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+    counts = torch.bincount(ids.flatten(), minlength=problem.experts)
+    return ids, weights, counts, probabilities.sum(0)
+
+
+def torch_sigmoid_groups(problem, logits):
+    scores = torch.sigmoid(logits)
+    ranking = scores + problem.bias
+    grouped = ranking.view(problem.tokens, GROUPS, -1)
+    best = grouped.topk(2, -1)[0].sum(-1).topk(GROUPS_KEPT, -1)[1]
+    kept = torch.zeros(problem.tokens, GROUPS, dtype=torch.bool).scatter_(1, best, True)
+    ranking = grouped.masked_fill(~kept.unsqueeze(-1), float("-inf")).view(problem.tokens, -1)
+    ids = ranking.topk(K)[1]
+    weights = scores.gather(1, ids)
+    weights = weights / (weights.sum(-1, keepdim=True) + 1e-20) * 2.5
+    return ids, weights, torch.bincount(ids.flatten(), minlength=problem.experts)
+
+
+def torch_softmax_backward(problem):
+    logits = problem.logits.clone().requires_grad_()
+    _, weights, counts, sums = torch_softmax(problem, logits)
+    share = counts / (K * problem.tokens)
+    loss = 1e-2 * problem.experts * (share * sums / problem.tokens).sum()
+    return lambda: torch.autograd.grad([weights, loss], logits, [problem.grad_weights, torch.tensor(1.0)], retain_graph=True)
+
+
+def torch_sigmoid_groups_backward(problem):
+    logits = problem.logits.clone().requires_grad_()
+    weights = torch_sigmoid_groups(problem, logits)[1]
+    return lambda: torch.autograd.grad(weights, logits, problem.grad_weights, retain_graph=True)
+
+
+def milliseconds(f):
+    start = time.perf_counter()
+    f()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def paired(ours, theirs, repeats):
+    times = ([], [])
+    for _ in range(3):
+        ours(), theirs()
+    for _ in range(repeats):
+        time.sleep(0.02)  # PyTorch's threads spin for a while after their work: let them settle
+        times[0].append(milliseconds(ours))
+        times[1].append(milliseconds(theirs))
+    return times
+
+
+def report(name, times, results):
+    ours, theirs = (statistics.median(t) for t in times)
+    print(f"{name:<62} PyTorch {theirs:8.2f} ms, moe_balance {ours:7.2f} ms ({min(times[0]):.2f} to {max(times[0]):.2f}), "
+          f"{theirs / ours:.1f}x", flush=True)
+    results.append({"case": name, "torch_ms": sorted(times[1]), "moe_balance_ms": sorted(times[0]), "ratio_of_medians": theirs / ours})
+
+
+def largest_difference(a, b):
+    return (a - b).abs().max().item()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("library")
+    parser.add_argument("--tokens", type=int, default=16384)
+    parser.add_argument("--experts", type=int, default=256)
+    parser.add_argument("--threads", type=int, default=0, help="0: all cores, on both sides")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--json")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    library = ctypes.CDLL(args.library)
+    problem = Problem(library, args.tokens, args.experts, args.threads)
+    results, agree = [], True
+    shape = f"T={args.tokens} E={args.experts} K={K}"
+    cases = [
+        ("softmax, renormalise, counts, P sums", "softmax", problem.zero_bias, torch_softmax, torch_softmax_backward),
+        ("sigmoid + bias, 8 groups keep 4, counts", "sigmoid_groups", problem.bias, torch_sigmoid_groups,
+         torch_sigmoid_groups_backward),
+    ]
+    for title, name, bias, torch_forward, torch_backward in cases:
+        call = ctypes.byref(problem.call(bias))
+        ours = getattr(library, name + "_forward")
+        ours(call)
+        expected = torch_forward(problem, problem.logits)
+        same = bool((problem.ids == expected[0].to(torch.int32)).all()) and bool((problem.counts == expected[2]).all())
+        close = largest_difference(problem.weights, expected[1]) < 2e-5
+        agree = agree and same and close
+        report(f"forward, {title}, {shape}", paired(lambda: ours(call), lambda: torch_forward(problem, problem.logits), args.repeats),
+               results)
+        ours_backward, theirs_backward = getattr(library, name + "_backward"), torch_backward(problem)
+        ours_backward(call)
+        gradient = theirs_backward()[0]
+        agree = agree and largest_difference(problem.grad_logits, gradient) < 1e-5 + 1e-4 * gradient.abs().max().item()
+        report(f"backward, {title}, {shape}", paired(lambda: ours_backward(call), theirs_backward, args.repeats), results)
+        if not agree:
+            print(f"{name}: the two sides disagree", file=sys.stderr)
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as file:
+            json.dump({"machine": platform.processor() or platform.machine(), "cpu": cpu_name(), "cores": torch.get_num_threads(),
+                       "date": datetime.date.today().isoformat(), "torch": torch.__version__, "results": results}, file, indent=1)
+            file.write("\n")
+    return 0 if agree else 1
+
+
+def cpu_name():
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        return next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), "unknown")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

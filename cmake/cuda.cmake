@@ -1,0 +1,28 @@
+# Turns CUDA on where it can be had; never requires it unless MOE_BALANCE_CUDA=ON.
+
+# Sets MOE_BALANCE_HAS_CUDA in the caller's scope. A macro, because enable_language works on the scope it is called in.
+macro(moe_balance_enable_cuda)
+  if(NOT MOE_BALANCE_CUDA STREQUAL "OFF")
+    get_property(MOE_BALANCE_LANGUAGES GLOBAL PROPERTY ENABLED_LANGUAGES)
+    if(NOT "CUDA" IN_LIST MOE_BALANCE_LANGUAGES AND (PROJECT_IS_TOP_LEVEL OR MOE_BALANCE_CUDA STREQUAL "ON"))
+      # Inside another project AUTO follows that project: it has CUDA when the project enabled it.
+      include(CheckLanguage)
+      check_language(CUDA)
+      if(CMAKE_CUDA_COMPILER)
+        if(PROJECT_IS_TOP_LEVEL AND NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+          set(CMAKE_CUDA_ARCHITECTURES 80-real 90-real 100-real)
+        endif()
+        enable_language(CUDA)
+      elseif(MOE_BALANCE_CUDA STREQUAL "ON")
+        message(FATAL_ERROR "MOE_BALANCE_CUDA is ON and no CUDA compiler was found; allowed: AUTO, OFF, or nvcc on PATH")
+      endif()
+    endif()
+  endif()
+  if(MOE_BALANCE_CUDA STREQUAL "OFF" OR NOT CMAKE_CUDA_COMPILER)
+    set(MOE_BALANCE_HAS_CUDA FALSE)
+    message(STATUS "moe_balance ${PROJECT_VERSION}: CPU only (no CUDA compiler, or MOE_BALANCE_CUDA=OFF)")
+  else()
+    set(MOE_BALANCE_HAS_CUDA TRUE)
+    message(STATUS "moe_balance ${PROJECT_VERSION}: CPU and CUDA ${CMAKE_CUDA_COMPILER_VERSION} for ${CMAKE_CUDA_ARCHITECTURES}")
+  endif()
+endmacro()

@@ -1,0 +1,25 @@
+# Installs the headers and the package that find_package(moe_balance [COMPONENTS cuda]) finds. Needs no compiler.
+include(CMakePackageConfigHelpers)
+
+set(MOE_BALANCE_PACKAGE_DIR ${CMAKE_INSTALL_DATADIR}/cmake/moe_balance)
+
+install(DIRECTORY ${PROJECT_SOURCE_DIR}/include/moe_balance
+  DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
+  FILES_MATCHING PATTERN "*.hpp" PATTERN "*.cuh" PATTERN "*.h")
+install(FILES ${PROJECT_SOURCE_DIR}/LICENSE DESTINATION ${CMAKE_INSTALL_DATADIR}/licenses/moe_balance)
+
+install(TARGETS moe_balance EXPORT moe_balanceTargets)
+install(EXPORT moe_balanceTargets NAMESPACE moe_balance:: DESTINATION ${MOE_BALANCE_PACKAGE_DIR})
+
+configure_package_config_file(
+  ${PROJECT_SOURCE_DIR}/cmake/moe_balanceConfig.cmake.in ${PROJECT_BINARY_DIR}/moe_balanceConfig.cmake
+  INSTALL_DESTINATION ${MOE_BALANCE_PACKAGE_DIR}
+  NO_SET_AND_CHECK_MACRO)
+# Before 1.0 a minor version may break its users.
+write_basic_package_version_file(${PROJECT_BINARY_DIR}/moe_balanceConfigVersion.cmake
+  COMPATIBILITY SameMinorVersion
+  ARCH_INDEPENDENT)
+install(
+  FILES ${PROJECT_BINARY_DIR}/moe_balanceConfig.cmake ${PROJECT_BINARY_DIR}/moe_balanceConfigVersion.cmake
+    ${PROJECT_SOURCE_DIR}/cmake/cuda_target.cmake
+  DESTINATION ${MOE_BALANCE_PACKAGE_DIR})

@@ -1,0 +1,25 @@
+// FromPlainTopK<Loss>: the same loss with f taken from a plain top-k of the scores, without bias, groups or replay, instead of the actual
+// routing. P is as before.
+// Source: Megatron-Core's auxiliary losses (#2767, #5195). Choose it to compare with Megatron-Core, or to keep a loss independent of the
+// bias that it is combined with; the default, the actual routing, is what the papers define.
+// All losses of a router count the same way. With a GlobalBatchLoss, `load` holds these counts, so that no bias can share it.
+#pragma once
+
+#include <moe_balance/concepts.hpp>
+
+MOEB_NAMESPACE_BEGIN
+
+template <class Loss>
+struct FromPlainTopK {
+  static_assert(LossBalancer<Loss>);
+  static constexpr bool counts_plain_top_k = true;
+  static constexpr LossScope scope = loss_scope<Loss>;
+
+  Loss loss{};
+
+  [[nodiscard]] MOEB_INLINE float slope(int expert, const LoadView& load) const { return loss.slope(expert, load); }
+};
+template <class Loss>
+FromPlainTopK(Loss) -> FromPlainTopK<Loss>;
+
+MOEB_NAMESPACE_END

@@ -1,0 +1,26 @@
+// Each balancer on the CPU.
+#include "engine_host.hpp"
+
+#include "bodies/balancer.hpp"
+
+namespace testing {
+
+TEST_CASE_TEMPLATE_INVOKE(aux_loss_balanced, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(aux_loss_skewed, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(aux_loss_normalised, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(sequence_loss_layouts, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(sequence_loss_agreement, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(global_batch, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(global_batch_late, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(bias_sign_rule, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(bias_direction, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(bias_frozen, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(bias_centring, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(bias_balances, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(z_loss_value, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(z_loss_small, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(combine_parts, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(loss_scales, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(token_without_experts, HostEngine);
+
+}  // namespace testing

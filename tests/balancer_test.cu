@@ -1,0 +1,26 @@
+// Each balancer on a GPU.
+#include "engine_cuda.cuh"
+
+#include "bodies/balancer.hpp"
+
+namespace testing {
+
+TEST_CASE_TEMPLATE_INVOKE(aux_loss_balanced, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(aux_loss_skewed, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(aux_loss_normalised, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(sequence_loss_layouts, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(sequence_loss_agreement, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(global_batch, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(global_batch_late, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(bias_sign_rule, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(bias_direction, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(bias_frozen, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(bias_centring, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(bias_balances, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(z_loss_value, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(z_loss_small, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(combine_parts, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(loss_scales, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(token_without_experts, CudaEngine);
+
+}  // namespace testing

@@ -1,0 +1,331 @@
+// Each balancer: the value of its loss, what it accumulates, how it moves the bias.
+#pragma once
+
+#include "everything.hpp"
+
+#include <numeric>
+#include <utility>
+
+namespace testing {
+
+/// Runs update on one layer and returns bias and load as they lie there afterwards.
+struct Updated {
+  std::vector<float> bias;
+  std::vector<std::int64_t> load;
+};
+template <class Engine, class Router>
+Updated update(const Engine& engine, const Router& router, std::vector<float> bias, std::vector<std::int64_t> load,
+               std::int64_t layers = 1) {
+  const int experts = static_cast<int>(static_cast<std::int64_t>(load.size()) / layers);
+  typename Engine::template Array<float> bias_memory(engine, bias);
+  typename Engine::template Array<std::int64_t> load_memory(engine, load);
+  const std::size_t bytes = router.workspace_bytes(mb::Shape{.tokens = 0, .experts = experts});
+  typename Engine::template Array<std::max_align_t> scratch(
+      engine, std::vector<std::max_align_t>(bytes / sizeof(std::max_align_t) + 1));
+  const mb::BiasRef bias_ref = bias.empty() ? mb::BiasRef{} : mb::BiasRef{bias_memory.data(), experts, layers};
+  router.update(bias_ref, mb::LoadRef{load_memory.data(), experts, layers}, mb::Workspace{scratch.data(), bytes},
+                engine.place());
+  engine.wait();
+  return {bias_memory.values(), load_memory.values()};
+}
+
+inline std::vector<std::int64_t> random_load(std::uint64_t seed, std::size_t size, int most) {
+  Random random(seed);
+  std::vector<std::int64_t> load(size);
+  for (std::int64_t& count : load) count = random.integer(0, most);
+  return load;
+}
+
+/// A batch in which every expert is chosen equally often with equal probabilities: token t wants experts t, t + 1, ... cyclically.
+inline Inputs balanced_inputs(int experts, int k) {
+  Inputs inputs;
+  inputs.tokens = experts;
+  inputs.experts = experts;
+  for (int t = 0; t < experts; ++t) {
+    for (int e = 0; e < experts; ++e) inputs.logits.push_back((e - t + experts) % experts < k ? 2.0 : -1.0);
+  }
+  inputs.backward = false;
+  return inputs;
+}
+
+inline Inputs rows_of_constant(std::int64_t tokens, int experts, double logit) {
+  Inputs inputs;
+  inputs.tokens = tokens;
+  inputs.experts = experts;
+  inputs.logits.assign(static_cast<std::size_t>(tokens * experts), logit);
+  return inputs;
+}
+
+TEST_CASE_TEMPLATE_DEFINE("AuxLoss of a balanced router is its coefficient, per token K times that", Engine,
+                          aux_loss_balanced) {
+  const Inputs inputs = balanced_inputs(16, 4);
+  const Outcome per_assignment = agrees(Engine(), mb::Softmax{}, mb::TopK<4>{}, inputs, mb::AuxLoss{.coefficient = 0.5f});
+  CHECK(per_assignment.loss == doctest::Approx(0.5).epsilon(2e-6));
+  const Outcome per_token = agrees(Engine(), mb::Softmax{}, mb::TopK<4>{}, inputs,
+                                   mb::AuxLoss{.coefficient = 0.5f, .scale = mb::LossScale::per_token});
+  CHECK(per_token.loss == doctest::Approx(2.0).epsilon(2e-6));
+}
+
+TEST_CASE_TEMPLATE_DEFINE("AuxLoss grows with imbalance and needs no load", Engine, aux_loss_skewed) {
+  const mb::AuxLoss balancer{.coefficient = 0.5f};
+  double last = 0;
+  for (const double skew : {0.0, 2.0, 6.0}) {
+    Inputs inputs = normal_inputs(61, 64, 32, 4, skew);
+    const Outcome outcome = agrees(Engine(), mb::Softmax{}, mb::TopK<4>{}, inputs, balancer);
+    CHECK(static_cast<double>(outcome.loss) > last);
+    last = static_cast<double>(outcome.loss);
+  }
+  Inputs with_load = normal_inputs(61, 64, 32, 4);
+  with_load.load = random_load(62, 32, 50);
+  agrees(Engine(), mb::Softmax{}, mb::TopK<4>{}, with_load, balancer);
+}
+
+TEST_CASE_TEMPLATE_DEFINE("scores that do not sum to 1 are normalised, so that shrinking them all does not shrink the loss",
+                          Engine, aux_loss_normalised) {
+  Inputs inputs = balanced_inputs(16, 4);
+  for (double& logit : inputs.logits) logit -= 6;  // sigmoid scores of 0.02 and less
+  const Outcome outcome = agrees(Engine(), mb::Sigmoid{}, mb::TopK<4>{}, inputs, mb::AuxLoss{.coefficient = 0.5f});
+  CHECK(outcome.loss == doctest::Approx(0.5).epsilon(2e-6));
+}
+
+TEST_CASE_TEMPLATE_DEFINE("SequenceLoss: three layouts, padding, empty sequences, both scales", Engine,
+                          sequence_loss_layouts) {
+  const mb::SequenceLoss per_assignment{.coefficient = 0.5f};
+  const mb::SequenceLoss per_token{.coefficient = 0.5f, .scale = mb::LossScale::per_token};
+  const mb::TopK<4> top_k{};
+  using Layout = mb::Sequences::Layout;
+  for (const Layout layout : {Layout::sequence_major, Layout::token_major, Layout::offsets}) {
+    CAPTURE(static_cast<int>(layout));
+    for (const bool padding : {false, true}) {
+      Inputs inputs = normal_inputs(63, 48, 24, 4, 1.0);
+      inputs.layout = layout;
+      inputs.sequences = 6;
+      if (layout == Layout::offsets) inputs.offsets = {0, 5, 5, 6, 30, 47, 48};
+      if (padding) inputs.active = Random(64).flags(48, 0.4);
+      agrees(Engine(), mb::Softmax{}, top_k, inputs, per_assignment);
+      agrees(Engine(), mb::Softmax{}, top_k, inputs, per_token);
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE_DEFINE("SequenceLoss: layouts agree where they say the same, and one sequence is an AuxLoss", Engine,
+                          sequence_loss_agreement) {
+  const mb::SequenceLoss sequence{.coefficient = 0.5f};
+  const mb::Router router{mb::Softmax{}, mb::TopK<4>{}, sequence};
+  Inputs inputs = normal_inputs(65, 48, 24, 4, 1.0);
+  inputs.sequences = 6;
+  inputs.layout = mb::Sequences::Layout::sequence_major;
+  const Outcome major = train(Engine(), router, inputs);
+  inputs.layout = mb::Sequences::Layout::offsets;
+  inputs.offsets = {0, 8, 16, 24, 32, 40, 48};
+  CHECK(same_bits(major, train(Engine(), router, inputs)));
+
+  inputs.sequences = 1;
+  inputs.offsets = {0, 48};
+  const Outcome one = train(Engine(), router, inputs);
+  const Outcome micro_batch =
+      train(Engine(), mb::Router{mb::Softmax{}, mb::TopK<4>{}, mb::AuxLoss{.coefficient = 0.5f}}, inputs);
+  CHECK(one.loss == micro_batch.loss);
+  CHECK(one.grad_bytes == micro_batch.grad_bytes);
+}
+
+TEST_CASE_TEMPLATE_DEFINE("GlobalBatchLoss: F grows over the micro-batches of a step and update clears it", Engine,
+                          global_batch) {
+  const mb::GlobalBatchLoss balancer{.coefficient = 0.5f};
+  const mb::Router router{mb::Softmax{}, mb::TopK<4>{}, balancer};
+  for (int step = 0; step < 2; ++step) {
+    std::vector<std::int64_t> load = zero_load(24);
+    for (std::uint64_t micro_batch = 0; micro_batch < 4; ++micro_batch) {
+      Inputs inputs = normal_inputs(66 + micro_batch, 32, 24, 4, static_cast<double>(micro_batch));
+      if (micro_batch == 2) inputs.active = Random(67).flags(32, 0.5);
+      inputs.load = load;
+      const Outcome outcome = agrees(Engine(), mb::Softmax{}, mb::TopK<4>{}, inputs, balancer);
+      load = outcome.load;
+    }
+    load = update(Engine(), router, {}, load).load;
+    CHECK(load == zero_load(24));
+  }
+}
+
+TEST_CASE_TEMPLATE_DEFINE("GlobalBatchLoss: a backward after later forwards still sees its own micro-batch's F", Engine,
+                          global_batch_late) {
+  const Engine engine;
+  const mb::Router router{mb::Softmax{}, mb::TopK<4>{}, mb::GlobalBatchLoss{.coefficient = 0.5f}};
+  Inputs inputs = normal_inputs(68, 32, 24, 4, 1.0);
+  inputs.load = zero_load(24);
+  const Outcome prompt = train(engine, router, inputs);
+  Memory<Engine> first = memory_for(engine, router, inputs);
+  Memory<Engine> second = memory_for(engine, router, normal_inputs(69, 32, 24, 4, 3.0));
+  router.forward(first.forward_args(), first.workspace(), engine.place());
+  mb::ForwardArgs later = second.forward_args();
+  later.load = first.forward_args().load;
+  router.forward(later, second.workspace(), engine.place());
+  router.backward(first.backward_args(), first.workspace(), engine.place());
+  router.loss(first.loss_args(), first.workspace(), engine.place());
+  const Outcome late = first.outcome();
+  CHECK(late.grad_bytes == prompt.grad_bytes);
+  CHECK(late.loss == prompt.loss);
+}
+
+TEST_CASE_TEMPLATE_DEFINE("LossFreeBias: b += u sign(mean - c), exactly, and the load is cleared", Engine, bias_sign_rule) {
+  const mb::Router router{mb::Sigmoid{}, mb::TopK<4>{}, mb::LossFreeBias{.update_rate = 1e-3f}};
+  for (const int experts : {1, 2, 7, 64, 257, 2048}) {
+    CAPTURE(experts);
+    std::vector<float> bias = normal_bias(70, experts);
+    for (std::uint64_t step = 0; step < 5; ++step) {
+      const std::vector<std::int64_t> load = random_load(71 + step, static_cast<std::size_t>(experts), 9);
+      const std::int64_t all = std::accumulate(load.begin(), load.end(), std::int64_t{0});
+      std::vector<float> want = bias;
+      for (std::size_t e = 0; e < load.size(); ++e) {
+        const std::int64_t scaled = load[e] * experts;  // E c_i against the sum: mean - c_i without rounding
+        if (scaled < all) want[e] += 1e-3f;
+        if (scaled > all) want[e] -= 1e-3f;
+      }
+      const Updated updated = update(Engine(), router, bias, load);
+      CHECK(updated.bias == want);
+      CHECK(updated.load == zero_load(experts));
+      bias = updated.bias;
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE_DEFINE("LossFreeBias: an under-loaded expert rises, a mean one stays, no counts change nothing", Engine,
+                          bias_direction) {
+  const mb::Router router{mb::Sigmoid{}, mb::TopK<4>{}, mb::LossFreeBias{.update_rate = 0.5f}};
+  CHECK(update(Engine(), router, {0, 0, 0, 0}, {1, 2, 2, 3}).bias == std::vector<float>{0.5f, 0, 0, -0.5f});
+  CHECK(update(Engine(), router, {1, 2, 3, 4}, {0, 0, 0, 0}).bias == std::vector<float>{1, 2, 3, 4});
+  const std::int64_t many = std::int64_t{1} << 40;
+  CHECK(update(Engine(), router, {0, 0, 0, 0}, {many, many, many + 1, many - 1}).bias ==
+        std::vector<float>{0, 0, -0.5f, 0.5f});
+}
+
+TEST_CASE_TEMPLATE_DEFINE("LossFreeBias: frozen leaves the bias and clears the load", Engine, bias_frozen) {
+  const mb::Router router{mb::Sigmoid{}, mb::TopK<4>{}, mb::LossFreeBias{.update_rate = 0.5f, .frozen = true}};
+  const std::vector<float> bias{0.25f, -1, 2, 3};
+  const Updated updated = update(Engine(), router, bias, {9, 0, 0, 3});
+  CHECK(updated.bias == bias);
+  CHECK(updated.load == zero_load(4));
+}
+
+TEST_CASE_TEMPLATE_DEFINE("LossFreeBias: centring takes the mean of the bias, or of the step, away", Engine, bias_centring) {
+  for (const auto& [centring, meaning] :
+       {std::pair{mb::Centring::bias, oracle::Centring::bias}, std::pair{mb::Centring::step, oracle::Centring::step},
+        std::pair{mb::Centring::none, oracle::Centring::none}}) {
+    CAPTURE(static_cast<int>(centring));
+    const mb::Router router{mb::Sigmoid{}, mb::TopK<4>{}, mb::LossFreeBias{.update_rate = 0.01f, .centring = centring}};
+    for (const int experts : {3, 60, 2048}) {
+      constexpr std::int64_t layers = 3;
+      std::vector<float> bias;
+      for (const float value : normal_bias(80, experts * static_cast<int>(layers))) bias.push_back(value + 0.5f);
+      std::vector<std::int64_t> load = random_load(81, static_cast<std::size_t>(experts) * layers, 20);
+      load[0] = 5000;  // skewed: steps have a mean
+      const Updated updated = update(Engine(), router, bias, load, layers);
+      for (std::ptrdiff_t l = 0; l < layers; ++l) {
+        const std::ptrdiff_t first = l * experts;
+        const std::vector<double> want =
+            oracle::next_bias({bias.begin() + first, bias.begin() + first + experts},
+                              {load.begin() + first, load.begin() + first + experts}, static_cast<double>(0.01f), meaning);
+        double worst = 0;
+        for (int e = 0; e < experts; ++e) {
+          const auto at = static_cast<std::size_t>(first + e);
+          worst = std::max(worst, std::abs(static_cast<double>(updated.bias[at]) - want[static_cast<std::size_t>(e)]));
+        }
+        CHECK(worst <= 2e-7);  // two float32 roundings of values below 1
+      }
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE_DEFINE("LossFreeBias: balances a skewed router within a few hundred steps", Engine, bias_balances) {
+  const Engine engine;
+  const mb::Router router{mb::Sigmoid{}, mb::TopK<4>{}, mb::LossFreeBias{.update_rate = 5e-3f}};
+  Inputs inputs = normal_inputs(82, 256, 16, 4, 2.0);
+  inputs.backward = false;
+  inputs.bias.assign(16, 0.0f);
+  inputs.load = zero_load(16);
+  const auto max_violation = [](const std::vector<std::int64_t>& counts) {
+    return static_cast<double>(*std::max_element(counts.begin(), counts.end())) / 64.0 - 1;
+  };
+  const double before = max_violation(train(engine, router, inputs).counts);
+  for (int step = 0; step < 200; ++step) {
+    const Outcome outcome = train(engine, router, inputs);
+    inputs.bias = update(engine, router, inputs.bias, outcome.load).bias;
+  }
+  const double after = max_violation(train(engine, router, inputs).counts);
+  CHECK(before > 0.5);
+  CHECK(after < 0.15);
+}
+
+TEST_CASE_TEMPLATE_DEFINE("ZLoss: mean over active tokens of the squared log-sum-exp", Engine, z_loss_value) {
+  Inputs inputs = rows_of_constant(5, 8, 1.0);
+  const double want = 0.5 * std::pow(1 + std::log(8.0), 2);
+  CHECK(agrees(Engine(), mb::Softmax{}, mb::TopK<4>{}, inputs, mb::ZLoss{.coefficient = 0.5f}).loss ==
+        doctest::Approx(want).epsilon(2e-6));
+  inputs.active = {1, 0, 1, 1, 0};
+  CHECK(agrees(Engine(), mb::Softmax{}, mb::TopK<4>{}, inputs, mb::ZLoss{.coefficient = 0.5f}).loss ==
+        doctest::Approx(want).epsilon(2e-6));
+}
+
+TEST_CASE_TEMPLATE_DEFINE("ZLoss: a small coefficient keeps its digits", Engine, z_loss_small) {
+  const Inputs inputs = rows_of_constant(5, 8, 1.0);
+  for (const float coefficient : {1e-4f, 1e-5f, 1e-6f}) {
+    CAPTURE(coefficient);
+    const double want = static_cast<double>(coefficient) * std::pow(1 + std::log(8.0), 2);
+    const Outcome outcome =
+        train(Engine(), mb::Router{mb::Softmax{}, mb::TopK<4>{}, mb::ZLoss{.coefficient = coefficient}}, inputs);
+    CHECK(std::abs(static_cast<double>(outcome.loss) - want) <= 1e-5 * want);
+  }
+}
+
+TEST_CASE_TEMPLATE_DEFINE("Combine: losses add, parts come in its order, and a bias part has none", Engine, combine_parts) {
+  const mb::Combine balancer = everything();
+  const mb::TopK<4> top_k{};
+  Inputs inputs = full_inputs(83, 40, 24, 4);
+  inputs.sequences = 4;
+  const Outcome outcome = agrees(Engine(), mb::Softmax{}, top_k, inputs, balancer);
+  const oracle::Problem problem = problem_of(mb::Softmax{}, top_k, inputs);
+  const std::vector<int> ids(outcome.experts.begin(), outcome.experts.end());
+  oracle::Surroundings around;
+  around.sequences = 4;
+  around.sequence_of_token = sequence_of_tokens(inputs);
+  around.accumulated = outcome.load;
+  const Losses losses = losses_of(balancer, 24, 4);
+  REQUIRE(losses.size() == outcome.parts.size());
+  double sum = 0;
+  for (std::size_t i = 0; i < losses.size(); ++i) {
+    const double want = oracle::loss_value(problem, ids, oracle::evaluate(problem, ids), losses[i], around);
+    CHECK(outcome.parts[i] == doctest::Approx(want).epsilon(3e-6));
+    sum += static_cast<double>(outcome.parts[i]);
+  }
+  CHECK(outcome.loss == doctest::Approx(sum).epsilon(1e-6));
+}
+
+TEST_CASE_TEMPLATE_DEFINE("grad_loss and loss_scale multiply the loss's gradient and leave the weights' alone", Engine,
+                          loss_scales) {
+  const mb::AuxLoss balancer{.coefficient = 0.5f};
+  const mb::TopK<4> top_k{};
+  Inputs inputs = normal_inputs(84, 40, 24, 4, 1.0);
+  inputs.loss_scale = -3.0f;
+  inputs.grad_loss = 0.5f;
+  agrees(Engine(), mb::Softmax{}, top_k, inputs, balancer);
+  inputs.loss_scale = 0.0f;
+  inputs.grad_loss.reset();
+  const Outcome none = agrees(Engine(), mb::Softmax{}, top_k, inputs, balancer);
+  CHECK(none.grad_bytes == train(Engine(), mb::Router{mb::Softmax{}, top_k}, inputs).grad_bytes);
+}
+
+/// Replay may leave all of a token's slots empty: its weights are 0, its losses and their gradient are those of any active token.
+TEST_CASE_TEMPLATE_DEFINE("a token without experts keeps its losses and their gradient", Engine, token_without_experts) {
+  Inputs inputs = normal_inputs(91, 12, 10, 2, 0.5);
+  inputs.replay_experts = std::vector<std::int32_t>(24, -1);
+  for (std::size_t i = 8; i < 24; ++i) inputs.replay_experts[i] = static_cast<std::int32_t>(i % 2 + i % 5);
+  inputs.loss_parts = 2;
+  const mb::Combine balancer{mb::AuxLoss{.coefficient = 1.0f}, mb::ZLoss{.coefficient = 0.5f}};
+  const Outcome outcome = agrees(Engine(), mb::Sigmoid{}, mb::Replay{mb::TopK<2>{}}, inputs, balancer);
+  bool has_gradient = false;
+  for (std::size_t e = 0; e < 10; ++e) has_gradient = has_gradient || outcome.grad_logits[e] != 0;
+  CHECK(has_gradient);
+  CHECK(outcome.weights[0] == 0);
+}
+
+}  // namespace testing

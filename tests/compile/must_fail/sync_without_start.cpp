@@ -1,0 +1,12 @@
+// EXPECT: sync\.start
+#include <moe_balance/moe_balance.hpp>
+
+namespace mb = moe_balance;
+
+struct Wrong {
+  int ranks() const { return 1; }
+  template <class Place>
+  void finish(const Place&) const {}
+};
+
+const mb::Router router{mb::Softmax{}, mb::TopK<2>{}, mb::NoBalancer{}, Wrong{}};

@@ -1,0 +1,1 @@
+#include <moe_balance/topk/top_k.hpp>

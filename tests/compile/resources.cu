@@ -1,0 +1,46 @@
+// The kernels that real models run, for the checks that need no GPU: registers, spills, stack, symbols.
+#include <moe_balance/moe_balance.cuh>
+
+namespace mb = moe_balance;
+
+struct Calls {
+  mb::RouteArgs route;
+  mb::ForwardArgs forward;
+  mb::BackwardArgs backward;
+  mb::LossArgs loss;
+  mb::BiasRef bias;
+  mb::LoadRef load;
+  mb::Workspace workspace;
+};
+
+template <class Router>
+void run(const Router& router, const Calls& calls, cudaStream_t stream) {
+  router.route(calls.route, calls.workspace, stream);
+  router.forward(calls.forward, calls.workspace, stream);
+  router.backward(calls.backward, calls.workspace, stream);
+  router.loss(calls.loss, calls.workspace, stream);
+  router.update(calls.bias, calls.load, calls.workspace, stream);
+}
+
+void deepseek_v3(const Calls& calls, cudaStream_t stream);
+void deepseek_v3(const Calls& calls, cudaStream_t stream) {
+  run(mb::Router{mb::Sigmoid{}, mb::GroupLimitedTopK<8>{.groups = 8, .groups_kept = 4, .scaling_factor = 2.5f},
+                 mb::Combine{mb::LossFreeBias{.update_rate = 1e-3f}, mb::SequenceLoss{.coefficient = 1e-4f}}},
+      calls, stream);
+}
+
+void softmax_with_losses(const Calls& calls, cudaStream_t stream);
+void softmax_with_losses(const Calls& calls, cudaStream_t stream) {
+  run(mb::Router{mb::Softmax{}, mb::TopK<8>{}, mb::Combine{mb::AuxLoss{.coefficient = 1e-2f}, mb::ZLoss{.coefficient = 1e-3f}}},
+      calls, stream);
+}
+
+void deepseek_v4(const Calls& calls, cudaStream_t stream);
+void deepseek_v4(const Calls& calls, cudaStream_t stream) {
+  run(mb::Router{mb::SqrtSoftplus{}, mb::Replay{mb::TopK<6>{}}, mb::Combine{mb::LossFreeBias{}, mb::SequenceLoss{}}}, calls, stream);
+}
+
+void largest_k(const Calls& calls, cudaStream_t stream);
+void largest_k(const Calls& calls, cudaStream_t stream) {
+  run(mb::Router{mb::SoftmaxOverSelected{}, mb::TopK<32>{}, mb::FromPlainTopK{mb::GlobalBatchLoss{}}}, calls, stream);
+}

@@ -1,0 +1,18 @@
+// CONTRACT.md lines 13 and 15 on a GPU.
+#include "engine_cuda.cuh"
+
+#include "bodies/contract_running.hpp"
+
+namespace testing {
+
+TEST_CASE_TEMPLATE_INVOKE(contract_13, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(contract_15, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(contract_15_again, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(contract_15_route, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(contract_15_twice, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(route_is_forward, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(replay_ids, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(row_strides, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(many_layers, CudaEngine);
+
+}  // namespace testing

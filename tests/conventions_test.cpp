@@ -1,0 +1,13 @@
+// CONTRACT.md's conventions on the CPU.
+#include "engine_host.hpp"
+
+#include "bodies/conventions.hpp"
+
+namespace testing {
+
+TEST_CASE_TEMPLATE_INVOKE(plain_top_k_micro_batch, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(plain_top_k_sequence, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(plain_top_k_global_batch, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(plain_top_k_bias, HostEngine);
+
+}  // namespace testing

@@ -1,0 +1,13 @@
+// CONTRACT.md's conventions on a GPU.
+#include "engine_cuda.cuh"
+
+#include "bodies/conventions.hpp"
+
+namespace testing {
+
+TEST_CASE_TEMPLATE_INVOKE(plain_top_k_micro_batch, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(plain_top_k_sequence, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(plain_top_k_global_batch, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(plain_top_k_bias, CudaEngine);
+
+}  // namespace testing

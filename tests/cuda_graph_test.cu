@@ -1,0 +1,95 @@
+// CONTRACT.md lines 12 and 13 on a GPU: calls only enqueue, so a CUDA graph captures them; one graph serves many batch sizes.
+#include "engine_cuda.cuh"
+
+#include "bodies/everything.hpp"
+
+namespace testing {
+
+namespace {
+
+/// What `enqueue` puts on the engine's stream, as a graph. Capturing in global mode fails on any allocation, synchronisation or use
+/// of the default stream.
+template <class Enqueue>
+std::shared_ptr<CUgraphExec_st> captured(const CudaEngine& engine, const Enqueue& enqueue) {
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t executable = nullptr;
+  cuda_check(cudaStreamBeginCapture(engine.place(), cudaStreamCaptureModeGlobal), "cudaStreamBeginCapture");
+  enqueue();
+  cuda_check(cudaStreamEndCapture(engine.place(), &graph), "cudaStreamEndCapture");
+  cuda_check(cudaGraphInstantiate(&executable, graph, 0), "cudaGraphInstantiate");
+  cuda_check(cudaGraphDestroy(graph), "cudaGraphDestroy");
+  return std::shared_ptr<CUgraphExec_st>(executable, [](cudaGraphExec_t held) { (void)cudaGraphExecDestroy(held); });
+}
+
+const mb::Router router{mb::Sigmoid{}, mb::TopK<4>{}, everything()};
+
+}  // namespace
+
+TEST_CASE("contract 12: forward, loss and backward are captured in a CUDA graph and replay with the same bits") {
+  const CudaEngine engine;
+  const Inputs inputs = full_inputs(121, 200, 160, 4);
+  const Outcome direct = train(engine, router, inputs);
+  Memory<CudaEngine> memory = memory_for(engine, router, inputs);
+  const auto graph = captured(engine, [&] {
+    router.forward(memory.forward_args(), memory.workspace(), engine.place());
+    router.loss(memory.loss_args(), memory.workspace(), engine.place());
+    router.backward(memory.backward_args(), memory.workspace(), engine.place());
+  });
+  CHECK(memory.outcome().load == inputs.load);  // captured, not run
+  cuda_check(cudaGraphLaunch(graph.get(), engine.place()), "cudaGraphLaunch");
+  CHECK(same_bits(memory.outcome(), direct));
+  cuda_check(cudaGraphLaunch(graph.get(), engine.place()), "cudaGraphLaunch");
+  const Outcome twice = memory.outcome();
+  for (std::size_t e = 0; e < 160; ++e) CHECK(twice.load[e] == inputs.load[e] + 2 * direct.counts[e]);
+}
+
+TEST_CASE("contract 12: route and update are captured in a CUDA graph") {
+  const CudaEngine engine;
+  const Inputs inputs = full_inputs(122, 200, 160, 4);
+  Memory<CudaEngine> memory = memory_for(engine, router, inputs);
+  const mb::ForwardArgs args = memory.forward_args();
+  const auto graph = captured(engine, [&] {
+    router.route(memory.route_args(), memory.workspace(), engine.place());
+    router.update(args.bias, args.load, memory.workspace(), engine.place());
+  });
+  cuda_check(cudaGraphLaunch(graph.get(), engine.place()), "cudaGraphLaunch");
+  const Outcome outcome = memory.outcome();
+  CHECK(outcome.experts == route(engine, router, inputs).experts);
+  CHECK(outcome.load == zero_load(160));
+  const std::vector<double> want =
+      oracle::next_bias({inputs.bias.begin(), inputs.bias.end()}, inputs.load, 1e-3, oracle::Centring::none);
+  for (std::size_t e = 0; e < 160; ++e)
+    CHECK(static_cast<double>(outcome.bias[e]) == doctest::Approx(want[e]).epsilon(1e-6));
+}
+
+TEST_CASE("contract 13: one captured graph serves every batch size through tokens_on_device") {
+  const CudaEngine engine;
+  Inputs inputs = full_inputs(123, 200, 160, 4);
+  inputs.tokens_on_device = 200;
+  Memory<CudaEngine> memory = memory_for(engine, router, inputs);
+  CudaEngine::Array<std::int64_t> tokens(engine, {200});
+  mb::ForwardArgs forward = memory.forward_args();
+  forward.tokens_on_device = tokens.data();
+  forward.accumulate = false;
+  mb::BackwardArgs backward = memory.backward_args();
+  backward.tokens_on_device = tokens.data();
+  const auto graph = captured(engine, [&] {
+    router.forward(forward, memory.workspace(), engine.place());
+    router.loss(memory.loss_args(), memory.workspace(), engine.place());
+    router.backward(backward, memory.workspace(), engine.place());
+  });
+  for (const std::int64_t count : {200, 0, 1, 37, 199}) {
+    cuda_check(cudaMemcpy(tokens.data(), &count, sizeof count, cudaMemcpyHostToDevice), "cudaMemcpy");
+    cuda_check(cudaGraphLaunch(graph.get(), engine.place()), "cudaGraphLaunch");
+    Outcome replayed = memory.outcome();
+    replayed.status = {};
+    Inputs direct_inputs = inputs;
+    direct_inputs.tokens_on_device = count;
+    direct_inputs.accumulate = false;
+    Outcome direct = train(engine, router, direct_inputs);
+    direct.status = {};
+    CHECK(same_bits(replayed, direct));
+  }
+}
+
+}  // namespace testing

@@ -1,0 +1,21 @@
+// The CUDA kernels' bodies, executed on fibers, give the bits of the CPU engine: routers whose scores are a softmax. Every tier.
+#include "tile/same_as_host.hpp"
+
+namespace testing {
+
+TEST_CASE("fibers = CPU: softmax, global-batch loss") {
+  check_same_as_host(mb::Router{mb::Softmax{}, mb::TopK<8>{}, mb::GlobalBatchLoss{}},
+                     {8, 16, 32, 60, 64, 128, 160, 256, 257, 384, 512, 896, 1024, 2048});
+}
+
+TEST_CASE("fibers = CPU: softmax over the selected, micro-batch and z-loss, replay") {
+  check_same_as_host(mb::Router{mb::SoftmaxOverSelected{}, mb::Replay{mb::TopK<6>{}}, mb::Combine{mb::AuxLoss{}, mb::ZLoss{}}},
+                     {6, 33, 64, 100, 256, 500});
+}
+
+TEST_CASE("fibers = CPU: losses that count a plain top-k") {
+  check_same_as_host(mb::Router{mb::Softmax{}, mb::TopK<4>{}, mb::Combine{mb::LossFreeBias{}, mb::FromPlainTopK{mb::AuxLoss{}}}},
+                     {4, 60, 256, 1024});
+}
+
+}  // namespace testing

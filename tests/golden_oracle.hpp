@@ -1,0 +1,97 @@
+// The oracle as a subject of the recorded cases: what checks the library is itself checked against other systems' code.
+#pragma once
+
+#include "golden_subject.hpp"
+#include "oracle.hpp"
+
+namespace golden {
+
+class OracleSubject : public Subject {
+ public:
+  std::string name() const override { return "oracle"; }
+
+  Answer answer(const Task& task) override {
+    const oracle::Problem problem = problem_of(task);
+    const std::vector<int> ids = oracle::choose(problem);
+    const oracle::Evaluation evaluation = oracle::evaluate(problem, ids);
+    Answer answer;
+    answer.experts = ids;
+    answer.weights = narrowed(evaluation.weights);
+    answer.counts = evaluation.counts;
+
+    oracle::Surroundings around;
+    around.sequences = task.sequences;
+    for (int t = 0; t < task.tokens; ++t) around.sequence_of_token.push_back(t % task.sequences);
+    around.accumulated = evaluation.counts;
+    for (std::size_t e = 0; e < task.load.size(); ++e) around.accumulated[e] += task.load[e];
+    answer.load = around.accumulated;
+
+    const std::vector<double> grad_weights(task.grad_weights.begin(), task.grad_weights.end());
+    if (!grad_weights.empty()) {
+      answer.grad_logits_of_weights = narrowed(oracle::gradient(problem, ids, grad_weights, {}, around, 0));
+    }
+    if (task.loss != Loss::none) {
+      const oracle::Loss loss = loss_of(task);
+      answer.loss = static_cast<float>(oracle::loss_value(problem, ids, evaluation, loss, around));
+      answer.grad_logits_of_loss = narrowed(oracle::gradient(problem, ids, {}, {loss}, around, 1));
+    }
+    return answer;
+  }
+
+  std::vector<std::vector<float>> biases(const BiasTask& task) override {
+    std::vector<double> bias(static_cast<std::size_t>(task.layers * task.experts), 0.0);
+    std::vector<std::vector<float>> result;
+    for (const std::vector<std::int64_t>& counts : task.counts_per_step) {
+      for (std::ptrdiff_t layer = 0; layer < task.layers; ++layer) {
+        const std::ptrdiff_t first = layer * task.experts;
+        const std::vector<double> row(bias.begin() + first, bias.begin() + first + task.experts);
+        const std::vector<std::int64_t> load(counts.begin() + first, counts.begin() + first + task.experts);
+        const std::vector<double> next = oracle::next_bias(row, load, task.update_rate, oracle::Centring::none);
+        std::copy(next.begin(), next.end(), bias.begin() + first);
+      }
+      result.push_back(narrowed(bias));
+    }
+    return result;
+  }
+
+ private:
+  static std::vector<float> narrowed(const std::vector<double>& values) { return {values.begin(), values.end()}; }
+
+  static oracle::Problem problem_of(const Task& task) {
+    oracle::Problem problem;
+    problem.tokens = task.tokens;
+    problem.experts = task.experts;
+    problem.k = task.k;
+    problem.logits.assign(task.logits.begin(), task.logits.end());
+    problem.bias.assign(task.bias.begin(), task.bias.end());
+    problem.active = task.active;
+    problem.scoring = task.scoring == Scoring::softmax                 ? oracle::softmax()
+                      : task.scoring == Scoring::softmax_over_selected ? oracle::softmax_over_selected()
+                      : task.scoring == Scoring::sigmoid               ? oracle::sigmoid()
+                                                                       : oracle::sqrt_softplus();
+    problem.renormalise = task.renormalise;
+    problem.scaling_factor = task.scaling_factor;
+    problem.groups = task.groups;
+    problem.groups_kept = task.groups_kept;
+    problem.group_score_top = task.group_score_top;
+    problem.replay = !task.replay_experts.empty();
+    problem.replay_experts = task.replay_experts;
+    problem.replay_tokens = task.replay_tokens;
+    return problem;
+  }
+
+  static oracle::Loss loss_of(const Task& task) {
+    switch (task.loss) {
+      case Loss::sequence:
+        return oracle::sequence_loss(task.coefficient, task.experts, task.k, task.per_token);
+      case Loss::global_batch:
+        return oracle::global_batch_loss(task.coefficient, task.experts, task.k, task.per_token);
+      case Loss::z:
+        return oracle::z_loss(task.coefficient);
+      default:
+        return oracle::aux_loss(task.coefficient, task.experts, task.k, task.per_token);
+    }
+  }
+};
+
+}  // namespace golden

@@ -1,0 +1,68 @@
+// What a recorded case asks, and who answers: the library on a CPU, the library on a GPU, or the oracle.
+#pragma once
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace golden {
+
+/// A case that the subject does not offer; the message is the reason. The case counts as skipped.
+struct NotOffered : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+enum class Scoring { softmax, softmax_over_selected, sigmoid, sqrt_softplus };
+enum class Loss { none, micro_batch, sequence, global_batch, z };
+
+/// One forward call, and what to ask about it. Empty vectors are arguments left out.
+struct Task {
+  int tokens = 0;
+  int experts = 0;
+  int k = 1;
+  Scoring scoring = Scoring::softmax;
+  bool renormalise = true;
+  float scaling_factor = 1.0f;
+  int groups = 0;
+  int groups_kept = 0;
+  int group_score_top = 2;
+  Loss loss = Loss::none;
+  float coefficient = 0.0f;
+  bool per_token = false;
+  int sequences = 1;  ///< token t belongs to sequence t % sequences
+  std::vector<float> logits;
+  std::vector<float> bias;
+  std::vector<std::uint8_t> active;
+  std::vector<std::uint8_t> replay_tokens;
+  std::vector<int> replay_experts;
+  std::vector<float> grad_weights;
+  std::vector<std::int64_t> load;  ///< counts that lie in the load already (global-batch loss)
+};
+
+struct Answer {
+  std::vector<int> experts;
+  std::vector<float> weights;
+  std::vector<std::int64_t> counts;
+  std::vector<std::int64_t> load;
+  std::vector<float> grad_logits_of_weights;  ///< where grad_weights were given
+  float loss = 0.0f;
+  std::vector<float> grad_logits_of_loss;  ///< where there is a loss
+};
+
+/// Sign-rule bias updates over some steps, all layers in one block.
+struct BiasTask {
+  int layers = 1;
+  int experts = 0;
+  float update_rate = 1e-3f;
+  std::vector<std::vector<std::int64_t>> counts_per_step;  ///< [steps][layers * experts]
+};
+
+struct Subject {
+  virtual ~Subject() = default;
+  virtual std::string name() const = 0;
+  virtual Answer answer(const Task& task) = 0;
+  virtual std::vector<std::vector<float>> biases(const BiasTask& task) = 0;
+};
+
+}  // namespace golden

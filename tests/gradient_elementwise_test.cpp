@@ -1,0 +1,12 @@
+// CONTRACT.md line 11 on the CPU, elementwise scorings of the library.
+#include "engine_host.hpp"
+
+#include "bodies/gradient.hpp"
+
+namespace testing {
+
+TEST_CASE_TEMPLATE_INVOKE(contract_11_sigmoid, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(contract_11_sqrt_softplus, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(contract_11_identity, HostEngine);
+
+}  // namespace testing

@@ -1,0 +1,12 @@
+// CONTRACT.md line 11 on a GPU, elementwise scorings of the library.
+#include "engine_cuda.cuh"
+
+#include "bodies/gradient.hpp"
+
+namespace testing {
+
+TEST_CASE_TEMPLATE_INVOKE(contract_11_sigmoid, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(contract_11_sqrt_softplus, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(contract_11_identity, CudaEngine);
+
+}  // namespace testing

@@ -1,0 +1,11 @@
+// CONTRACT.md line 11 on the CPU, scorings of a whole row.
+#include "engine_host.hpp"
+
+#include "bodies/gradient.hpp"
+
+namespace testing {
+
+TEST_CASE_TEMPLATE_INVOKE(contract_11_softmax, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(contract_11_over_selected, HostEngine);
+
+}  // namespace testing

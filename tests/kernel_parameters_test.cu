@@ -1,0 +1,104 @@
+// Host and device must agree where every field of every kernel parameter lies: each struct is passed to a kernel, which echoes its
+// fields back. ([[no_unique_address]], for one, is laid out differently by the two, and corrupts silently.)
+#include "engine_cuda.cuh"
+
+#include <doctest/doctest.h>
+
+#include <cstddef>
+#include <cstring>
+#include <vector>
+
+namespace testing {
+
+/// The named fields of a struct, as bytes: for each its offset, its size and its value.
+template <auto... Members>
+struct Fields {
+  template <class Struct>
+  __host__ __device__ static std::size_t echo(const Struct& parameters, unsigned char* out) {
+    std::size_t used = 0;
+    (copy(parameters, parameters.*Members, out, used), ...);
+    return used;
+  }
+
+ private:
+  template <class Struct, class Field>
+  __host__ __device__ static void copy(const Struct& parameters, const Field& field, unsigned char* out, std::size_t& used) {
+    const auto* bytes = reinterpret_cast<const unsigned char*>(&field);
+    const auto offset = bytes - reinterpret_cast<const unsigned char*>(&parameters);
+    out[used++] = static_cast<unsigned char>(offset % 256);
+    out[used++] = static_cast<unsigned char>(offset / 256);
+    out[used++] = static_cast<unsigned char>(sizeof(Field));
+    for (std::size_t i = 0; i < sizeof(Field); ++i) out[used++] = bytes[i];
+  }
+};
+
+template <class FieldsT, class Struct>
+__global__ void echo_kernel(const __grid_constant__ Struct parameters, unsigned char* out) {
+  FieldsT::echo(parameters, out);
+}
+
+template <class Struct, auto... Members>
+void check_echo() {
+  Struct parameters{};
+  unsigned char pattern[sizeof(Struct)];
+  for (std::size_t i = 0; i < sizeof(Struct); ++i) pattern[i] = static_cast<unsigned char>(i + 1);
+  std::memcpy(static_cast<void*>(&parameters), pattern, sizeof(Struct));
+
+  std::vector<unsigned char> expected((sizeof(Struct) + 3) * sizeof...(Members));
+  expected.resize(Fields<Members...>::echo(parameters, expected.data()));
+  const CudaEngine engine;
+  CudaEngine::Array<unsigned char> echoed(engine, std::vector<unsigned char>(expected.size()));
+  echo_kernel<Fields<Members...>><<<1, 1, 0, engine.place()>>>(parameters, echoed.data());
+  cuda_check(cudaGetLastError(), "launching the echo");
+  CHECK(echoed.values() == expected);
+}
+
+using Balancer = mb::Combine<mb::LossFreeBias, mb::SequenceLoss, mb::ZLoss>;
+using Forward = mb::ForwardProblem<mb::Sigmoid, mb::GroupLimitedTopK<8>, Balancer>;
+using Backward = mb::BackwardProblem<mb::Softmax, mb::TopK<8>, Balancer>;
+using Loss = mb::LossProblem<Balancer>;
+using Update = mb::UpdateProblem<Balancer>;
+
+TEST_CASE("rule 8: the kernels' parameter structs reach the device as the host wrote them") {
+  check_echo<Forward, &Forward::scoring, &Forward::top_k, &Forward::balancer, &Forward::logits, &Forward::experts, &Forward::weights,
+             &Forward::bias, &Forward::active, &Forward::tokens_on_device, &Forward::replay, &Forward::segments,
+             &Forward::rows_hold_quads>();
+  check_echo<Backward, &Backward::scoring, &Backward::top_k, &Backward::balancer, &Backward::logits, &Backward::experts,
+             &Backward::grad_weights, &Backward::grad_logits, &Backward::saved, &Backward::active, &Backward::tokens_on_device,
+             &Backward::grad_loss, &Backward::loss_scale, &Backward::ranks, &Backward::segments, &Backward::logits_hold_quads,
+             &Backward::grad_holds_quads>();
+  check_echo<Loss, &Loss::balancer, &Loss::saved, &Loss::experts, &Loss::top_k, &Loss::ranks, &Loss::sequences, &Loss::value,
+             &Loss::part_values>();
+  check_echo<Update, &Update::balancer, &Update::bias, &Update::load, &Update::top_k, &Update::ranks>();
+  check_echo<mb::Totals, &mb::Totals::counts, &mb::Totals::load, &mb::Totals::saved, &mb::Totals::status>();
+}
+
+TEST_CASE("rule 8: and so do the structs inside them") {
+  using Matrix = mb::MatrixView<std::int32_t>;
+  check_echo<Matrix, &Matrix::data, &Matrix::rows, &Matrix::columns, &Matrix::stride>();
+  using AnyMatrix = mb::AnyMatrix;
+  check_echo<AnyMatrix, &AnyMatrix::data, &AnyMatrix::type, &AnyMatrix::rows, &AnyMatrix::columns, &AnyMatrix::stride>();
+  using mb::BiasRef;
+  check_echo<BiasRef, &BiasRef::data, &BiasRef::experts, &BiasRef::layers, &BiasRef::stride>();
+  using mb::LoadRef;
+  check_echo<LoadRef, &LoadRef::counts, &LoadRef::experts, &LoadRef::layers, &LoadRef::stride>();
+  using mb::SavedView;
+  check_echo<SavedView, &SavedView::tokens, &SavedView::token_losses, &SavedView::counts, &SavedView::probabilities,
+             &SavedView::global_counts, &SavedView::segment_tokens, &SavedView::segment_counts,
+             &SavedView::segment_probabilities>();
+  using mb::Sequences;
+  check_echo<Sequences, &Sequences::count, &Sequences::layout, &Sequences::offsets>();
+  using mb::Segments;
+  check_echo<Segments, &Segments::sequences, &Segments::tokens, &Segments::length>();
+  using mb::ReplayRef;
+  check_echo<ReplayRef, &ReplayRef::experts, &ReplayRef::tokens>();
+  using TopK = mb::GroupLimitedTopK<8>;
+  check_echo<TopK, &TopK::groups, &TopK::groups_kept, &TopK::group_score_top, &TopK::renormalise, &TopK::scaling_factor>();
+  using mb::LossFreeBias;
+  check_echo<LossFreeBias, &LossFreeBias::update_rate, &LossFreeBias::centring, &LossFreeBias::frozen>();
+  using mb::SequenceLoss;
+  check_echo<SequenceLoss, &SequenceLoss::coefficient, &SequenceLoss::scale>();
+  check_echo<Balancer, &Balancer::first, &Balancer::rest>();
+}
+
+}  // namespace testing

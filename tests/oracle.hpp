@@ -1,0 +1,766 @@
+// The oracle: everything the library computes, as plain loops in double, written from FORMULAS.md and CONTRACT.md.
+// It includes nothing of the library and shares no code with it, so the two agree only when both are right.
+//
+// T = tokens, E = experts, K = experts per token. Matrices are row-major vectors of doubles.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <functional>
+#include <limits>
+#include <numeric>
+#include <string>
+#include <vector>
+
+namespace oracle {
+
+using Int = std::int64_t;
+
+// ---- scoring ------------------------------------------------------------------------------------------------------------------
+
+/// How a logit becomes a score. The two row-wise kinds ignore `score` and `derivative`.
+struct Scoring {
+  enum class Kind { softmax, softmax_over_selected, elementwise };
+  Kind kind = Kind::elementwise;
+  std::function<double(double)> score;
+  std::function<double(double)> derivative;
+  /// Sum of the sizes of the terms that make the derivative; empty = its own size.
+  std::function<double(double)> derivative_magnitude;
+};
+
+inline double logistic(double x) {
+  return x >= 0 ? 1 / (1 + std::exp(-x)) : std::exp(x) / (1 + std::exp(x));
+}
+
+inline double root_of_softplus(double x) {
+  if (std::isnan(x)) return x;
+  return std::sqrt(x > 20 ? x : std::log1p(std::exp(x)));
+}
+
+/// sigmoid(x) / (2 s) and, where s = sqrt(x), 1 / (2 s). Far to the left softplus(x) = exp(x), hence s' = s / 2: no 0 / 0.
+inline double derivative_of_root_of_softplus(double x) {
+  if (x < -36) return 0.5 * std::exp(0.5 * x);
+  const double slope = x > 20 ? 1.0 : logistic(x);
+  return slope / (2 * root_of_softplus(x));
+}
+
+inline Scoring softmax() {
+  return {Scoring::Kind::softmax, {}, {}, {}};
+}
+inline Scoring softmax_over_selected() {
+  return {Scoring::Kind::softmax_over_selected, {}, {}, {}};
+}
+inline Scoring elementwise(std::function<double(double)> score, std::function<double(double)> derivative) {
+  return {Scoring::Kind::elementwise, std::move(score), std::move(derivative), {}};
+}
+inline Scoring sigmoid() {
+  Scoring scoring = elementwise(logistic, [](double x) { return logistic(x) * (1 - logistic(x)); });
+  scoring.derivative_magnitude = [](double x) { return logistic(x) * (1 + logistic(x)); };  // s - s^2
+  return scoring;
+}
+inline Scoring sqrt_softplus() {
+  return elementwise(root_of_softplus, derivative_of_root_of_softplus);
+}
+inline Scoring identity() {
+  return elementwise([](double x) { return x; }, [](double) { return 1.0; });
+}
+
+// ---- the problem --------------------------------------------------------------------------------------------------------------
+
+/// One routing call. Empty vectors are arguments that were left out.
+struct Problem {
+  Int tokens = 0;
+  int experts = 0;
+  int k = 1;
+  std::vector<double> logits;        ///< [T, E]
+  std::vector<double> bias;          ///< [E]
+  std::vector<std::uint8_t> active;  ///< [T]
+  Scoring scoring;
+  bool renormalise = true;
+  double scaling_factor = 1;
+  int groups = 0;  ///< 0 = no group limit
+  int groups_kept = 0;
+  int group_score_top = 2;
+  bool replay = false;
+  std::vector<int> replay_experts;          ///< [T, K]
+  std::vector<std::uint8_t> replay_tokens;  ///< [T]; empty = all
+
+  double logit(Int token, int expert) const { return logits[static_cast<std::size_t>(token * experts + expert)]; }
+  double bias_of(int expert) const { return bias.empty() ? 0.0 : bias[static_cast<std::size_t>(expert)]; }
+  bool is_active(Int token) const { return active.empty() || active[static_cast<std::size_t>(token)] != 0; }
+  bool is_replayed(Int token) const {
+    return replay && (replay_tokens.empty() || replay_tokens[static_cast<std::size_t>(token)] != 0);
+  }
+};
+
+inline Int active_tokens(const Problem& problem) {
+  Int total = 0;
+  for (Int t = 0; t < problem.tokens; ++t) total += problem.is_active(t) ? 1 : 0;
+  return total;
+}
+
+/// The probabilities of a row over its finite logits; a non-finite logit has 0.
+inline std::vector<double> softmax_of_row(const Problem& problem, Int token) {
+  const int experts = problem.experts;
+  double largest = -std::numeric_limits<double>::infinity();
+  for (int e = 0; e < experts; ++e) {
+    if (std::isfinite(problem.logit(token, e))) largest = std::max(largest, problem.logit(token, e));
+  }
+  std::vector<double> row(static_cast<std::size_t>(experts), 0.0);
+  double sum = 0;
+  for (int e = 0; e < experts; ++e) {
+    if (!std::isfinite(problem.logit(token, e))) continue;
+    row[static_cast<std::size_t>(e)] = std::exp(problem.logit(token, e) - largest);
+    sum += row[static_cast<std::size_t>(e)];
+  }
+  for (double& value : row) value = sum > 0 ? value / sum : 0;
+  return row;
+}
+
+/// log(sum of exp) of a row's finite logits.
+inline double logsumexp_of_row(const Problem& problem, Int token) {
+  double largest = -std::numeric_limits<double>::infinity();
+  for (int e = 0; e < problem.experts; ++e) {
+    if (std::isfinite(problem.logit(token, e))) largest = std::max(largest, problem.logit(token, e));
+  }
+  double sum = 0;
+  for (int e = 0; e < problem.experts; ++e) {
+    if (std::isfinite(problem.logit(token, e))) sum += std::exp(problem.logit(token, e) - largest);
+  }
+  return largest + std::log(sum);
+}
+
+/// Scores of one row as sums read them: a non-finite logit has score 0.
+inline std::vector<double> scores_of_row(const Problem& problem, Int token) {
+  if (problem.scoring.kind != Scoring::Kind::elementwise) return softmax_of_row(problem, token);
+  std::vector<double> row(static_cast<std::size_t>(problem.experts), 0.0);
+  for (int e = 0; e < problem.experts; ++e) {
+    const double logit = problem.logit(token, e);
+    if (std::isfinite(logit)) row[static_cast<std::size_t>(e)] = problem.scoring.score(logit);
+  }
+  return row;
+}
+
+// ---- choosing experts ---------------------------------------------------------------------------------------------------------
+
+/// The order of CONTRACT.md lines 2 and 3: does a rank before b? NaN is below -inf; -0 equals +0.
+inline bool ranks_before(double a, int id_a, double b, int id_b) {
+  if (std::isnan(a) != std::isnan(b)) return std::isnan(b);
+  if (!std::isnan(a) && a != b) return a > b;
+  return id_a < id_b;
+}
+
+/// Softmax as selection reads it: where the largest logit is infinite, those that have it share everything; NaN takes no part.
+inline std::vector<double> softmax_ranking_of_row(const Problem& problem, Int token) {
+  double largest = -std::numeric_limits<double>::infinity();
+  int sharers = 0;
+  for (int e = 0; e < problem.experts; ++e) {
+    if (!std::isnan(problem.logit(token, e))) largest = std::max(largest, problem.logit(token, e));
+  }
+  if (std::isfinite(largest)) return softmax_of_row(problem, token);
+  for (int e = 0; e < problem.experts; ++e) sharers += problem.logit(token, e) == largest ? 1 : 0;
+  std::vector<double> row;
+  for (int e = 0; e < problem.experts; ++e) row.push_back(problem.logit(token, e) == largest ? 1.0 / sharers : 0.0);
+  return row;
+}
+
+/// What decides a row: score + bias, or logit + bias for SoftmaxOverSelected.
+inline std::vector<double> ranking_of_row(const Problem& problem, Int token) {
+  std::vector<double> probabilities;
+  if (problem.scoring.kind == Scoring::Kind::softmax) probabilities = softmax_ranking_of_row(problem, token);
+  std::vector<double> ranking(static_cast<std::size_t>(problem.experts));
+  for (int e = 0; e < problem.experts; ++e) {
+    const double logit = problem.logit(token, e);
+    double value = logit;
+    if (problem.scoring.kind == Scoring::Kind::softmax && !std::isnan(logit)) {
+      value = probabilities[static_cast<std::size_t>(e)];
+    } else if (problem.scoring.kind == Scoring::Kind::elementwise) {
+      value = problem.scoring.score(logit);
+    }
+    ranking[static_cast<std::size_t>(e)] = value + problem.bias_of(e);
+  }
+  return ranking;
+}
+
+/// Ids of `values`, best first.
+inline std::vector<int> order_of(const std::vector<double>& values) {
+  std::vector<int> ids(values.size());
+  std::iota(ids.begin(), ids.end(), 0);
+  std::sort(ids.begin(), ids.end(), [&](int a, int b) {
+    return ranks_before(values[static_cast<std::size_t>(a)], a, values[static_cast<std::size_t>(b)], b);
+  });
+  return ids;
+}
+
+/// Sum of a group's best `group_score_top` ranking values, for each group.
+inline std::vector<double> group_scores_of_row(const Problem& problem, const std::vector<double>& ranking) {
+  const int size = problem.experts / problem.groups;
+  std::vector<double> scores;
+  for (int g = 0; g < problem.groups; ++g) {
+    const std::vector<double> members(ranking.begin() + g * size, ranking.begin() + (g + 1) * size);
+    const std::vector<int> order = order_of(members);
+    double sum = 0;
+    for (int n = 0; n < std::min(problem.group_score_top, size); ++n) {
+      sum += members[static_cast<std::size_t>(order[static_cast<std::size_t>(n)])];
+    }
+    scores.push_back(sum);
+  }
+  return scores;
+}
+
+/// The ids that one row may choose from, best first.
+inline std::vector<int> candidates_of_row(const Problem& problem, const std::vector<double>& ranking) {
+  std::vector<int> order = order_of(ranking);
+  if (problem.groups == 0) return order;
+  const std::vector<int> groups = order_of(group_scores_of_row(problem, ranking));
+  const int size = problem.experts / problem.groups;
+  std::vector<int> allowed;
+  for (const int id : order) {
+    const auto kept_end = groups.begin() + problem.groups_kept;
+    if (std::find(groups.begin(), kept_end, id / size) != kept_end) allowed.push_back(id);
+  }
+  return allowed;
+}
+
+/// Expert ids [T, K], best first; -1 for inactive tokens and for replayed ids outside [0, E).
+inline std::vector<int> choose(const Problem& problem) {
+  std::vector<int> ids(static_cast<std::size_t>(problem.tokens * problem.k), -1);
+  for (Int t = 0; t < problem.tokens; ++t) {
+    if (!problem.is_active(t)) continue;
+    const std::size_t first = static_cast<std::size_t>(t * problem.k);
+    if (problem.is_replayed(t)) {
+      for (std::size_t k = 0; k < static_cast<std::size_t>(problem.k); ++k) {
+        const int id = problem.replay_experts[first + k];
+        ids[first + k] = id >= 0 && id < problem.experts ? id : -1;
+      }
+      continue;
+    }
+    const std::vector<int> candidates = candidates_of_row(problem, ranking_of_row(problem, t));
+    for (std::size_t k = 0; k < static_cast<std::size_t>(problem.k) && k < candidates.size(); ++k) {
+      ids[first + k] = candidates[k];
+    }
+  }
+  return ids;
+}
+
+// ---- comparing a selection ----------------------------------------------------------------------------------------------------
+
+/// How far two float32 computations of a ranking value may lie from the double one: `relative` times |score| + |bias|, and
+/// for a softmax of spread D also D * 2^-24 (the rounding of x - max).
+struct Resolution {
+  double relative = 0;
+};
+inline constexpr Resolution float32_resolution{1e-6};
+inline constexpr Resolution float64_resolution{1e-14};
+/// For values that both computations hold exactly: every order is decided.
+inline constexpr Resolution exact_resolution{0};
+
+struct SelectionReport {
+  std::string first_difference;  ///< empty = the selection is right
+  Int undecided_tokens = 0;      ///< tokens whose order lies within the resolution, checked for that only
+};
+
+/// Checks ids [T, K] from elsewhere. A token whose decisive gaps exceed the resolution must agree exactly; experts with the same
+/// logit and bias are always decided (by the smaller id). Within the resolution ids must be distinct, in range and nearly ordered.
+inline SelectionReport check_selection(const Problem& problem, const std::vector<int>& ids, Resolution resolution) {
+  SelectionReport report;
+  const std::vector<int> expected = choose(problem);
+  if (ids.size() != expected.size()) {
+    report.first_difference = "ids have another size";
+    return report;
+  }
+  const auto complain = [&](Int t, int k, const std::string& what) {
+    if (!report.first_difference.empty()) return;
+    report.first_difference = "token " + std::to_string(t) + " slot " + std::to_string(k) + ": " + what;
+  };
+  for (Int t = 0; t < problem.tokens; ++t) {
+    const std::size_t first = static_cast<std::size_t>(t * problem.k);
+    int differs = -1;
+    for (int k = problem.k - 1; k >= 0; --k) {
+      if (ids[first + static_cast<std::size_t>(k)] != expected[first + static_cast<std::size_t>(k)]) differs = k;
+    }
+    if (differs < 0) continue;
+    const std::string wrong = "expected expert " + std::to_string(expected[first + static_cast<std::size_t>(differs)]) +
+                              ", got " + std::to_string(ids[first + static_cast<std::size_t>(differs)]);
+    if (!problem.is_active(t) || problem.is_replayed(t)) {
+      complain(t, differs, wrong);
+      continue;
+    }
+    std::vector<bool> seen(static_cast<std::size_t>(problem.experts), false);
+    bool usable = true;
+    for (int k = 0; k < problem.k; ++k) {
+      const int id = ids[first + static_cast<std::size_t>(k)];
+      if (id < 0 || id >= problem.experts || seen[static_cast<std::size_t>(id)]) {
+        complain(t, k, "id " + std::to_string(id) + " is repeated or out of range");
+        usable = false;
+        break;
+      }
+      seen[static_cast<std::size_t>(id)] = true;
+    }
+    if (!usable) continue;
+
+    const std::vector<double> ranking = ranking_of_row(problem, t);
+    double spread = 0;
+    double largest = -std::numeric_limits<double>::infinity();
+    for (int e = 0; e < problem.experts; ++e) {
+      if (std::isfinite(problem.logit(t, e))) largest = std::max(largest, problem.logit(t, e));
+    }
+    const auto bound = [&](int e) {
+      const double value = ranking[static_cast<std::size_t>(e)];
+      if (!std::isfinite(value)) return 0.0;
+      spread = problem.scoring.kind == Scoring::Kind::softmax ? std::abs(problem.logit(t, e) - largest) : 0.0;
+      if (!std::isfinite(spread)) spread = 0;
+      return resolution.relative *
+                 ((std::abs(value - problem.bias_of(e)) * (1 + 0.1 * spread)) + std::abs(problem.bias_of(e))) +
+             1e-44;
+    };
+    const auto near = [&](int a, int b) {
+      const double va = ranking[static_cast<std::size_t>(a)];
+      const double vb = ranking[static_cast<std::size_t>(b)];
+      const bool same_inputs = (problem.logit(t, a) == problem.logit(t, b)) && problem.bias_of(a) == problem.bias_of(b);
+      return resolution.relative > 0 && !same_inputs && std::isfinite(va) && std::isfinite(vb) &&
+             std::abs(va - vb) <= bound(a) + bound(b);
+    };
+    bool groups_near = false;
+    if (problem.groups > 0) {
+      const std::vector<double> scores = group_scores_of_row(problem, ranking);
+      const std::vector<int> order = order_of(scores);
+      if (problem.groups_kept < problem.groups) {
+        const double last = scores[static_cast<std::size_t>(order[static_cast<std::size_t>(problem.groups_kept - 1)])];
+        const double next = scores[static_cast<std::size_t>(order[static_cast<std::size_t>(problem.groups_kept)])];
+        groups_near = std::abs(last - next) <= 4 * resolution.relative * (std::abs(last) + std::abs(next)) && last != next;
+      }
+    }
+    if (groups_near) {
+      ++report.undecided_tokens;
+      continue;
+    }
+    const std::vector<int> candidates = candidates_of_row(problem, ranking);
+    bool decided_wrong = false;
+    for (int k = 0; k < problem.k && !decided_wrong; ++k) {
+      const int got = ids[first + static_cast<std::size_t>(k)];
+      const int want = candidates[static_cast<std::size_t>(k)];
+      const bool allowed = std::find(candidates.begin(), candidates.end(), got) != candidates.end();
+      decided_wrong = !allowed || (got != want && !near(got, want));
+    }
+    if (decided_wrong) {
+      complain(t, differs, wrong);
+    } else {
+      ++report.undecided_tokens;
+    }
+  }
+  return report;
+}
+
+// ---- weights and counts -------------------------------------------------------------------------------------------------------
+
+/// Everything that follows once the experts are chosen.
+struct Evaluation {
+  std::vector<double> weights;           ///< [T, K]
+  std::vector<Int> counts;               ///< [E]
+  std::vector<double> scores;            ///< [T, E]; 0 where the logit is not finite
+  std::vector<double> probabilities;     ///< [T, E]: what P averages; 0 in rows that do not take part
+  std::vector<double> logsumexp;         ///< [T]
+  std::vector<std::uint8_t> takes_part;  ///< [T]: active and no non-finite logit among the chosen
+  Int non_finite_tokens = 0;
+};
+
+inline Evaluation evaluate(const Problem& problem, const std::vector<int>& ids) {
+  const std::size_t experts = static_cast<std::size_t>(problem.experts);
+  const std::size_t slots = static_cast<std::size_t>(problem.k);
+  const std::size_t tokens = static_cast<std::size_t>(problem.tokens);
+  Evaluation result;
+  result.weights.assign(tokens * slots, 0.0);
+  result.counts.assign(experts, 0);
+  result.scores.assign(tokens * experts, 0.0);
+  result.probabilities.assign(tokens * experts, 0.0);
+  result.logsumexp.assign(tokens, 0.0);
+  result.takes_part.assign(tokens, 0);
+  for (std::size_t t = 0; t < tokens; ++t) {
+    const Int token = static_cast<Int>(t);
+    if (!problem.is_active(token)) continue;
+    bool finite = true;
+    for (std::size_t k = 0; k < slots; ++k) {
+      const int id = ids[t * slots + k];
+      if (id < 0) continue;
+      ++result.counts[static_cast<std::size_t>(id)];
+      finite = finite && std::isfinite(problem.logit(token, id));
+    }
+    if (!finite) {
+      ++result.non_finite_tokens;
+      continue;
+    }
+    result.takes_part[t] = 1;
+    const std::vector<double> scores = scores_of_row(problem, token);
+    std::copy(scores.begin(), scores.end(), result.scores.begin() + static_cast<std::ptrdiff_t>(t * experts));
+    result.logsumexp[t] = logsumexp_of_row(problem, token);
+
+    const bool selected_only = problem.scoring.kind == Scoring::Kind::softmax_over_selected;
+    double sum = 0;
+    double largest = -std::numeric_limits<double>::infinity();
+    for (std::size_t k = 0; k < slots; ++k) {
+      const int id = ids[t * slots + k];
+      if (id < 0) continue;
+      sum += scores[static_cast<std::size_t>(id)];
+      largest = std::max(largest, problem.logit(token, id));
+    }
+    double selected_sum = 0;
+    for (std::size_t k = 0; k < slots; ++k) {
+      const int id = ids[t * slots + k];
+      if (id >= 0) selected_sum += std::exp(problem.logit(token, id) - largest);
+    }
+    for (std::size_t k = 0; k < slots; ++k) {
+      const int id = ids[t * slots + k];
+      if (id < 0) continue;
+      double weight = scores[static_cast<std::size_t>(id)];
+      if (selected_only) {
+        weight = std::exp(problem.logit(token, id) - largest) / selected_sum;
+      } else if (problem.renormalise && problem.k > 1) {
+        weight /= sum + 1e-20;
+      }
+      result.weights[t * slots + k] = problem.scaling_factor * weight;
+    }
+
+    double all = 0;
+    for (const double score : scores) all += score;
+    const bool normalise = problem.scoring.kind == Scoring::Kind::elementwise;
+    for (std::size_t e = 0; e < experts; ++e) {
+      result.probabilities[t * experts + e] = normalise ? scores[e] / (all + 1e-20) : scores[e];
+    }
+  }
+  return result;
+}
+
+// ---- losses -------------------------------------------------------------------------------------------------------------------
+
+/// One loss. Those of P are sum_i slope(i, counts, tokens) P_i over the tokens of their scope; the z-loss is a mean over tokens.
+struct Loss {
+  enum class Scope { micro_batch, sequence, global_batch, token };
+  Scope scope = Scope::micro_batch;
+  /// The slope of expert i, from the scope's counts and its number of active tokens.
+  std::function<double(int expert, const std::vector<Int>& counts, Int tokens)> slope;
+  std::function<double(double logsumexp)> token_loss;
+  std::function<double(double logsumexp)> token_slope;
+};
+
+/// coefficient * E * sum_i f_i P_i with f_i = count_i / (K T); `per_token` leaves the K out.
+inline Loss frequency_loss(Loss::Scope scope, double coefficient, int experts, int k, bool per_token) {
+  Loss loss;
+  loss.scope = scope;
+  loss.slope = [=](int expert, const std::vector<Int>& counts, Int tokens) {
+    if (tokens == 0) return 0.0;
+    const double divisor = static_cast<double>(tokens) * (per_token ? 1 : k);
+    return coefficient * experts * static_cast<double>(counts[static_cast<std::size_t>(expert)]) / divisor;
+  };
+  return loss;
+}
+inline Loss aux_loss(double coefficient, int experts, int k, bool per_token = false) {
+  return frequency_loss(Loss::Scope::micro_batch, coefficient, experts, k, per_token);
+}
+inline Loss sequence_loss(double coefficient, int experts, int k, bool per_token = false) {
+  return frequency_loss(Loss::Scope::sequence, coefficient, experts, k, per_token);
+}
+/// coefficient * E * sum_i F_i P_i, F_i = accumulated_i / sum of accumulated (times K where `per_token`).
+inline Loss global_batch_loss(double coefficient, int experts, int k, bool per_token = false) {
+  Loss loss;
+  loss.scope = Loss::Scope::global_batch;
+  loss.slope = [=](int expert, const std::vector<Int>& counts, Int) {
+    const double all = static_cast<double>(std::accumulate(counts.begin(), counts.end(), Int{0}));
+    if (all == 0) return 0.0;
+    return coefficient * experts * static_cast<double>(counts[static_cast<std::size_t>(expert)]) / all * (per_token ? k : 1);
+  };
+  return loss;
+}
+inline Loss z_loss(double coefficient) {
+  Loss loss;
+  loss.scope = Loss::Scope::token;
+  loss.token_loss = [=](double lse) { return coefficient * lse * lse; };
+  loss.token_slope = [=](double lse) { return 2 * coefficient * lse; };
+  return loss;
+}
+
+/// What losses read beside one call's evaluation.
+struct Surroundings {
+  Int sequences = 1;
+  std::vector<Int> sequence_of_token;  ///< [T]; empty = all in sequence 0
+  std::vector<Int> accumulated;        ///< [E]: counts of this step so far, this call's included (global-batch loss)
+};
+
+namespace detail {
+
+/// Tokens, counts and mean probabilities of one scope.
+struct Scoped {
+  Int tokens = 0;
+  std::vector<Int> counts;
+  std::vector<double> mean_probability;
+};
+
+inline Int sequence_of(const Surroundings& around, Int token) {
+  return around.sequence_of_token.empty() ? 0 : around.sequence_of_token[static_cast<std::size_t>(token)];
+}
+
+/// Sums over the tokens of one sequence, or of all (sequence = -1).
+inline Scoped sums(const Problem& problem, const std::vector<int>& ids, const Evaluation& evaluation,
+                   const Surroundings& around, Int sequence) {
+  Scoped result;
+  result.counts.assign(static_cast<std::size_t>(problem.experts), 0);
+  result.mean_probability.assign(static_cast<std::size_t>(problem.experts), 0.0);
+  for (Int t = 0; t < problem.tokens; ++t) {
+    if (!problem.is_active(t) || (sequence >= 0 && sequence_of(around, t) != sequence)) continue;
+    ++result.tokens;
+    for (int k = 0; k < problem.k; ++k) {
+      const int id = ids[static_cast<std::size_t>(t * problem.k + k)];
+      if (id >= 0) ++result.counts[static_cast<std::size_t>(id)];
+    }
+    for (int e = 0; e < problem.experts; ++e) {
+      result.mean_probability[static_cast<std::size_t>(e)] +=
+          evaluation.probabilities[static_cast<std::size_t>(t * problem.experts + e)];
+    }
+  }
+  if (result.tokens > 0) {
+    for (double& value : result.mean_probability) value /= static_cast<double>(result.tokens);
+  }
+  return result;
+}
+
+/// Slopes [E] of one loss in one scope.
+inline std::vector<double> slopes(const Problem& problem, const Loss& loss, const Scoped& scoped,
+                                  const Surroundings& around) {
+  const std::vector<Int>& counts = loss.scope == Loss::Scope::global_batch ? around.accumulated : scoped.counts;
+  std::vector<double> result;
+  for (int e = 0; e < problem.experts; ++e) result.push_back(loss.slope(e, counts, scoped.tokens));
+  return result;
+}
+
+}  // namespace detail
+
+/// The value of one loss.
+inline double loss_value(const Problem& problem, const std::vector<int>& ids, const Evaluation& evaluation, const Loss& loss,
+                         const Surroundings& around) {
+  if (loss.scope == Loss::Scope::token) {
+    double sum = 0;
+    for (Int t = 0; t < problem.tokens; ++t) {
+      if (evaluation.takes_part[static_cast<std::size_t>(t)]) {
+        sum += loss.token_loss(evaluation.logsumexp[static_cast<std::size_t>(t)]);
+      }
+    }
+    const Int tokens = active_tokens(problem);
+    return tokens > 0 ? sum / static_cast<double>(tokens) : 0.0;
+  }
+  const bool by_sequence = loss.scope == Loss::Scope::sequence;
+  const Int scopes = by_sequence ? around.sequences : 1;
+  double total = 0;
+  for (Int s = 0; s < scopes; ++s) {
+    const detail::Scoped scoped = detail::sums(problem, ids, evaluation, around, by_sequence ? s : -1);
+    const std::vector<double> slope = detail::slopes(problem, loss, scoped, around);
+    for (std::size_t e = 0; e < slope.size(); ++e) total += slope[e] * scoped.mean_probability[e];
+  }
+  return total / static_cast<double>(scopes);
+}
+
+inline double total_loss(const Problem& problem, const std::vector<int>& ids, const Evaluation& evaluation,
+                         const std::vector<Loss>& losses, const Surroundings& around) {
+  double total = 0;
+  for (const Loss& loss : losses) total += loss_value(problem, ids, evaluation, loss, around);
+  return total;
+}
+
+// ---- gradients ----------------------------------------------------------------------------------------------------------------
+
+/// A gradient, and for each element the sum of the absolute values of the terms whose sum it is: what rounding errors are measured
+/// against, for where terms cancel no computation in the same precision does better.
+struct Gradient {
+  std::vector<double> value;
+  std::vector<double> magnitude;
+};
+
+/// d(sum weights * grad_weights + loss_scale * sum of losses) / d(logits), [T, E]; ids and counts are constants.
+/// Empty grad_weights means zeros.
+inline Gradient gradient_and_magnitude(const Problem& problem, const std::vector<int>& ids,
+                                       const std::vector<double>& grad_weights, const std::vector<Loss>& losses,
+                                       const Surroundings& around, double loss_scale) {
+  const Evaluation evaluation = evaluate(problem, ids);
+  const std::size_t experts = static_cast<std::size_t>(problem.experts);
+  const std::size_t slots = static_cast<std::size_t>(problem.k);
+  const Int tokens_of_call = active_tokens(problem);
+  std::vector<double> result(static_cast<std::size_t>(problem.tokens) * experts, 0.0);
+  std::vector<double> magnitude(result.size(), 0.0);
+
+  // dL/dp of every token, as a sum over losses: slope / (tokens of the scope) / (number of scopes).
+  std::vector<double> grad_probability(result.size(), 0.0);
+  for (const Loss& loss : losses) {
+    if (loss.scope == Loss::Scope::token) continue;
+    const bool by_sequence = loss.scope == Loss::Scope::sequence;
+    const Int scopes = by_sequence ? around.sequences : 1;
+    for (Int s = 0; s < scopes; ++s) {
+      const detail::Scoped scoped = detail::sums(problem, ids, evaluation, around, by_sequence ? s : -1);
+      if (scoped.tokens == 0) continue;
+      const std::vector<double> slope = detail::slopes(problem, loss, scoped, around);
+      const double divisor = static_cast<double>(scoped.tokens) * static_cast<double>(scopes);
+      for (Int t = 0; t < problem.tokens; ++t) {
+        if (by_sequence && detail::sequence_of(around, t) != s) continue;
+        for (std::size_t e = 0; e < experts; ++e) {
+          grad_probability[static_cast<std::size_t>(t) * experts + e] += loss_scale * slope[e] / divisor;
+        }
+      }
+    }
+  }
+
+  for (std::size_t t = 0; t < static_cast<std::size_t>(problem.tokens); ++t) {
+    if (!evaluation.takes_part[t]) continue;
+    const Int token = static_cast<Int>(t);
+    const double* score = &evaluation.scores[t * experts];
+    const double* probability = &evaluation.probabilities[t * experts];
+    const double* grad_p = &grad_probability[t * experts];
+    double* out = &result[t * experts];
+    double* size = &magnitude[t * experts];
+    std::vector<double> grad_score(experts, 0.0);
+    std::vector<double> score_size(experts, 0.0);
+
+    // Through the weights.
+    double chosen_sum = 1e-20;
+    double dot = 0;
+    double dot_size = 0;
+    for (std::size_t k = 0; k < slots; ++k) {
+      const int id = ids[t * slots + k];
+      if (id < 0) continue;
+      chosen_sum += score[id];
+    }
+    if (!grad_weights.empty()) {
+      if (problem.scoring.kind == Scoring::Kind::softmax_over_selected) {
+        for (std::size_t k = 0; k < slots; ++k) {
+          dot += grad_weights[t * slots + k] * evaluation.weights[t * slots + k] / problem.scaling_factor;
+          dot_size += std::abs(grad_weights[t * slots + k] * evaluation.weights[t * slots + k] / problem.scaling_factor);
+        }
+        for (std::size_t k = 0; k < slots; ++k) {
+          const int id = ids[t * slots + k];
+          if (id < 0) continue;
+          out[id] += evaluation.weights[t * slots + k] * (grad_weights[t * slots + k] - dot);
+          size[id] += std::abs(evaluation.weights[t * slots + k]) * (std::abs(grad_weights[t * slots + k]) + dot_size);
+        }
+      } else if (problem.renormalise && problem.k > 1) {
+        for (std::size_t k = 0; k < slots; ++k) {
+          const int id = ids[t * slots + k];
+          if (id < 0) continue;
+          dot += grad_weights[t * slots + k] * score[id] / chosen_sum;
+          dot_size += std::abs(grad_weights[t * slots + k] * score[id] / chosen_sum);
+        }
+        for (std::size_t k = 0; k < slots; ++k) {
+          const int id = ids[t * slots + k];
+          if (id < 0) continue;
+          grad_score[static_cast<std::size_t>(id)] +=
+              problem.scaling_factor * (grad_weights[t * slots + k] - dot) / chosen_sum;
+          score_size[static_cast<std::size_t>(id)] +=
+              std::abs(problem.scaling_factor / chosen_sum) * (std::abs(grad_weights[t * slots + k]) + dot_size);
+        }
+      } else {
+        for (std::size_t k = 0; k < slots; ++k) {
+          const int id = ids[t * slots + k];
+          if (id < 0) continue;
+          grad_score[static_cast<std::size_t>(id)] += problem.scaling_factor * grad_weights[t * slots + k];
+          score_size[static_cast<std::size_t>(id)] += std::abs(problem.scaling_factor * grad_weights[t * slots + k]);
+        }
+      }
+    }
+
+    // Through P, then through the scoring.
+    if (problem.scoring.kind == Scoring::Kind::elementwise) {
+      double all = 1e-20;
+      double mean = 0;
+      double mean_size = 0;
+      for (std::size_t e = 0; e < experts; ++e) {
+        all += score[e];
+        mean += grad_p[e] * probability[e];
+        mean_size += std::abs(grad_p[e] * probability[e]);
+      }
+      for (std::size_t e = 0; e < experts; ++e) {
+        const double logit = problem.logit(token, static_cast<int>(e));
+        if (!std::isfinite(logit)) continue;
+        const double derivative = problem.scoring.derivative(logit);
+        const double derivative_size =
+            problem.scoring.derivative_magnitude ? problem.scoring.derivative_magnitude(logit) : std::abs(derivative);
+        out[e] += (grad_score[e] + (grad_p[e] - mean) / all) * derivative;
+        size[e] += (score_size[e] + std::abs((std::abs(grad_p[e]) + mean_size) / all)) * derivative_size;
+      }
+    } else {
+      double mean = 0;
+      double mean_size = 0;
+      for (std::size_t e = 0; e < experts; ++e) {
+        mean += (grad_score[e] + grad_p[e]) * probability[e];
+        mean_size += (score_size[e] + std::abs(grad_p[e])) * probability[e];
+      }
+      for (std::size_t e = 0; e < experts; ++e) {
+        out[e] += probability[e] * (grad_score[e] + grad_p[e] - mean);
+        size[e] += probability[e] * (score_size[e] + std::abs(grad_p[e]) + mean_size);
+      }
+    }
+
+    // Through each token's logsumexp.
+    std::vector<double> row;
+    for (const Loss& loss : losses) {
+      if (loss.scope != Loss::Scope::token) continue;
+      if (row.empty()) row = softmax_of_row(problem, token);
+      const double slope = loss_scale * loss.token_slope(evaluation.logsumexp[t]) / static_cast<double>(tokens_of_call);
+      for (std::size_t e = 0; e < experts; ++e) {
+        out[e] += slope * row[e];
+        size[e] += std::abs(slope * row[e]);
+      }
+    }
+  }
+  return {result, magnitude};
+}
+
+inline std::vector<double> gradient(const Problem& problem, const std::vector<int>& ids,
+                                    const std::vector<double>& grad_weights, const std::vector<Loss>& losses,
+                                    const Surroundings& around, double loss_scale) {
+  return gradient_and_magnitude(problem, ids, grad_weights, losses, around, loss_scale).value;
+}
+
+/// The same by central differences of the objective's value, ids and counts held: shares nothing with `gradient` but `evaluate`.
+inline std::vector<double> gradient_by_differences(const Problem& problem, const std::vector<int>& ids,
+                                                   const std::vector<double>& grad_weights, const std::vector<Loss>& losses,
+                                                   const Surroundings& around, double loss_scale, double step = 1e-5) {
+  const auto objective = [&](const Problem& at) {
+    const Evaluation evaluation = evaluate(at, ids);
+    double value = loss_scale * total_loss(at, ids, evaluation, losses, around);
+    for (std::size_t i = 0; i < grad_weights.size(); ++i) value += grad_weights[i] * evaluation.weights[i];
+    return value;
+  };
+  std::vector<double> result(problem.logits.size(), 0.0);
+  Problem moved = problem;
+  for (std::size_t i = 0; i < result.size(); ++i) {
+    if (!std::isfinite(problem.logits[i])) continue;
+    moved.logits[i] = problem.logits[i] + step;
+    const double above = objective(moved);
+    moved.logits[i] = problem.logits[i] - step;
+    const double below = objective(moved);
+    moved.logits[i] = problem.logits[i];
+    result[i] = (above - below) / (2 * step);
+  }
+  return result;
+}
+
+// ---- bias ---------------------------------------------------------------------------------------------------------------------
+
+enum class Centring { none, bias, step };
+
+/// b_i += rate * sign(mean - c_i); then the step or the bias has its mean taken away. No counts at all: no step.
+inline std::vector<double> next_bias(const std::vector<double>& bias, const std::vector<Int>& counts, double rate,
+                                     Centring centring) {
+  const Int experts = static_cast<Int>(bias.size());
+  const Int all = std::accumulate(counts.begin(), counts.end(), Int{0});
+  std::vector<double> step;
+  for (const Int count : counts) step.push_back(all > count * experts ? rate : all < count * experts ? -rate : 0.0);
+  const auto centre = [](std::vector<double>& values) {
+    const double mean = std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+    for (double& value : values) value -= mean;
+  };
+  if (centring == Centring::step) centre(step);
+  std::vector<double> result;
+  for (std::size_t e = 0; e < bias.size(); ++e) result.push_back(bias[e] + step[e]);
+  if (centring == Centring::bias) centre(result);
+  return result;
+}
+
+}  // namespace oracle

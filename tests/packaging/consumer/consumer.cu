@@ -1,0 +1,9 @@
+// Only has to compile and link: the machine may have no GPU.
+#include <moe_balance/moe_balance.cuh>
+
+namespace mb = moe_balance;
+
+void route_on_gpu(const mb::RouteArgs& arguments, mb::Workspace workspace, cudaStream_t stream) {
+  const mb::Router router{mb::Softmax{}, mb::TopK<2>{}};
+  router.route(arguments, workspace, stream);
+}

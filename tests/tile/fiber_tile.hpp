@@ -1,0 +1,75 @@
+// The tile of W fibers: the GPU's per-token algorithm, executed on a CPU.
+#pragma once
+
+#include "fibers.hpp"
+
+#include <moe_balance/tile/tile.hpp>
+
+#include <cstdint>
+#include <cstring>
+#include <source_location>
+
+namespace testing {
+
+template <int W>
+struct FiberTile {
+  static constexpr int width = W;
+  static constexpr bool slots_in_registers = true;
+  static constexpr int columns = 1;
+  using Site = std::source_location;
+
+  FiberGroup* group;
+  int thread;
+
+  [[nodiscard]] int lane() const { return thread % W; }
+
+  template <class V>
+  [[nodiscard]] V shuffle(V value, int source, const Site& site = Site::current()) const {
+    if (source < 0 || source >= W) throw FiberError("a shuffle from a lane outside its tile");
+    return decode<V>(meet(encode(value), site)[source]);
+  }
+  template <class V>
+  [[nodiscard]] V shuffle_xor(V value, int mask, const Site& site = Site::current()) const {
+    if (mask < 0 || mask >= W) throw FiberError("a shuffle_xor that leaves its tile");
+    return decode<V>(meet(encode(value), site)[lane() ^ mask]);
+  }
+  [[nodiscard]] bool any(bool value, const Site& site = Site::current()) const {
+    const std::uint64_t* seen = meet(value ? 1 : 0, site);
+    for (int i = 0; i < W; ++i) {
+      if (seen[i] != 0) return true;
+    }
+    return false;
+  }
+  [[nodiscard]] std::int32_t maximum(std::int32_t value, const Site& site = Site::current()) const {
+    const std::uint64_t* seen = meet(encode(value), site);
+    for (int i = 0; i < W; ++i) value = std::max(value, decode<std::int32_t>(seen[i]));
+    return value;
+  }
+  [[nodiscard]] std::int32_t minimum(std::int32_t value, const Site& site = Site::current()) const {
+    const std::uint64_t* seen = meet(encode(value), site);
+    for (int i = 0; i < W; ++i) value = std::min(value, decode<std::int32_t>(seen[i]));
+    return value;
+  }
+  void barrier(const Site& site = Site::current()) const { meet(0, site); }
+
+ private:
+  const std::uint64_t* meet(std::uint64_t payload, const Site& site) const {
+    return group->meet(thread, thread / W * W, W, 0, payload, site);
+  }
+  template <class V>
+  static std::uint64_t encode(V value) {
+    static_assert(sizeof(V) <= 8);
+    std::uint64_t bits = 0;
+    std::memcpy(&bits, &value, sizeof(V));
+    return bits;
+  }
+  template <class V>
+  static V decode(std::uint64_t bits) {
+    V value;
+    std::memcpy(&value, &bits, sizeof(V));
+    return value;
+  }
+};
+static_assert(moe_balance::Tile<FiberTile<32>> && moe_balance::Tile<FiberTile<1>>);
+
+}  // namespace testing

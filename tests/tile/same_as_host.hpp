@@ -1,0 +1,154 @@
+// One training step through the CPU engine and through the CUDA kernels' bodies on fibers, compared bit for bit.
+#pragma once
+
+#include "fiber_engine.hpp"
+
+#include <doctest/doctest.h>
+
+#include <cstdint>
+#include <cstring>
+#include <random>
+#include <vector>
+
+namespace testing {
+
+namespace mb = moe_balance;
+
+/// Inputs of one step; `awkward` mixes in arbitrary bit patterns, infinities, NaN and ties.
+struct StepInputs {
+  std::int64_t tokens;
+  int experts;
+  int top_k;
+  std::vector<float> logits;
+  std::vector<float> grad_weights;
+  std::vector<float> bias;
+  std::vector<std::uint8_t> active;
+  std::vector<std::int32_t> replay;
+  std::vector<std::uint8_t> replayed;
+  std::int64_t sequences = 1;
+
+  StepInputs(std::uint64_t seed, std::int64_t token_count, int expert_count, int k, bool awkward)
+      : tokens(token_count), experts(expert_count), top_k(k) {
+    std::mt19937_64 random(seed);
+    std::normal_distribution<float> normal;
+    logits.resize(static_cast<std::size_t>(tokens * experts));
+    for (float& logit : logits) {
+      logit = normal(random);
+      if (!awkward) continue;
+      const auto kind = random() % 8;
+      if (kind == 0) {
+        const auto bits = static_cast<std::uint32_t>(random()) | (random() % 3 == 0 ? 0x7f800000u : 0u);
+        std::memcpy(&logit, &bits, sizeof bits);
+      } else if (kind < 3) {
+        logit = 0.5f;
+      }
+    }
+    for (std::int64_t i = 0; i < tokens * k; ++i) {
+      grad_weights.push_back(normal(random));
+      replay.push_back(static_cast<std::int32_t>(random() % static_cast<std::uint64_t>(experts + 3)) - 2);
+    }
+    for (int e = 0; e < experts; ++e) bias.push_back(0.1f * normal(random));
+    for (std::int64_t t = 0; t < tokens; ++t) {
+      active.push_back(random() % 5 != 0);
+      replayed.push_back(random() % 2 == 0);
+    }
+    if (tokens % 4 == 0 && tokens > 0) sequences = 4;
+  }
+};
+
+struct StepOutputs {
+  std::vector<std::int32_t> experts;
+  std::vector<float> weights;
+  std::vector<std::int64_t> counts;
+  std::vector<std::int64_t> load;
+  std::vector<std::byte> saved;
+  std::vector<float> grad_logits;
+  std::vector<float> bias;
+  std::vector<float> losses;
+  mb::Status status;
+};
+
+template <class Router, class Place>
+StepOutputs run_step(const Router& router, const StepInputs& in, const Place& place) {
+  const std::int64_t t = in.tokens;
+  const int e = in.experts;
+  StepOutputs out;
+  out.experts.assign(static_cast<std::size_t>(t * in.top_k), 77);
+  out.weights.assign(static_cast<std::size_t>(t * in.top_k), 7.0f);
+  out.counts.assign(static_cast<std::size_t>(e), 5);
+  out.load.assign(static_cast<std::size_t>(e), 3);
+  out.saved.assign(router.saved_bytes({t, e, in.sequences}), std::byte{0xee});
+  out.grad_logits.assign(static_cast<std::size_t>(t * e), 7.0f);
+  out.bias = in.bias;
+  out.losses.assign(Router::loss_count + 1, 0.0f);
+  const mb::Sequences sequences{.count = in.sequences, .layout = mb::Sequences::Layout::token_major};
+  const mb::SavedRef saved{out.saved.data(), out.saved.size()};
+  const mb::MatrixView<const float> logits(in.logits.data(), t, e);
+  router.forward(mb::ForwardArgs{.logits = logits,
+                                 .experts = {out.experts.data(), t, in.top_k},
+                                 .weights = mb::MatrixView<float>(out.weights.data(), t, in.top_k),
+                                 .counts = out.counts.data(),
+                                 .bias = {out.bias.data(), e},
+                                 .load = {out.load.data(), e},
+                                 .saved = saved,
+                                 .active = in.active.data(),
+                                 .sequences = sequences,
+                                 .replay = {{in.replay.data(), t, in.top_k}, in.replayed.data()},
+                                 .status = &out.status},
+                 {}, place);
+  router.backward(mb::BackwardArgs{.logits = logits,
+                                   .experts = mb::MatrixView<std::int32_t>(out.experts.data(), t, in.top_k),
+                                   .grad_weights = mb::MatrixView<const float>(in.grad_weights.data(), t, in.top_k),
+                                   .grad_logits = mb::MatrixView<float>(out.grad_logits.data(), t, e),
+                                   .saved = saved,
+                                   .active = in.active.data(),
+                                   .sequences = sequences,
+                                   .loss_scale = 0.7f},
+                  {}, place);
+  if constexpr (Router::loss_count > 0) {
+    router.loss(mb::LossArgs{.saved = saved,
+                             .experts = e,
+                             .sequences = sequences,
+                             .value = out.losses.data(),
+                             .part_values = out.losses.data() + 1},
+                {}, place);
+  }
+  router.update({out.bias.data(), e}, {out.load.data(), e}, {}, place);
+  return out;
+}
+
+template <class T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+}
+
+/// Fibers, in several orders, against the CPU engine.
+template <class Router>
+void check_same_as_host(const Router& router, const std::vector<int>& expert_counts) {
+  for (const int experts : expert_counts) {
+    for (const std::int64_t tokens : {0, 1, 13, 36}) {
+      for (const bool awkward : {false, true}) {
+        CAPTURE(experts);
+        CAPTURE(tokens);
+        CAPTURE(awkward);
+        const StepInputs inputs(static_cast<std::uint64_t>(experts) * 100 + static_cast<std::uint64_t>(tokens), tokens, experts,
+                                Router::k, awkward);
+        const StepOutputs host = run_step(router, inputs, mb::Host{.threads = 1});
+        const StepOutputs fibers =
+            run_step(router, inputs, Fibers{.seed = static_cast<std::uint64_t>(experts + tokens), .multiprocessors = 2});
+        CHECK(same_bits(host.experts, fibers.experts));
+        CHECK(same_bits(host.weights, fibers.weights));
+        CHECK(same_bits(host.counts, fibers.counts));
+        CHECK(same_bits(host.load, fibers.load));
+        CHECK(same_bits(host.saved, fibers.saved));
+        CHECK(same_bits(host.grad_logits, fibers.grad_logits));
+        CHECK(same_bits(host.bias, fibers.bias));
+        CHECK(same_bits(host.losses, fibers.losses));
+        CHECK(host.status.non_finite_tokens == fibers.status.non_finite_tokens);
+        CHECK(host.status.invalid_experts == fibers.status.invalid_experts);
+      }
+    }
+  }
+}
+
+}  // namespace testing
