@@ -3,7 +3,7 @@
 
 #include "agreement.hpp"
 
-#include <limits>
+#include <cmath>
 
 namespace users {
 
@@ -19,7 +19,7 @@ static_assert(mb::ElementwiseScoring<Bell>);
 /// A scoring that is not a number for half of its logits.
 struct NanBelowZero {
   MOEB_HOST_DEVICE float operator()(float logit) const {
-    return logit > 0 ? logit : std::numeric_limits<float>::quiet_NaN();
+    return logit > 0 ? logit : NAN;
   }
   MOEB_HOST_DEVICE float derivative(float /*logit*/, float /*score*/) const { return 1.0f; }
 };
