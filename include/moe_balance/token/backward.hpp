@@ -185,10 +185,13 @@ MOEB_INLINE void add_token_loss_gradient(const Problem& problem, const TileT& ti
       }
     });
     slope = mul(slope, slopes.token_factor);
-    // Not finite where the logit is not: set to 0 later.
-    const auto add_slope = [&](int slot, Real logit)
-                               MOEB_LAMBDA { grad[slot] = fma(slope, softmax.probability(logit), grad[slot]); };
-    for_each_logit(tile, layout, problem.logits, token, problem.logits_hold_quads, logits, add_slope);
+    if constexpr (requires { row.log_sum_exp(); }) {  // scores are the softmax
+      for_each_slot(layout, [&](int slot) MOEB_LAMBDA { grad[slot] = fma(slope, scores[slot], grad[slot]); });
+    } else {  // not finite where the logit is not: set to 0 later
+      for_each_logit(tile, layout, problem.logits, token, problem.logits_hold_quads, logits,
+                     [&](int slot, Real logit)
+                         MOEB_LAMBDA { grad[slot] = fma(slope, softmax.probability(logit), grad[slot]); });
+    }
   }
 }
 
