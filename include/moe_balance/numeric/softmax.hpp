@@ -38,7 +38,7 @@ template <class TileT, class LayoutT, class Real>
     for (int i = 0; i < LayoutT::block_size; ++i) {
       const int c = i % columns;
       const Real value = values[first + i];
-      column[c] = choose((value > column[c]) & (value < infinity<Real>), value, column[c]);
+      column[c] = choose(both(value > column[c], value < infinity<Real>), value, column[c]);
     }
   }
   fold_by_halves<columns / 2>(column, [](Real a, Real b) MOEB_LAMBDA { return b > a ? b : a; });

@@ -170,6 +170,11 @@ MOEB_INLINE std::int64_t round_to_int64(float a) {
 
 #endif
 
+/// a and b, with both computed.
+MOEB_INLINE constexpr bool both(bool a, bool b) {
+  return (static_cast<int>(a) & static_cast<int>(b)) != 0;
+}
+
 /// condition ? a : b, with both computed. On the CPU by bit masks: a conditional expression would let the compiler compute only the chosen
 /// one, behind a branch, which does not vectorise.
 #if defined(__CUDA_ARCH__)

@@ -108,7 +108,7 @@ template <class LayoutT, class Real>
 MOEB_INLINE void silence_non_finite(const LayoutT& layout, const FiniteSlots<LayoutT>& finite,
                                     const Slots<Real, LayoutT>& logits, Slots<Real, LayoutT>& scores) {
   for_each_slot(layout, [&](int slot) MOEB_LAMBDA {
-    const bool counts = finite.holds(slot, logits) & is_finite(scores[slot]);
+    const bool counts = both(finite.holds(slot, logits), is_finite(scores[slot]));
     scores[slot] = choose(counts, scores[slot], Real(0));
   });
 }
@@ -192,7 +192,7 @@ template <class Scoring, class Row, class Real, class TileT, int K>
   MOEB_UNROLL
   for (int r = 0; r < per_lane; ++r) {
     const bool used = chosen.expert[r] >= 0;
-    faults |= static_cast<int>(used & !is_finite(chosen.logit[r]));
+    faults |= static_cast<int>(both(used, !is_finite(chosen.logit[r])));
     Real score;
     if constexpr (is_over_selected<Scoring>)
       score = selected.exponential(chosen.logit[r]);

@@ -103,7 +103,7 @@ struct GroupLimitedTopK {
       MOEB_UNROLL
       for (int c = 0; c < columns; ++c) {
         const int offset = LayoutT::offset(slot + c);
-        value[c] = (offset >= first_offset) & (offset < last_offset) ? keys[slot + c] : excluded_key<LaneKey>;
+        value[c] = both(offset >= first_offset, offset < last_offset) ? keys[slot + c] : excluded_key<LaneKey>;
       }
       MOEB_UNROLL
       for (int i = 0; i < Count; ++i) {
