@@ -12,7 +12,7 @@ inline constexpr int max_experts = 2048;
 
 /// The CPU engine.
 struct HostTuning {
-  /// Fewest logits worth a further thread: starting one costs about 15 us, in which one core routes about 50 tokens of 256 experts.
+  /// Fewest logits worth a further thread: a guess at where its start is repaid, not yet measured.
   std::int64_t logits_per_thread = 32768;
 };
 inline constexpr HostTuning host_tuning{};
