@@ -140,6 +140,19 @@ struct HostSink {
   }
 };
 
+/// Asks for the row of a segment's token ahead of its use, so that it is in cache by then; one past the last does no harm. Rows that are
+/// only written are asked for to write: what they held need not be waited for either.
+enum class RowUse : int { read = 0, write = 1 };
+template <RowUse use, bool Const>
+MOEB_INLINE void prefetch_row(const BasicAnyMatrix<Const>& matrix, std::int64_t row) {
+  const auto element = static_cast<std::int64_t>(size_of(matrix.type));
+  const auto first =
+      reinterpret_cast<std::uintptr_t>(matrix.data) + static_cast<std::uintptr_t>(row * matrix.stride * element);
+  const auto bytes = static_cast<std::uintptr_t>(matrix.columns * element);
+  for (std::uintptr_t i = 0; i < bytes; i += 64)
+    __builtin_prefetch(reinterpret_cast<const void*>(first + i), static_cast<int>(use));
+}
+
 /// Every call runs to its end before it returns.
 template <>
 struct Engine<Host> {
@@ -202,6 +215,7 @@ struct Engine<Host> {
       const std::int64_t size = problem.segments.size(segment);
       sink.clear(layout);
       for (std::int64_t i = size * part / parts; i < size * (part + 1) / parts; ++i) {
+        prefetch_row<RowUse::read>(problem.logits, problem.segments.token(segment, i + 1));
         forward_token<Real>(problem, tile, layout, problem.segments.token(segment, i), bias, sink);
       }
       sink.flush(totals, segment, experts);
@@ -214,10 +228,14 @@ struct Engine<Host> {
     const HostLayout layout{experts, 0};
     alignas(64) float slope[max_experts];
     const LossSlopes<Real> slopes{slope, static_cast<Real>(token_loss_factor(problem))};
+    constexpr bool reads_rows = !touches_only_chosen<decltype(problem.scoring), decltype(problem.balancer)>;
     for (std::int64_t segment = 0; segment < problem.segments.count(); ++segment) {
       prepare_slopes(problem, tile, segment, 0, 1, max_experts, slope);
       const std::int64_t size = problem.segments.size(segment);
       for (std::int64_t i = size * part / parts; i < size * (part + 1) / parts; ++i) {
+        const std::int64_t next = problem.segments.token(segment, i + 1);
+        if (reads_rows) prefetch_row<RowUse::read>(problem.logits, next);
+        prefetch_row<RowUse::write>(problem.grad_logits, next);
         backward_token<Real>(problem, tile, layout, problem.segments.token(segment, i), slopes);
       }
     }

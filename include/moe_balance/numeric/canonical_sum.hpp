@@ -21,10 +21,9 @@ MOEB_INLINE void fold_by_halves(T (&values)[N], const Function& f) {
   }
 }
 
-/// Adds the 32 virtual lanes; `partial[r]` is virtual lane lane + width * r. Overwrites `partial`; every lane returns the sum.
-template <class TileT, class Real>
-[[nodiscard]] MOEB_INLINE Real sum_of_virtual_lanes(const TileT& tile, Real (&partial)[32 / TileT::width]) {
-  constexpr int local = 32 / TileT::width;
+/// Adds the virtual lanes; `partial[r]` is virtual lane lane + width * r. Overwrites `partial`; every lane returns the sum.
+template <class TileT, class Real, int local>
+[[nodiscard]] MOEB_INLINE Real sum_of_virtual_lanes(const TileT& tile, Real (&partial)[local]) {
   fold_by_halves<local / 2>(partial, [](Real a, Real b) MOEB_LAMBDA { return add(a, b); });
   Real sum = partial[0];
   MOEB_UNROLL
@@ -32,15 +31,16 @@ template <class TileT, class Real>
   return sum;
 }
 
-/// Sum over all slots of accumulate(slot, 0), where `accumulate(slot, a)` returns a plus the slot's term, rounded once (so that a
-/// product may be fused into the addition). Padding slots must return `a`, or `a` plus +0.
-template <class TileT, class LayoutT, class Real, class Function>
-[[nodiscard]] MOEB_INLINE Real canonical_sum(const TileT& tile, const LayoutT& layout, Real zero, Function&& accumulate) {
+/// Sum over all slots of accumulate(slot, -0), where `accumulate(slot, a)` returns a plus the slot's term, rounded once (so that a
+/// product may be fused into the addition). Padding slots must return `a`, or `a` plus a zero. Sums start from -0, the number whose
+/// addition changes nothing.
+template <class Real, class TileT, class LayoutT, class Function>
+[[nodiscard]] MOEB_INLINE Real canonical_sum(const TileT& tile, const LayoutT& layout, Function&& accumulate) {
   constexpr int local = 32 / TileT::width;
   constexpr int columns = 4 * local;
   Real column[columns];
   MOEB_UNROLL
-  for (int c = 0; c < columns; ++c) column[c] = zero;
+  for (int c = 0; c < columns; ++c) column[c] = -Real(0);
   const int blocks = layout.blocks();
   for (int block = 0; block < blocks; ++block) {
     const int first = block * LayoutT::block_size;

@@ -18,8 +18,7 @@ template <int Bits, class Real>
 [[nodiscard]] MOEB_INLINE std::int64_t to_fixed(Real value) {
   constexpr Real limit = static_cast<Real>(std::int64_t{1} << (50 - Bits));
   const Real number = choose(value == value, value, Real(0));
-  const Real below = choose(number > limit, limit, number);
-  const Real clamped = choose(below < -limit, -limit, below);
+  const Real clamped = larger_of(smaller_of(number, limit), -limit);
   return round_to_int64(mul(clamped, static_cast<Real>(std::int64_t{1} << Bits)));
 }
 

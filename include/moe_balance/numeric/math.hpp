@@ -17,8 +17,8 @@ MOEB_NAMESPACE_BEGIN
   return (bits_of(x) & 0x7ff0000000000000LL) != 0x7ff0000000000000LL;
 }
 
-/// e^x. exp(0) is exactly 1.
-[[nodiscard]] MOEB_INLINE float exp(float x) {
+/// e^x for -87.33 <= x <= 88.72283, where the result is a normal number; elsewhere some number or NaN.
+[[nodiscard]] MOEB_INLINE float exp_in_range(float x) {
   constexpr float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
   const float shifted = fma(x, 1.44269504088896341f, magic);
   const float n = sub(shifted, magic);
@@ -30,9 +30,18 @@ MOEB_NAMESPACE_BEGIN
   p = fma(p, r, 5.0000001201e-1f);
   const float y = add(fma(p, mul(r, r), r), 1.0f);
   const auto exponent = static_cast<std::uint32_t>(bits_of(shifted)) << 23;
-  const float scaled = float_of(static_cast<std::int32_t>(static_cast<std::uint32_t>(bits_of(y)) + exponent));
-  const float bounded = choose(x > 88.72283f, infinity<float>, choose(x < -87.33f, 0.0f, scaled));
+  return float_of(static_cast<std::int32_t>(static_cast<std::uint32_t>(bits_of(y)) + exponent));
+}
+
+/// e^x. exp(0) is exactly 1.
+[[nodiscard]] MOEB_INLINE float exp(float x) {
+  const float bounded = choose(x > 88.72283f, infinity<float>, choose(x < -87.33f, 0.0f, exp_in_range(x)));
   return choose(x != x, x, bounded);
+}
+
+/// e^x for x <= 0; x itself where it is not: infinity or NaN in what calls this.
+[[nodiscard]] MOEB_INLINE float exp_of_difference(float x) {
+  return choose(x <= 0.0f, choose(x < -87.33f, 0.0f, exp_in_range(x)), x);
 }
 
 /// Natural logarithm of a normal, positive x.
@@ -69,17 +78,21 @@ MOEB_NAMESPACE_BEGIN
 
 /// 1 / (1 + e^-x); 0 below x = -87.33.
 [[nodiscard]] MOEB_INLINE float sigmoid(float x) {
-  const bool vanishes = x < -87.33f;
-  return choose(vanishes, 0.0f, reciprocal_in_range(add(1.0f, exp(choose(vanishes, 0.0f, -x)))));
+  const float exponential = choose(x > 87.33f, 0.0f, exp_in_range(-x));
+  const float result = choose(x < -87.33f, 0.0f, reciprocal_in_range(add(1.0f, exponential)));
+  return choose(x != x, x, result);
 }
 
 /// log(1 + e^x), without overflow for large x and without loss for very negative x.
 [[nodiscard]] MOEB_INLINE float softplus(float x) {
   const float magnitude = choose(x < 0.0f, -x, x);
-  return add(choose(x > 0.0f, x, 0.0f), log1p(exp(-magnitude)));
+  return add(choose(x > 0.0f, x, 0.0f), log1p(exp_of_difference(-magnitude)));
 }
 
 MOEB_INLINE double exp(double x) {
+  return std::exp(x);
+}
+MOEB_INLINE double exp_of_difference(double x) {
   return std::exp(x);
 }
 MOEB_INLINE double log(double x) {

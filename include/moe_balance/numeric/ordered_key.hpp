@@ -22,6 +22,17 @@ template <>
 struct KeyOf<double> {
   using type = std::int64_t;
 };
+/// The integer type that holds a key and a slot.
+template <class K>
+struct PairOf;
+template <>
+struct PairOf<std::int32_t> {
+  using type = std::int64_t;
+};
+template <>
+struct PairOf<std::int64_t> {
+  __extension__ using type = __int128;
+};
 template <class Real>
 using Key = typename KeyOf<Real>::type;
 
@@ -30,12 +41,17 @@ inline constexpr K excluded_key = std::numeric_limits<K>::min();
 template <class K>
 inline constexpr K nan_key = std::numeric_limits<K>::min() + 1;
 
+/// The key of a value that is not NaN.
 template <class Real>
-[[nodiscard]] MOEB_INLINE Key<Real> ordered_key(Real value) {
+[[nodiscard]] MOEB_INLINE Key<Real> key_of_number(Real value) {
   using K = Key<Real>;
   const K bits = bits_of(add(value, Real(0)));  // adding +0 turns -0 into +0
-  const K flipped = bits ^ ((bits >> (8 * sizeof(K) - 1)) & largest<K>);
-  return value != value ? nan_key<K> : flipped;
+  return bits ^ ((bits >> (8 * sizeof(K) - 1)) & largest<K>);
+}
+
+template <class Real>
+[[nodiscard]] MOEB_INLINE Key<Real> ordered_key(Real value) {
+  return value != value ? nan_key<Key<Real>> : key_of_number(value);
 }
 
 /// The value that a key stands for; NaN for nan_key. -0 comes back as +0.

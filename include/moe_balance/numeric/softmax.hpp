@@ -16,10 +16,8 @@ struct SoftmaxRow {
   Real sum = 1;
   Real inverse_sum = 1;
 
-  [[nodiscard]] MOEB_INLINE Real exponential(Real logit) const {
-    const Real difference = sub(logit, maximum);
-    return exp(choose(logit == maximum, Real(0), difference));
-  }
+  /// exp(logit - maximum) for logits up to the maximum; infinity and NaN stay what they are.
+  [[nodiscard]] MOEB_INLINE Real exponential(Real logit) const { return exp_of_difference(sub(logit, maximum)); }
   [[nodiscard]] MOEB_INLINE Real probability(Real logit) const { return mul(exponential(logit), inverse_sum); }
   [[nodiscard]] MOEB_INLINE Real log_sum_exp() const { return add(maximum, log(sum)); }
 };
@@ -38,10 +36,10 @@ template <class TileT, class LayoutT, class Real>
     for (int i = 0; i < LayoutT::block_size; ++i) {
       const int c = i % columns;
       const Real value = values[first + i];
-      column[c] = choose(both(value > column[c], value < infinity<Real>), value, column[c]);
+      column[c] = larger_of(choose(value < infinity<Real>, value, -infinity<Real>), column[c]);  // NaN is not below
     }
   }
-  fold_by_halves<columns / 2>(column, [](Real a, Real b) MOEB_LAMBDA { return b > a ? b : a; });
+  fold_by_halves<columns / 2>(column, [](Real a, Real b) MOEB_LAMBDA { return larger_of(b, a); });
   Real result = column[0];
   MOEB_UNROLL
   for (int distance = TileT::width / 2; distance >= 1; distance /= 2) {
@@ -59,7 +57,7 @@ template <class TileT, class LayoutT, class Real>
                                                        Slots<Real, LayoutT>& exponentials) {
   SoftmaxRow<Real> row;
   row.maximum = row_maximum(tile, layout, logits);
-  row.sum = canonical_sum(tile, layout, Real(0), [&](int slot, Real sum) MOEB_LAMBDA {
+  row.sum = canonical_sum<Real>(tile, layout, [&](int slot, Real sum) MOEB_LAMBDA {
     const Real e = row.exponential(logits[slot]);
     exponentials[slot] = e;
     return add(sum, choose(e < infinity<Real>, e, Real(0)));  // false for NaN, too

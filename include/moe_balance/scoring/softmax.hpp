@@ -32,7 +32,7 @@ struct Softmax {
   MOEB_INLINE void backward(const TileT& tile, const LayoutT& layout, const Slots<Real, LayoutT>& /*logits*/,
                             const Slots<Real, LayoutT>& scores, Slots<Real, LayoutT>& grad,
                             const SoftmaxRow<Real>& /*row*/) const {
-    const Real mean = canonical_sum(tile, layout, Real(0),
+    const Real mean = canonical_sum<Real>(tile, layout,
                                     [&](int slot, Real sum) MOEB_LAMBDA { return fma(grad[slot], scores[slot], sum); });
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA { grad[slot] = mul(scores[slot], sub(grad[slot], mean)); });
   }

@@ -58,4 +58,17 @@ MOEB_INLINE void for_each_slot(const Layout& layout, Function&& f) {
   }
 }
 
+/// Calls f(slot) for every slot that stands for no expert.
+template <class Layout, class Function>
+MOEB_INLINE void for_each_padding_slot(const Layout& layout, Function&& f) {
+  if constexpr (Layout::in_registers) {
+    MOEB_UNROLL
+    for (int slot = 0; slot < Layout::capacity; ++slot) {
+      if (!layout.holds_expert(slot)) f(slot);
+    }
+  } else {
+    for (int slot = layout.experts; slot < layout.blocks() * Layout::block_size; ++slot) f(slot);
+  }
+}
+
 MOEB_NAMESPACE_END

@@ -89,6 +89,11 @@ __device__ inline float sqrt_in_range(float a) {
   return fma(fma(-g, g, a), mul(0.5f, r), g);
 }
 
+template <class Real>
+__device__ inline bool either_is_nan(Real a, Real b) {
+  return a != a || b != b;
+}
+
 /// Nearest integer, ties to even; |a| < 2^51.
 __device__ inline std::int64_t round_to_int64(float a) {
   return __float2ll_rn(a);
@@ -158,6 +163,12 @@ MOEB_INLINE double double_of(std::int64_t a) {
   return __builtin_bit_cast(double, a);
 }
 
+/// Whether a or b is NaN, by one comparison.
+template <class Real>
+MOEB_INLINE bool either_is_nan(Real a, Real b) {
+  return __builtin_isunordered(a, b);
+}
+
 /// Nearest integer, ties to even; |a| < 2^51. Adding 1.5 * 2^52 leaves the integer in the low bits; unlike a conversion
 /// instruction this vectorises on every x86-64.
 MOEB_INLINE std::int64_t round_to_int64(double a) {
@@ -191,6 +202,16 @@ MOEB_INLINE double choose(bool condition, double a, double b) {
   return condition ? a : b;
 }
 #endif
+
+/// The larger, the smaller of a and b; b where one is NaN. On the CPU one instruction each.
+template <class Real>
+MOEB_INLINE Real larger_of(Real a, Real b) {
+  return a > b ? a : b;
+}
+template <class Real>
+MOEB_INLINE Real smaller_of(Real a, Real b) {
+  return a < b ? a : b;
+}
 
 // Double is for checks: its full-range operations serve everywhere.
 MOEB_INLINE double reciprocal_in_range(double a) {

@@ -96,7 +96,7 @@ MOEB_INLINE void loss_gradient(const Problem& problem, const TileT& tile, const 
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA { grad[slot] = static_cast<Real>(slopes.slope[layout.expert(slot)]); });
   } else {
     const Real inverse = inverse_of_total(tile, layout, scores);
-    const Real mean = canonical_sum(tile, layout, Real(0), [&](int slot, Real sum) MOEB_LAMBDA {
+    const Real mean = canonical_sum<Real>(tile, layout, [&](int slot, Real sum) MOEB_LAMBDA {
       return fma(static_cast<Real>(slopes.slope[layout.expert(slot)]), mul(scores[slot], inverse), sum);
     });
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA {
@@ -128,6 +128,9 @@ MOEB_INLINE void scatter_add(const TileT& tile, const LayoutT& layout, const Cho
   }
 }
 
+template <class Balancer>
+inline constexpr bool has_losses = BalancerTraits<Balancer>::losses + BalancerTraits<Balancer>::token_losses > 0;
+
 /// The ids that forward chose and the weights' gradients; false for a token that has no gradient: one without ids, unless it has a loss.
 template <class Real, class Problem, class TileT, class ChosenT, int PerLane>
 [[nodiscard]] MOEB_INLINE bool load_chosen(const Problem& problem, const TileT& tile, std::int64_t token, int experts,
@@ -143,8 +146,7 @@ template <class Real, class Problem, class TileT, class ChosenT, int PerLane>
     grad_weight[r] = has_gradient ? load_element<Real>(problem.grad_weights, token, k) : Real(0);
     any = any || chosen.expert[r] >= 0;
   }
-  using Traits = BalancerTraits<decltype(problem.balancer)>;
-  return tile.any(any) || Traits::losses + Traits::token_losses > 0;
+  return tile.any(any) || has_losses<decltype(problem.balancer)>;
 }
 
 /// In: dL/dweight of each chosen expert; out: dL/dscore (dL/dlogit where weights are a softmax over the selected).
@@ -195,6 +197,34 @@ MOEB_INLINE void add_token_loss_gradient(const Problem& problem, const TileT& ti
   }
 }
 
+/// Whether a token's gradient reaches no logit but those of its chosen experts: then no other is read.
+template <class Scoring, class Balancer>
+inline constexpr bool touches_only_chosen = !has_losses<Balancer> && (is_over_selected<Scoring> || !RowScoring<Scoring>);
+
+/// The gradient of such a token; false where its weights were not finite.
+template <class Real, class Problem, class TileT, class LayoutT, class ChosenT, int PerLane>
+[[nodiscard]] MOEB_INLINE bool chosen_gradient(const Problem& problem, const TileT& tile, const LayoutT& layout,
+                                               std::int64_t token, ChosenT& chosen, Real (&grad_chosen)[PerLane],
+                                               Slots<Real, LayoutT>& grad) {
+  using Scoring = decltype(problem.scoring);
+  constexpr int k_count = decltype(problem.top_k)::k;
+  read_chosen_logits(problem.logits, token, chosen);
+  const Weighting weighting = problem.top_k.weighting();
+  const WeightRow<Real> weights = weigh(problem.scoring, typename RowOf<Scoring, Real>::type{}, weighting, tile, chosen);
+  if (!weights.finite) return false;
+  weight_gradient<Scoring, k_count>(tile, chosen, weights, renormalises<Scoring, k_count>(weighting), grad_chosen);
+  if constexpr (!is_over_selected<Scoring>) {
+    MOEB_UNROLL
+    for (int r = 0; r < PerLane; ++r) {
+      grad_chosen[r] = mul(grad_chosen[r], elementwise_derivative(problem.scoring, chosen.logit[r], chosen.score[r]));
+      grad_chosen[r] = chosen.expert[r] >= 0 ? grad_chosen[r] : Real(0);
+    }
+  }
+  for_each_slot(layout, [&](int slot) MOEB_LAMBDA { grad[slot] = Real(0); });
+  scatter_add<k_count>(tile, layout, chosen, grad_chosen, grad);
+  return true;
+}
+
 /// The gradient of a token that has one; false where its weights were not finite.
 template <class Real, class Problem, class TileT, class LayoutT, class ChosenT, int PerLane>
 [[nodiscard]] MOEB_INLINE bool token_gradient(const Problem& problem, const TileT& tile, const LayoutT& layout,
@@ -208,11 +238,9 @@ template <class Real, class Problem, class TileT, class LayoutT, class ChosenT, 
   load_row(layout, problem.logits, token, problem.logits_hold_quads, logits);
   load_chosen_logits(problem.logits, token, logits, chosen);
   const FiniteSlots<LayoutT> finite = finite_slots(layout, logits);
-  typename RowOf<Scoring, Real>::type row{};
-  if constexpr (!is_over_selected<Scoring> || Traits::losses + Traits::token_losses > 0) {
-    row = score_row(problem, tile, layout, token, problem.logits_hold_quads, logits, scores);
-    silence_non_finite(layout, finite, logits, scores);
-  }
+  const typename RowOf<Scoring, Real>::type row =
+      score_row(problem, tile, layout, token, problem.logits_hold_quads, logits, scores);
+  silence_non_finite(layout, finite, logits, scores);
   const Weighting weighting = problem.top_k.weighting();
   const WeightRow<Real> weights = weigh(problem.scoring, row, weighting, tile, chosen);
   if (!weights.finite) return false;
@@ -242,9 +270,14 @@ MOEB_INLINE void backward_token(const Problem& problem, const TileT& tile, const
   Slots<Real, LayoutT> grad;
   ChosenT chosen;
   Real grad_chosen[ChosenT::per_lane];
-  const bool has_gradient = is_active(problem.active, problem.tokens_on_device, token) &&
-                            load_chosen<Real>(problem, tile, token, layout.experts, chosen, grad_chosen) &&
-                            token_gradient(problem, tile, layout, token, slopes, chosen, grad_chosen, grad);
+  bool has_gradient = is_active(problem.active, problem.tokens_on_device, token) &&
+                      load_chosen<Real>(problem, tile, token, layout.experts, chosen, grad_chosen);
+  if (has_gradient) {
+    if constexpr (touches_only_chosen<decltype(problem.scoring), decltype(problem.balancer)>)
+      has_gradient = chosen_gradient(problem, tile, layout, token, chosen, grad_chosen, grad);
+    else
+      has_gradient = token_gradient(problem, tile, layout, token, slopes, chosen, grad_chosen, grad);
+  }
   if (!has_gradient) for_each_slot(layout, [&](int slot) MOEB_LAMBDA { grad[slot] = Real(0); });
   store_row(layout, problem.grad_logits, token, problem.grad_holds_quads, grad);
 }

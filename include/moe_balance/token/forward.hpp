@@ -47,10 +47,10 @@ MOEB_INLINE void rank_keys(const Problem& problem, const TileT& tile, const Layo
       tile, layout, problem.logits, token, problem.rows_hold_quads, logits, [&](int slot, Real logit) MOEB_LAMBDA {
         const Real value = is_over_selected<Scoring> ? logit : scores[slot];
         const Real ranking = fma(value, Real(1), bias == nullptr ? Real(0) : static_cast<Real>(bias[layout.expert(slot)]));
-        const Key<Real> ordered = ordered_key(ranking);
-        const Key<Real> key = logit != logit ? nan_key<Key<Real>> : ordered;
-        keys[slot] = layout.holds_expert(slot) ? key : excluded_key<Key<Real>>;
+        const Key<Real> key = key_of_number(ranking);
+        keys[slot] = either_is_nan(ranking, logit) ? nan_key<Key<Real>> : key;
       });
+  for_each_padding_slot(layout, [&](int slot) MOEB_LAMBDA { keys[slot] = excluded_key<Key<Real>>; });
 }
 
 /// The caller's ids of a replayed token; invalid ones become -1 and are reported to the sink.
@@ -87,17 +87,25 @@ MOEB_INLINE void choose(const Problem& problem, const TileT& tile, const LayoutT
   });
 }
 
-/// The logits of the chosen experts. Lanes that keep slots in registers cannot index them and read the row again, from cache.
+/// The logits of the chosen experts, read from the row.
+template <class ChosenT>
+MOEB_INLINE void read_chosen_logits(const ConstAnyMatrix& matrix, std::int64_t token, ChosenT& chosen) {
+  MOEB_UNROLL
+  for (int r = 0; r < ChosenT::per_lane; ++r) {
+    using Real = std::remove_reference_t<decltype(chosen.logit[r])>;
+    chosen.logit[r] = load_element<Real>(matrix, token, chosen.expert[r] < 0 ? 0 : chosen.expert[r]);
+  }
+}
+
+/// The same where the lane has the row. Lanes that keep slots in registers cannot index them and read the row again, from cache.
 template <class Real, class LayoutT, class ChosenT>
 MOEB_INLINE void load_chosen_logits(const ConstAnyMatrix& matrix, std::int64_t token, const Slots<Real, LayoutT>& logits,
                                     ChosenT& chosen) {
-  MOEB_UNROLL
-  for (int r = 0; r < ChosenT::per_lane; ++r) {
-    const int expert = chosen.expert[r] < 0 ? 0 : chosen.expert[r];
-    if constexpr (LayoutT::in_registers)
-      chosen.logit[r] = load_element<Real>(matrix, token, expert);
-    else
-      chosen.logit[r] = logits[expert];
+  if constexpr (LayoutT::in_registers) {
+    read_chosen_logits(matrix, token, chosen);
+  } else {
+    MOEB_UNROLL
+    for (int r = 0; r < ChosenT::per_lane; ++r) chosen.logit[r] = logits[chosen.expert[r] < 0 ? 0 : chosen.expert[r]];
   }
 }
 
@@ -137,9 +145,13 @@ MOEB_INLINE void add_losses(const Problem& problem, const TileT& tile, const Lay
                             Slots<Real, LayoutT>& scores, const Row& row, Sink& sink) {
   using Scoring = decltype(problem.scoring);
   using Traits = BalancerTraits<decltype(problem.balancer)>;
-  if constexpr (Traits::losses > 0) {
+  if constexpr (Traits::losses > 0 && is_normalised<Scoring>) {
+    for_each_slot(layout, [&](int slot) MOEB_LAMBDA {
+      sink.probability(slot, to_fixed<probability_fraction_bits>(silenced(layout, finite, logits, scores, slot)));
+    });
+  } else if constexpr (Traits::losses > 0) {
     silence_non_finite(layout, finite, logits, scores);
-    const Real inverse = is_normalised<Scoring> ? Real(1) : inverse_of_total(tile, layout, scores);
+    const Real inverse = inverse_of_total(tile, layout, scores);
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA {
       sink.probability(slot, to_fixed<probability_fraction_bits>(mul(scores[slot], inverse)));
     });

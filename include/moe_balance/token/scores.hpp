@@ -103,14 +103,17 @@ template <class LayoutT, class Real>
   return finite;
 }
 
-/// Non-finite logits, padding among them, take no part in sums over a row: their scores become 0.
+/// The slot's score; 0 where it or its logit is not finite, padding among them: these take no part in sums over a row.
+template <class LayoutT, class Real>
+[[nodiscard]] MOEB_INLINE Real silenced(const LayoutT& /*layout*/, const FiniteSlots<LayoutT>& finite,
+                                        const Slots<Real, LayoutT>& logits, const Slots<Real, LayoutT>& scores, int slot) {
+  return choose(both(finite.holds(slot, logits), is_finite(scores[slot])), scores[slot], Real(0));
+}
+
 template <class LayoutT, class Real>
 MOEB_INLINE void silence_non_finite(const LayoutT& layout, const FiniteSlots<LayoutT>& finite,
                                     const Slots<Real, LayoutT>& logits, Slots<Real, LayoutT>& scores) {
-  for_each_slot(layout, [&](int slot) MOEB_LAMBDA {
-    const bool counts = both(finite.holds(slot, logits), is_finite(scores[slot]));
-    scores[slot] = choose(counts, scores[slot], Real(0));
-  });
+  for_each_slot(layout, [&](int slot) MOEB_LAMBDA { scores[slot] = silenced(layout, finite, logits, scores, slot); });
 }
 
 /// 1 / (sum of scores + 1e-20), what turns silenced scores into probabilities; 0 where the sum is out of range.
@@ -118,7 +121,7 @@ template <class TileT, class LayoutT, class Real>
 [[nodiscard]] MOEB_INLINE Real inverse_of_total(const TileT& tile, const LayoutT& layout,
                                                 const Slots<Real, LayoutT>& scores) {
   const Real total =
-      add(canonical_sum(tile, layout, Real(0), [&](int slot, Real sum) MOEB_LAMBDA { return add(sum, scores[slot]); }),
+      add(canonical_sum<Real>(tile, layout, [&](int slot, Real sum) MOEB_LAMBDA { return add(sum, scores[slot]); }),
           Real(1e-20));
   const Real inverse = reciprocal_or_nan(total);
   return inverse == inverse ? inverse : Real(0);
@@ -135,15 +138,14 @@ struct Chosen {
   [[nodiscard]] MOEB_INLINE static constexpr int rank(const TileT& tile, int r) { return tile.lane() + TileT::width * r; }
 };
 
-/// Sum over the K chosen of term(r), in the canonical order with virtual lane k.
+/// Sum over the K chosen of term(r), in the canonical order with virtual lane k. Lanes that no k reaches would add +0 to sums that are
+/// never -0.
 template <class Real, int PerLane, class TileT, class Function>
 [[nodiscard]] MOEB_INLINE Real sum_over_chosen(const TileT& tile, Function&& term) {
-  constexpr int local = 32 / TileT::width;
-  Real partial[local];
+  constexpr int used = PerLane > 16 ? 32 : PerLane > 8 ? 16 : PerLane > 4 ? 8 : PerLane > 2 ? 4 : PerLane;
+  Real partial[used];
   MOEB_UNROLL
-  for (int r = 0; r < local; ++r) partial[r] = Real(0);
-  MOEB_UNROLL
-  for (int r = 0; r < PerLane; ++r) partial[r] = add(partial[r], term(r));
+  for (int r = 0; r < used; ++r) partial[r] = r < PerLane ? add(Real(0), term(r < PerLane ? r : 0)) : Real(0);
   return sum_of_virtual_lanes(tile, partial);
 }
 
