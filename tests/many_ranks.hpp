@@ -85,11 +85,12 @@ inline Counts oracle_counts(const std::vector<float>& logits, int first, int cou
 }
 
 /// One forward of tokens [first, first + tokens) of a batch and what came out of it.
-template <class Router>
+template <class Router, class Place = mb::Host>
 class RankCall {
  public:
-  RankCall(const Router& router, const std::vector<float>& logits, int first, int tokens)
+  RankCall(const Router& router, const std::vector<float>& logits, int first, int tokens, Place place = {})
       : router_(router),
+        place_(place),
         logits_(logits.begin() + first * rank_experts, logits.begin() + (first + tokens) * rank_experts),
         tokens_(tokens),
         experts_(static_cast<std::size_t>(tokens * rank_k)),
@@ -105,22 +106,24 @@ class RankCall {
                      .load = load,
                      .saved = saved(),
                      .accumulate = accumulate},
-                    {}, place);
+                    {}, place_);
   }
-  [[nodiscard]] float loss() {
-    float value = -1;
-    router_.loss({.saved = saved(), .experts = rank_experts, .value = &value}, {}, place);
-    return value;
+  /// Its value, there when the call has run.
+  const float& loss() {
+    router_.loss({.saved = saved(), .experts = rank_experts, .value = &loss_}, {}, place_);
+    return loss_;
   }
-  [[nodiscard]] const std::vector<float>& backward(float loss_scale) {
+  const std::vector<float>& backward(float loss_scale) {
     router_.backward({.logits = matrix(logits_.data(), rank_experts),
                       .experts = {experts_.data(), tokens_, rank_k},
                       .grad_logits = matrix(grad_logits_.data(), rank_experts),
                       .saved = saved(),
                       .loss_scale = loss_scale},
-                     {}, place);
+                     {}, place_);
     return grad_logits_;
   }
+  [[nodiscard]] float last_loss() const { return loss_; }
+  [[nodiscard]] const std::vector<float>& last_gradient() const { return grad_logits_; }
   [[nodiscard]] Counts global_counts() const { return copy_of(view().global_counts); }
   /// Active tokens and fixed-point probability sums: what, besides F, the loss is made of.
   [[nodiscard]] Counts tokens_and_probabilities() const {
@@ -130,7 +133,6 @@ class RankCall {
   }
 
  private:
-  static constexpr mb::Host place{.threads = 1};
   mb::MatrixView<float> matrix(float* data, int columns) const { return {data, tokens_, columns}; }
   mb::SavedRef saved() { return {saved_.data(), saved_.size() * sizeof(std::int64_t)}; }
   [[nodiscard]] mb::SavedView view() const {
@@ -140,6 +142,8 @@ class RankCall {
   static Counts copy_of(const std::int64_t* data) { return Counts(data, data + rank_experts); }
 
   Router router_;
+  Place place_;
+  float loss_ = -1;
   std::vector<float> logits_;
   int tokens_;
   std::vector<std::int32_t> experts_;

@@ -203,18 +203,11 @@ struct Router {
   }
 
   /// Whether the global-batch losses read the load of the step, or the current micro-batch only; all of them the same.
-  [[nodiscard]] bool reads_step([[maybe_unused]] const char* call) const {
-    int step = 0;
-    int micro_batch = 0;
-    for_each_part(balancer, [&](const auto& part) {
-      using Part = std::remove_cvref_t<decltype(part)>;
-      if constexpr (BalancerTraits<Part>::reads_global_batch) {
-        ++(loss_window(part) == GlobalBatchWindow::step ? step : micro_batch);
-      }
-    });
-    MOEB_EXPECTS(step == 0 || micro_batch == 0, call, "balancer's window", "step in one loss and micro_batch in another",
-                 "the same in all global-batch losses of a router");
-    return step > 0;
+  [[nodiscard]] bool reads_step(const char* call) const {
+    const WindowCount windows = count_windows(balancer);
+    MOEB_EXPECTS(windows.step == 0 || windows.micro_batch == 0, call, "balancer's window",
+                 "step in one loss and micro_batch in another", "the same in all global-batch losses of a router");
+    return windows.step > 0;
   }
 
   template <class Place>
