@@ -29,6 +29,12 @@ class SyncError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+/// A saved state that cannot be written or read: truncated, corrupted, of another version or shape, or none at all.
+class StateError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
 /// Raises `Error`; in a program compiled with -fno-exceptions prints the message to stderr and aborts.
 template <class Error>
 [[noreturn]] void raise(const std::string& message) {
