@@ -134,7 +134,7 @@ struct Router {
   /// in the balancer (GlobalBatchLoss) it only clears; `bias` may then be empty. The same as start_update and finish_update.
   template <EnginePlace Place>
   void update(BiasRef bias, LoadRef load, Workspace workspace, const Place& place) const {
-    check_update<Place>("update", bias, load);
+    check_update("update", bias, load, Engine<Place>::serves_float64);
     start_update(load, workspace, place);
     finish_update(bias, load, workspace, place);
   }
@@ -144,7 +144,7 @@ struct Router {
   /// forward may accumulate into this load.
   template <EnginePlace Place>
   void start_update(LoadRef load, Workspace /*workspace*/, const Place& place) const {
-    check_load<Place>("start_update", load);
+    check_load("start_update", load, Engine<Place>::serves_float64);
     if constexpr (Traits::biases > 0) {
       static_assert(SyncPolicyOn<Sync, Place>, "this Sync does not sum where this call runs");
       for_each_sum(load, [&](std::int64_t* counts, std::int64_t n) { sync.start(counts, n, place); });
@@ -154,7 +154,7 @@ struct Router {
   /// The second half of update: awaits the sums, then moves the bias of every layer and clears `load`. Where a sum fails, no bias has moved.
   template <EnginePlace Place>
   void finish_update(BiasRef bias, LoadRef load, Workspace /*workspace*/, const Place& place) const {
-    check_update<Place>("finish_update", bias, load);
+    check_update("finish_update", bias, load, Engine<Place>::serves_float64);
     if constexpr (Traits::biases > 0) {
       static_assert(SyncPolicyOn<Sync, Place>, "this Sync does not sum where this call runs");
       for_each_sum(load, [&](std::int64_t* counts, std::int64_t /*n*/) {
@@ -300,8 +300,7 @@ struct Router {
   }
 
   /// What layers have of their rows is read on the host only.
-  template <class Place>
-  static void check_load(const char* call, const LoadRef& load) {
+  static void check_load(const char* call, const LoadRef& load, bool on_host) {
     const Validator check{call};
     constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max();
     check.pointer("load.counts", load.counts, alignof(std::int64_t));
@@ -309,17 +308,16 @@ struct Router {
     check.range("load.layers", load.layers, 1, most);
     check.range("load.stride", load.stride, load.experts, most);
     check.optional_pointer("load.experts_of_layer", load.experts_of_layer, alignof(std::int32_t));
-    if (!Engine<Place>::serves_float64 || load.experts_of_layer == nullptr) return;
+    if (!on_host || load.experts_of_layer == nullptr) return;
     for (std::int64_t l = 0; l < load.layers; ++l) {
       check.range({"load.experts_of_layer", l}, load.experts_of_layer[l], 1, load.experts, "the experts of load");
     }
   }
 
-  template <class Place>
-  static void check_update(const char* call, const BiasRef& bias, const LoadRef& load) {
+  static void check_update(const char* call, const BiasRef& bias, const LoadRef& load, bool on_host) {
     const Validator check{call};
     constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max();
-    check_load<Place>(call, load);
+    check_load(call, load, on_host);
     if constexpr (Traits::biases > 0) {
       check.pointer("bias.data", bias.data, alignof(float));
       check.range("bias.experts", bias.experts, load.experts, load.experts, "the experts of load");
