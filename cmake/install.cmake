@@ -1,4 +1,4 @@
-# Installs the headers and the package that find_package(moe_balance [COMPONENTS cuda]) finds. Needs no compiler.
+# Installs the headers and the package that find_package(moe_balance [COMPONENTS cuda mpi nccl]) finds. Needs no compiler.
 include(CMakePackageConfigHelpers)
 
 set(MOE_BALANCE_PACKAGE_DIR ${CMAKE_INSTALL_DATADIR}/cmake/moe_balance)
@@ -21,5 +21,5 @@ write_basic_package_version_file(${PROJECT_BINARY_DIR}/moe_balanceConfigVersion.
   ARCH_INDEPENDENT)
 install(
   FILES ${PROJECT_BINARY_DIR}/moe_balanceConfig.cmake ${PROJECT_BINARY_DIR}/moe_balanceConfigVersion.cmake
-    ${PROJECT_SOURCE_DIR}/cmake/cuda_target.cmake
+    ${PROJECT_SOURCE_DIR}/cmake/cuda_target.cmake ${PROJECT_SOURCE_DIR}/cmake/ranks.cmake
   DESTINATION ${MOE_BALANCE_PACKAGE_DIR})

@@ -81,7 +81,7 @@ TEST_CASE("rule 8: and so do the structs inside them") {
   using mb::BiasRef;
   check_echo<BiasRef, &BiasRef::data, &BiasRef::experts, &BiasRef::layers, &BiasRef::stride>();
   using mb::LoadRef;
-  check_echo<LoadRef, &LoadRef::counts, &LoadRef::experts, &LoadRef::layers, &LoadRef::stride>();
+  check_echo<LoadRef, &LoadRef::counts, &LoadRef::experts, &LoadRef::layers, &LoadRef::stride, &LoadRef::experts_of_layer>();
   using mb::SavedView;
   check_echo<SavedView, &SavedView::tokens, &SavedView::token_losses, &SavedView::counts, &SavedView::probabilities,
              &SavedView::global_counts, &SavedView::segment_tokens, &SavedView::segment_counts,

@@ -156,6 +156,21 @@ template <class B>
   }
 inline constexpr LossScope loss_scope<B> = B::scope;
 
+/// Which micro-batches' assignments F of a global-batch loss counts, on all ranks: those of the step so far (Algorithm 1's buffer), or the
+/// current one only. All global-batch losses of one router read the same.
+enum class GlobalBatchWindow : std::uint8_t { step, micro_batch };
+
+/// The window of a global-batch loss, its `window` or that of the loss that it wraps; the step where the policy does not say.
+template <class B>
+[[nodiscard]] constexpr GlobalBatchWindow loss_window(const B& balancer) {
+  if constexpr (requires { balancer.window; })
+    return balancer.window;
+  else if constexpr (requires { balancer.loss; })
+    return loss_window(balancer.loss);
+  else
+    return GlobalBatchWindow::step;
+}
+
 /// Whether a loss counts a plain top-k of the scores instead of the routing; false where the policy does not say.
 template <class B>
 inline constexpr bool counts_plain_top_k = false;
@@ -167,17 +182,31 @@ inline constexpr bool counts_plain_top_k<B> = B::counts_plain_top_k;
 
 // Sync ----------------------------------------------------------------------------------------------------------------------
 
-/// Sums integer counts over ranks, in the order of `place` (a CUDA stream or Host). `start` may return before the sum is there;
-/// what is enqueued or run after `finish` sees it in `counts`.
-template <class S, class Place>
-concept SyncPolicyOn = std::is_trivially_copyable_v<S> &&
-    requires(const S sync, std::int64_t* counts, std::int64_t n, const Place place) {
+/// Knows its ranks. A policy is a handle that is cheap to copy; what it needs while sums are under way lies in an object that all copies
+/// share. Kernels never see it.
+template <class S>
+concept SyncPolicy = std::copy_constructible<S> && requires(const S sync) {
   { sync.ranks() } -> std::convertible_to<int>;
-  {sync.start(counts, n, place)};
-  {sync.finish(place)};
 };
 
+/// Sums integer counts over ranks, in the order of `place` (a CUDA stream or Host). Asserted by the calls, for the place they run in:
+/// a policy may serve one only.
+/// `start` may return before the sum is there, and others may be started before it is finished; until then `counts` belongs to the
+/// policy. What is enqueued or run after `finish` of the same pointer sees the sum in `counts`; `finish` of a pointer that no sum
+/// is under way for does nothing. All ranks start the same sums in the same order. Optional: `sync.is_started(counts)`, whether one is.
+template <class S, class Place>
+concept SyncPolicyOn = SyncPolicy<S> && requires(const S sync, std::int64_t* counts, std::int64_t n, const Place place) {
+  {sync.start(counts, n, place)};
+  {sync.finish(counts, place)};
+};
+
+/// Whether a sum of `counts` has been started and not been finished, where the policy can tell.
 template <class S>
-concept SyncPolicy = SyncPolicyOn<S, Host>;
+[[nodiscard]] bool may_be_started(const S& sync, const std::int64_t* counts) {
+  if constexpr (requires { sync.is_started(counts); })
+    return sync.is_started(counts);
+  else
+    return true;
+}
 
 MOEB_NAMESPACE_END

@@ -22,6 +22,19 @@ class CudaError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+/// A sum over ranks that did not come about: a rank left, stalled or failed, or the library that carries the sum says so. The message names
+/// the call, this rank, what it waited for and for how many seconds. Every later call on the same Sync raises it again.
+class SyncError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+/// A saved state that cannot be written or read: truncated, corrupted, of another version or shape, or none at all.
+class StateError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
 /// Raises `Error`; in a program compiled with -fno-exceptions prints the message to stderr and aborts.
 template <class Error>
 [[noreturn]] void raise(const std::string& message) {

@@ -19,6 +19,8 @@ MOEB_NAMESPACE_BEGIN
 /// `place` is where a call runs: Host{.threads = n} (the call returns when its work is done) or, with moe_balance.cuh, a cudaStream_t
 /// (the call enqueues kernels and returns: no allocation, no synchronisation, capturable in a CUDA graph; all memory it was given must
 /// stay alive until the stream has passed it). Errors: InvalidArgument, before anything is written; CudaError from a launch.
+/// A call that sums over ranks asserts SyncPolicyOn<Sync, Place>. It raises SyncError where the sum fails or is late; what a call has not
+/// read by then is as it was, the bias above all.
 template <class Scoring, class TopKT, class Balancer = NoBalancer, class Sync = SingleDevice>
 struct Router {
   // Asserted here, not in the template's head, so that compilers name the missing member also under class template deduction.
@@ -71,41 +73,45 @@ struct Router {
   }
 
   /// Training: route, and the sums that balancing needs. With `accumulate` adds this call's counts to `load`; say so exactly once per token
-  /// (not in evaluation, not when activations are recomputed). A GlobalBatchLoss reads `load` as it stands after this call.
+  /// (not in evaluation, not when activations are recomputed).
+  /// A GlobalBatchLoss reads `load` as it stands after this call, summed over ranks: each of its forwards starts that sum, with `accumulate` or
+  /// not and for T = 0, too, so that all ranks must call forward equally often and in the same order. backward and loss await it;
+  /// until one of them has run, or another forward with the same `saved`, that memory must stay alive.
   template <EnginePlace Place>
   void forward(const ForwardArgs& args, Workspace workspace, const Place& place) const {
     forward_named("forward", args, workspace, place);
   }
 
   /// Writes grad_logits = d(sum(weights * grad_weights) + loss_scale * grad_loss * loss)/d(logits), exactly, for finite rows; rows without
-  /// finite weights and inactive rows get 0. Selection, counts and bias are constants to it.
+  /// finite weights and inactive rows get 0. Selection, counts and bias are constants to it. Awaits the sum that forward started.
   template <EnginePlace Place>
   void backward(const BackwardArgs& args, Workspace workspace, const Place& place) const {
     Engine<Place>::check("backward", place);
     check_backward(args, workspace, Engine<Place>::serves_float64);
-    const BackwardProblem<Scoring, TopKT, Balancer> problem{
-        scoring,
-        top_k,
-        balancer,
-        args.logits,
-        args.experts,
-        args.grad_weights,
-        args.grad_logits,
-        SavedLayout<Balancer>{args.logits.columns, sequences_of(args).count}.view(args.saved.data),
-        args.active,
-        args.tokens_on_device,
-        args.grad_loss,
-        args.loss_scale,
-        sync.ranks(),
-        Segments{sequences_of(args), args.logits.rows},
-        rows_hold_quads(args.logits),
-        rows_hold_quads(args.grad_logits)};
+    const SavedView saved = SavedLayout<Balancer>{args.logits.columns, sequences_of(args).count}.view(args.saved.data);
+    await_global_counts(saved, place);
+    const BackwardProblem<Scoring, TopKT, Balancer> problem{scoring,
+                                                            top_k,
+                                                            balancer,
+                                                            args.logits,
+                                                            args.experts,
+                                                            args.grad_weights,
+                                                            args.grad_logits,
+                                                            saved,
+                                                            args.active,
+                                                            args.tokens_on_device,
+                                                            args.grad_loss,
+                                                            args.loss_scale,
+                                                            sync.ranks(),
+                                                            Segments{sequences_of(args), args.logits.rows},
+                                                            rows_hold_quads(args.logits),
+                                                            rows_hold_quads(args.grad_logits)};
     in_real_type<Place>(args.logits.type,
                         [&](auto real) { Engine<Place>::template backward<decltype(real)>(problem, place); });
   }
 
   /// Writes the value of the loss of one forward call, as float32: for logging, and for an autograd graph. Its gradient is in backward.
-  /// A token's part of a token loss saturates at 16384 (fixed-point sums); the gradient does not.
+  /// A token's part of a token loss saturates at 16384 (fixed-point sums); the gradient does not. Awaits the sum that forward started.
   template <EnginePlace Place>
   void loss(const LossArgs& args, Workspace /*workspace*/, const Place& place) const {
     static_assert(loss_count > 0, "this router's balancer has no loss");
@@ -118,18 +124,44 @@ struct Router {
     check.memory("saved", args.saved.data, args.saved.bytes, saved_bytes({0, args.experts, sequences}),
                  alignof(std::int64_t));
     const SavedView saved = SavedLayout<Balancer>{args.experts, sequences}.view(args.saved.data);
+    await_global_counts(saved, place);
     Engine<Place>::loss(
         LossProblem<Balancer>{balancer, saved, args.experts, k, sync.ranks(), sequences, args.value, args.part_values},
         place);
   }
 
   /// Once per optimizer step: sums `load` over ranks, moves the bias of every layer by the balancer's rule, clears `load`. Without a bias
-  /// in the balancer (GlobalBatchLoss) it only clears; `bias` may then be empty.
+  /// in the balancer (GlobalBatchLoss) it only clears; `bias` may then be empty. The same as start_update and finish_update.
   template <EnginePlace Place>
-  void update(BiasRef bias, LoadRef load, Workspace /*workspace*/, const Place& place) const {
-    check_update(bias, load);
-    if constexpr (Traits::biases > 0 && !Traits::reads_global_batch) {  // else every forward has summed already
-      sum_over_ranks(load, place);
+  void update(BiasRef bias, LoadRef load, Workspace workspace, const Place& place) const {
+    check_update("update", bias, load, Engine<Place>::serves_float64);
+    start_update(load, workspace, place);
+    finish_update(bias, load, workspace, place);
+  }
+
+  /// The first half of update: starts the sum of `load` over ranks, after the step's last forward, so that it runs beside the backward pass.
+  /// One sum for all layers where they lie together (load.stride == load.experts), one for each otherwise. Until finish_update no
+  /// forward may accumulate into this load.
+  template <EnginePlace Place>
+  void start_update(LoadRef load, Workspace /*workspace*/, const Place& place) const {
+    check_load("start_update", load, Engine<Place>::serves_float64);
+    if constexpr (Traits::biases > 0) {
+      static_assert(SyncPolicyOn<Sync, Place>, "this Sync does not sum where this call runs");
+      for_each_sum(load, [&](std::int64_t* counts, std::int64_t n) { sync.start(counts, n, place); });
+    }
+  }
+
+  /// The second half of update: awaits the sums, then moves the bias of every layer and clears `load`. Where a sum fails, no bias has moved.
+  template <EnginePlace Place>
+  void finish_update(BiasRef bias, LoadRef load, Workspace /*workspace*/, const Place& place) const {
+    check_update("finish_update", bias, load, Engine<Place>::serves_float64);
+    if constexpr (Traits::biases > 0) {
+      static_assert(SyncPolicyOn<Sync, Place>, "this Sync does not sum where this call runs");
+      for_each_sum(load, [&](std::int64_t* counts, std::int64_t /*n*/) {
+        MOEB_EXPECTS(may_be_started(sync, counts), "finish_update", "load.counts", "not being summed over ranks",
+                     "a load that start_update was given before");
+      });
+      for_each_sum(load, [&](std::int64_t* counts, std::int64_t /*n*/) { sync.finish(counts, place); });
     }
     Engine<Place>::update(UpdateProblem<Balancer>{balancer, bias, load, k, sync.ranks()}, place);
   }
@@ -154,30 +186,47 @@ struct Router {
   }
 
   /// One sum for all layers; one each where they lie apart, so that what lies between them stays as it is.
-  template <class Place>
-  void sum_over_ranks(const LoadRef& load, const Place& place) const {
+  template <class Function>
+  static void for_each_sum(const LoadRef& load, const Function& f) {
     const bool together = load.stride == load.experts;
     const std::int64_t sums = together ? 1 : load.layers;
     for (std::int64_t i = 0; i < sums; ++i) {
-      sync.start(load.layer(i).counts, together ? load.layers * load.experts : load.experts, place);
-      sync.finish(place);
+      f(load.layer(i).counts, together ? load.layers * load.experts : std::int64_t{load.experts});
     }
+  }
+
+  /// After this `saved.global_counts` is the sum over ranks, for whatever runs or is enqueued next.
+  template <class Place>
+  void await_global_counts(const SavedView& saved, const Place& place) const {
+    static_assert(SyncPolicyOn<Sync, Place>, "this Sync does not sum where this call runs");
+    if constexpr (Traits::reads_global_batch) sync.finish(saved.global_counts, place);
+  }
+
+  /// Whether the global-batch losses read the load of the step, or the current micro-batch only; all of them the same.
+  [[nodiscard]] bool reads_step(const char* call) const {
+    const WindowCount windows = count_windows(balancer);
+    MOEB_EXPECTS(windows.step == 0 || windows.micro_batch == 0, call, "balancer's window",
+                 "step in one loss and micro_batch in another", "the same in all global-batch losses of a router");
+    return windows.step > 0;
   }
 
   template <class Place>
   void forward_named(const char* call, const ForwardArgs& args, Workspace workspace, const Place& place) const {
+    static_assert(SyncPolicyOn<Sync, Place>, "this Sync does not sum where this call runs");
     Engine<Place>::check(call, place);
-    check_forward(call, args, workspace, Engine<Place>::serves_float64);
+    const bool load_is_read = reads_step(call);
+    check_forward(call, args, workspace, Engine<Place>::serves_float64, load_is_read);
     const int experts = static_cast<int>(args.logits.columns);
     const std::int64_t sequences = sequences_of(args).count;
     const SavedView saved = SavedLayout<Balancer>{experts, sequences}.view(args.saved.data);
     const std::size_t row_bytes = static_cast<std::size_t>(experts) * sizeof(std::int64_t);
+    await_global_counts(saved, place);  // of an earlier forward whose sum nobody read: it may still be written to
     if constexpr (loss_count > 0) {
       Engine<Place>::clear(args.saved.data, saved_bytes({0, experts, sequences}), place);
     }
     if (args.counts != nullptr) Engine<Place>::clear(args.counts, row_bytes, place);
 
-    const bool adds_directly = args.accumulate && !Traits::reads_global_batch;
+    const bool adds_directly = args.accumulate && !load_is_read;
     const Totals totals{args.counts, adds_directly ? args.load.counts : nullptr, saved, args.status};
     const ForwardProblem<Scoring, TopKT, Balancer> problem{scoring,
                                                            top_k,
@@ -196,15 +245,14 @@ struct Router {
 
     if constexpr (Traits::reads_global_batch) {
       Engine<Place>::copy(saved.global_counts, saved.counts, row_bytes, place);
-      if (args.accumulate) {
-        sync.start(saved.global_counts, experts, place);
-        sync.finish(place);
+      if (load_is_read) {
+        Engine<Place>::publish(args.load.counts, saved.global_counts, experts, args.accumulate, place);
       }
-      Engine<Place>::publish(args.load.counts, saved.global_counts, experts, args.accumulate, place);
+      sync.start(saved.global_counts, experts, place);
     }
   }
 
-  void check_forward(const char* call, const ForwardArgs& args, Workspace workspace, bool on_host) const {
+  void check_forward(const char* call, const ForwardArgs& args, Workspace workspace, bool on_host, bool load_is_read) const {
     const Validator check{call};
     const std::int64_t tokens = args.logits.rows;
     const std::int64_t experts = args.logits.columns;
@@ -217,7 +265,7 @@ struct Router {
     check.bias(args.bias, experts, Traits::biases > 0);
     MOEB_EXPECTS(args.counts == nullptr || args.counts != args.load.counts, call, "counts", "load.counts",
                  "memory of its own: it is overwritten, load is added to");
-    check.load(args.load, experts, Traits::reads_global_batch || (Traits::biases > 0 && args.accumulate));
+    check.load(args.load, experts, load_is_read || (Traits::biases > 0 && args.accumulate));
     check.optional_pointer("status", args.status, alignof(Status));
     check.optional_pointer("tokens_on_device", args.tokens_on_device, alignof(std::int64_t));
     if constexpr (is_replaying<TopKT>) check.matrix("replay.experts", args.replay.experts, tokens, k);
@@ -251,13 +299,25 @@ struct Router {
     check.memory("workspace", workspace.data, workspace.bytes, workspace_bytes(shape), 16);
   }
 
-  static void check_update(const BiasRef& bias, const LoadRef& load) {
-    const Validator check{"update"};
+  /// What layers have of their rows is read on the host only.
+  static void check_load(const char* call, const LoadRef& load, bool on_host) {
+    const Validator check{call};
     constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max();
     check.pointer("load.counts", load.counts, alignof(std::int64_t));
     check.range("load.experts", load.experts, 1, max_experts);
     check.range("load.layers", load.layers, 1, most);
     check.range("load.stride", load.stride, load.experts, most);
+    check.optional_pointer("load.experts_of_layer", load.experts_of_layer, alignof(std::int32_t));
+    if (!on_host || load.experts_of_layer == nullptr) return;
+    for (std::int64_t l = 0; l < load.layers; ++l) {
+      check.range({"load.experts_of_layer", l}, load.experts_of_layer[l], 1, load.experts, "the experts of load");
+    }
+  }
+
+  static void check_update(const char* call, const BiasRef& bias, const LoadRef& load, bool on_host) {
+    const Validator check{call};
+    constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max();
+    check_load(call, load, on_host);
     if constexpr (Traits::biases > 0) {
       check.pointer("bias.data", bias.data, alignof(float));
       check.range("bias.experts", bias.experts, load.experts, load.experts, "the experts of load");

@@ -104,18 +104,23 @@ struct BiasRef {
       : BiasRef(pointer, expert_count, layer_count, expert_count) {}
   MOEB_HOST_DEVICE constexpr BiasRef(float* pointer, int expert_count, std::int64_t layer_count, std::int64_t layer_stride)
       : data(pointer), experts(expert_count), layers(layer_count), stride(layer_stride) {}
-  [[nodiscard]] MOEB_HOST_DEVICE constexpr BiasRef layer(std::int64_t index) const {
-    return {data + index * stride, experts, 1, stride};
+  [[nodiscard]] MOEB_HOST_DEVICE constexpr BiasRef layer(std::int64_t index) const { return layer(index, experts); }
+  [[nodiscard]] MOEB_HOST_DEVICE constexpr BiasRef layer(std::int64_t index, int its_experts) const {
+    return {data + index * stride, its_experts, 1, stride};
   }
 };
 
-/// Tokens per expert, accumulated over the micro-batches of a step: int64 [layers, experts]. Owned by the caller; forward adds to
-/// one layer when `accumulate` is set, update reads all layers and clears them.
+/// Tokens per expert on this rank, accumulated over the micro-batches of a step: int64 [layers, experts]. Owned by the caller; forward
+/// adds to one layer when `accumulate` is set, update sums all layers over ranks, reads them and clears them.
+/// Layers with different numbers of experts share one block whose rows are as long as the longest: `experts_of_layer` then has each
+/// layer's own number, and forward takes `layer(l, its experts)`.
 struct LoadRef {
   std::int64_t* counts = nullptr;
   int experts = 0;
   std::int64_t layers = 1;
   std::int64_t stride = 0;
+  const std::int32_t* experts_of_layer =
+      nullptr;  ///< [layers], each 1 to experts; where the call runs; null: all have `experts`
 
   constexpr LoadRef() = default;
   MOEB_HOST_DEVICE constexpr LoadRef(std::int64_t* pointer, int expert_count, std::int64_t layer_count = 1)
@@ -123,8 +128,9 @@ struct LoadRef {
   MOEB_HOST_DEVICE constexpr LoadRef(std::int64_t* pointer, int expert_count, std::int64_t layer_count,
                                      std::int64_t layer_stride)
       : counts(pointer), experts(expert_count), layers(layer_count), stride(layer_stride) {}
-  [[nodiscard]] MOEB_HOST_DEVICE constexpr LoadRef layer(std::int64_t index) const {
-    return {counts + index * stride, experts, 1, stride};
+  [[nodiscard]] MOEB_HOST_DEVICE constexpr LoadRef layer(std::int64_t index) const { return layer(index, experts); }
+  [[nodiscard]] MOEB_HOST_DEVICE constexpr LoadRef layer(std::int64_t index, int its_experts) const {
+    return {counts + index * stride, its_experts, 1, stride};
   }
 };
 

@@ -96,4 +96,27 @@ struct BalancerTraits<Combine<First, Rest...>> {
   static constexpr int plain_losses = A::plain_losses + B::plain_losses;
 };
 
+/// How many global-batch losses inside a balancer read the step, and how many the current micro-batch only.
+struct WindowCount {
+  int step = 0;
+  int micro_batch = 0;
+};
+template <class Balancer>
+[[nodiscard]] constexpr WindowCount count_windows(const Balancer& balancer) {
+  if constexpr (CombinedBalancer<Balancer>) {
+    WindowCount count = count_windows(balancer.first);
+    if constexpr (requires { balancer.rest; }) {
+      const WindowCount rest = count_windows(balancer.rest);
+      count.step += rest.step;
+      count.micro_batch += rest.micro_batch;
+    }
+    return count;
+  } else if constexpr (BalancerTraits<Balancer>::reads_global_batch) {
+    const bool step = loss_window(balancer) == GlobalBatchWindow::step;
+    return {step ? 1 : 0, step ? 0 : 1};
+  } else {
+    return {};
+  }
+}
+
 MOEB_NAMESPACE_END

@@ -1,7 +1,10 @@
 // GlobalBatchLoss: coefficient * E * sum_i F_i P_i, where F_i is expert i's share of all assignments on all ranks in all
-// micro-batches of this step so far (ForwardArgs::load), and P_i the mean probability in this micro-batch on this rank. The mean of
-// the ranks' losses is the loss of the whole batch.
-// Without `accumulate` the load is read as it is: this call's own tokens are in it only if an earlier call has put them there.
+// micro-batches of this step so far (ForwardArgs::load, summed over ranks), and P_i the mean probability in this micro-batch on this
+// rank. The mean of the ranks' losses is the loss of the whole batch.
+// Every forward of a router with this loss starts a sum over ranks, whether it accumulates or not, and T = 0 takes part: all ranks call forward
+// equally often, in the same order. The sum is awaited by what reads F: backward and loss.
+// Without `accumulate` (evaluation, recomputation) each rank brings its load as it is: this call's own tokens are in F only if an earlier
+// call has put them there.
 // Experts may specialise, because no single sequence or micro-batch has to be balanced.
 // Source: Qiu et al. 2025, arXiv 2501.11873, eq. (5) and Algorithm 1.
 #pragma once
@@ -20,6 +23,7 @@ struct GlobalBatchLoss {
   float coefficient = 1e-2f;
   LossScale scale = LossScale::per_assignment;
   GlobalBatchScale global_scale = GlobalBatchScale::paper;
+  GlobalBatchWindow window = GlobalBatchWindow::step;
 
   [[nodiscard]] MOEB_INLINE float slope(int expert, const LoadView& load) const {
     const float whole = switch_slope(coefficient, scale, expert, load);

@@ -10,8 +10,8 @@ struct SingleDevice {
   template <class Place>
   constexpr void start(std::int64_t* /*counts*/, std::int64_t /*n*/, const Place& /*place*/) const {}
   template <class Place>
-  constexpr void finish(const Place& /*place*/) const {}
+  constexpr void finish(std::int64_t* /*counts*/, const Place& /*place*/) const {}
 };
-static_assert(SyncPolicy<SingleDevice>);
+static_assert(SyncPolicyOn<SingleDevice, Host>);
 
 MOEB_NAMESPACE_END

@@ -61,7 +61,7 @@ MOEB_INLINE void add_token_totals(const Totals& totals, std::int64_t segment, co
   }
 }
 
-/// After a call whose loss reads the global batch: load += counts where `accumulate` says so; counts becomes the load that the call saw.
+/// After a call whose loss reads the step's load: load += counts where `accumulate` says so; counts becomes the load that the call saw.
 MOEB_INLINE void publish_expert(std::int64_t* load, std::int64_t* counts, int expert, bool accumulate) {
   if (accumulate) load[expert] += counts[expert];
   counts[expert] = load[expert];

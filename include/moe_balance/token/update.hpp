@@ -50,11 +50,18 @@ MOEB_INLINE void step_bias(const Part& part, const TileT& tile, float* bias, con
   }
 }
 
+/// The experts that a layer has of its row. A number out of range (on a device nobody could refuse it) counts as the whole row.
+[[nodiscard]] MOEB_INLINE int experts_of(const LoadRef& load, std::int64_t layer) {
+  if (load.experts_of_layer == nullptr) return load.experts;
+  const std::int32_t experts = load.experts_of_layer[layer];
+  return experts >= 1 && experts <= load.experts ? experts : load.experts;
+}
+
 template <class Problem, class TileT>
 MOEB_INLINE void update_layer(const Problem& problem, const TileT& tile, std::int64_t layer) {
   using Traits = BalancerTraits<decltype(problem.balancer)>;
   std::int64_t* counts = problem.load.layer(layer).counts;
-  const int experts = problem.load.experts;
+  const int experts = experts_of(problem.load, layer);
   if constexpr (Traits::biases > 0) {
     LoadView load;
     load.counts = counts;
@@ -68,7 +75,7 @@ MOEB_INLINE void update_layer(const Problem& problem, const TileT& tile, std::in
     });
   }
   tile.barrier();
-  for (int i = tile.lane(); i < experts; i += TileT::width) counts[i] = 0;
+  for (int i = tile.lane(); i < problem.load.experts; i += TileT::width) counts[i] = 0;
 }
 
 MOEB_NAMESPACE_END

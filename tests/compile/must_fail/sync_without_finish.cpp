@@ -9,4 +9,7 @@ struct Wrong {
   void start(std::int64_t*, std::int64_t, const Place&) const {}
 };
 
-const mb::Router router{mb::Softmax{}, mb::TopK<2>{}, mb::NoBalancer{}, Wrong{}};
+void train(const mb::ForwardArgs& args) {
+  const mb::Router router{mb::Softmax{}, mb::TopK<2>{}, mb::NoBalancer{}, Wrong{}};
+  router.forward(args, {}, mb::Host{});
+}

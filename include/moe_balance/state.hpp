@@ -1,0 +1,154 @@
+// Saves and loads what training must keep: bias, load and the step. A small binary with a checksum, the same on every machine.
+//
+// Layout, all little-endian, without gaps:
+//   0   8 bytes  "MOEBSTAT"
+//   8   uint32   version of the layout: 1
+//   12  uint32   experts, E
+//   16  uint64   layers, L
+//   24  int64    step
+//   32  float32  bias [L, E]
+//   ..  int64    load [L, E]
+//   ..  uint64   FNV-1a (64 bits) of all bytes before it
+//
+// Bias is the same on all ranks; load is each rank's own. After Router::update load is 0, so that one file serves all ranks, any number of
+// them; in the middle of a step each rank needs its own.
+#pragma once
+
+#include <moe_balance/error.hpp>
+#include <moe_balance/views.hpp>
+
+#include <algorithm>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <istream>
+#include <ostream>
+#include <string>
+#include <vector>
+
+MOEB_NAMESPACE_BEGIN
+
+/// The bytes of a state on their way to or from a stream.
+class StateBytes {
+ public:
+  static constexpr char magic[] = "MOEBSTAT";
+  static constexpr std::size_t magic_bytes = 8;
+  static constexpr std::size_t header_bytes = 32;
+  static constexpr std::uint32_t version = 1;
+
+  [[nodiscard]] static std::size_t total_bytes(std::int64_t experts, std::int64_t layers) {
+    const auto cells = static_cast<std::size_t>(experts * layers);
+    return header_bytes + cells * (sizeof(float) + sizeof(std::int64_t)) + sizeof(std::uint64_t);
+  }
+
+  [[nodiscard]] char* data() { return reinterpret_cast<char*>(bytes_.data()); }
+  [[nodiscard]] std::size_t size() const { return bytes_.size(); }
+  void resize(std::size_t size) { bytes_.resize(size); }
+
+  void append_magic() { bytes_.insert(bytes_.end(), magic, magic + magic_bytes); }
+  [[nodiscard]] bool has_magic() const { return std::equal(magic, magic + magic_bytes, bytes_.begin()); }
+
+  template <class Unsigned>
+  void append(Unsigned value) {
+    for (std::size_t i = 0; i < sizeof(Unsigned); ++i) bytes_.push_back(static_cast<unsigned char>(value >> (8 * i)));
+  }
+  template <class Unsigned>
+  [[nodiscard]] Unsigned at(std::size_t offset) const {
+    Unsigned value = 0;
+    for (std::size_t i = 0; i < sizeof(Unsigned); ++i)
+      value |= static_cast<Unsigned>(Unsigned{bytes_[offset + i]} << (8 * i));
+    return value;
+  }
+
+  /// FNV-1a of the first `count` bytes: any change of a single byte changes it.
+  [[nodiscard]] std::uint64_t checksum(std::size_t count) const {
+    std::uint64_t hash = 14695981039346656037u;
+    for (std::size_t i = 0; i < count; ++i) hash = (hash ^ bytes_[i]) * 1099511628211u;
+    return hash;
+  }
+
+ private:
+  std::vector<unsigned char> bytes_;
+};
+
+inline void check_state_arguments(const char* call, const BiasRef& bias, const LoadRef& load) {
+  MOEB_EXPECTS(bias.data != nullptr, call, "bias.data", "null", "a pointer to the caller's memory, on the host");
+  MOEB_EXPECTS(load.counts != nullptr, call, "load.counts", "null", "a pointer to the caller's memory, on the host");
+  MOEB_EXPECTS(bias.experts >= 1 && bias.layers >= 1, call, "bias",
+               std::to_string(bias.layers) + " x " + std::to_string(bias.experts), "at least one layer and one expert");
+  MOEB_EXPECTS(load.experts == bias.experts, call, "load.experts", std::to_string(load.experts),
+               std::to_string(bias.experts));
+  MOEB_EXPECTS(load.layers == bias.layers, call, "load.layers", std::to_string(load.layers), std::to_string(bias.layers));
+}
+
+/// Writes bias and load, in host memory, and the number of steps done. A router without a bias passes a bias of zeros.
+/// Errors: InvalidArgument; StateError when the stream does not take it.
+inline void save_state(std::ostream& out, const BiasRef& bias, const LoadRef& load, std::int64_t step) {
+  check_state_arguments("save_state", bias, load);
+  StateBytes bytes;
+  bytes.append_magic();
+  bytes.append(StateBytes::version);
+  bytes.append(static_cast<std::uint32_t>(bias.experts));
+  bytes.append(static_cast<std::uint64_t>(bias.layers));
+  bytes.append(static_cast<std::uint64_t>(step));
+  for (std::int64_t l = 0; l < bias.layers; ++l) {
+    for (int e = 0; e < bias.experts; ++e) bytes.append(std::bit_cast<std::uint32_t>(bias.layer(l).data[e]));
+  }
+  for (std::int64_t l = 0; l < load.layers; ++l) {
+    for (int e = 0; e < load.experts; ++e) bytes.append(static_cast<std::uint64_t>(load.layer(l).counts[e]));
+  }
+  bytes.append(bytes.checksum(bytes.size()));
+  out.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  if (!out) raise<StateError>("moe_balance: save_state: the stream did not take " + std::to_string(bytes.size()) + " bytes");
+}
+
+/// Reads the next `count` bytes behind those that `bytes` has; raises StateError where the stream ends before.
+inline void read_state_bytes(std::istream& in, StateBytes& bytes, std::size_t count) {
+  const std::size_t before = bytes.size();
+  bytes.resize(before + count);
+  in.read(bytes.data() + before, static_cast<std::streamsize>(count));
+  const auto got = static_cast<std::size_t>(in.gcount());
+  if (got != count) {
+    raise<StateError>("moe_balance: load_state: the state ends after " + std::to_string(before + got) +
+                      " bytes, of at least " + std::to_string(before + count) + ": it is truncated");
+  }
+}
+
+/// Reads what save_state wrote into bias and load, in host memory, and returns the step. Reads its own bytes only, so that a state may lie
+/// inside a larger file. Errors: InvalidArgument; StateError for what is no state, of another version or shape, truncated or
+/// corrupted. Nothing is written then.
+[[nodiscard]] inline std::int64_t load_state(std::istream& in, const BiasRef& bias, const LoadRef& load) {
+  check_state_arguments("load_state", bias, load);
+  const auto fail = [](const std::string& what) { raise<StateError>("moe_balance: load_state: " + what); };
+  StateBytes bytes;
+  read_state_bytes(in, bytes, StateBytes::header_bytes);
+  if (!bytes.has_magic()) fail("this is no state of moe_balance: it does not begin with MOEBSTAT");
+  const auto version = bytes.at<std::uint32_t>(8);
+  if (version != StateBytes::version) fail("the state has version " + std::to_string(version) + "; allowed: 1");
+  const auto experts = bytes.at<std::uint32_t>(12);
+  const auto layers = bytes.at<std::uint64_t>(16);
+  if (experts != static_cast<std::uint32_t>(bias.experts) || layers != static_cast<std::uint64_t>(bias.layers)) {
+    fail("the state has " + std::to_string(layers) + " layers of " + std::to_string(experts) +
+         " experts; allowed: " + std::to_string(bias.layers) + " layers of " + std::to_string(bias.experts));
+  }
+  const std::size_t total = StateBytes::total_bytes(bias.experts, bias.layers);
+  read_state_bytes(in, bytes, total - StateBytes::header_bytes);
+  const std::size_t checked = total - sizeof(std::uint64_t);
+  if (bytes.checksum(checked) != bytes.at<std::uint64_t>(checked))
+    fail("the state is corrupted: its checksum does not match");
+
+  std::size_t offset = StateBytes::header_bytes;
+  for (std::int64_t l = 0; l < bias.layers; ++l) {
+    for (int e = 0; e < bias.experts; ++e, offset += sizeof(float)) {
+      bias.layer(l).data[e] = std::bit_cast<float>(bytes.at<std::uint32_t>(offset));
+    }
+  }
+  for (std::int64_t l = 0; l < load.layers; ++l) {
+    for (int e = 0; e < load.experts; ++e, offset += sizeof(std::int64_t)) {
+      load.layer(l).counts[e] = static_cast<std::int64_t>(bytes.at<std::uint64_t>(offset));
+    }
+  }
+  return static_cast<std::int64_t>(bytes.at<std::uint64_t>(24));
+}
+
+MOEB_NAMESPACE_END

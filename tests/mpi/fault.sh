@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# fault.sh FAULT PROGRAM: four ranks, of which one suffers FAULT. Succeeds when the three others end with a clear error in time.
+set -euo pipefail
+here=$(dirname "$(readlink -f "$0")")
+output=$(mktemp)
+MPI_KEEP_GOING=1 bash "$here/run.sh" 4 "$2" "$1" 1.0 >"$output" 2>&1 &
+launcher=$!
+
+waited=0
+until [ "$(grep -c '^survivor:\|^failed:' "$output")" -ge 3 ] || [ $((waited += 1)) -gt 300 ]; do
+  kill -0 $launcher 2>/dev/null || break
+  sleep 0.1
+done
+
+# A stopped victim would hold up mpirun.
+victim=$(sed -n 's/^victim: //p' "$output")
+if [ -n "$victim" ]; then kill -KILL "$victim" 2>/dev/null || true; fi
+kill -TERM $launcher 2>/dev/null || true
+wait $launcher || true
+
+cat "$output"
+survivors=$(grep -c '^survivor:' "$output" || true)
+rm -f "$output"
+[ "$survivors" -eq 3 ] || { echo "FAILED: $survivors of 3 ranks got a clear error in time"; exit 1; }

@@ -1,0 +1,63 @@
+// MpiSync: the identities between many ranks. Every rank runs this program (mpirun -n N).
+#define DOCTEST_CONFIG_IMPLEMENT
+#include "many_ranks.hpp"
+
+#include <moe_balance/sync/mpi.hpp>
+
+#include <cstdio>
+
+namespace testing {
+
+TEST_CASE("MpiSync: many ranks compute what one rank with the whole batch computes, bit for bit") {
+  check_all_identities(mb::MpiSync(MPI_COMM_WORLD), mb::MpiSync(MPI_COMM_SELF));
+}
+
+TEST_CASE("MpiSync: the communicator that the user passes is the group") {
+  int rank = 0;
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  MPI_Comm pairs = MPI_COMM_NULL;
+  MPI_Comm_split(MPI_COMM_WORLD, rank / 2, rank, &pairs);
+  {
+    const mb::MpiSync sync(pairs);
+    const Counts sum = sum_of(sync, Counts{rank / 2, 1});
+    CHECK(sum == Counts{rank / 2 * sync.ranks(), sync.ranks()});
+  }
+  MPI_Comm_free(&pairs);
+}
+
+TEST_CASE("MpiSync: copies are handles of one state") {
+  const mb::MpiSync sync(MPI_COMM_WORLD);
+  const mb::MpiSync copy = sync;
+  Counts counts{1};
+  sync.start(counts.data(), 1, mb::Host{});
+  CHECK(copy.is_started(counts.data()));
+  copy.finish(counts.data(), mb::Host{});
+  CHECK(counts == Counts{sync.ranks()});
+  CHECK(!sync.is_started(counts.data()));
+}
+
+TEST_CASE("MpiSync: a sum that nobody reads does not hold up the end") {
+  Counts counts{1};
+  const mb::MpiSync sync(MPI_COMM_WORLD);
+  sync.start(counts.data(), 1, mb::Host{});
+}
+
+TEST_CASE("MpiSync: what is no communicator is refused, and so is a timeout that is none") {
+  CHECK_THROWS_AS(mb::MpiSync(MPI_Comm(MPI_COMM_NULL)), mb::InvalidArgument);
+  CHECK_THROWS_AS(mb::MpiSync(MPI_COMM_WORLD, mb::MpiSync::Seconds(0)), mb::InvalidArgument);
+  Counts counts{1};
+  const mb::MpiSync sync(MPI_COMM_SELF);
+  CHECK_THROWS_AS(sync.start(counts.data(), -1, mb::Host{}), mb::InvalidArgument);
+  CHECK_THROWS_AS(sync.start(counts.data(), std::int64_t{1} << 31, mb::Host{}), mb::InvalidArgument);
+  static_assert(!std::is_constructible_v<mb::MpiSync, std::nullptr_t>);
+}
+
+}  // namespace testing
+
+int main(int argc, char** argv) {
+  MPI_Init(&argc, &argv);
+  doctest::Context context(argc, argv);
+  const int result = context.run();
+  MPI_Finalize();
+  return result;
+}

@@ -1,0 +1,221 @@
+// save_state and load_state: the layout byte for byte, what is refused, and training that resumes bit for bit.
+#include "many_ranks.hpp"
+
+#include <cstring>
+#include <sstream>
+#include <string>
+
+namespace testing {
+
+namespace {
+
+struct State {
+  std::vector<float> bias;
+  Counts load;
+  int experts = 0;
+  std::int64_t layers = 0;
+  std::int64_t stride = 0;
+
+  State(int expert_count, std::int64_t layer_count, std::int64_t row)
+      : bias(static_cast<std::size_t>(layer_count * row)),
+        load(static_cast<std::size_t>(layer_count * row)),
+        experts(expert_count),
+        layers(layer_count),
+        stride(row) {
+    for (std::size_t i = 0; i < bias.size(); ++i) {
+      bias[i] = 0.37f * static_cast<float>(i) - 1.0f;
+      load[i] = static_cast<std::int64_t>(i) * 0x123456789 - 7;
+    }
+  }
+  [[nodiscard]] mb::BiasRef bias_ref() { return {bias.data(), experts, layers, stride}; }
+  [[nodiscard]] mb::LoadRef load_ref() { return {load.data(), experts, layers, stride}; }
+  [[nodiscard]] std::string saved(std::int64_t step) {
+    std::ostringstream out;
+    mb::save_state(out, bias_ref(), load_ref(), step);
+    return out.str();
+  }
+  /// The step; or the message of the StateError, with nothing changed.
+  std::int64_t read(const std::string& text) {
+    std::istringstream in(text);
+    return mb::load_state(in, bias_ref(), load_ref());
+  }
+  [[nodiscard]] std::string refusal(const std::string& text) {
+    const std::vector<float> bias_before = bias;
+    const Counts load_before = load;
+    std::string message;
+    try {
+      (void)read(text);
+    } catch (const mb::StateError& error) {
+      message = error.what();
+    }
+    CHECK(std::memcmp(bias.data(), bias_before.data(), bias.size() * sizeof(float)) == 0);
+    CHECK(load == load_before);
+    return message;
+  }
+};
+
+bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
+void append(std::string& text, std::uint64_t value, int bytes) {
+  for (int i = 0; i < bytes; ++i) {
+    text += static_cast<char>(value % 256);
+    value /= 256;
+  }
+}
+
+std::string with_checksum(std::string text) {
+  std::uint64_t hash = 0xcbf29ce484222325u;
+  for (const char byte : text) {
+    hash ^= static_cast<unsigned char>(byte);
+    hash *= 0x100000001b3u;
+  }
+  append(text, hash, 8);
+  return text;
+}
+
+}  // namespace
+
+TEST_CASE("a state has the documented layout") {
+  State state(2, 1, 2);
+  state.bias = {1.0f, -2.5f};
+  state.load = {3, -1};
+  std::string want = "MOEBSTAT";
+  append(want, 1, 4);
+  append(want, 2, 4);
+  append(want, 1, 8);
+  append(want, 0x0102030405, 8);
+  append(want, 0x3f800000, 4);
+  append(want, 0xc0200000, 4);
+  append(want, 3, 8);
+  append(want, ~std::uint64_t{0}, 8);
+  CHECK(state.saved(0x0102030405) == with_checksum(want));
+}
+
+TEST_CASE("a state comes back as it was, and what lies between rows stays as it is") {
+  State state(3, 4, 5);
+  state.bias[0] = -0.0f;
+  state.bias[1] = std::numeric_limits<float>::quiet_NaN();
+  State other(3, 4, 8);
+  for (float& value : other.bias) value = 99.0f;
+  for (std::int64_t& value : other.load) value = 99;
+  CHECK(other.read(state.saved(-5)) == -5);
+  for (std::size_t l = 0; l < 4; ++l) {
+    for (std::size_t e = 0; e < 8; ++e) {
+      const float bias = e < 3 ? state.bias[l * 5 + e] : 99.0f;
+      CHECK(std::bit_cast<std::uint32_t>(other.bias[l * 8 + e]) == std::bit_cast<std::uint32_t>(bias));
+      CHECK(other.load[l * 8 + e] == (e < 3 ? state.load[l * 5 + e] : 99));
+    }
+  }
+}
+
+TEST_CASE("states may lie one after another in a stream, among other things") {
+  State first(2, 3, 2), second(4, 1, 4), a(2, 3, 2), b(4, 1, 4);
+  a.load.assign(6, 0);
+  b.load.assign(4, 0);
+  std::istringstream in("before" + first.saved(1) + second.saved(2) + "after");
+  in.ignore(6);
+  CHECK(mb::load_state(in, a.bias_ref(), a.load_ref()) == 1);
+  CHECK(mb::load_state(in, b.bias_ref(), b.load_ref()) == 2);
+  CHECK(a.load == first.load);
+  CHECK(b.load == second.load);
+  std::string rest;
+  in >> rest;
+  CHECK(rest == "after");
+}
+
+TEST_CASE("a truncated state is refused at every length and changes nothing") {
+  State state(3, 2, 3);
+  const std::string whole = state.saved(7);
+  State target(3, 2, 4);
+  for (std::size_t length = 0; length < whole.size(); ++length) {
+    CAPTURE(length);
+    CHECK(contains(target.refusal(whole.substr(0, length)), "the state ends after " + std::to_string(length) + " bytes"));
+  }
+}
+
+TEST_CASE("a state with any byte changed is refused and changes nothing") {
+  State state(3, 2, 3);
+  const std::string whole = state.saved(7);
+  State target(3, 2, 3);
+  for (std::size_t i = 0; i < whole.size(); ++i) {
+    for (const int flip : {1, 0x80, 0xff, 0x20}) {
+      CAPTURE(i);
+      std::string changed = whole;
+      changed[i] = static_cast<char>(changed[i] ^ flip);
+      const std::string message = target.refusal(changed);
+      const char* want = i < 8    ? "is no state"
+                         : i < 12 ? "has version"
+                         : i < 24 ? "allowed: 2 layers of 3"
+                                  : "is corrupted";
+      CHECK(contains(message, want));
+    }
+  }
+}
+
+TEST_CASE("what is no state, of another version or another shape is refused") {
+  State state(3, 2, 3), target(2, 3, 2);
+  CHECK(contains(target.refusal(state.saved(1)), "the state has 2 layers of 3 experts; allowed: 3 layers of 2"));
+  CHECK(contains(target.refusal(std::string(1000, 'x')), "this is no state of moe_balance"));
+  std::string newer = state.saved(1);
+  newer.resize(newer.size() - 8);
+  newer[8] = 2;
+  State same(3, 2, 3);
+  CHECK(contains(same.refusal(with_checksum(newer)), "the state has version 2; allowed: 1"));
+}
+
+TEST_CASE("a stream that takes nothing, and references that do not fit each other, are errors") {
+  State state(3, 2, 3);
+  std::ostringstream full;
+  full.setstate(std::ios::badbit);
+  CHECK_THROWS_AS(mb::save_state(full, state.bias_ref(), state.load_ref(), 1), mb::StateError);
+  std::ostringstream out;
+  const mb::BiasRef bias = state.bias_ref();
+  const mb::LoadRef load = state.load_ref();
+  CHECK_THROWS_AS(mb::save_state(out, {}, load, 1), mb::InvalidArgument);
+  CHECK_THROWS_AS(mb::save_state(out, bias, {}, 1), mb::InvalidArgument);
+  CHECK_THROWS_AS(mb::save_state(out, bias, load.layer(0), 1), mb::InvalidArgument);
+  CHECK_THROWS_AS(mb::save_state(out, bias, load.layer(0, 2), 1), mb::InvalidArgument);
+  CHECK(out.str().empty());
+  std::istringstream in(state.saved(1));
+  CHECK_THROWS_AS((void)mb::load_state(in, bias, load.layer(0)), mb::InvalidArgument);
+}
+
+TEST_CASE("training resumes bit for bit, also from the middle of a step") {
+  constexpr int steps = 12;
+  const mb::Router router{mb::Sigmoid{}, mb::TopK<rank_k>{},
+                          mb::LossFreeBias{.update_rate = 1e-3f, .centring = mb::Centring::bias}};
+  const auto micro_batch = [&](std::int64_t index, mb::BiasRef bias, mb::LoadRef load) {
+    const std::vector<float> logits = Random(static_cast<std::uint64_t>(index)).normals(30 * rank_experts);
+    RankCall(router, logits, 0, 30).forward(bias, load);
+    if (index % 2 == 1) router.update(bias, load, {}, mb::Host{});
+  };
+  const mb::Bias straight(rank_experts);
+  const mb::Load straight_load(rank_experts);
+  for (std::int64_t i = 0; i < 2 * steps; ++i) micro_batch(i, straight.ref(), straight_load.ref());
+
+  std::string file;
+  for (std::int64_t i = 0; i < 2 * steps; ++i) {  // a new process for every micro-batch
+    const mb::Bias bias(rank_experts);
+    const mb::Load load(rank_experts);
+    std::int64_t next = 0;
+    if (!file.empty()) {
+      std::istringstream in(file);
+      next = mb::load_state(in, bias.ref(), load.ref());
+    }
+    CHECK(next == i);
+    micro_batch(next, bias.ref(), load.ref());
+    std::ostringstream out;
+    mb::save_state(out, bias.ref(), load.ref(), next + 1);
+    file = out.str();
+  }
+  const mb::Bias resumed(rank_experts);
+  const mb::Load resumed_load(rank_experts);
+  std::istringstream in(file);
+  CHECK(mb::load_state(in, resumed.ref(), resumed_load.ref()) == 2 * steps);
+  CHECK(std::memcmp(resumed.data(), straight.data(), rank_experts * sizeof(float)) == 0);
+  CHECK(*std::max_element(straight.data(), straight.data() + rank_experts) > 0.0f);
+}
+
+}  // namespace testing
