@@ -145,7 +145,9 @@ struct Workspace {
 /// Counters that calls add to (never clear). The caller zeroes them and reads them when it likes; on a GPU they are device memory.
 struct Status {
   std::int64_t non_finite_tokens = 0;  ///< tokens with a non-finite logit among their chosen experts: weights 0, gradient 0
-  std::int64_t invalid_experts = 0;    ///< replayed ids outside [-1, experts): treated as -1
+  std::int64_t invalid_experts = 0;    ///< replayed or dispatched ids outside [-1, experts): treated as -1
+  std::int64_t invalid_rows = 0;       ///< rows or slots outside what they index, and splits that disagree: treated as -1
+  std::int64_t dropped_slots = 0;      ///< slots that a capacity dropped
 };
 
 /// How tokens belong to sequences, for SequenceLoss.
