@@ -9,6 +9,7 @@
 #include <moe_balance/balancer/no_balancer.hpp>
 #include <moe_balance/balancer/sequence_loss.hpp>
 #include <moe_balance/balancer/z_loss.hpp>
+#include <moe_balance/dispatch/capacity.hpp>
 #include <moe_balance/dispatch/host.hpp>
 #include <moe_balance/dispatch/permutation.hpp>
 #include <moe_balance/dispatch/permute.hpp>

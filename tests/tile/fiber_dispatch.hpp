@@ -28,6 +28,9 @@ struct DispatchEngine<testing::Fibers> {
   [[nodiscard]] static LaunchSize for_items(std::int64_t /*items*/, const Fibers& place) {
     return {place.multiprocessors, 2, 0};
   }
+  [[nodiscard]] static LaunchSize for_groups(std::int64_t /*groups*/, std::int64_t /*items*/, const Fibers& place) {
+    return {place.multiprocessors, 3, 0};
+  }
   [[nodiscard]] static std::int64_t parts(std::int64_t /*slots*/, std::int64_t most, const Fibers& place) {
     return std::min<std::int64_t>(most, place.multiprocessors);
   }

@@ -39,19 +39,29 @@ struct MOEB_HIDDEN DispatchEngine<cudaStream_t> {
     constexpr int threads = 32 * dispatch_tuning.tiles;
     return {blocks_for((items + threads - 1) / threads), dispatch_tuning.tiles, 0};
   }
+  /// A block per group.
+  [[nodiscard]] static LaunchSize for_groups(std::int64_t groups, std::int64_t /*items*/, cudaStream_t /*stream*/) {
+    return {blocks_for(groups), dispatch_tuning.tiles, 0};
+  }
   /// By the shape alone, so that captured graphs and other devices launch the same.
-  [[nodiscard]] static std::int64_t parts(std::int64_t /*slots*/, std::int64_t most, cudaStream_t /*stream*/) { return most; }
+  [[nodiscard]] static std::int64_t parts(std::int64_t /*slots*/, std::int64_t most, cudaStream_t /*stream*/) {
+    return most;
+  }
   [[nodiscard]] static constexpr int tiles(int experts) {
     return experts <= dispatch_tuning.many_experts ? dispatch_tuning.tiles : dispatch_tuning.tiles_for_many_experts;
   }
 
   template <class Body, class Problem>
-  static void launch(const char* call, const LaunchSize& size, const Body& body, const Problem& problem, cudaStream_t stream) {
+  static void launch(const char* call, const LaunchSize& size, const Body& body, const Problem& problem,
+                     cudaStream_t stream) {
     const auto kernel = moe_balance_dispatch<Body, Problem>;
     if (size.shared_bytes > 48 * 1024) {
-      check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(size.shared_bytes)), call);
+      check_cuda(
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(size.shared_bytes)),
+          call);
     }
-    kernel<<<static_cast<unsigned>(size.blocks), 32 * static_cast<unsigned>(size.tiles), size.shared_bytes, stream>>>(body, problem);
+    kernel<<<static_cast<unsigned>(size.blocks), 32 * static_cast<unsigned>(size.tiles), size.shared_bytes, stream>>>(
+        body, problem);
     check_cuda(cudaGetLastError(), call);
   }
 
@@ -60,7 +70,8 @@ struct MOEB_HIDDEN DispatchEngine<cudaStream_t> {
     int device = 0;
     int multiprocessors = 0;
     check_cuda(cudaGetDevice(&device), "finding the current device");
-    check_cuda(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), "reading the device's size");
+    check_cuda(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
+               "reading the device's size");
     return std::clamp<std::int64_t>(useful, 1, std::int64_t{multiprocessors} * dispatch_tuning.blocks_per_multiprocessor);
   }
 };

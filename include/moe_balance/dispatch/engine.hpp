@@ -28,6 +28,19 @@ struct LaunchSize {
   std::size_t shared_bytes = 0;  ///< for so many tiles
 };
 
+namespace detail {
+
+/// Calls f(double{}) for float64, f(float{}) for all other element types.
+template <class Place, class Function>
+void in_real_type_of(DataType type, Function&& f) {
+  if constexpr (DispatchEngine<Place>::serves_float64) {
+    if (type == DataType::float64) return f(double{});
+  }
+  f(float{});
+}
+
+}  // namespace detail
+
 /// Items first to last - 1.
 struct ItemRange {
   std::int64_t first;

@@ -55,6 +55,10 @@ struct DispatchEngine<Host> {
   [[nodiscard]] static LaunchSize for_items(std::int64_t items, const Host& host) {
     return {blocks(items, dispatch_tuning.slots_per_thread, host), 1, 0};
   }
+  /// A block takes whole groups, of `items` items in all.
+  [[nodiscard]] static LaunchSize for_groups(std::int64_t groups, std::int64_t items, const Host& host) {
+    return {std::min(groups, for_items(items, host).blocks), 1, 0};
+  }
   /// Parts of a counting sort: a thread each, more where a part would hold more slots than its counts can.
   [[nodiscard]] static std::int64_t parts(std::int64_t slots, std::int64_t most, const Host& host) {
     return std::min(most, std::max(slots / dispatch_tuning.most_slots_per_part + 1,

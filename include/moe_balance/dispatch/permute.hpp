@@ -14,14 +14,6 @@ MOEB_NAMESPACE_BEGIN
 
 namespace detail {
 
-template <class Place, class Function>
-void in_real_type_of(DataType type, Function&& f) {
-  if constexpr (DispatchEngine<Place>::serves_float64) {
-    if (type == DataType::float64) return f(double{});
-  }
-  f(float{});
-}
-
 /// On the CPU entries outside [-1, count) are refused before anything is written; on a GPU the kernels take them as -1 and count them.
 template <class Place, class View>
 void check_index(const char* call, const char* argument, const View& indices, std::int64_t count) {
