@@ -65,6 +65,20 @@ struct MatrixView {
       : MatrixView(other.data, other.rows, other.columns, other.stride) {}
 };
 
+/// `size` contiguous elements.
+template <class T>
+struct VectorView {
+  T* data = nullptr;
+  std::int64_t size = 0;
+
+  constexpr VectorView() = default;
+  MOEB_HOST_DEVICE constexpr VectorView(T* pointer, std::int64_t count) : data(pointer), size(count) {}
+  /// A view of non-const elements is also a view of const ones.
+  template <class U>
+    requires(std::is_same_v<T, const U>)
+  MOEB_HOST_DEVICE constexpr VectorView(const VectorView<U>& other) : VectorView(other.data, other.size) {}
+};
+
 /// A matrix whose element type is known at run time only, so that one argument struct serves every type.
 template <bool Const>
 struct BasicAnyMatrix {

@@ -6,23 +6,8 @@
 #include <moe_balance/views.hpp>
 
 #include <cstdint>
-#include <type_traits>
 
 MOEB_NAMESPACE_BEGIN
-
-/// `size` contiguous elements.
-template <class T>
-struct VectorView {
-  T* data = nullptr;
-  std::int64_t size = 0;
-
-  constexpr VectorView() = default;
-  MOEB_HOST_DEVICE constexpr VectorView(T* pointer, std::int64_t count) : data(pointer), size(count) {}
-  /// A view of non-const elements is also a view of const ones.
-  template <class U>
-    requires(std::is_same_v<T, const U>)
-  MOEB_HOST_DEVICE constexpr VectorView(const VectorView<U>& other) : VectorView(other.data, other.size) {}
-};
 
 /// What becomes of rows that hold no slot, when rows are written.
 enum class Padding : std::uint8_t {
