@@ -76,6 +76,15 @@ std::vector<T> array_or_empty(const Json& object, const char* key) {
   return found == object.end() || found->is_null() ? std::vector<T>{} : found->get<std::vector<T>>();
 }
 
+/// A list of rows as one list; empty where there is none.
+inline std::vector<int> flattened(const Json& rows) {
+  std::vector<int> result;
+  for (const Json& row : rows) {
+    for (const Json& value : row) result.push_back(value);
+  }
+  return result;
+}
+
 inline Scoring scoring_named(const std::string& name) {
   if (name == "softmax") return Scoring::softmax;
   if (name == "softmax_over_selected") return Scoring::softmax_over_selected;
@@ -140,61 +149,91 @@ inline void route_and_loss(Subject& subject, const Json& recorded, Comparison& c
                    expected.at("loss_grad_logits").get<std::vector<double>>(), gradient_tolerance);
 }
 
-/// The routed K columns of each row, shared experts cut off after a look at them.
-template <class T>
-std::vector<T> routed_columns(const std::vector<T>& rows, const Task& task, int shared) {
-  std::vector<T> result;
-  const std::size_t width = static_cast<std::size_t>(task.k + shared);
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    if (i % width < static_cast<std::size_t>(task.k)) result.push_back(rows[i]);
-  }
-  return result;
-}
-
-/// Shared experts hold ids E, E + 1, ... with weight 1 (-1 and 0 for inactive tokens): the caller's own columns, so this looks
-/// only at the recorded file.
-inline void compare_shared_experts(const Json& expected, const Task& task, int shared, Comparison& comparison) {
-  const auto ids = expected.at("experts").get<std::vector<int>>();
-  const auto weights = expected.at("weights").get<std::vector<double>>();
-  std::vector<int> want_ids;
-  std::vector<int> recorded_ids;
-  std::vector<double> want_weights;
-  std::vector<float> recorded_weights;
-  for (int t = 0; t < task.tokens; ++t) {
-    const bool active = task.active.empty() || task.active[static_cast<std::size_t>(t)] != 0;
-    for (int s = 0; s < shared; ++s) {
-      const std::size_t at = static_cast<std::size_t>(t * (task.k + shared) + task.k + s);
-      recorded_ids.push_back(ids.at(at));
-      recorded_weights.push_back(static_cast<float>(weights.at(at)));
-      want_ids.push_back(active ? task.experts + s : -1);
-      want_weights.push_back(active ? 1.0 : 0.0);
-    }
-  }
-  comparison.exact("shared experts", recorded_ids, want_ids);
-  comparison.close("shared weights", recorded_weights, want_weights, value_tolerance);
-}
-
-/// Physical ids are the placement's business; where a case maps them, all else in it is compared and the case then says so.
+/// Ids before and after replicas and shared experts, which are appended to each token's K columns.
 inline void gate(Subject& subject, const Json& recorded, Comparison& comparison) {
   const Json& config = recorded.at("config");
   const Json& expected = recorded.at("expected");
   Task task = task_of(config, recorded.at("inputs"));
-  const int shared = config.value("shared_experts", 0);
   task.renormalise = true;
   if (task.scoring == Scoring::softmax) task.scoring = Scoring::softmax_over_selected;
   const Answer answer = subject.answer(task);
   comparison.exact("logical_experts", answer.experts, expected.at("logical_experts").get<std::vector<int>>());
-  comparison.close("weights", answer.weights,
-                   routed_columns(expected.at("weights").get<std::vector<double>>(), task, shared), value_tolerance);
-  if (shared > 0) compare_shared_experts(expected, task, shared, comparison);
-  const bool mapped = !array_or_empty<int>(recorded.at("inputs"), "replica_count").empty();
-  if (mapped && comparison.first_difference().empty()) {
-    throw NotOffered("logical experts and weights agree; replica maps are not offered");
+  const PlacementTask placement{.tokens = task.tokens,
+                                .experts = task.experts,
+                                .k = task.k,
+                                .rank = config.at("expert_parallel_rank"),
+                                .shared = config.value("shared_experts", 0),
+                                .ids = answer.experts,
+                                .weights = answer.weights,
+                                .active = task.active,
+                                .logical_to_physical = flattened(recorded.at("inputs").at("logical_to_physical")),
+                                .replica_count = array_or_empty<int>(recorded.at("inputs"), "replica_count")};
+  const PlacementAnswer placed = subject.place(placement);
+  comparison.exact("experts", placed.ids, expected.at("experts").get<std::vector<int>>());
+  comparison.close("weights", placed.weights, expected.at("weights").get<std::vector<double>>(), value_tolerance);
+}
+
+/// Softmax before the top-k, weights not renormalised, as these cases were recorded.
+inline Task raw_probabilities(const Json& recorded) {
+  Task task = task_of(recorded.at("config"), recorded.at("inputs"));
+  task.renormalise = false;
+  return task;
+}
+
+inline void permute(Subject& subject, const Json& recorded, Comparison& comparison) {
+  const Json& expected = recorded.at("expected");
+  const Task task = raw_probabilities(recorded);
+  const Answer routed = subject.answer(task);
+  const PermuteAnswer answer =
+      subject.permute({.tokens = task.tokens,
+                       .experts = task.experts,
+                       .k = task.k,
+                       .hidden = recorded.at("config").at("hidden"),
+                       .ids = routed.experts,
+                       .weights = routed.weights,
+                       .hidden_states = recorded.at("inputs").at("hidden").get<std::vector<float>>()});
+  std::vector<std::int64_t> token_of_row;
+  std::vector<float> probability_of_row;
+  for (const std::int64_t slot : answer.slot_of_row) {
+    token_of_row.push_back(slot / task.k);
+    probability_of_row.push_back(routed.weights.at(static_cast<std::size_t>(slot)));
   }
-  if (!mapped) {
-    comparison.exact("experts", answer.experts,
-                     routed_columns(expected.at("experts").get<std::vector<int>>(), task, shared));
+  comparison.exact("counts", answer.counts, expected.at("counts").get<std::vector<std::int64_t>>());
+  comparison.exact("token_of_row", token_of_row, expected.at("token_of_row").get<std::vector<std::int64_t>>());
+  comparison.close("permuted", answer.permuted, expected.at("permuted").get<std::vector<double>>(), value_tolerance);
+  comparison.close("probability_of_row", probability_of_row, expected.at("probability_of_row").get<std::vector<double>>(),
+                   value_tolerance);
+  comparison.close("combined", answer.combined, expected.at("combined").get<std::vector<double>>(), value_tolerance);
+}
+
+inline void capacity(Subject& subject, const Json& recorded, Comparison& comparison) {
+  const Json& config = recorded.at("config");
+  const Json& expected = recorded.at("expected");
+  if (config.at("policy") != "probs" || config.at("pad_to_capacity").get<bool>()) {
+    throw NotOffered("no recorded case of this drop policy was known");
   }
+  const Task task = raw_probabilities(recorded);
+  const Answer routed = subject.answer(task);
+  const CapacityAnswer answer = subject.limit({.tokens = task.tokens,
+                                               .experts = task.experts,
+                                               .k = task.k,
+                                               .capacity_factor = config.at("capacity_factor"),
+                                               .ids = routed.experts,
+                                               .weights = routed.weights});
+  std::vector<int> kept_map(static_cast<std::size_t>(task.tokens * task.experts), 0);
+  std::vector<float> kept_probabilities(kept_map.size(), 0.0f);
+  for (std::size_t slot = 0; slot < answer.ids.size(); ++slot) {
+    if (answer.ids[slot] < 0) continue;
+    const auto at = slot / static_cast<std::size_t>(task.k) * static_cast<std::size_t>(task.experts) +
+                    static_cast<std::size_t>(answer.ids[slot]);
+    kept_map[at] = 1;
+    kept_probabilities[at] = answer.weights[slot];
+  }
+  comparison.exact("capacity", std::vector<std::int64_t>{answer.capacity}, std::vector<std::int64_t>{config.at("capacity")});
+  comparison.exact("kept_map", kept_map, expected.at("kept_map").get<std::vector<int>>());
+  comparison.close("kept_probabilities", kept_probabilities, expected.at("kept_probabilities").get<std::vector<double>>(),
+                   value_tolerance);
+  comparison.exact("kept_counts", answer.kept_counts, expected.at("kept_counts").get<std::vector<std::int64_t>>());
 }
 
 inline std::vector<std::int64_t> sum_over_sequences(const std::vector<std::int64_t>& counts, int experts) {
@@ -272,6 +311,8 @@ using Kind = void (*)(Subject&, const Json&, Comparison&);
 inline const std::map<std::string, Kind>& kinds() {
   static const std::map<std::string, Kind> known{{"route", route},
                                                  {"gate", gate},
+                                                 {"permute", permute},
+                                                 {"capacity", capacity},
                                                  {"route_and_loss", route_and_loss},
                                                  {"balance_loss", balance_loss},
                                                  {"global_batch_loss", global_batch_loss},

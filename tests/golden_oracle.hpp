@@ -4,6 +4,9 @@
 #include "golden_subject.hpp"
 #include "oracle.hpp"
 
+#include <algorithm>
+#include <cmath>
+
 namespace golden {
 
 class OracleSubject : public Subject {
@@ -52,6 +55,71 @@ class OracleSubject : public Subject {
       result.push_back(narrowed(bias));
     }
     return result;
+  }
+
+  PermuteAnswer permute(const PermuteTask& task) override {
+    PermuteAnswer answer;
+    std::vector<double> combined(static_cast<std::size_t>(task.tokens) * static_cast<std::size_t>(task.hidden), 0.0);
+    for (int e = 0; e < task.experts; ++e) {
+      answer.counts.push_back(0);
+      for (std::size_t slot = 0; slot < task.ids.size(); ++slot) {
+        if (task.ids[slot] != e) continue;
+        ++answer.counts.back();
+        answer.slot_of_row.push_back(static_cast<std::int64_t>(slot));
+        const std::size_t first = slot / static_cast<std::size_t>(task.k) * static_cast<std::size_t>(task.hidden);
+        for (std::size_t c = 0; c < static_cast<std::size_t>(task.hidden); ++c) {
+          answer.permuted.push_back(task.hidden_states[first + c]);
+          combined[first + c] +=
+              static_cast<double>(task.weights[slot]) * static_cast<double>(task.hidden_states[first + c]);
+        }
+      }
+    }
+    answer.combined = narrowed(combined);
+    return answer;
+  }
+
+  CapacityAnswer limit(const CapacityTask& task) override {
+    CapacityAnswer answer{0, task.ids, task.weights, {}};
+    answer.capacity = static_cast<std::int64_t>(
+        std::ceil(task.tokens * task.k / static_cast<double>(task.experts) * task.capacity_factor));
+    for (int e = 0; e < task.experts; ++e) {
+      std::vector<std::size_t> slots;
+      for (std::size_t slot = 0; slot < task.ids.size(); ++slot) {
+        if (task.ids[slot] == e) slots.push_back(slot);
+      }
+      std::stable_sort(slots.begin(), slots.end(),
+                       [&](std::size_t a, std::size_t b) { return task.weights[a] > task.weights[b]; });
+      for (std::size_t i = static_cast<std::size_t>(answer.capacity); i < slots.size(); ++i) {
+        answer.ids[slots[i]] = -1;
+        answer.weights[slots[i]] = 0;
+      }
+      answer.kept_counts.push_back(std::min(answer.capacity, static_cast<std::int64_t>(slots.size())));
+    }
+    return answer;
+  }
+
+  PlacementAnswer place(const PlacementTask& task) override {
+    PlacementAnswer answer;
+    for (int t = 0; t < task.tokens; ++t) {
+      for (int k = 0; k < task.k; ++k) {
+        const auto slot = static_cast<std::size_t>(t * task.k + k);
+        int id = task.ids[slot];
+        if (id >= 0 && !task.replica_count.empty()) {
+          const auto columns = task.logical_to_physical.size() / static_cast<std::size_t>(task.experts);
+          const auto expert = static_cast<std::size_t>(id);
+          id = task.logical_to_physical[expert * columns +
+                                        static_cast<std::size_t>((task.rank + 23333 * t) % task.replica_count[expert])];
+        }
+        answer.ids.push_back(id);
+        answer.weights.push_back(task.weights[slot]);
+      }
+      const bool active = task.active.empty() || task.active[static_cast<std::size_t>(t)] != 0;
+      for (int s = 0; s < task.shared; ++s) {
+        answer.ids.push_back(active ? task.experts + s : -1);
+        answer.weights.push_back(active ? 1.0f : 0.0f);
+      }
+    }
+    return answer;
   }
 
  private:

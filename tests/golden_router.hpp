@@ -146,6 +146,123 @@ Answer ask_sqrt_softplus(const Engine& engine, const Task& task) {
   return ask_scoring(engine, mb::SqrtSoftplus{}, task);
 }
 
+/// Memory of an engine for tasks of dispatch.
+template <class Engine>
+struct DispatchArrays {
+  const Engine& engine;
+  template <class T>
+  using Array = typename Engine::template Array<T>;
+
+  [[nodiscard]] Array<std::int64_t> longs(std::int64_t size) const {
+    return {engine, std::vector<std::int64_t>(static_cast<std::size_t>(size), 77)};
+  }
+  [[nodiscard]] Array<std::int32_t> ints(std::int64_t size) const {
+    return {engine, std::vector<std::int32_t>(static_cast<std::size_t>(size), 77)};
+  }
+  [[nodiscard]] Array<float> floats(std::int64_t size) const {
+    return {engine, std::vector<float>(static_cast<std::size_t>(size), 77)};
+  }
+  [[nodiscard]] Array<std::int32_t> ids(const std::vector<int>& values) const {
+    return {engine, {values.begin(), values.end()}};
+  }
+  [[nodiscard]] Array<std::max_align_t> scratch(std::size_t bytes) const {
+    return {engine, std::vector<std::max_align_t>(bytes / 16 + 1)};
+  }
+};
+
+template <class Engine>
+PermuteAnswer permute_on(const Engine& engine, const PermuteTask& task) {
+  const DispatchArrays<Engine> arrays{engine};
+  const std::int64_t rows = mb::permutation_rows(task.tokens, task.k, task.experts);
+  auto ids = arrays.ids(task.ids);
+  auto offsets = arrays.longs(task.experts + 1);
+  auto counts = arrays.longs(task.experts);
+  auto row_of_slot = arrays.longs(rows);
+  auto slot_of_row = arrays.longs(rows);
+  const std::size_t bytes = mb::permutation_workspace_bytes(task.tokens, task.k, task.experts);
+  auto scratch = arrays.scratch(bytes);
+  const mb::MatrixView<std::int64_t> row_view(row_of_slot.data(), task.tokens, task.k);
+  const mb::VectorView<std::int64_t> slot_view(slot_of_row.data(), rows);
+  mb::permutation({.experts = {ids.data(), task.tokens, task.k},
+                   .offsets = {offsets.data(), task.experts + 1},
+                   .row_of_slot = row_view,
+                   .slot_of_row = slot_view,
+                   .counts = counts.data()},
+                  {scratch.data(), bytes}, engine.place());
+  typename Engine::template Array<float> hidden(engine, task.hidden_states);
+  typename Engine::template Array<float> weights(engine, task.weights);
+  auto permuted = arrays.floats(rows * task.hidden);
+  auto combined = arrays.floats(std::int64_t{task.tokens} * task.hidden);
+  const mb::MatrixView<float> permuted_view(permuted.data(), rows, task.hidden);
+  mb::permute({.hidden = mb::MatrixView<const float>(hidden.data(), task.tokens, task.hidden),
+               .slot_of_row = slot_view,
+               .permuted = permuted_view,
+               .top_k = task.k},
+              {}, engine.place());
+  mb::combine({.permuted = permuted_view,
+               .row_of_slot = row_view,
+               .combined = mb::MatrixView<float>(combined.data(), task.tokens, task.hidden),
+               .weights = mb::MatrixView<const float>(weights.data(), task.tokens, task.k)},
+              {}, engine.place());
+  engine.wait();
+  return {counts.values(), slot_of_row.values(), permuted.values(), combined.values()};
+}
+
+template <class Engine>
+CapacityAnswer limit_on(const Engine& engine, const CapacityTask& task) {
+  const DispatchArrays<Engine> arrays{engine};
+  auto chosen = arrays.ids(task.ids);
+  auto experts = arrays.ints(std::int64_t{task.tokens} * task.k);
+  typename Engine::template Array<float> weights(engine, task.weights);
+  auto kept = arrays.longs(task.experts);
+  const std::size_t bytes = mb::capacity_workspace_bytes(task.tokens, task.k, task.experts);
+  auto scratch = arrays.scratch(bytes);
+  const std::int64_t capacity = mb::expert_capacity(task.tokens, task.k, task.experts, task.capacity_factor);
+  mb::limit_to_capacity({.chosen = {chosen.data(), task.tokens, task.k},
+                         .experts = {experts.data(), task.tokens, task.k},
+                         .weights = mb::MatrixView<float>(weights.data(), task.tokens, task.k),
+                         .expert_count = task.experts,
+                         .capacity = capacity,
+                         .kept_counts = kept.data()},
+                        {scratch.data(), bytes}, engine.place());
+  engine.wait();
+  return {capacity, experts.values(), weights.values(), kept.values()};
+}
+
+template <class Engine>
+PlacementAnswer place_on(const Engine& engine, const PlacementTask& task) {
+  const DispatchArrays<Engine> arrays{engine};
+  auto logical = arrays.ids(task.ids);
+  auto ids = arrays.ids(task.ids);
+  typename Engine::template Array<float> weights(engine, task.weights);
+  if (!task.replica_count.empty()) {
+    auto map = arrays.ids(task.logical_to_physical);
+    auto replicas = arrays.ids(task.replica_count);
+    const auto columns = static_cast<std::int64_t>(task.logical_to_physical.size()) / task.experts;
+    mb::physical_experts({.experts = {logical.data(), task.tokens, task.k},
+                          .physical_experts = {ids.data(), task.tokens, task.k},
+                          .logical_to_physical = {map.data(), task.experts, columns},
+                          .replica_count = {replicas.data(), task.experts},
+                          .rank = task.rank},
+                         {}, engine.place());
+    engine.wait();
+  }
+  if (task.shared == 0) return {ids.values(), weights.values()};
+  const std::int64_t width = task.k + task.shared;
+  auto all_ids = arrays.ints(task.tokens * width);
+  auto all_weights = arrays.floats(task.tokens * width);
+  typename Engine::template Array<std::uint8_t> active(engine, task.active);
+  mb::append_shared_experts({.experts = {ids.data(), task.tokens, task.k},
+                             .weights = mb::MatrixView<const float>(weights.data(), task.tokens, task.k),
+                             .all_experts = {all_ids.data(), task.tokens, width},
+                             .all_weights = mb::MatrixView<float>(all_weights.data(), task.tokens, width),
+                             .first_shared = task.experts,
+                             .active = active.data()},
+                            {}, engine.place());
+  engine.wait();
+  return {all_ids.values(), all_weights.values()};
+}
+
 template <class Engine>
 class RouterSubject : public Subject {
  public:
@@ -187,6 +304,10 @@ class RouterSubject : public Subject {
     }
     return result;
   }
+
+  PermuteAnswer permute(const PermuteTask& task) override { return permute_on(engine_, task); }
+  CapacityAnswer limit(const CapacityTask& task) override { return limit_on(engine_, task); }
+  PlacementAnswer place(const PlacementTask& task) override { return place_on(engine_, task); }
 
  private:
   Engine engine_;

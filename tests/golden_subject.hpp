@@ -58,11 +58,68 @@ struct BiasTask {
   std::vector<std::vector<std::int64_t>> counts_per_step;  ///< [steps][layers * experts]
 };
 
+/// Hidden states to their experts' rows and back.
+struct PermuteTask {
+  int tokens = 0;
+  int experts = 0;
+  int k = 1;
+  int hidden = 1;
+  std::vector<int> ids;
+  std::vector<float> weights;
+  std::vector<float> hidden_states;
+};
+
+struct PermuteAnswer {
+  std::vector<std::int64_t> counts;
+  std::vector<std::int64_t> slot_of_row;
+  std::vector<float> permuted;
+  std::vector<float> combined;
+};
+
+/// The best slots of each expert, up to its capacity.
+struct CapacityTask {
+  int tokens = 0;
+  int experts = 0;
+  int k = 1;
+  double capacity_factor = 1.0;
+  std::vector<int> ids;
+  std::vector<float> weights;
+};
+
+struct CapacityAnswer {
+  std::int64_t capacity = 0;
+  std::vector<int> ids;
+  std::vector<float> weights;
+  std::vector<std::int64_t> kept_counts;
+};
+
+/// Replicas of experts, and shared experts appended; either may be absent.
+struct PlacementTask {
+  int tokens = 0;
+  int experts = 0;
+  int k = 1;
+  int rank = 0;
+  int shared = 0;
+  std::vector<int> ids;
+  std::vector<float> weights;
+  std::vector<std::uint8_t> active;
+  std::vector<int> logical_to_physical;  ///< [E, replicas]
+  std::vector<int> replica_count;
+};
+
+struct PlacementAnswer {
+  std::vector<int> ids;  ///< [T, K + shared]
+  std::vector<float> weights;
+};
+
 struct Subject {
   virtual ~Subject() = default;
   virtual std::string name() const = 0;
   virtual Answer answer(const Task& task) = 0;
   virtual std::vector<std::vector<float>> biases(const BiasTask& task) = 0;
+  virtual PermuteAnswer permute(const PermuteTask& task) = 0;
+  virtual CapacityAnswer limit(const CapacityTask& task) = 0;
+  virtual PlacementAnswer place(const PlacementTask& task) = 0;
 };
 
 }  // namespace golden

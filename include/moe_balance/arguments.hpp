@@ -17,6 +17,7 @@ struct RouteArgs {
   ReplayRef replay{};                              ///< for Replay
   Status* status = nullptr;                        ///< optional counters, added to
   const std::int64_t* tokens_on_device = nullptr;  ///< optional: rows from *tokens_on_device on are treated as inactive
+  std::int64_t* kept_counts = nullptr;             ///< [E] out, optional, WithCapacity: tokens per expert after dropping
 };
 
 /// Training: RouteArgs and the state that balancing needs.
@@ -34,6 +35,8 @@ struct ForwardArgs {
   Status* status = nullptr;                        ///< optional counters, added to
   const std::int64_t* tokens_on_device = nullptr;  ///< optional: rows from *tokens_on_device on are treated as inactive
   bool accumulate = true;                          ///< add this call's counts to load; false in evaluation and recomputation
+  MatrixView<std::int32_t> chosen{};               ///< [T, K] out, WithCapacity: ids before dropping; experts has those after
+  std::int64_t* kept_counts = nullptr;             ///< [E] out, optional, WithCapacity: tokens per expert after dropping
 };
 
 /// d(sum of weights * grad_weights + loss_scale * loss) / d(logits).
@@ -48,6 +51,7 @@ struct BackwardArgs {
   const std::int64_t* tokens_on_device = nullptr;  ///< as given to forward
   const float* grad_loss = nullptr;                ///< [1], optional: upstream gradient of the loss, where the call runs
   float loss_scale = 1.0f;                         ///< multiplies the loss's gradient, beside grad_loss
+  MatrixView<const std::int32_t> chosen{};         ///< [T, K], WithCapacity: as forward wrote them
 };
 
 /// The value of the balancing loss of one forward call.

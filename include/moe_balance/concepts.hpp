@@ -85,6 +85,16 @@ template <class P>
   }
 inline constexpr bool is_replaying<P> = P::replays;
 
+/// looks_across_tokens: a pass over all tokens follows the routing kernel (dispatch/capacity.hpp); the policy brings workspace_bytes, ids_before,
+/// after_forward and before_backward.
+template <class P>
+inline constexpr bool looks_across_tokens = false;
+template <class P>
+  requires requires {
+    P::looks_across_tokens;
+  }
+inline constexpr bool looks_across_tokens<P> = P::looks_across_tokens;
+
 // Balancer ------------------------------------------------------------------------------------------------------------------
 
 /// Tokens per expert as a balancer sees them: of a micro-batch, a sequence or the global batch, by its scope.

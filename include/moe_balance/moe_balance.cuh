@@ -1,6 +1,7 @@
 // Everything, with the CUDA engine; needs nvcc. Calls take a cudaStream_t where the CPU's take a Host.
 #pragma once
 
+#include <moe_balance/dispatch/cuda.cuh>
 #include <moe_balance/engine/cuda.cuh>
 #include <moe_balance/moe_balance.hpp>
 

@@ -52,7 +52,12 @@ struct Router {
   }
 
   /// Bytes of Workspace for any call of this shape.
-  [[nodiscard]] std::size_t workspace_bytes(const Shape& /*shape*/) const { return 0; }
+  [[nodiscard]] std::size_t workspace_bytes([[maybe_unused]] const Shape& shape) const {
+    if constexpr (looks_across_tokens<TopKT>)
+      return top_k.workspace_bytes(shape);
+    else
+      return 0;
+  }
 
   /// Inference: ids, weights and optionally counts. Reads the bias, touches no state, keeps nothing for a backward pass.
   template <EnginePlace Place>
@@ -69,6 +74,7 @@ struct Router {
     forward_args.status = args.status;
     forward_args.tokens_on_device = args.tokens_on_device;
     forward_args.accumulate = false;
+    forward_args.kept_counts = args.kept_counts;
     plain.forward_named("route", forward_args, workspace, place);
   }
 
@@ -79,15 +85,18 @@ struct Router {
   /// until one of them has run, or another forward with the same `saved`, that memory must stay alive.
   template <EnginePlace Place>
   void forward(const ForwardArgs& args, Workspace workspace, const Place& place) const {
+    if constexpr (looks_across_tokens<TopKT>) Validator{"forward"}.matrix("chosen", args.chosen, args.logits.rows, k);
     forward_named("forward", args, workspace, place);
   }
 
   /// Writes grad_logits = d(sum(weights * grad_weights) + loss_scale * grad_loss * loss)/d(logits), exactly, for finite rows; rows without
   /// finite weights and inactive rows get 0. Selection, counts and bias are constants to it. Awaits the sum that forward started.
   template <EnginePlace Place>
-  void backward(const BackwardArgs& args, Workspace workspace, const Place& place) const {
+  void backward(const BackwardArgs& given, Workspace workspace, const Place& place) const {
     Engine<Place>::check("backward", place);
-    check_backward(args, workspace, Engine<Place>::serves_float64);
+    check_backward(given, workspace, Engine<Place>::serves_float64);
+    BackwardArgs args = given;
+    if constexpr (looks_across_tokens<TopKT>) args = top_k.before_backward(given, workspace, place);
     const SavedView saved = SavedLayout<Balancer>{args.logits.columns, sequences_of(args).count}.view(args.saved.data);
     await_global_counts(saved, place);
     const BackwardProblem<Scoring, TopKT, Balancer> problem{scoring,
@@ -232,7 +241,7 @@ struct Router {
                                                            top_k,
                                                            balancer,
                                                            args.logits,
-                                                           args.experts,
+                                                           routed_ids(args, workspace),
                                                            args.weights,
                                                            args.bias.data,
                                                            args.active,
@@ -243,6 +252,8 @@ struct Router {
     in_real_type<Place>(args.logits.type,
                         [&](auto real) { Engine<Place>::template forward<decltype(real)>(problem, totals, place); });
 
+    if constexpr (looks_across_tokens<TopKT>) top_k.after_forward(args, workspace, place);
+
     if constexpr (Traits::reads_global_batch) {
       Engine<Place>::copy(saved.global_counts, saved.counts, row_bytes, place);
       if (load_is_read) {
@@ -250,6 +261,14 @@ struct Router {
       }
       sync.start(saved.global_counts, experts, place);
     }
+  }
+
+  /// Where the routing kernel writes ids.
+  [[nodiscard]] MatrixView<std::int32_t> routed_ids(const ForwardArgs& args, [[maybe_unused]] const Workspace& workspace) const {
+    if constexpr (looks_across_tokens<TopKT>)
+      return top_k.ids_before(args, workspace);
+    else
+      return args.experts;
   }
 
   void check_forward(const char* call, const ForwardArgs& args, Workspace workspace, bool on_host, bool load_is_read) const {
@@ -270,6 +289,11 @@ struct Router {
     check.optional_pointer("tokens_on_device", args.tokens_on_device, alignof(std::int64_t));
     if constexpr (is_replaying<TopKT>) check.matrix("replay.experts", args.replay.experts, tokens, k);
     if constexpr (Traits::reads_sequences) check.sequences(args.sequences, tokens, on_host);
+    if constexpr (looks_across_tokens<TopKT>) {
+      MOEB_EXPECTS(args.chosen.data == nullptr || args.chosen.data != args.experts.data, call, "chosen", "experts",
+                   "memory of its own: experts has the ids after dropping");
+      check.optional_pointer("kept_counts", args.kept_counts, alignof(std::int64_t));
+    }
     const Shape shape{tokens, static_cast<int>(experts), sequences_of(args).count};
     check.memory("saved", args.saved.data, args.saved.bytes, saved_bytes(shape), alignof(std::int64_t));
     check.memory("workspace", workspace.data, workspace.bytes, workspace_bytes(shape), 16);
@@ -285,6 +309,7 @@ struct Router {
                    "2 or more with SoftmaxOverSelected: a softmax over one expert is 1 and has no gradient");
     }
     check.matrix("experts", args.experts, tokens, k);
+    if constexpr (looks_across_tokens<TopKT>) check.matrix("chosen", args.chosen, tokens, k);
     if (args.grad_weights.data != nullptr) {
       check.matrix("grad_weights", args.grad_weights, tokens, k);
       check.type_beside_logits("grad_weights", args.grad_weights.type, args.logits.type);

@@ -65,6 +65,20 @@ struct MatrixView {
       : MatrixView(other.data, other.rows, other.columns, other.stride) {}
 };
 
+/// `size` contiguous elements.
+template <class T>
+struct VectorView {
+  T* data = nullptr;
+  std::int64_t size = 0;
+
+  constexpr VectorView() = default;
+  MOEB_HOST_DEVICE constexpr VectorView(T* pointer, std::int64_t count) : data(pointer), size(count) {}
+  /// A view of non-const elements is also a view of const ones.
+  template <class U>
+    requires(std::is_same_v<T, const U>)
+  MOEB_HOST_DEVICE constexpr VectorView(const VectorView<U>& other) : VectorView(other.data, other.size) {}
+};
+
 /// A matrix whose element type is known at run time only, so that one argument struct serves every type.
 template <bool Const>
 struct BasicAnyMatrix {
@@ -151,7 +165,9 @@ struct Workspace {
 /// Counters that calls add to (never clear). The caller zeroes them and reads them when it likes; on a GPU they are device memory.
 struct Status {
   std::int64_t non_finite_tokens = 0;  ///< tokens with a non-finite logit among their chosen experts: weights 0, gradient 0
-  std::int64_t invalid_experts = 0;    ///< replayed ids outside [-1, experts): treated as -1
+  std::int64_t invalid_experts = 0;    ///< replayed or dispatched ids outside [-1, experts): treated as -1
+  std::int64_t invalid_rows = 0;       ///< rows or slots outside what they index, and splits that disagree: treated as -1
+  std::int64_t dropped_slots = 0;      ///< slots that a capacity dropped
 };
 
 /// How tokens belong to sequences, for SequenceLoss.

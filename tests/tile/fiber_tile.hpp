@@ -50,6 +50,12 @@ struct FiberTile {
     for (int i = 0; i < W; ++i) value = std::min(value, decode<std::int32_t>(seen[i]));
     return value;
   }
+  [[nodiscard]] std::uint32_t match(std::int32_t value, const Site& site = Site::current()) const {
+    const std::uint64_t* seen = meet(encode(value), site);
+    std::uint32_t lanes = 0;
+    for (int i = 0; i < W; ++i) lanes |= seen[i] == encode(value) ? 1u << i : 0u;
+    return lanes;
+  }
   void barrier(const Site& site = Site::current()) const { meet(0, site); }
 
  private:

@@ -17,6 +17,29 @@ struct HostTuning {
 };
 inline constexpr HostTuning host_tuning{};
 
+/// Permuting slots and rows (dispatch/), on both engines. Guesses, not yet measured on a GPU.
+struct DispatchTuning {
+  /// Fewest slots worth a part (a GPU's block): each part reads every part's counts.
+  std::int64_t slots_per_part = 1024;
+  std::int64_t most_parts = 128;
+  /// A part counts in 32 bits.
+  std::int64_t most_slots_per_part = std::int64_t{1} << 30;
+  /// A GPU's block: eight warps, four where the counts of so many experts would not fit shared memory.
+  int tiles = 8;
+  int tiles_for_many_experts = 4;
+  int many_experts = 2048;
+  int blocks_per_multiprocessor = 8;
+  /// Blocks that registers must leave room for: 64 registers per thread.
+  int blocks_with_registers = 4;
+  /// Fewest elements of rows, and fewest slots, worth a further CPU thread.
+  std::int64_t elements_per_thread = 65536;
+  std::int64_t slots_per_thread = 16384;
+};
+inline constexpr DispatchTuning dispatch_tuning{};
+
+/// The most experts, replicas counted apart, that tokens are dispatched to.
+inline constexpr int max_dispatch_experts = 4096;
+
 /// A CUDA kernel is compiled per tier: experts up to `max_experts`, `width` lanes per token, so that a lane holds max_experts / width
 /// scores in registers.
 struct CudaTier {

@@ -52,6 +52,13 @@ struct CudaTile {
     return reduce(
         value, [](std::int32_t a, std::int32_t b) { return a < b ? a : b; }, Reduction::minimum);
   }
+  MOEB_HOST_DEVICE std::uint32_t match([[maybe_unused]] std::int32_t value) const {
+#if defined(__CUDA_ARCH__)
+    return __match_any_sync(mask(), value) >> (threadIdx.x % 32 / W * W);
+#else
+    return 1;
+#endif
+  }
   MOEB_HOST_DEVICE void barrier() const {
 #if defined(__CUDA_ARCH__)
     __syncwarp(mask());

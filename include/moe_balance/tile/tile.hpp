@@ -25,6 +25,7 @@ concept Tile = requires(const T tile, float f, double d, std::int32_t i, std::in
   { tile.any(true) } -> std::same_as<bool>;
   { tile.maximum(i) } -> std::same_as<std::int32_t>;
   { tile.minimum(i) } -> std::same_as<std::int32_t>;
+  { tile.match(i) } -> std::same_as<std::uint32_t>;
   {tile.barrier()};
 };
 
@@ -53,6 +54,8 @@ struct SerialTile {
   [[nodiscard]] MOEB_INLINE static constexpr V minimum(V value) {
     return value;
   }
+  /// A bit for each lane of the tile whose value is this lane's.
+  [[nodiscard]] MOEB_INLINE static constexpr std::uint32_t match(std::int32_t /*value*/) { return 1; }
   MOEB_INLINE static constexpr void barrier() {}
 };
 static_assert(Tile<SerialTile>);

@@ -1,0 +1,78 @@
+// The argument structs of the dispatch calls. All memory is the caller's and lives where the call runs (host or device).
+// T = tokens, E = experts, K = slots per token, R = rows, H = hidden size. Slot t * K + k is the k-th choice of token t; row r is a place in the
+// order that groups slots by expert. A null pointer or a default view leaves an optional argument out.
+#pragma once
+
+#include <moe_balance/views.hpp>
+
+#include <cstdint>
+
+MOEB_NAMESPACE_BEGIN
+
+/// What becomes of rows that hold no slot, when rows are written.
+enum class Padding : std::uint8_t {
+  zero,      ///< they become 0, so that no stale NaN enters a matrix product over whole blocks
+  untouched  ///< they are not written: for experts' kernels that skip rows marked -1
+};
+
+/// From expert ids to the order that groups slots by expert; within an expert slots stay in token order.
+struct PermutationArgs {
+  MatrixView<const std::int32_t> experts;  ///< [T, K]; -1: an empty slot, which gets no row
+  VectorView<std::int64_t> offsets;        ///< [E + 1] out: expert e has the rows offsets[e] to offsets[e + 1] - 1
+  MatrixView<std::int64_t> row_of_slot;    ///< [T, K] out; -1: none
+  VectorView<std::int64_t> slot_of_row;    ///< [R] out, R >= permutation_rows(...): the slot, -1 in padding rows
+  std::int64_t align = 1;                  ///< each expert's rows are padded to a multiple of this
+  std::int64_t rows_per_expert =
+      0;  ///< not 0: each expert gets exactly so many rows, and later slots none; a multiple of align
+  std::int64_t* counts = nullptr;  ///< [E] out, optional: slots per expert, padding left out
+  std::int64_t block_size = 0;     ///< rows of a block of expert_of_block; a divisor of align (or of rows_per_expert)
+  VectorView<std::int32_t>
+      expert_of_block{};     ///< [R / block_size] out, optional: the expert of each block of rows, -1: none
+  Status* status = nullptr;  ///< optional; on a GPU counts ids outside [-1, E), which are taken as -1
+};
+
+/// Rows of hidden states from tokens: permuted[r] = hidden[token of r] (* scale of its slot).
+struct PermuteArgs {
+  ConstAnyMatrix hidden;                       ///< [T, H]
+  VectorView<const std::int64_t> slot_of_row;  ///< [R], from permutation
+  AnyMatrix permuted;                          ///< [R, H] out, of hidden's type
+  int top_k = 1;                               ///< K
+  ConstAnyMatrix scale{};  ///< [T, K], optional: weights on the experts' inputs (Llama 4); float32 or hidden's type
+  Padding padding = Padding::zero;
+  Status* status = nullptr;  ///< optional; on a GPU counts entries of slot_of_row outside [-1, T * K), taken as -1
+};
+
+/// grad_hidden[t] = sum over k of grad_permuted[row of (t, k)] (* scale), and the gradient of scale.
+struct PermuteBackwardArgs {
+  ConstAnyMatrix grad_permuted;                ///< [R, H]
+  MatrixView<const std::int64_t> row_of_slot;  ///< [T, K], from permutation
+  AnyMatrix grad_hidden;                       ///< [T, H] out, of grad_permuted's type
+  ConstAnyMatrix scale{};                      ///< as given to permute
+  ConstAnyMatrix hidden{};                     ///< [T, H], as given to permute; needed for grad_scale
+  AnyMatrix grad_scale{};                      ///< [T, K] out, optional; float32 or grad_permuted's type; 0 for empty slots
+  Status* status = nullptr;  ///< optional; on a GPU counts entries of row_of_slot outside [-1, R), taken as -1
+};
+
+/// combined[t] = sum over k, in this order, of weights[t, k] * permuted[row of (t, k)]; without weights the plain sum.
+struct CombineArgs {
+  ConstAnyMatrix permuted;                     ///< [R, H], the experts' outputs
+  MatrixView<const std::int64_t> row_of_slot;  ///< [T, K], from permutation
+  AnyMatrix combined;                          ///< [T, H] out, of permuted's type
+  ConstAnyMatrix weights{};                    ///< [T, K], optional; float32 or permuted's type
+  Status* status = nullptr;  ///< optional; on a GPU counts entries of row_of_slot outside [-1, R), taken as -1
+};
+
+/// grad_permuted[r] = grad_combined[token of r] * weight of its slot; grad_weights[t, k] = <grad_combined[t], permuted[row of (t, k)]>.
+struct CombineBackwardArgs {
+  ConstAnyMatrix grad_combined;                ///< [T, H]
+  MatrixView<const std::int64_t> row_of_slot;  ///< [T, K], from permutation
+  VectorView<const std::int64_t> slot_of_row;  ///< [R], from permutation
+  AnyMatrix grad_permuted;                     ///< [R, H] out, of grad_combined's type
+  ConstAnyMatrix weights{};                    ///< as given to combine
+  ConstAnyMatrix permuted{};                   ///< [R, H], as given to combine; needed for grad_weights
+  AnyMatrix grad_weights{};                    ///< [T, K] out, optional; float32 or grad_combined's type; 0 for empty slots
+  Padding padding = Padding::zero;
+  Status* status = nullptr;  ///< optional; on a GPU counts entries of either index outside its range, taken as -1
+};
+
+MOEB_NAMESPACE_END

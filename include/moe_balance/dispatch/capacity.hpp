@@ -1,0 +1,222 @@
+// Capacity: an expert takes at most C = ceil(T K capacity_factor / E) slots; the others are dropped. `WithCapacity<TopK<8>>` makes a Router do it after
+// its routing kernel; `limit_to_capacity` is the call by itself. Not causal when by score: whether a token keeps an expert depends on later tokens.
+// Source: GShard, arXiv 2006.16668; Switch Transformer, arXiv 2101.03961; Megatron-Core's token drop policies "probs" and "position".
+#pragma once
+
+#include <moe_balance/arguments.hpp>
+#include <moe_balance/concepts.hpp>
+#include <moe_balance/dispatch/arguments.hpp>
+#include <moe_balance/dispatch/capacity_kernels.hpp>
+#include <moe_balance/dispatch/permutation.hpp>
+#include <moe_balance/dispatch/validate.hpp>
+#include <moe_balance/shape.hpp>
+#include <moe_balance/topk/top_k.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <string>
+
+MOEB_NAMESPACE_BEGIN
+
+/// Which slots an expert with too many keeps.
+enum class DropBy : std::uint8_t {
+  score,    ///< those with the largest weights stay; among equals the earlier token's
+  position  ///< those of the earliest tokens stay
+};
+
+/// ceil(T K / E * capacity_factor), in double as Megatron-Core computes it; at least 1.
+[[nodiscard]] inline std::int64_t expert_capacity(std::int64_t tokens, std::int64_t k, std::int64_t experts,
+                                                  double capacity_factor) {
+  const double slots = static_cast<double>(tokens * k) / static_cast<double>(experts);
+  return std::max<std::int64_t>(1, static_cast<std::int64_t>(std::ceil(slots * capacity_factor)));
+}
+
+struct CapacityArgs {
+  MatrixView<const std::int32_t> chosen;  ///< [T, K]: ids before dropping; -1: an empty slot
+  MatrixView<std::int32_t> experts;       ///< [T, K] out: ids after dropping, -1 for dropped slots
+  AnyMatrix weights;                      ///< [T, K] in and out: what slots are ranked by; 0 for dropped slots after
+  int expert_count = 0;                   ///< E
+  std::int64_t capacity = 0;              ///< most slots per expert
+  DropBy drop = DropBy::score;
+  bool renormalise = false;  ///< weights of tokens that lost a slot become scaling_factor * weight / sum of the kept
+  float scaling_factor = 1.0f;
+  std::int64_t* kept_counts = nullptr;  ///< [E] out, optional: slots per expert after dropping
+  Status* status = nullptr;             ///< optional: counts dropped slots and, on a GPU, ids outside [-1, E), taken as -1
+};
+
+namespace detail {
+
+/// What limit_to_capacity keeps in its workspace: the permutation of the chosen ids.
+struct CapacityScratch {
+  std::int64_t* offsets;
+  std::int64_t* row_of_slot;
+  std::int64_t* slot_of_row;
+  Workspace rest;
+
+  [[nodiscard]] static std::size_t bytes(std::int64_t tokens, std::int64_t k, std::int64_t experts) {
+    const auto words = static_cast<std::size_t>(experts + 1 + 2 * tokens * k + 1) / 2 * 2;
+    return words * sizeof(std::int64_t) + permutation_workspace_bytes(tokens, k, experts);
+  }
+  CapacityScratch(const Workspace& workspace, std::int64_t tokens, std::int64_t k, std::int64_t experts)
+      : offsets(static_cast<std::int64_t*>(workspace.data)),
+        row_of_slot(offsets + experts + 1),
+        slot_of_row(row_of_slot + tokens * k) {
+    const std::int64_t words = (experts + 1 + 2 * tokens * k + 1) / 2 * 2;
+    rest = {offsets + words, permutation_workspace_bytes(tokens, k, experts)};
+  }
+};
+
+}  // namespace detail
+
+/// Bytes of Workspace that limit_to_capacity needs.
+[[nodiscard]] inline std::size_t capacity_workspace_bytes(std::int64_t tokens, std::int64_t k, std::int64_t experts) {
+  return detail::CapacityScratch::bytes(tokens, k, experts);
+}
+
+/// Drops each expert's slots beyond `capacity`: id -1, weight 0. Slots that stay keep id and weight, unless `renormalise` is set and their
+/// token lost another. Three launches on a GPU, four with renormalise; nothing waits for the host. Errors: InvalidArgument before any
+/// output is written, on the CPU also for an id outside [-1, E).
+template <DispatchPlace Place>
+void limit_to_capacity(const CapacityArgs& args, Workspace workspace, const Place& place) {
+  using Engine = DispatchEngine<Place>;
+  Engine::check("limit_to_capacity", place);
+  const DispatchValidator check{{"limit_to_capacity"}};
+  const std::int64_t tokens = args.chosen.rows;
+  const std::int64_t k = args.chosen.columns;
+  check.shape("chosen", args.chosen, 1, max_experts);
+  check.matrix("chosen", args.chosen, tokens, k);
+  check.matrix("experts", args.experts, tokens, k);
+  check.matrix("weights", args.weights, tokens, k);
+  MOEB_EXPECTS(Engine::serves_float64 || args.weights.type != DataType::float64, "limit_to_capacity", "weights.type",
+               "float64", "float32, bfloat16, float16; float64 on the CPU only");
+  check.range("expert_count", args.expert_count, 1, max_dispatch_experts);
+  check.range("capacity", args.capacity, 1, std::numeric_limits<std::int64_t>::max());
+  check.optional_pointer("kept_counts", args.kept_counts, alignof(std::int64_t));
+  check.optional_pointer("status", args.status, alignof(Status));
+  check.memory("workspace", workspace.data, workspace.bytes, capacity_workspace_bytes(tokens, k, args.expert_count), 16);
+  check.apart({region("experts", args.experts), region("weights", args.weights), region("chosen", args.chosen),
+               MemoryRegion("kept_counts", args.kept_counts, args.expert_count * 8, true),
+               MemoryRegion("workspace", workspace.data, static_cast<std::int64_t>(workspace.bytes), true)});
+
+  const detail::CapacityScratch scratch(workspace, tokens, k, args.expert_count);
+  permutation({.experts = args.chosen,
+               .offsets = {scratch.offsets, args.expert_count + 1},
+               .row_of_slot = {scratch.row_of_slot, tokens, k},
+               .slot_of_row = {scratch.slot_of_row, tokens * k},
+               .status = args.status},
+              scratch.rest, place);
+  const CapacityProblem problem{args.chosen,      args.experts,
+                                args.weights,     args.expert_count,
+                                args.capacity,    args.drop == DropBy::score,
+                                scratch.offsets,  scratch.slot_of_row,
+                                args.kept_counts, args.status == nullptr ? nullptr : &args.status->dropped_slots};
+  const LaunchSize blocks = Engine::for_groups(args.expert_count, tokens * k, place);
+  const LaunchSize items = Engine::for_items(tokens, place);
+  detail::in_real_type_of<Place>(args.weights.type, [&](auto real) {
+    using Real = decltype(real);
+    Engine::launch("limit_to_capacity", {blocks.blocks, blocks.tiles, DropSlots<Real>::shared_bytes(blocks.tiles)},
+                   DropSlots<Real>{}, problem, place);
+    if (args.renormalise) {
+      const RenormaliseProblem kept{args.chosen, args.experts, args.weights, args.scaling_factor};
+      Engine::launch("limit_to_capacity", items, RenormaliseKept<Real>{}, kept, place);
+    }
+  });
+}
+
+/// A selection whose experts have a capacity. Losses, bias and counts see what was chosen, before dropping: they balance demand. Forward
+/// writes the ids before dropping to `chosen`, which backward takes beside the ids after: it knows itself which it needs.
+template <TopKPolicy Selection>
+struct WithCapacity {
+  static constexpr int k = Selection::k;
+  static constexpr bool replays = is_replaying<Selection>;
+  static constexpr bool looks_across_tokens = true;
+
+  double capacity_factor = 1.0;  ///< C = ceil(T K / E * capacity_factor), T the rows of logits
+  DropBy drop = DropBy::score;   ///< by weight (as Megatron-Core), or by position
+  bool renormalise = false;      ///< the kept weights of a token that lost a slot sum to scaling_factor again
+  bool pad = false;              ///< rows_per_expert is C, so that every expert gets the same number of rows
+  Selection selection{};
+
+  [[nodiscard]] MOEB_INLINE constexpr Weighting weighting() const { return selection.weighting(); }
+  template <class Real, class TileT, class LayoutT, class Keys>
+  MOEB_INLINE void narrow(const TileT& tile, const LayoutT& layout, Keys& keys) const {
+    selection.template narrow<Real>(tile, layout, keys);
+  }
+
+  void check(const char* call, int experts) const {
+    selection.check(call, experts);
+    MOEB_EXPECTS(capacity_factor > 0 && capacity_factor <= 1e6, call, "top_k.capacity_factor",
+                 std::to_string(capacity_factor), "more than 0, at most 1e6");
+    MOEB_EXPECTS(!renormalise || (weighting().renormalise && k > 1), call, "top_k.renormalise", "true",
+                 "false, unless the selection renormalises and chooses more than one expert");
+  }
+
+  /// Most slots per expert.
+  [[nodiscard]] std::int64_t capacity(const Shape& shape) const {
+    return expert_capacity(shape.tokens, k, shape.experts, capacity_factor);
+  }
+  /// PermutationArgs::rows_per_expert: the capacity, rounded up to `align`, where `pad` is set, else 0.
+  [[nodiscard]] std::int64_t rows_per_expert(const Shape& shape, std::int64_t align = 1) const {
+    return pad ? (capacity(shape) + align - 1) / align * align : 0;
+  }
+
+  [[nodiscard]] std::size_t workspace_bytes(const Shape& shape) const {
+    return slot_bytes(shape.tokens) + capacity_workspace_bytes(shape.tokens, k, shape.experts);
+  }
+
+  /// Where the routing kernel writes its ids: `chosen`, or the workspace where the caller does not need them.
+  [[nodiscard]] MatrixView<std::int32_t> ids_before(const ForwardArgs& args, const Workspace& workspace) const {
+    if (args.chosen.data != nullptr) return args.chosen;
+    return {static_cast<std::int32_t*>(workspace.data), args.experts.rows, k};
+  }
+
+  /// After the routing kernel.
+  template <class Place>
+  void after_forward(const ForwardArgs& args, const Workspace& workspace, const Place& place) const {
+    const Shape shape{args.logits.rows, static_cast<int>(args.logits.columns)};
+    limit_to_capacity({.chosen = ids_before(args, workspace),
+                       .experts = args.experts,
+                       .weights = args.weights,
+                       .expert_count = shape.experts,
+                       .capacity = capacity(shape),
+                       .drop = drop,
+                       .renormalise = renormalise,
+                       .scaling_factor = weighting().scaling_factor,
+                       .kept_counts = args.kept_counts,
+                       .status = args.status},
+                      after_slots(workspace, shape), place);
+  }
+
+  /// Before the backward kernel: weights were computed among the ids before dropping, unless they were renormalised after it.
+  template <class Place>
+  [[nodiscard]] BackwardArgs before_backward(BackwardArgs args, const Workspace& workspace, const Place& place) const {
+    if (renormalise) return args;
+    if (args.grad_weights.data != nullptr) {
+      const AnyMatrix masked(workspace.data, args.grad_weights.type, args.grad_weights.rows, k, k);
+      const MaskProblem problem{args.experts, args.grad_weights, masked};
+      const LaunchSize size = DispatchEngine<Place>::for_items(args.experts.rows * k, place);
+      detail::in_real_type_of<Place>(masked.type, [&](auto real) {
+        DispatchEngine<Place>::launch("backward", size, MaskDropped<decltype(real)>{}, problem, place);
+      });
+      args.grad_weights = masked;
+    }
+    args.experts = args.chosen;
+    return args;
+  }
+
+ private:
+  /// Room for an id or a gradient of every slot.
+  [[nodiscard]] static std::size_t slot_bytes(std::int64_t tokens) {
+    return (static_cast<std::size_t>(tokens * k) * sizeof(double) + 15) / 16 * 16;
+  }
+  [[nodiscard]] static Workspace after_slots(const Workspace& workspace, const Shape& shape) {
+    const std::size_t used = slot_bytes(shape.tokens);
+    return {static_cast<std::byte*>(workspace.data) + used, workspace.bytes - used};
+  }
+};
+static_assert(TopKPolicy<WithCapacity<TopK<8>>>);
+
+MOEB_NAMESPACE_END

@@ -1,0 +1,350 @@
+// Experts spread over ranks: logical experts to physical ones with replicas, a rank's own experts, masks for tensor parallelism, shared experts as
+// further slots, and what each rank is sent. Ids are [T, K], -1 for an empty slot, which stays empty in every call.
+#pragma once
+
+#include <moe_balance/dispatch/arguments.hpp>
+#include <moe_balance/dispatch/engine.hpp>
+#include <moe_balance/dispatch/validate.hpp>
+#include <moe_balance/token/row_io.hpp>
+
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <type_traits>
+
+MOEB_NAMESPACE_BEGIN
+
+/// Which of an expert's replicas a token goes to.
+enum class ReplicaRule : std::uint8_t {
+  spread,  ///< (rank + 23333 * token) % replicas (TileKernels): neighbouring tokens go to different ones, ranks start at different ones
+  round_robin  ///< (rank + token) % replicas
+};
+
+struct PhysicalExpertsArgs {
+  MatrixView<const std::int32_t> experts;              ///< [T, K]: logical ids, -1: empty
+  MatrixView<std::int32_t> physical_experts;           ///< [T, K] out
+  MatrixView<const std::int32_t> logical_to_physical;  ///< [E, most replicas]: row e starts with the ids of e's replicas
+  VectorView<const std::int32_t> replica_count;        ///< [E]: 1 to most replicas
+  std::int64_t rank = 0;                               ///< this rank, 0 or more
+  std::int64_t first_token = 0;                        ///< the rule's token of row 0
+  ReplicaRule rule = ReplicaRule::spread;
+  Status* status = nullptr;  ///< optional; on a GPU counts slots whose expert or replicas are invalid: they become -1
+};
+
+struct LocalExpertsArgs {
+  MatrixView<const std::int32_t> experts;  ///< [T, K]
+  MatrixView<std::int32_t> local_experts;  ///< [T, K] out: id - first_expert inside the range, -1 outside
+  int first_expert = 0;                    ///< of this rank
+  int expert_count = 0;                    ///< of this rank
+};
+
+struct TensorParallelMaskArgs {
+  MatrixView<const std::int32_t> experts;   ///< [T, K]
+  MatrixView<std::int32_t> masked_experts;  ///< [T, K] out: the id where this rank sends the slot, else -1
+  int experts_per_rank = 0;                 ///< of expert parallelism
+  int tensor_ranks = 1;                     ///< ranks that hold the same tokens
+  int tensor_rank = 0;                      ///< this one: it sends what goes to ranks r with r % tensor_ranks == tensor_rank
+};
+
+struct SharedExpertsArgs {
+  MatrixView<const std::int32_t> experts;  ///< [T, K]
+  ConstAnyMatrix weights;                  ///< [T, K]
+  MatrixView<std::int32_t> all_experts;    ///< [T, K + S] out
+  AnyMatrix all_weights;                   ///< [T, K + S] out, of weights' type
+  int first_shared = 0;                    ///< shared experts are first_shared, first_shared + 1, ..., usually E, E + 1, ...
+  float weight = 1.0f;                     ///< of shared experts; 0 for inactive tokens, whose shared ids are -1
+  const std::uint8_t* active = nullptr;    ///< [T], optional: 0 marks a padding token
+};
+
+struct RankSplitsArgs {
+  VectorView<const std::int64_t> offsets;  ///< [E + 1], from permutation: experts of one rank are neighbours
+  VectorView<std::int64_t> send_counts;    ///< [ranks] out: rows, padding included, for each rank; ranks divide E
+  VectorView<std::int64_t> send_offsets;   ///< [ranks + 1] out: their first rows
+  const std::int64_t* counts = nullptr;    ///< [E], optional: slots per expert, which offsets must have room for
+  Status* status = nullptr;  ///< optional; on a GPU counts experts whose offsets descend or disagree with counts
+};
+
+/// mapped[t, k] = mapping(id, token), -1 where there is no id. `mapping` returns -2 for what it calls invalid, which is counted and becomes -1.
+template <class Mapping>
+struct MapIdsProblem {
+  MatrixView<const std::int32_t> experts;
+  MatrixView<std::int32_t> mapped;
+  Mapping mapping;
+  std::int64_t* invalid;
+};
+
+struct MapIds {
+  static constexpr bool uses_shared = false;
+  template <class BlockT, class TileT, class Mapping>
+  MOEB_INLINE void operator()(const BlockT& block, const TileT& /*tile*/, const MapIdsProblem<Mapping>& problem) const {
+    const std::int64_t k = problem.experts.columns;
+    for_each_item_of_thread(block, problem.experts.rows * k, [&](std::int64_t slot) MOEB_LAMBDA {
+      const std::int64_t token = slot / k;
+      const std::int32_t id = problem.experts.data[token * problem.experts.stride + slot % k];
+      std::int32_t mapped = id == -1 ? -1 : problem.mapping(id, token);
+      if (mapped == -2) {
+        if (problem.invalid != nullptr) block.add_global(problem.invalid, 1);
+        mapped = -1;
+      }
+      problem.mapped.data[token * problem.mapped.stride + slot % k] = mapped;
+    });
+  }
+};
+
+struct ToPhysical {
+  MatrixView<const std::int32_t> logical_to_physical;
+  const std::int32_t* replica_count;
+  std::int64_t rank;
+  std::int64_t first_token;
+  std::int64_t step;
+
+  [[nodiscard]] MOEB_INLINE std::int32_t operator()(std::int32_t id, std::int64_t token) const MOEB_LAMBDA {
+    if (id < 0 || id >= logical_to_physical.rows) return -2;
+    const std::int32_t replicas = replica_count[id];
+    if (replicas < 1 || replicas > logical_to_physical.columns) return -2;
+    // Both factors are reduced first, so that no token count overflows.
+    const std::int64_t position = (first_token + token) % replicas;
+    const std::int64_t replica = (rank % replicas + step % replicas * position) % replicas;
+    const std::int32_t physical = logical_to_physical.data[id * logical_to_physical.stride + replica];
+    return physical >= 0 ? physical : -2;
+  }
+};
+
+struct ToLocal {
+  int first;
+  int count;
+  [[nodiscard]] MOEB_INLINE std::int32_t operator()(std::int32_t id, std::int64_t /*token*/) const MOEB_LAMBDA {
+    return id >= first && id < first + count ? id - first : -1;
+  }
+};
+
+struct ToTensorRank {
+  int experts_per_rank;
+  int ranks;
+  int rank;
+  [[nodiscard]] MOEB_INLINE std::int32_t operator()(std::int32_t id, std::int64_t /*token*/) const MOEB_LAMBDA {
+    return id >= 0 && id / experts_per_rank % ranks == rank ? id : -1;
+  }
+};
+
+struct SharedExpertsProblem {
+  MatrixView<const std::int32_t> experts;
+  ConstAnyMatrix weights;
+  MatrixView<std::int32_t> all_experts;
+  AnyMatrix all_weights;
+  int first_shared;
+  float weight;
+  const std::uint8_t* active;
+};
+
+template <class Real>
+struct AppendShared {
+  static constexpr bool uses_shared = false;
+  template <class BlockT, class TileT>
+  MOEB_INLINE void operator()(const BlockT& block, const TileT& /*tile*/, const SharedExpertsProblem& problem) const {
+    const std::int64_t width = problem.all_experts.columns;
+    const std::int64_t routed = problem.experts.columns;
+    for_each_item_of_thread(block, problem.all_experts.rows * width, [&](std::int64_t slot) MOEB_LAMBDA {
+      const std::int64_t token = slot / width;
+      const std::int64_t k = slot % width;
+      std::int32_t id = -1;
+      Real weight = 0;
+      if (k < routed) {
+        id = problem.experts.data[token * problem.experts.stride + k];
+        weight = load_element<Real>(problem.weights, token, k);
+      } else if (problem.active == nullptr || problem.active[token] != 0) {
+        id = problem.first_shared + static_cast<std::int32_t>(k - routed);
+        weight = static_cast<Real>(problem.weight);
+      }
+      problem.all_experts.data[token * problem.all_experts.stride + k] = id;
+      store_element(problem.all_weights, token, k, weight);
+    });
+  }
+};
+
+struct RankSplitsProblem {
+  const std::int64_t* offsets;
+  const std::int64_t* counts;
+  std::int64_t experts;
+  std::int64_t ranks;
+  std::int64_t* send_counts;
+  std::int64_t* send_offsets;
+  std::int64_t* invalid;
+};
+
+/// Whether an expert's rows can be what its count says.
+[[nodiscard]] MOEB_INLINE bool offsets_agree(const std::int64_t* offsets, const std::int64_t* counts, std::int64_t expert) {
+  const std::int64_t rows = offsets[expert + 1] - offsets[expert];
+  return rows >= 0 && offsets[expert] >= 0 && (counts == nullptr || (counts[expert] >= 0 && counts[expert] <= rows));
+}
+
+struct SplitOverRanks {
+  static constexpr bool uses_shared = false;
+  template <class BlockT, class TileT>
+  MOEB_INLINE void operator()(const BlockT& block, const TileT& /*tile*/, const RankSplitsProblem& problem) const {
+    const std::int64_t per_rank = problem.experts / problem.ranks;
+    for_each_item_of_thread(block, problem.ranks + 1, [&](std::int64_t rank) MOEB_LAMBDA {
+      const std::int64_t first = problem.offsets[rank * per_rank];
+      problem.send_offsets[rank] = first;
+      if (rank == problem.ranks) return;
+      const std::int64_t rows = problem.offsets[(rank + 1) * per_rank] - first;
+      problem.send_counts[rank] = rows > 0 ? rows : 0;
+      if (problem.invalid == nullptr) return;
+      for (std::int64_t e = rank * per_rank; e < (rank + 1) * per_rank; ++e) {
+        if (!offsets_agree(problem.offsets, problem.counts, e)) block.add_global(problem.invalid, 1);
+      }
+    });
+  }
+};
+
+namespace detail {
+
+template <class Place, class Mapping>
+void map_ids(const DispatchValidator& check, const MatrixView<const std::int32_t>& experts, const char* name,
+             const MatrixView<std::int32_t>& mapped, const Mapping& mapping, std::int64_t* invalid, const Place& place) {
+  const MapIdsProblem<Mapping> problem{experts, mapped, mapping, invalid};
+  const LaunchSize size = DispatchEngine<Place>::for_items(experts.rows * experts.columns, place);
+  check.apart({region(name, mapped), region("experts", experts)});
+  DispatchEngine<Place>::launch(check.call, size, MapIds{}, problem, place);
+}
+
+inline void check_ids(const DispatchValidator& check, const MatrixView<const std::int32_t>& experts, const char* name,
+                      const MatrixView<std::int32_t>& mapped) {
+  check.shape("experts", experts, 1, max_experts);
+  check.matrix("experts", experts, experts.rows, experts.columns);
+  check.matrix(name, mapped, experts.rows, experts.columns);
+}
+
+/// On the CPU every slot must have a physical expert.
+inline void check_physical(const PhysicalExpertsArgs& args, const ToPhysical& mapping) {
+  const Validator check{"physical_experts"};
+  for (std::int64_t t = 0; t < args.experts.rows; ++t) {
+    for (std::int64_t k = 0; k < args.experts.columns; ++k) {
+      const std::int32_t id = args.experts.data[t * args.experts.stride + k];
+      if (id == -1 || mapping(id, t) != -2) continue;
+      check.range({"experts", t * args.experts.columns + k}, id, -1, args.logical_to_physical.rows - 1, "-1: an empty slot");
+      check.range({"replica_count", id}, args.replica_count.data[id], 1, args.logical_to_physical.columns,
+                  "the columns of logical_to_physical");
+      fail_argument("physical_experts", ArgumentName("logical_to_physical", id).text().c_str(), "negative",
+                    "ids of physical experts in the first replica_count columns");
+    }
+  }
+}
+
+}  // namespace detail
+
+/// Replaces each logical id by one of its expert's replicas. One launch on a GPU. Errors: InvalidArgument before anything is written, on the
+/// CPU also for a slot whose expert, replica count or physical id is invalid.
+template <DispatchPlace Place>
+void physical_experts(const PhysicalExpertsArgs& args, Workspace /*workspace*/, const Place& place) {
+  using Engine = DispatchEngine<Place>;
+  Engine::check("physical_experts", place);
+  const DispatchValidator check{{"physical_experts"}};
+  detail::check_ids(check, args.experts, "physical_experts", args.physical_experts);
+  const std::int64_t experts = args.logical_to_physical.rows;
+  check.range("logical_to_physical.rows", experts, 1, max_dispatch_experts, "experts");
+  check.range("logical_to_physical.columns", args.logical_to_physical.columns, 1, max_dispatch_experts, "replicas");
+  check.matrix("logical_to_physical", args.logical_to_physical, experts, args.logical_to_physical.columns);
+  check.vector("replica_count", args.replica_count, experts, experts, "the rows of logical_to_physical");
+  check.range("rank", args.rank, 0, std::numeric_limits<std::int32_t>::max());
+  check.range("first_token", args.first_token, 0, std::int64_t{1} << 62);
+  check.optional_pointer("status", args.status, alignof(Status));
+  const ToPhysical mapping{args.logical_to_physical, args.replica_count.data, args.rank, args.first_token,
+                           args.rule == ReplicaRule::spread ? 23333 : 1};
+  if constexpr (Engine::reads_arguments) detail::check_physical(args, mapping);
+  detail::map_ids(check, args.experts, "physical_experts", args.physical_experts, mapping,
+                  args.status == nullptr ? nullptr : &args.status->invalid_experts, place);
+}
+
+/// Keeps the ids of this rank's experts, counted from its first. One launch on a GPU. Errors: InvalidArgument before anything is written.
+template <DispatchPlace Place>
+void local_experts(const LocalExpertsArgs& args, Workspace /*workspace*/, const Place& place) {
+  DispatchEngine<Place>::check("local_experts", place);
+  const DispatchValidator check{{"local_experts"}};
+  detail::check_ids(check, args.experts, "local_experts", args.local_experts);
+  check.range("first_expert", args.first_expert, 0, max_dispatch_experts);
+  check.range("expert_count", args.expert_count, 1, max_dispatch_experts);
+  detail::map_ids(check, args.experts, "local_experts", args.local_experts, ToLocal{args.first_expert, args.expert_count},
+                  nullptr, place);
+}
+
+/// Keeps the slots that this one of several ranks with the same tokens is to send, so that every slot is sent once. One launch on a GPU.
+/// Errors: InvalidArgument before anything is written.
+template <DispatchPlace Place>
+void tensor_parallel_mask(const TensorParallelMaskArgs& args, Workspace /*workspace*/, const Place& place) {
+  DispatchEngine<Place>::check("tensor_parallel_mask", place);
+  const DispatchValidator check{{"tensor_parallel_mask"}};
+  detail::check_ids(check, args.experts, "masked_experts", args.masked_experts);
+  check.range("experts_per_rank", args.experts_per_rank, 1, max_dispatch_experts);
+  check.range("tensor_ranks", args.tensor_ranks, 1, std::numeric_limits<std::int32_t>::max());
+  check.range("tensor_rank", args.tensor_rank, 0, args.tensor_ranks - 1);
+  detail::map_ids(check, args.experts, "masked_experts", args.masked_experts,
+                  ToTensorRank{args.experts_per_rank, args.tensor_ranks, args.tensor_rank}, nullptr, place);
+}
+
+/// Appends shared experts, which every active token uses, as further slots of fixed weight. One launch on a GPU. Errors: InvalidArgument before
+/// anything is written.
+template <DispatchPlace Place>
+void append_shared_experts(const SharedExpertsArgs& args, Workspace /*workspace*/, const Place& place) {
+  using Engine = DispatchEngine<Place>;
+  Engine::check("append_shared_experts", place);
+  const DispatchValidator check{{"append_shared_experts"}};
+  const std::int64_t tokens = args.experts.rows;
+  const std::int64_t k = args.experts.columns;
+  check.shape("experts", args.experts, 1, max_experts);
+  check.matrix("experts", args.experts, tokens, k);
+  check.matrix("weights", args.weights, tokens, k);
+  check.range("all_experts.columns", args.all_experts.columns, k + 1, max_experts, "routed and shared");
+  check.matrix("all_experts", args.all_experts, tokens, args.all_experts.columns);
+  check.matrix("all_weights", args.all_weights, tokens, args.all_experts.columns);
+  check.same_type("all_weights", args.all_weights.type, "weights", args.weights.type);
+  MOEB_EXPECTS(Engine::serves_float64 || args.weights.type != DataType::float64, "append_shared_experts", "weights.type",
+               "float64", "float32, bfloat16, float16; float64 on the CPU only");
+  check.range("first_shared", args.first_shared, 0, max_dispatch_experts);
+  check.apart({region("all_experts", args.all_experts), region("all_weights", args.all_weights),
+               region("experts", args.experts), region("weights", args.weights)});
+  const SharedExpertsProblem problem{args.experts,      args.weights, args.all_experts, args.all_weights,
+                                     args.first_shared, args.weight,  args.active};
+  detail::in_real_type_of<Place>(args.weights.type, [&](auto real) {
+    Engine::launch("append_shared_experts", Engine::for_items(tokens * args.all_experts.columns, place),
+                   AppendShared<decltype(real)>{}, problem, place);
+  });
+}
+
+/// The rows that each rank is sent, when rank r has the experts r * E / ranks to (r + 1) * E / ranks - 1. One launch on a GPU. Errors:
+/// InvalidArgument before anything is written, on the CPU also for offsets that descend or have no room for `counts`.
+template <DispatchPlace Place>
+void rank_splits(const RankSplitsArgs& args, Workspace /*workspace*/, const Place& place) {
+  using Engine = DispatchEngine<Place>;
+  Engine::check("rank_splits", place);
+  const DispatchValidator check{{"rank_splits"}};
+  check.vector("offsets", args.offsets, 2, max_dispatch_experts + 1, "one more than the experts");
+  const std::int64_t experts = args.offsets.size - 1;
+  const std::int64_t ranks = args.send_counts.size;
+  check.vector("send_counts", args.send_counts, 1, experts, "ranks");
+  MOEB_EXPECTS(experts % ranks == 0, "rank_splits", "send_counts.size", std::to_string(ranks),
+               "a divisor of the " + std::to_string(experts) + " experts");
+  check.vector("send_offsets", args.send_offsets, ranks + 1, ranks + 1, "one more than the ranks");
+  check.optional_pointer("counts", args.counts, alignof(std::int64_t));
+  check.optional_pointer("status", args.status, alignof(Status));
+  check.apart({region("send_counts", args.send_counts), region("send_offsets", args.send_offsets),
+               region("offsets", args.offsets), MemoryRegion("counts", args.counts, experts * 8, false)});
+  if constexpr (Engine::reads_arguments) {
+    for (std::int64_t e = 0; e < experts; ++e) {
+      MOEB_EXPECTS(offsets_agree(args.offsets.data, args.counts, e), "rank_splits",
+                   ArgumentName("offsets", e + 1).text().c_str(), std::to_string(args.offsets.data[e + 1]),
+                   "at least " + std::to_string(args.offsets.data[e] + (args.counts == nullptr ? 0 : args.counts[e])) +
+                       ": ascending, with room for counts");
+    }
+  }
+  const RankSplitsProblem problem{args.offsets.data,
+                                  args.counts,
+                                  experts,
+                                  ranks,
+                                  args.send_counts.data,
+                                  args.send_offsets.data,
+                                  args.status == nullptr ? nullptr : &args.status->invalid_rows};
+  Engine::launch("rank_splits", Engine::for_items(ranks + 1, place), SplitOverRanks{}, problem, place);
+}
+
+MOEB_NAMESPACE_END

@@ -1,0 +1,125 @@
+// permutation: from expert ids to the order of rows that groups slots by expert, as grouped matrix products want it.
+#pragma once
+
+#include <moe_balance/dispatch/arguments.hpp>
+#include <moe_balance/dispatch/engine.hpp>
+#include <moe_balance/dispatch/permutation_kernels.hpp>
+#include <moe_balance/dispatch/validate.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <string>
+
+MOEB_NAMESPACE_BEGIN
+
+/// Parts that the slots are sorted in where nothing asks for fewer.
+[[nodiscard]] inline std::int64_t permutation_parts(std::int64_t slots) {
+  return std::clamp<std::int64_t>(slots / dispatch_tuning.slots_per_part, 1, dispatch_tuning.most_parts);
+}
+
+/// Rows that suffice for any ids: every slot, and for every expert that can have one up to align - 1 rows of padding.
+[[nodiscard]] inline std::int64_t permutation_rows(std::int64_t tokens, std::int64_t k, std::int64_t experts,
+                                                   std::int64_t align = 1) {
+  const std::int64_t slots = tokens * k;
+  return (slots + std::min(experts, slots) * (align - 1)) / align * align;
+}
+
+/// Bytes of Workspace that permutation needs, on any engine.
+[[nodiscard]] inline std::size_t permutation_workspace_bytes(std::int64_t tokens, std::int64_t k, std::int64_t experts) {
+  const auto counts = static_cast<std::size_t>(permutation_parts(tokens * k) * experts);
+  return 16 + counts * sizeof(std::int32_t);
+}
+
+namespace detail {
+
+inline void check_permutation(const PermutationArgs& args, Workspace workspace) {
+  const DispatchValidator check{{"permutation"}};
+  constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
+  const std::int64_t tokens = args.experts.rows;
+  const std::int64_t k = args.experts.columns;
+  check.shape("experts", args.experts, 1, max_experts);
+  check.range("experts.rows", tokens, 0, dispatch_tuning.most_slots_per_part * dispatch_tuning.most_parts / k, "slots");
+  check.matrix("experts", args.experts, tokens, k);
+  check.vector("offsets", args.offsets, 2, max_dispatch_experts + 1, "one more than the experts");
+  check.matrix("row_of_slot", args.row_of_slot, tokens, k);
+  check.range("align", args.align, 1, std::int64_t{1} << 30);
+  check.range("rows_per_expert", args.rows_per_expert, 0, std::int64_t{1} << 40);
+  MOEB_EXPECTS(args.rows_per_expert % args.align == 0, "permutation", "rows_per_expert",
+               std::to_string(args.rows_per_expert), "0, or a multiple of align = " + std::to_string(args.align));
+  const std::int64_t experts = args.offsets.size - 1;
+  const std::int64_t rows =
+      args.rows_per_expert > 0 ? experts * args.rows_per_expert : permutation_rows(tokens, k, experts, args.align);
+  check.vector("slot_of_row", args.slot_of_row, rows, most, "permutation_rows, or experts * rows_per_expert");
+  check.optional_pointer("counts", args.counts, alignof(std::int64_t));
+  check.optional_pointer("status", args.status, alignof(Status));
+  if (args.expert_of_block.data != nullptr) {
+    const std::int64_t whole = args.rows_per_expert > 0 ? args.rows_per_expert : args.align;
+    MOEB_EXPECTS(args.block_size >= 1 && whole % args.block_size == 0, "permutation", "block_size",
+                 std::to_string(args.block_size),
+                 "a divisor of " + std::to_string(whole) + ": no block may hold two experts");
+    check.vector("expert_of_block", args.expert_of_block, rows / args.block_size, most, "rows / block_size");
+  }
+  check.memory("workspace", workspace.data, workspace.bytes, permutation_workspace_bytes(tokens, k, experts), 16);
+  check.apart({region("experts", args.experts), region("offsets", args.offsets), region("row_of_slot", args.row_of_slot),
+               region("slot_of_row", args.slot_of_row), region("expert_of_block", args.expert_of_block),
+               MemoryRegion("counts", args.counts, experts * 8, true),
+               MemoryRegion("workspace", workspace.data, static_cast<std::int64_t>(workspace.bytes), true)});
+}
+
+/// Names the first id that is no expert's.
+[[noreturn]] inline void refuse_ids(const char* call, const MatrixView<const std::int32_t>& ids, std::int64_t experts) {
+  for (std::int64_t t = 0; t < ids.rows; ++t) {
+    for (std::int64_t k = 0; k < ids.columns; ++k) {
+      const std::int32_t id = ids.data[t * ids.stride + k];
+      Validator{call}.range({"experts", t * ids.columns + k}, id, -1, experts - 1, "-1: an empty slot");
+    }
+  }
+  fail_argument(call, "experts", "changing", "ids that do not change during the call");
+}
+
+}  // namespace detail
+
+/// Sorts the slots of `experts` by expert, stably: expert e's slots get the rows offsets[e], offsets[e] + 1, ... in token order (k order within
+/// a token), then padding rows up to offsets[e + 1]. Rows from offsets[E] on are padding too. K may not exceed max_experts; E is 1 to
+/// max_dispatch_experts. Two launches on a GPU, none of which waits for the host; all memory must stay alive until they are done.
+/// Errors: InvalidArgument before any output is written, on the CPU also for an id outside [-1, E).
+template <DispatchPlace Place>
+void permutation(const PermutationArgs& args, Workspace workspace, const Place& place) {
+  using Engine = DispatchEngine<Place>;
+  Engine::check("permutation", place);
+  detail::check_permutation(args, workspace);
+  const std::int64_t slots = args.experts.rows * args.experts.columns;
+  const int experts = static_cast<int>(args.offsets.size - 1);
+  auto* found_invalid = static_cast<std::int64_t*>(workspace.data);
+  PermutationProblem problem{};
+  problem.experts = args.experts;
+  problem.row_of_slot = args.row_of_slot;
+  problem.slots = slots;
+  problem.expert_count = experts;
+  problem.offsets = args.offsets.data;
+  problem.slot_of_row = args.slot_of_row.data;
+  problem.rows = args.slot_of_row.size;
+  problem.align = args.align;
+  problem.rows_per_expert = args.rows_per_expert;
+  problem.counts = args.counts;
+  problem.expert_of_block = args.expert_of_block.data;
+  problem.row_blocks = args.expert_of_block.size;
+  problem.block_size = std::max<std::int64_t>(args.block_size, 1);
+  problem.histogram = reinterpret_cast<std::int32_t*>(static_cast<std::byte*>(workspace.data) + 16);
+  problem.invalid = args.status == nullptr ? nullptr : &args.status->invalid_experts;
+  if constexpr (Engine::reads_arguments) {
+    *found_invalid = 0;
+    problem.invalid = found_invalid;
+  }
+  const std::int64_t parts = Engine::parts(slots, permutation_parts(slots), place);
+  const int tiles = Engine::tiles(experts);
+  Engine::launch("permutation", {parts, tiles, CountSlots::shared_bytes(experts)}, CountSlots{}, problem, place);
+  if constexpr (Engine::reads_arguments) {
+    if (*found_invalid != 0) detail::refuse_ids("permutation", args.experts, experts);
+  }
+  Engine::launch("permutation", {parts, tiles, PlaceSlots::shared_bytes(experts, tiles)}, PlaceSlots{}, problem, place);
+}
+
+MOEB_NAMESPACE_END

@@ -1,0 +1,254 @@
+// The two kernels of a permutation: a stable counting sort of slots by expert over contiguous ranges of slots. The first counts each range's slots per
+// expert; the second adds up the ranges before its own, which is exact, and ranks its slots by matching ids among the lanes of a tile. No order
+// depends on what an atomic addition returns.
+#pragma once
+
+#include <moe_balance/dispatch/arguments.hpp>
+#include <moe_balance/dispatch/engine.hpp>
+
+#include <cstddef>
+#include <cstdint>
+
+MOEB_NAMESPACE_BEGIN
+
+/// A [T, K] matrix by slot; division only where rows lie apart.
+template <class T>
+struct SlotView {
+  T* data = nullptr;
+  std::int64_t k = 1;
+  std::int64_t stride = 1;
+
+  constexpr SlotView() = default;
+  MOEB_HOST_DEVICE constexpr SlotView(const MatrixView<T>& view) : data(view.data), k(view.columns), stride(view.stride) {}
+  [[nodiscard]] MOEB_INLINE T& operator[](std::int64_t slot) const MOEB_LAMBDA {
+    return data[stride == k ? slot : slot / k * stride + slot % k];
+  }
+};
+
+struct PermutationProblem {
+  SlotView<const std::int32_t> experts;
+  SlotView<std::int64_t> row_of_slot;
+  std::int64_t slots;
+  int expert_count;
+  std::int64_t* offsets;
+  std::int64_t* slot_of_row;
+  std::int64_t rows;
+  std::int64_t align;
+  std::int64_t rows_per_expert;
+  std::int64_t* counts;
+  std::int32_t* expert_of_block;
+  std::int64_t row_blocks;
+  std::int64_t block_size;
+  std::int32_t* histogram;  ///< [parts, E]
+  std::int64_t* invalid;    ///< counts ids that are no expert's; may be null
+};
+
+/// The expert of a slot; -1 for empty and invalid ones.
+[[nodiscard]] MOEB_INLINE std::int32_t expert_of(const PermutationProblem& problem, std::int64_t slot) {
+  const std::int32_t expert = problem.experts[slot];
+  return expert >= 0 && expert < problem.expert_count ? expert : -1;
+}
+
+/// Rows that an expert with `count` slots is given.
+[[nodiscard]] MOEB_INLINE constexpr std::int64_t rows_of_expert(std::int64_t count, std::int64_t align,
+                                                                std::int64_t rows_per_expert) {
+  return rows_per_expert > 0 ? rows_per_expert : (count + align - 1) / align * align;
+}
+
+/// First launch: one row of the histogram per block.
+struct CountSlots {
+  static constexpr bool uses_shared = true;
+  [[nodiscard]] static constexpr std::size_t shared_bytes(int experts) {
+    return static_cast<std::size_t>(experts) * sizeof(std::int32_t);
+  }
+
+  template <class BlockT, class TileT>
+  MOEB_INLINE void operator()(const BlockT& block, const TileT& /*tile*/, const PermutationProblem& problem) const {
+    auto* counts = reinterpret_cast<std::int32_t*>(block.shared());
+    for (int e = block.thread(); e < problem.expert_count; e += block.threads()) counts[e] = 0;
+    block.barrier();
+    std::int64_t invalid = 0;
+    const ItemRange range = range_of_part(problem.slots, block.index(), block.blocks());
+    for (std::int64_t slot = range.first + block.thread(); slot < range.last; slot += block.threads()) {
+      const std::int32_t expert = expert_of(problem, slot);
+      if (expert >= 0)
+        block.add_shared(counts + expert, 1);
+      else if (problem.experts[slot] != -1)
+        ++invalid;
+    }
+    if (invalid != 0 && problem.invalid != nullptr) block.add_global(problem.invalid, invalid);
+    block.barrier();
+    std::int32_t* row = problem.histogram + block.index() * problem.expert_count;
+    for (int e = block.thread(); e < problem.expert_count; e += block.threads()) row[e] = counts[e];
+  }
+};
+
+/// Second launch: offsets, padding marks, and a row for each slot. As many blocks as the first.
+struct PlaceSlots {
+  static constexpr bool uses_shared = true;
+
+  /// Per expert: all slots, slots of earlier blocks, first row; then for each tile its slots so far. And a word per tile to add threads up.
+  struct Shared {
+    std::int64_t* total;
+    std::int64_t* earlier;
+    std::int64_t* offset;
+    std::int64_t* sums;
+    std::int32_t* tile_counts;
+
+    MOEB_INLINE Shared(std::byte* memory, int experts, int tiles)
+        : total(reinterpret_cast<std::int64_t*>(memory)),
+          earlier(total + experts),
+          offset(earlier + experts),
+          sums(offset + experts + 1),
+          tile_counts(reinterpret_cast<std::int32_t*>(sums + tiles)) {}
+  };
+  [[nodiscard]] static constexpr std::size_t shared_bytes(int experts, int tiles) {
+    const auto e = static_cast<std::size_t>(experts);
+    const auto t = static_cast<std::size_t>(tiles);
+    return (3 * e + 1 + t) * sizeof(std::int64_t) + t * e * sizeof(std::int32_t);
+  }
+
+  template <class BlockT, class TileT>
+  MOEB_INLINE void operator()(const BlockT& block, const TileT& tile, const PermutationProblem& problem) const {
+    const int tiles = block.threads() / TileT::width;
+    const Shared shared(block.shared(), problem.expert_count, tiles);
+    for (int i = block.thread(); i < tiles * problem.expert_count; i += block.threads()) shared.tile_counts[i] = 0;
+    add_up_blocks(block, problem, shared);
+    block.barrier();
+    const ItemRange own = range_of_part(problem.slots, block.index(), block.blocks());
+    const ItemRange range = range_of_tile(block, tile, own);
+    count_of_tile(block, tile, problem, range, shared);
+    find_offsets(block, tile, problem, shared);
+    block.barrier();
+    start_tiles(block, problem, tiles, shared);
+    mark_padding(block, tile, problem, shared);
+    block.barrier();
+    rank(block, tile, problem, range, shared);
+  }
+
+ private:
+  template <class BlockT>
+  MOEB_INLINE static void add_up_blocks(const BlockT& block, const PermutationProblem& problem, const Shared& shared) {
+    for (int e = block.thread(); e < problem.expert_count; e += block.threads()) {
+      std::int64_t before = 0;
+      std::int64_t all = 0;
+      for (std::int64_t b = 0; b < block.blocks(); ++b) {
+        const std::int32_t count = problem.histogram[b * problem.expert_count + e];
+        before += b < block.index() ? count : 0;
+        all += count;
+      }
+      shared.earlier[e] = before;
+      shared.total[e] = all;
+    }
+  }
+
+  template <class BlockT, class TileT>
+  [[nodiscard]] MOEB_INLINE static ItemRange range_of_tile(const BlockT& block, const TileT& /*tile*/,
+                                                           const ItemRange& own) {
+    const ItemRange range =
+        range_of_part(own.last - own.first, block.thread() / TileT::width, block.threads() / TileT::width);
+    return {own.first + range.first, own.first + range.last};
+  }
+
+  /// Slots per expert of this tile's range; the last tile's are not needed.
+  template <class BlockT, class TileT>
+  MOEB_INLINE static void count_of_tile(const BlockT& block, const TileT& tile, const PermutationProblem& problem,
+                                        const ItemRange& range, const Shared& shared) {
+    const int own = block.thread() / TileT::width;
+    if (own + 1 == block.threads() / TileT::width) return;
+    std::int32_t* counts = shared.tile_counts + own * problem.expert_count;
+    for (std::int64_t slot = range.first + tile.lane(); slot < range.last; slot += TileT::width) {
+      const std::int32_t expert = expert_of(problem, slot);
+      if (expert >= 0) block.add_shared(counts + expert, 1);
+    }
+  }
+
+  /// Each thread has a run of neighbouring experts.
+  template <class BlockT, class TileT>
+  MOEB_INLINE static void find_offsets(const BlockT& block, const TileT& tile, const PermutationProblem& problem,
+                                       const Shared& shared) {
+    const ItemRange run = range_of_part(problem.expert_count, block.thread(), block.threads());
+    std::int64_t rows = 0;
+    for (std::int64_t e = run.first; e < run.last; ++e) {
+      rows += rows_of_expert(shared.total[e], problem.align, problem.rows_per_expert);
+    }
+    std::int64_t next = sum_of_earlier_threads(block, tile, rows, shared.sums);
+    for (std::int64_t e = run.first; e < run.last; ++e) {
+      shared.offset[e] = next;
+      if (block.index() == 0) {
+        problem.offsets[e] = next;
+        if (problem.counts != nullptr) problem.counts[e] = shared.total[e];
+      }
+      next += rows_of_expert(shared.total[e], problem.align, problem.rows_per_expert);
+    }
+    if (block.thread() == block.threads() - 1) {
+      shared.offset[problem.expert_count] = next;
+      if (block.index() == 0) problem.offsets[problem.expert_count] = next;
+    }
+  }
+
+  /// Turns the tiles' counts into the slots of earlier tiles.
+  template <class BlockT>
+  MOEB_INLINE static void start_tiles(const BlockT& block, const PermutationProblem& problem, int tiles,
+                                      const Shared& shared) {
+    for (int e = block.thread(); e < problem.expert_count; e += block.threads()) {
+      std::int32_t before = 0;
+      for (int i = 0; i < tiles; ++i) {
+        std::int32_t& count = shared.tile_counts[i * problem.expert_count + e];
+        const std::int32_t own = count;
+        count = before;
+        before += own;
+      }
+    }
+  }
+
+  /// Rows behind an expert's last slot, rows behind the last expert, and the experts of blocks of rows.
+  template <class BlockT, class TileT>
+  MOEB_INLINE static void mark_padding(const BlockT& block, const TileT& tile, const PermutationProblem& problem,
+                                       const Shared& shared) {
+    for_each_item_of_tile(block, tile, problem.expert_count, [&](std::int64_t e) MOEB_LAMBDA {
+      const std::int64_t end = shared.offset[e + 1];
+      for (std::int64_t r = shared.offset[e] + shared.total[e] + tile.lane(); r < end; r += TileT::width) {
+        problem.slot_of_row[r] = -1;
+      }
+      if (problem.expert_of_block == nullptr) return;
+      const std::int64_t last = end / problem.block_size;
+      for (std::int64_t i = shared.offset[e] / problem.block_size + tile.lane(); i < last; i += TileT::width) {
+        problem.expert_of_block[i] = static_cast<std::int32_t>(e);
+      }
+    });
+    const std::int64_t used = shared.offset[problem.expert_count];
+    for_each_item_of_thread(block, problem.rows - used,
+                            [&](std::int64_t i) MOEB_LAMBDA { problem.slot_of_row[used + i] = -1; });
+    if (problem.expert_of_block == nullptr) return;
+    const std::int64_t used_blocks = used / problem.block_size;
+    for_each_item_of_thread(block, problem.row_blocks - used_blocks,
+                            [&](std::int64_t i) MOEB_LAMBDA { problem.expert_of_block[used_blocks + i] = -1; });
+  }
+
+  /// The tile walks its range in order, one slot per lane at a time.
+  template <class BlockT, class TileT>
+  MOEB_INLINE static void rank(const BlockT& block, const TileT& tile, const PermutationProblem& problem,
+                               const ItemRange& range, const Shared& shared) {
+    std::int32_t* counts = shared.tile_counts + block.thread() / TileT::width * problem.expert_count;
+    for (std::int64_t first = range.first; first < range.last; first += TileT::width) {
+      const std::int64_t slot = first + tile.lane();
+      const std::int32_t expert = slot < range.last ? expert_of(problem, slot) : -1;
+      const std::uint32_t peers = tile.match(expert);
+      const int before = count_bits(peers & lanes_below(tile.lane()));
+      std::int64_t row = -1;
+      if (expert >= 0) {
+        const std::int64_t place = shared.earlier[expert] + counts[expert] + before;
+        const bool has_row = problem.rows_per_expert == 0 || place < problem.rows_per_expert;
+        row = has_row ? shared.offset[expert] + place : -1;
+      }
+      tile.barrier();
+      if (expert >= 0 && before == 0) counts[expert] += count_bits(peers);
+      tile.barrier();
+      if (slot < range.last) problem.row_of_slot[slot] = row;
+      if (row >= 0) problem.slot_of_row[row] = slot;
+    }
+  }
+};
+
+MOEB_NAMESPACE_END

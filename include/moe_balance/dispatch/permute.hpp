@@ -1,0 +1,219 @@
+// permute and combine: hidden states from tokens to the experts' rows and back, with their backward passes. Sums have a fixed order, so that results
+// carry the same bits for any number of threads and on every engine.
+#pragma once
+
+#include <moe_balance/dispatch/arguments.hpp>
+#include <moe_balance/dispatch/engine.hpp>
+#include <moe_balance/dispatch/row_kernels.hpp>
+#include <moe_balance/dispatch/validate.hpp>
+
+#include <cstdint>
+#include <limits>
+
+MOEB_NAMESPACE_BEGIN
+
+namespace detail {
+
+/// On the CPU entries outside [-1, count) are refused before anything is written; on a GPU the kernels take them as -1 and count them.
+template <class Place, class View>
+void check_index(const char* call, const char* argument, const View& indices, std::int64_t count) {
+  if constexpr (DispatchEngine<Place>::reads_arguments) {
+    for (std::int64_t i = 0; i < indices.size; ++i) {
+      if (indices.data[i] < -1 || indices.data[i] >= count) {
+        Validator{call}.range({argument, i}, indices.data[i], -1, count - 1, "-1: none");
+      }
+    }
+  }
+}
+template <class Place>
+void check_index(const char* call, const char* argument, const MatrixView<const std::int64_t>& indices, std::int64_t count) {
+  if constexpr (DispatchEngine<Place>::reads_arguments) {
+    for (std::int64_t t = 0; t < indices.rows; ++t) {
+      const VectorView<const std::int64_t> row(indices.data + t * indices.stride, indices.columns);
+      for (std::int64_t k = 0; k < row.size; ++k) {
+        if (row.data[k] < -1 || row.data[k] >= count) {
+          Validator{call}.range({argument, t * row.size + k}, row.data[k], -1, count - 1, "-1: none");
+        }
+      }
+    }
+  }
+}
+
+/// Per-slot factors: [T, K] of float32 or of the hidden states' type; K is 1 to max_experts.
+template <class View>
+void check_factors(const DispatchValidator& check, const char* name, const View& view, std::int64_t tokens, std::int64_t k,
+                   DataType hidden) {
+  check.matrix(name, view, tokens, k);
+  check.type_beside(name, view.type, hidden);
+}
+
+inline std::int64_t* invalid_rows_of(Status* status) {
+  return status == nullptr ? nullptr : &status->invalid_rows;
+}
+
+template <class Place>
+void gather(const char* call, const ConstAnyMatrix& tokens, const AnyMatrix& rows,
+            const VectorView<const std::int64_t>& slot_of_row, std::int64_t k, const ConstAnyMatrix& factors,
+            Padding padding, Status* status, const Place& place) {
+  const GatherProblem problem{tokens,
+                              rows,
+                              slot_of_row.data,
+                              tokens.rows * k,
+                              k,
+                              factors,
+                              padding == Padding::zero,
+                              rows_hold_packs(tokens) && rows_hold_packs(rows),
+                              invalid_rows_of(status)};
+  in_real_type_of<Place>(rows.type, [&](auto real) {
+    DispatchEngine<Place>::launch(call, DispatchEngine<Place>::for_rows(rows.rows, rows.columns, place),
+                                  GatherRows<decltype(real)>{}, problem, place);
+  });
+}
+
+template <class Place>
+void sum_rows(const char* call, const ConstAnyMatrix& rows, const AnyMatrix& tokens,
+              const MatrixView<const std::int64_t>& row_of_slot, const ConstAnyMatrix& weights, Status* status,
+              const Place& place) {
+  const CombineProblem problem{
+      rows, tokens, row_of_slot, weights, rows_hold_packs(rows) && rows_hold_packs(tokens), invalid_rows_of(status)};
+  in_real_type_of<Place>(tokens.type, [&](auto real) {
+    DispatchEngine<Place>::launch(call,
+                                  DispatchEngine<Place>::for_rows(tokens.rows, tokens.columns * row_of_slot.columns, place),
+                                  CombineRows<decltype(real)>{}, problem, place);
+  });
+}
+
+template <class Place>
+void dot_slots(const char* call, const ConstAnyMatrix& tokens, const ConstAnyMatrix& rows,
+               const MatrixView<const std::int64_t>& row_of_slot, const AnyMatrix& dots, const Place& place) {
+  const DotProblem problem{tokens, rows, row_of_slot, dots, rows_hold_packs(rows) && rows_hold_packs(tokens)};
+  in_real_type_of<Place>(tokens.type, [&](auto real) {
+    DispatchEngine<Place>::launch(call,
+                                  DispatchEngine<Place>::for_rows(tokens.rows * row_of_slot.columns, tokens.columns, place),
+                                  DotSlots<decltype(real)>{}, problem, place);
+  });
+}
+
+}  // namespace detail
+
+/// permuted[r] = hidden[slot_of_row[r] / K] (* scale of the slot). Padding rows as `padding` says. A copy without scale keeps every bit.
+/// One launch on a GPU, nothing waits for the host. Errors: InvalidArgument before anything is written.
+template <DispatchPlace Place>
+void permute(const PermuteArgs& args, Workspace /*workspace*/, const Place& place) {
+  using Engine = DispatchEngine<Place>;
+  Engine::check("permute", place);
+  const DispatchValidator check{{"permute"}};
+  const std::int64_t rows = args.permuted.rows;
+  check.hidden("hidden", args.hidden, Engine::serves_float64);
+  check.range("top_k", args.top_k, 1, max_experts);
+  check.hidden("permuted", args.permuted, Engine::serves_float64);
+  check.matrix("permuted", args.permuted, rows, args.hidden.columns);
+  check.same_type("permuted", args.permuted.type, "hidden", args.hidden.type);
+  check.vector("slot_of_row", args.slot_of_row, rows, rows, "the rows of permuted");
+  check.optional_pointer("status", args.status, alignof(Status));
+  if (args.scale.data != nullptr) {
+    detail::check_factors(check, "scale", args.scale, args.hidden.rows, args.top_k, args.hidden.type);
+  }
+  check.apart({region("permuted", args.permuted), region("hidden", args.hidden), region("slot_of_row", args.slot_of_row),
+               region("scale", args.scale)});
+  detail::check_index<Place>("permute", "slot_of_row", args.slot_of_row, args.hidden.rows * args.top_k);
+  detail::gather("permute", args.hidden, args.permuted, args.slot_of_row, args.top_k, args.scale, args.padding, args.status,
+                 place);
+}
+
+/// grad_hidden[t] = sum over k, in this order, of (scale[t, k] *) grad_permuted[row of (t, k)]; grad_scale[t, k] = <hidden[t], that row>.
+/// One launch on a GPU, two with grad_scale. Errors: InvalidArgument before anything is written.
+template <DispatchPlace Place>
+void permute_backward(const PermuteBackwardArgs& args, Workspace /*workspace*/, const Place& place) {
+  using Engine = DispatchEngine<Place>;
+  Engine::check("permute_backward", place);
+  const DispatchValidator check{{"permute_backward"}};
+  const std::int64_t tokens = args.grad_hidden.rows;
+  const std::int64_t k = args.row_of_slot.columns;
+  const DataType type = args.grad_permuted.type;
+  check.hidden("grad_permuted", args.grad_permuted, Engine::serves_float64);
+  check.hidden("grad_hidden", args.grad_hidden, Engine::serves_float64);
+  check.matrix("grad_hidden", args.grad_hidden, tokens, args.grad_permuted.columns);
+  check.same_type("grad_hidden", args.grad_hidden.type, "grad_permuted", type);
+  check.range({"row_of_slot", "columns"}, k, 1, max_experts);
+  check.matrix("row_of_slot", args.row_of_slot, tokens, k);
+  check.optional_pointer("status", args.status, alignof(Status));
+  if (args.scale.data != nullptr) detail::check_factors(check, "scale", args.scale, tokens, k, type);
+  if (args.grad_scale.data != nullptr) {
+    detail::check_factors(check, "grad_scale", args.grad_scale, tokens, k, type);
+    check.matrix("hidden", args.hidden, tokens, args.grad_permuted.columns);
+    check.same_type("hidden", args.hidden.type, "grad_permuted", type);
+  }
+  check.apart({region("grad_hidden", args.grad_hidden), region("grad_scale", args.grad_scale), region("hidden", args.hidden),
+               region("grad_permuted", args.grad_permuted), region("row_of_slot", args.row_of_slot),
+               region("scale", args.scale)});
+  detail::check_index<Place>("permute_backward", "row_of_slot", args.row_of_slot, args.grad_permuted.rows);
+  detail::sum_rows("permute_backward", args.grad_permuted, args.grad_hidden, args.row_of_slot, args.scale, args.status,
+                   place);
+  if (args.grad_scale.data != nullptr) {
+    detail::dot_slots("permute_backward", args.hidden, args.grad_permuted, args.row_of_slot, args.grad_scale, place);
+  }
+}
+
+/// combined[t] = sum over k, in this order, of (weights[t, k] *) permuted[row of (t, k)], in float32 from 0 on; 0 for a token without rows.
+/// One launch on a GPU, nothing waits for the host. Errors: InvalidArgument before anything is written.
+template <DispatchPlace Place>
+void combine(const CombineArgs& args, Workspace /*workspace*/, const Place& place) {
+  using Engine = DispatchEngine<Place>;
+  Engine::check("combine", place);
+  const DispatchValidator check{{"combine"}};
+  const std::int64_t tokens = args.combined.rows;
+  const std::int64_t k = args.row_of_slot.columns;
+  check.hidden("permuted", args.permuted, Engine::serves_float64);
+  check.hidden("combined", args.combined, Engine::serves_float64);
+  check.matrix("combined", args.combined, tokens, args.permuted.columns);
+  check.same_type("combined", args.combined.type, "permuted", args.permuted.type);
+  check.range({"row_of_slot", "columns"}, k, 1, max_experts);
+  check.matrix("row_of_slot", args.row_of_slot, tokens, k);
+  check.optional_pointer("status", args.status, alignof(Status));
+  if (args.weights.data != nullptr) detail::check_factors(check, "weights", args.weights, tokens, k, args.permuted.type);
+  check.apart({region("combined", args.combined), region("permuted", args.permuted), region("row_of_slot", args.row_of_slot),
+               region("weights", args.weights)});
+  detail::check_index<Place>("combine", "row_of_slot", args.row_of_slot, args.permuted.rows);
+  detail::sum_rows("combine", args.permuted, args.combined, args.row_of_slot, args.weights, args.status, place);
+}
+
+/// grad_permuted[r] = grad_combined[token of r] (* weight of its slot); grad_weights[t, k] = <grad_combined[t], permuted[row of (t, k)]>.
+/// One launch on a GPU, two with grad_weights. Errors: InvalidArgument before anything is written.
+template <DispatchPlace Place>
+void combine_backward(const CombineBackwardArgs& args, Workspace /*workspace*/, const Place& place) {
+  using Engine = DispatchEngine<Place>;
+  Engine::check("combine_backward", place);
+  const DispatchValidator check{{"combine_backward"}};
+  const std::int64_t tokens = args.grad_combined.rows;
+  const std::int64_t rows = args.grad_permuted.rows;
+  const std::int64_t k = args.row_of_slot.columns;
+  const DataType type = args.grad_combined.type;
+  check.hidden("grad_combined", args.grad_combined, Engine::serves_float64);
+  check.hidden("grad_permuted", args.grad_permuted, Engine::serves_float64);
+  check.matrix("grad_permuted", args.grad_permuted, rows, args.grad_combined.columns);
+  check.same_type("grad_permuted", args.grad_permuted.type, "grad_combined", type);
+  check.range({"row_of_slot", "columns"}, k, 1, max_experts);
+  check.matrix("row_of_slot", args.row_of_slot, tokens, k);
+  check.vector("slot_of_row", args.slot_of_row, rows, rows, "the rows of grad_permuted");
+  check.optional_pointer("status", args.status, alignof(Status));
+  if (args.weights.data != nullptr) detail::check_factors(check, "weights", args.weights, tokens, k, type);
+  if (args.grad_weights.data != nullptr) {
+    detail::check_factors(check, "grad_weights", args.grad_weights, tokens, k, type);
+    check.matrix("permuted", args.permuted, rows, args.grad_combined.columns);
+    check.same_type("permuted", args.permuted.type, "grad_combined", type);
+  }
+  check.apart({region("grad_permuted", args.grad_permuted), region("grad_weights", args.grad_weights),
+               region("grad_combined", args.grad_combined), region("permuted", args.permuted),
+               region("row_of_slot", args.row_of_slot), region("slot_of_row", args.slot_of_row),
+               region("weights", args.weights)});
+  detail::check_index<Place>("combine_backward", "slot_of_row", args.slot_of_row, tokens * k);
+  detail::check_index<Place>("combine_backward", "row_of_slot", args.row_of_slot, rows);
+  detail::gather("combine_backward", args.grad_combined, args.grad_permuted, args.slot_of_row, k, args.weights, args.padding,
+                 args.status, place);
+  if (args.grad_weights.data != nullptr) {
+    detail::dot_slots("combine_backward", args.grad_combined, args.permuted, args.row_of_slot, args.grad_weights, place);
+  }
+}
+
+MOEB_NAMESPACE_END

@@ -1,0 +1,304 @@
+// The kernels that move hidden states between tokens and rows, one tile per token or row: gather (rows from tokens), combine (tokens from rows, a
+// sum over k in fixed order) and the dot products that are the gradients of weights, in one order of additions on every engine.
+#pragma once
+
+#include <moe_balance/dispatch/engine.hpp>
+#include <moe_balance/dispatch/permutation_kernels.hpp>
+#include <moe_balance/numeric/canonical_sum.hpp>
+#include <moe_balance/token/row_io.hpp>
+
+#include <cstdint>
+#include <type_traits>
+
+MOEB_NAMESPACE_BEGIN
+
+/// Sixteen bytes of a row.
+template <class T>
+struct alignas(16) Pack {
+  static constexpr int size = 16 / static_cast<int>(sizeof(T));
+  T value[size];
+};
+
+/// Whether every row of a matrix may be read in packs.
+template <bool Const>
+[[nodiscard]] inline bool rows_hold_packs(const BasicAnyMatrix<Const>& matrix) {
+  const auto row_bytes = static_cast<std::uintptr_t>(matrix.stride) * size_of(matrix.type);
+  return reinterpret_cast<std::uintptr_t>(matrix.data) % 16 == 0 && row_bytes % 16 == 0;
+}
+
+/// Columns that a lane takes at once: 16 bytes in a GPU's lane, 32 in a CPU's, which vectorises over them.
+template <class TileT, class T>
+inline constexpr int columns_at_once = TileT::slots_in_registers ? Pack<T>::size : 32;
+
+/// N neighbouring elements as real numbers; aligned to 16 bytes where they are a pack.
+template <int N, class Real, class T>
+MOEB_INLINE void load_columns(const T* from, Real (&values)[N]) {
+  if constexpr (N == Pack<T>::size) {
+    const Pack<T> pack = *reinterpret_cast<const Pack<T>*>(from);
+    MOEB_UNROLL
+    for (int i = 0; i < N; ++i) values[i] = to_real(pack.value[i]);
+  } else {
+    for (int i = 0; i < N; ++i) values[i] = to_real(from[i]);
+  }
+}
+
+template <int N, class Real, class T>
+MOEB_INLINE void store_columns(T* to, const Real (&values)[N]) {
+  if constexpr (N == Pack<T>::size) {
+    Pack<T> pack;
+    MOEB_UNROLL
+    for (int i = 0; i < N; ++i) pack.value[i] = from_real<T>(values[i]);
+    *reinterpret_cast<Pack<T>*>(to) = pack;
+  } else {
+    for (int i = 0; i < N; ++i) to[i] = from_real<T>(values[i]);
+  }
+}
+
+template <int N>
+using Columns = std::integral_constant<int, N>;
+
+/// Calls f(first column, Columns<n>) for this lane's share of the columns: N at a time while there are N, then one by one.
+template <int N, class TileT, class Function>
+MOEB_INLINE void for_each_columns_of(const TileT& tile, std::int64_t columns, Function&& f) {
+  const std::int64_t full = columns / N * N;
+  for (std::int64_t c = std::int64_t{N} * tile.lane(); c < full; c += N * TileT::width) f(c, Columns<N>{});
+  for (std::int64_t c = full + tile.lane(); c < columns; c += TileT::width) f(c, Columns<1>{});
+}
+
+/// The same, in packs where `packs` says that rows are aligned for them. A lane of the CPU needs no alignment.
+template <class T, class TileT, class Function>
+MOEB_INLINE void for_each_columns(const TileT& tile, std::int64_t columns, bool packs, Function&& f) {
+  if constexpr (!TileT::slots_in_registers) {
+    for_each_columns_of<columns_at_once<TileT, T>>(tile, columns, f);
+  } else {
+    if (packs)
+      for_each_columns_of<columns_at_once<TileT, T>>(tile, columns, f);
+    else
+      for_each_columns_of<1>(tile, columns, f);
+  }
+}
+
+/// Rows of hidden states by index, as a typed pointer.
+template <class T, bool Const>
+[[nodiscard]] MOEB_INLINE auto row_pointer(const BasicAnyMatrix<Const>& matrix, std::int64_t row) {
+  using Element = std::conditional_t<Const, const T, T>;
+  return static_cast<Element*>(matrix.data) + row * matrix.stride;
+}
+
+/// rows[r] = tokens[slot_of_row[r] / k] (* factor of the slot).
+struct GatherProblem {
+  ConstAnyMatrix tokens;
+  AnyMatrix rows;
+  const std::int64_t* slot_of_row;
+  std::int64_t slots;
+  std::int64_t k;
+  ConstAnyMatrix factors;
+  bool clears_padding;
+  bool packs;
+  std::int64_t* invalid;
+};
+
+template <class Real>
+struct GatherRows {
+  static constexpr bool uses_shared = false;
+
+  template <class BlockT, class TileT>
+  MOEB_INLINE void operator()(const BlockT& block, const TileT& tile, const GatherProblem& problem) const {
+    with_element_type<Real>(problem.rows.type, [&](auto* type) MOEB_LAMBDA {
+      using T = std::remove_pointer_t<decltype(type)>;
+      for_each_item_of_tile(block, tile, problem.rows.rows,
+                            [&](std::int64_t row) MOEB_LAMBDA { gather<T>(block, tile, problem, row); });
+    });
+  }
+
+ private:
+  template <class T, class BlockT, class TileT>
+  MOEB_INLINE static void gather(const BlockT& block, const TileT& tile, const GatherProblem& problem, std::int64_t row) {
+    const std::int64_t slot = problem.slot_of_row[row];
+    const bool has_slot = slot >= 0 && slot < problem.slots;
+    if (!has_slot && slot != -1 && problem.invalid != nullptr && tile.lane() == 0) block.add_global(problem.invalid, 1);
+    T* to = row_pointer<T>(problem.rows, row);
+    if (!has_slot) {
+      if (problem.clears_padding) clear(tile, to, problem);
+      return;
+    }
+    const std::int64_t token = slot / problem.k;
+    const T* from = row_pointer<T>(problem.tokens, token);
+    if (problem.factors.data == nullptr) {
+      copy(tile, to, from, problem);
+    } else {
+      const Real factor = load_element<Real>(problem.factors, token, slot % problem.k);
+      for_each_columns<T>(tile, problem.rows.columns, problem.packs, [&](std::int64_t c, auto n) MOEB_LAMBDA {
+        Real values[decltype(n)::value];
+        load_columns(from + c, values);
+        MOEB_UNROLL
+        for (int i = 0; i < decltype(n)::value; ++i) values[i] = mul(values[i], factor);
+        store_columns(to + c, values);
+      });
+    }
+  }
+
+  template <class T, class TileT>
+  MOEB_INLINE static void clear(const TileT& tile, T* to, const GatherProblem& problem) {
+    for_each_columns<T>(tile, problem.rows.columns, problem.packs, [&](std::int64_t c, auto n) MOEB_LAMBDA {
+      const Real zeros[decltype(n)::value] = {};
+      store_columns(to + c, zeros);
+    });
+  }
+
+  /// Bits as they are: NaN payloads survive.
+  template <class T, class TileT>
+  MOEB_INLINE static void copy(const TileT& tile, T* to, const T* from, const GatherProblem& problem) {
+    for_each_columns<T>(tile, problem.rows.columns, problem.packs, [&](std::int64_t c, auto n) MOEB_LAMBDA {
+      constexpr int count = decltype(n)::value;
+      if constexpr (count == Pack<T>::size) {
+        *reinterpret_cast<Pack<T>*>(to + c) = *reinterpret_cast<const Pack<T>*>(from + c);
+      } else {
+        for (int i = 0; i < count; ++i) to[c + i] = from[c + i];
+      }
+    });
+  }
+};
+
+/// tokens[t] = sum over k of (weights[t, k] *) rows[row_of_slot[t, k]], in float32, one fused multiply-add per term from 0 on.
+struct CombineProblem {
+  ConstAnyMatrix rows;
+  AnyMatrix tokens;
+  MatrixView<const std::int64_t> row_of_slot;
+  ConstAnyMatrix weights;
+  bool packs;
+  std::int64_t* invalid;
+};
+
+/// The row of a slot; -1 for none, which lane 0 of the tile reports where it is no valid one.
+template <class BlockT, class TileT>
+[[nodiscard]] MOEB_INLINE std::int64_t row_of(const BlockT& block, const TileT& tile,
+                                              const MatrixView<const std::int64_t>& row_of_slot, std::int64_t rows,
+                                              std::int64_t token, std::int64_t k, std::int64_t* invalid) {
+  const std::int64_t row = row_of_slot.data[token * row_of_slot.stride + k];
+  if (row >= 0 && row < rows) return row;
+  if (row != -1 && invalid != nullptr && tile.lane() == 0) block.add_global(invalid, 1);
+  return -1;
+}
+
+template <class Real>
+struct CombineRows {
+  static constexpr bool uses_shared = false;
+
+  template <class BlockT, class TileT>
+  MOEB_INLINE void operator()(const BlockT& block, const TileT& tile, const CombineProblem& problem) const {
+    with_element_type<Real>(problem.tokens.type, [&](auto* type) MOEB_LAMBDA {
+      using T = std::remove_pointer_t<decltype(type)>;
+      for_each_item_of_tile(block, tile, problem.tokens.rows, [&](std::int64_t token) MOEB_LAMBDA {
+        if (problem.invalid != nullptr) report_invalid(block, tile, problem, token);
+        T* to = row_pointer<T>(problem.tokens, token);
+        for_each_columns<T>(tile, problem.tokens.columns, problem.packs, [&](std::int64_t c, auto n) MOEB_LAMBDA {
+          Real sums[decltype(n)::value] = {};
+          add_terms<T>(block, tile, problem, token, c, sums);
+          store_columns(to + c, sums);
+        });
+      });
+    });
+  }
+
+ private:
+  template <class BlockT, class TileT>
+  MOEB_INLINE static void report_invalid(const BlockT& block, const TileT& tile, const CombineProblem& problem,
+                                         std::int64_t token) {
+    for (std::int64_t k = 0; k < problem.row_of_slot.columns; ++k) {
+      (void)row_of(block, tile, problem.row_of_slot, problem.rows.rows, token, k, problem.invalid);
+    }
+  }
+
+  template <class T, int N, class BlockT, class TileT>
+  MOEB_INLINE static void add_terms(const BlockT& block, const TileT& tile, const CombineProblem& problem,
+                                    std::int64_t token, std::int64_t column, Real (&sums)[N]) {
+    for (std::int64_t k = 0; k < problem.row_of_slot.columns; ++k) {
+      const std::int64_t row = row_of(block, tile, problem.row_of_slot, problem.rows.rows, token, k, nullptr);
+      if (row < 0) continue;
+      const Real weight = problem.weights.data == nullptr ? Real(1) : load_element<Real>(problem.weights, token, k);
+      Real values[N];
+      load_columns(row_pointer<T>(problem.rows, row) + column, values);
+      MOEB_UNROLL
+      for (int i = 0; i < N; ++i) sums[i] = fma(values[i], weight, sums[i]);
+    }
+  }
+};
+
+/// Dot product of two rows, in the order of additions that canonical sums have: pack p of 16 bytes belongs to virtual lane p % 32; each place in a
+/// pack is summed over the packs of its lane first, then by halves, then the virtual lanes by halves.
+template <class Real, class T, class TileT>
+[[nodiscard]] MOEB_INLINE Real dot_of_rows(const TileT& tile, const T* a, const T* b, std::int64_t columns, bool packs) {
+  constexpr int size = Pack<T>::size;
+  constexpr int local = 32 / TileT::width;
+  constexpr int span = 32 * size;
+  Real sums[local][size] = {};
+  std::int64_t first = 0;
+  for (; first + span <= columns; first += span) {
+    MOEB_UNROLL
+    for (int r = 0; r < local; ++r) {
+      const std::int64_t c = first + size * (tile.lane() + TileT::width * r);
+      Real left[size];
+      Real right[size];
+      if (packs) {
+        load_columns(a + c, left);
+        load_columns(b + c, right);
+      } else {
+        for (int i = 0; i < size; ++i) left[i] = to_real(a[c + i]);
+        for (int i = 0; i < size; ++i) right[i] = to_real(b[c + i]);
+      }
+      MOEB_UNROLL
+      for (int i = 0; i < size; ++i) sums[r][i] = fma(left[i], right[i], sums[r][i]);
+    }
+  }
+  MOEB_UNROLL
+  for (int r = 0; r < local; ++r) {
+    const std::int64_t c = first + size * (tile.lane() + TileT::width * r);
+    MOEB_UNROLL
+    for (int i = 0; i < size; ++i) {
+      if (c + i < columns) sums[r][i] = fma(to_real(a[c + i]), to_real(b[c + i]), sums[r][i]);
+    }
+  }
+  Real partial[local];
+  MOEB_UNROLL
+  for (int r = 0; r < local; ++r) {
+    fold_by_halves<size / 2>(sums[r], [](Real x, Real y) MOEB_LAMBDA { return add(x, y); });
+    partial[r] = sums[r][0];
+  }
+  return sum_of_virtual_lanes(tile, partial);
+}
+
+/// dots[t, k] = <tokens[t], rows[row_of_slot[t, k]]>; 0 for empty slots.
+struct DotProblem {
+  ConstAnyMatrix tokens;
+  ConstAnyMatrix rows;
+  MatrixView<const std::int64_t> row_of_slot;
+  AnyMatrix dots;
+  bool packs;
+};
+
+template <class Real>
+struct DotSlots {
+  static constexpr bool uses_shared = false;
+
+  template <class BlockT, class TileT>
+  MOEB_INLINE void operator()(const BlockT& block, const TileT& tile, const DotProblem& problem) const {
+    const std::int64_t k_count = problem.row_of_slot.columns;
+    with_element_type<Real>(problem.tokens.type, [&](auto* type) MOEB_LAMBDA {
+      using T = std::remove_pointer_t<decltype(type)>;
+      for_each_item_of_tile(block, tile, problem.tokens.rows * k_count, [&](std::int64_t slot) MOEB_LAMBDA {
+        const std::int64_t token = slot / k_count;
+        const std::int64_t k = slot % k_count;
+        const std::int64_t row = row_of(block, tile, problem.row_of_slot, problem.rows.rows, token, k, nullptr);
+        Real dot = 0;
+        if (row >= 0) {
+          dot = dot_of_rows<Real>(tile, row_pointer<T>(problem.tokens, token), row_pointer<T>(problem.rows, row),
+                                  problem.tokens.columns, problem.packs);
+        }
+        if (tile.lane() == 0) store_element(problem.dots, token, k, dot);
+      });
+    });
+  }
+};
+
+MOEB_NAMESPACE_END

@@ -1,0 +1,112 @@
+// Checks of the dispatch calls' arguments: views, and that what is written overlaps nothing else.
+#pragma once
+
+#include <moe_balance/dispatch/arguments.hpp>
+#include <moe_balance/engine/validate.hpp>
+
+#include <cstdint>
+#include <initializer_list>
+#include <limits>
+#include <string>
+
+MOEB_NAMESPACE_BEGIN
+
+/// The bytes of one argument; `written` where the call writes them.
+struct MemoryRegion {
+  const char* name;
+  std::uintptr_t first = 0;
+  std::uintptr_t last = 0;
+  bool written = false;
+
+  MemoryRegion(const char* argument, const void* data, std::int64_t bytes, bool is_written)
+      : name(argument), first(reinterpret_cast<std::uintptr_t>(data)), last(first), written(is_written) {
+    if (data != nullptr && bytes > 0) last += static_cast<std::uintptr_t>(bytes);
+  }
+};
+
+template <class T>
+[[nodiscard]] MemoryRegion region(const char* name, const VectorView<T>& view) {
+  return {name, view.data, view.size * static_cast<std::int64_t>(sizeof(T)), !std::is_const_v<T>};
+}
+template <class T>
+[[nodiscard]] MemoryRegion region(const char* name, const MatrixView<T>& view) {
+  const std::int64_t elements = view.rows == 0 ? 0 : (view.rows - 1) * view.stride + view.columns;
+  return {name, view.data, elements * static_cast<std::int64_t>(sizeof(T)), !std::is_const_v<T>};
+}
+template <bool Const>
+[[nodiscard]] MemoryRegion region(const char* name, const BasicAnyMatrix<Const>& view) {
+  const std::int64_t elements = view.rows == 0 ? 0 : (view.rows - 1) * view.stride + view.columns;
+  return {name, view.data, elements * static_cast<std::int64_t>(size_of(view.type)), !Const};
+}
+
+/// Validator's checks and those that only dispatch calls need.
+struct DispatchValidator : Validator {
+  template <class T>
+  void vector(const char* name, const VectorView<T>& view, std::int64_t least, std::int64_t most,
+              const char* why = nullptr) const {
+    range({name, "size"}, view.size, least, most, why);
+    if (view.size > 0) pointer({name, "data"}, view.data, alignof(T));
+  }
+
+  template <class T>
+  void matrix(const char* name, const MatrixView<T>& view, std::int64_t rows, std::int64_t columns) const {
+    matrix_of(name, view, sizeof(T), rows, columns);
+  }
+  template <bool Const>
+  void matrix(const char* name, const BasicAnyMatrix<Const>& view, std::int64_t rows, std::int64_t columns) const {
+    matrix_of(name, view, size_of(view.type), rows, columns);
+  }
+
+  /// rows and columns of a first matrix, by which others are judged.
+  template <class View>
+  void shape(const char* name, const View& view, std::int64_t least_columns, std::int64_t most_columns) const {
+    range({name, "rows"}, view.rows, 0, std::numeric_limits<std::int64_t>::max());
+    range({name, "columns"}, view.columns, least_columns, most_columns);
+  }
+
+  template <class View>
+  void hidden(const char* name, const View& view, bool serves_float64) const {
+    shape(name, view, 1, std::numeric_limits<std::int32_t>::max());
+    matrix(name, view, view.rows, view.columns);
+    MOEB_EXPECTS(serves_float64 || view.type != DataType::float64, call, ArgumentName(name, "type").text().c_str(),
+                 "float64", "float32, bfloat16, float16; float64 on the CPU only");
+  }
+
+  /// Factors of slots: float32 or the hidden states' type; float64 with float64.
+  void type_beside(const char* name, DataType type, DataType hidden) const {
+    MOEB_EXPECTS(type == hidden || (hidden != DataType::float64 && type == DataType::float32), call,
+                 ArgumentName(name, "type").text().c_str(), name_of(type),
+                 hidden == DataType::float64 ? "float64, as the hidden states"
+                                             : std::string("float32 or the hidden states' ") + name_of(hidden));
+  }
+
+  void same_type(const char* name, DataType type, const char* other, DataType other_type) const {
+    MOEB_EXPECTS(type == other_type, call, ArgumentName(name, "type").text().c_str(), name_of(type),
+                 std::string(name_of(other_type)) + ", as " + other);
+  }
+
+  /// Nothing that is written may share a byte with anything else.
+  void apart(std::initializer_list<MemoryRegion> regions) const {
+    for (const MemoryRegion* a = regions.begin(); a != regions.end(); ++a) {
+      for (const MemoryRegion* b = a + 1; b != regions.end(); ++b) {
+        const bool overlap = a->first < b->last && b->first < a->last;
+        MOEB_EXPECTS(!overlap || !(a->written || b->written), call, a->name,
+                     std::string("memory that ") + b->name + " shares", "memory of its own");
+      }
+    }
+  }
+
+ private:
+  template <class View>
+  void matrix_of(const char* name, const View& view, std::size_t element, std::int64_t rows, std::int64_t columns) const {
+    const auto bytes = static_cast<std::int64_t>(element);
+    range({name, "rows"}, view.rows, rows, rows);
+    range({name, "columns"}, view.columns, columns, columns);
+    range({name, "stride"}, view.stride, view.columns,
+          std::numeric_limits<std::int64_t>::max() / bytes / (rows > 0 ? rows : 1),
+          "elements; at least the columns, and rows * stride must fit memory");
+    if (rows > 0) pointer({name, "data"}, view.data, element);
+  }
+};
+
+MOEB_NAMESPACE_END

@@ -1,0 +1,104 @@
+// The promises of permutation, permute and combine, on any engine.
+#pragma once
+
+#include "../dispatch_oracle.hpp"
+
+#include <doctest/doctest.h>
+
+#include <cstdint>
+#include <vector>
+
+namespace testing {
+
+TEST_CASE_TEMPLATE_DEFINE("dispatch: random shapes agree with plain loops", Engine, dispatch_random) {
+  const Engine engine;
+  Random random(1701);
+  for (int round = 0; round < 40; ++round) {
+    const auto seed = static_cast<std::uint64_t>(round);
+    const int aligns[] = {1, 2, 3, 8, 16, 128};
+    const std::int64_t experts = random.integer(1, round % 3 == 0 ? 300 : 20);
+    const int kind = random.integer(0, 3);
+    const std::int64_t k = random.integer(1, kind == 2 ? static_cast<int>(experts < 9 ? experts : 9) : 9);
+    DispatchProblem p = dispatch_problem(seed, random.integer(0, 60), k, experts, random.integer(1, 150),
+                                         aligns[random.integer(0, 5)], kind);
+    p.stride_excess = random.integer(0, 2) == 0 ? random.integer(1, 5) : 0;
+    p.padding = random.chance(0.5) ? mb::Padding::zero : mb::Padding::untouched;
+    p.spare_rows = random.chance(0.3) ? p.align * random.integer(1, 3) : 0;
+    const mb::DataType types[] = {mb::DataType::float32, mb::DataType::bfloat16, mb::DataType::float16};
+    p.type = types[random.integer(0, 2)];
+    p.factor_type = random.chance(0.5) ? p.type : mb::DataType::float32;
+    fill_values(p, random);
+    CAPTURE(round);
+    CAPTURE(p.tokens);
+    CAPTURE(p.k);
+    CAPTURE(p.experts);
+    CAPTURE(p.align);
+    CAPTURE(kind);
+    check_dispatch(p, run_dispatch(engine, p));
+  }
+}
+
+TEST_CASE_TEMPLATE_DEFINE("dispatch: no tokens, one expert, one expert takes all, K = E, more experts than slots", Engine,
+                          dispatch_corners) {
+  const Engine engine;
+  const auto check = [&](std::int64_t tokens, std::int64_t k, std::int64_t experts, std::int64_t align, int kind) {
+    CAPTURE(tokens);
+    CAPTURE(k);
+    CAPTURE(experts);
+    CAPTURE(align);
+    const DispatchProblem p = dispatch_problem(5, tokens, k, experts, 16, align, kind);
+    check_dispatch(p, run_dispatch(engine, p));
+  };
+  for (const std::int64_t align : {1, 7, 64, 256}) {
+    check(0, 2, 5, align, 0);
+    check(9, 1, 1, align, 2);
+    check(40, 4, 12, align, 1);
+    check(11, 6, 6, align, 2);
+    check(2, 2, 100, align, 0);
+    check(6, 3, 4, align, 3);
+  }
+}
+
+TEST_CASE_TEMPLATE_DEFINE("dispatch: many slots, so that every part and tile has some", Engine, dispatch_many) {
+  const Engine engine;
+  check_dispatch(dispatch_problem(8, 1200, 4, 37, 3, 16), run_dispatch(engine, dispatch_problem(8, 1200, 4, 37, 3, 16)));
+  check_dispatch(dispatch_problem(9, 1300, 2, 3, 2, 1), run_dispatch(engine, dispatch_problem(9, 1300, 2, 3, 2, 1)));
+}
+
+TEST_CASE_TEMPLATE_DEFINE("dispatch: the most experts", Engine, dispatch_most_experts) {
+  const Engine engine;
+  for (const std::int64_t experts : {2049, 4096}) {
+    const DispatchProblem p = dispatch_problem(10, 300, 2, experts, 2, 8);
+    check_dispatch(p, run_dispatch(engine, p));
+  }
+}
+
+TEST_CASE_TEMPLATE_DEFINE("dispatch: a fixed number of rows per expert leaves later slots without one", Engine,
+                          dispatch_fixed_rows) {
+  const Engine engine;
+  for (const int kind : {0, 1, 3}) {
+    DispatchProblem p = dispatch_problem(11, 50, 3, 6, 5, 4, kind);
+    p.rows_per_expert = 12;
+    p.block_size = 6;
+    Random random(12);
+    fill_values(p, random);
+    check_dispatch(p, run_dispatch(engine, p));
+  }
+}
+
+TEST_CASE_TEMPLATE_DEFINE("dispatch: hidden sizes around a pack, a warp's packs and a CPU's block", Engine,
+                          dispatch_hidden_sizes) {
+  const Engine engine;
+  for (const mb::DataType type : {mb::DataType::float32, mb::DataType::bfloat16}) {
+    for (const std::int64_t hidden : {1, 4, 8, 31, 32, 33, 64, 127, 128, 129, 256, 264, 520}) {
+      DispatchProblem p = dispatch_problem(13, 9, 2, 4, hidden, 2);
+      p.type = type;
+      Random random(14);
+      fill_values(p, random);
+      CAPTURE(hidden);
+      check_dispatch(p, run_dispatch(engine, p));
+    }
+  }
+}
+
+}  // namespace testing

@@ -1,0 +1,289 @@
+// CONTRACT.md line 14 for the dispatch calls: bad input is an InvalidArgument that names the argument, and nothing is written.
+#pragma once
+
+#include "../dispatch_run.hpp"
+
+#include <doctest/doctest.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace testing {
+
+/// Arguments of all five calls over one set of arrays, filled with values that no call writes by chance.
+template <class Engine>
+struct DispatchMemory {
+  using Longs = typename Engine::template Array<std::int64_t>;
+  Engine engine;
+  typename Engine::template Array<std::int32_t> ids{engine, {0, 1, 2, 0, -1, 1}};
+  Longs offsets{engine, std::vector<std::int64_t>(4, 77)};
+  Longs counts{engine, std::vector<std::int64_t>(3, 77)};
+  Longs row_of_slot{engine, {0, 2, 4, 1, -1, 3}};
+  Longs slot_of_row{engine, {0, 3, 1, 5, 2, -1, -1, -1, -1, -1, -1, -1}};
+  typename Engine::template Array<std::int32_t> blocks{engine, std::vector<std::int32_t>(6, 77)};
+  typename Engine::template Array<std::max_align_t> scratch{engine, std::vector<std::max_align_t>(64)};
+  TypedMatrix<Engine> tokens{engine, mb::DataType::float32, 3, 4, 0};
+  TypedMatrix<Engine> rows{engine, mb::DataType::float32, 12, 4, 0};
+  TypedMatrix<Engine> factors{engine, mb::DataType::float32, 3, 2, 0};
+  TypedMatrix<Engine> other_tokens{engine, mb::DataType::float32, 3, 4, 0};
+  TypedMatrix<Engine> other_rows{engine, mb::DataType::float32, 12, 4, 0};
+  TypedMatrix<Engine> other_factors{engine, mb::DataType::float32, 3, 2, 0};
+  mb::Workspace workspace{scratch.data(), mb::permutation_workspace_bytes(3, 2, 3)};
+
+  mb::PermutationArgs permutation() {
+    return {.experts = {ids.data(), 3, 2},
+            .offsets = {offsets.data(), 4},
+            .row_of_slot = {row_of_slot.data(), 3, 2},
+            .slot_of_row = {slot_of_row.data(), 12},
+            .align = 2,
+            .counts = counts.data(),
+            .block_size = 2,
+            .expert_of_block = {blocks.data(), 6}};
+  }
+  mb::PermuteArgs permute() {
+    return {.hidden = tokens.view(),
+            .slot_of_row = {slot_of_row.data(), 12},
+            .permuted = rows.view(),
+            .top_k = 2,
+            .scale = factors.view()};
+  }
+  mb::PermuteBackwardArgs permute_backward() {
+    return {.grad_permuted = rows.view(),
+            .row_of_slot = {row_of_slot.data(), 3, 2},
+            .grad_hidden = tokens.view(),
+            .scale = factors.view(),
+            .hidden = other_tokens.view(),
+            .grad_scale = other_factors.view()};
+  }
+  mb::CombineArgs combine() {
+    return {.permuted = rows.view(),
+            .row_of_slot = {row_of_slot.data(), 3, 2},
+            .combined = tokens.view(),
+            .weights = factors.view()};
+  }
+  mb::CombineBackwardArgs combine_backward() {
+    return {.grad_combined = tokens.view(),
+            .row_of_slot = {row_of_slot.data(), 3, 2},
+            .slot_of_row = {slot_of_row.data(), 12},
+            .grad_permuted = rows.view(),
+            .weights = factors.view(),
+            .permuted = other_rows.view(),
+            .grad_weights = other_factors.view()};
+  }
+
+  [[nodiscard]] auto contents() const {
+    return std::tuple(ids.values(), offsets.values(), counts.values(), row_of_slot.values(), slot_of_row.values(),
+                      blocks.values(), tokens.bytes(), rows.bytes(), factors.bytes(), other_tokens.bytes(),
+                      other_rows.bytes(), other_factors.bytes());
+  }
+};
+
+/// `call(memory)` must be refused with a message that names the call and the argument, and leave all memory as it was.
+template <class Engine, class Call>
+void refuses(const std::string& subject, const Call& call) {
+  CAPTURE(subject);
+  DispatchMemory<Engine> memory;
+  const auto before = memory.contents();
+  std::string message;
+  try {
+    call(memory);
+  } catch (const mb::InvalidArgument& error) {
+    message = error.what();
+  }
+  CAPTURE(message);
+  CHECK(message.rfind("moe_balance: " + subject + " is ", 0) == 0);
+  CHECK(message.find("; allowed: ") != std::string::npos);
+  CHECK(memory.contents() == before);
+}
+
+template <class Engine, class Spoil>
+void refuses_permutation(const std::string& argument, const Spoil& spoil) {
+  refuses<Engine>("permutation: " + argument, [&](DispatchMemory<Engine>& memory) {
+    mb::PermutationArgs args = memory.permutation();
+    spoil(args, memory);
+    mb::permutation(args, memory.workspace, memory.engine.place());
+  });
+}
+
+TEST_CASE_TEMPLATE_DEFINE("dispatch refuses a permutation's bad views", Engine, dispatch_errors_permutation) {
+  using Memory = DispatchMemory<Engine>;
+  using Args = mb::PermutationArgs;
+  const auto refuse = [](const std::string& argument, const auto& spoil) { refuses_permutation<Engine>(argument, spoil); };
+  refuse("align", [](Args& args, Memory&) { args.align = 0; });
+  refuse("align", [](Args& args, Memory&) { args.align = -1; });
+  refuse("experts.data", [](Args& args, Memory&) { args.experts.data = nullptr; });
+  refuse("experts.stride", [](Args& args, Memory&) { args.experts.stride = 1; });
+  refuse("offsets.size", [](Args& args, Memory&) { args.offsets.size = 1; });
+  refuse("offsets.size", [](Args& args, Memory&) { args.offsets.size = 4098; });
+  refuse("offsets.data", [](Args& args, Memory&) { args.offsets.data = nullptr; });
+  refuse("row_of_slot.rows", [](Args& args, Memory&) { args.row_of_slot.rows = 2; });
+  refuse("row_of_slot.columns", [](Args& args, Memory&) { args.row_of_slot.columns = 1; });
+  refuse("slot_of_row.size", [](Args& args, Memory&) { args.slot_of_row.size = 7; });
+  refuse("rows_per_expert", [](Args& args, Memory&) { args.rows_per_expert = 3; });
+  refuse("slot_of_row.size", [](Args& args, Memory&) { args.rows_per_expert = 6; });
+  refuse("block_size", [](Args& args, Memory&) { args.block_size = 0; });
+  refuse("block_size", [](Args& args, Memory&) { args.block_size = 4; });
+  refuse("expert_of_block.size", [](Args& args, Memory&) { args.expert_of_block.size = 3; });
+  refuse("workspace.data", [](Args&, Memory& memory) { memory.workspace.data = nullptr; });
+  refuse("workspace.bytes", [](Args&, Memory& memory) { memory.workspace.bytes = 16; });
+}
+
+TEST_CASE_TEMPLATE_DEFINE("dispatch refuses overlapping buffers", Engine, dispatch_errors_overlap) {
+  using Memory = DispatchMemory<Engine>;
+  using Args = mb::PermutationArgs;
+  refuses_permutation<Engine>("row_of_slot", [](Args& args, Memory&) { args.slot_of_row.data = args.row_of_slot.data; });
+  refuses_permutation<Engine>("offsets", [](Args& args, Memory&) { args.counts = args.offsets.data + 1; });
+  refuses_permutation<Engine>("row_of_slot",
+                              [](Args& args, Memory& memory) { memory.workspace.data = args.row_of_slot.data; });
+  refuses<Engine>("permute: permuted", [](Memory& memory) {
+    mb::PermuteArgs args = memory.permute();
+    args.hidden.data = args.permuted.data;
+    mb::permute(args, {}, memory.engine.place());
+  });
+  refuses<Engine>("combine: combined", [](Memory& memory) {
+    mb::CombineArgs args = memory.combine();
+    args.permuted.data = args.combined.data;
+    mb::combine(args, {}, memory.engine.place());
+  });
+  refuses<Engine>("combine_backward: grad_permuted", [](Memory& memory) {
+    mb::CombineBackwardArgs args = memory.combine_backward();
+    args.permuted.data = args.grad_permuted.data;
+    mb::combine_backward(args, {}, memory.engine.place());
+  });
+  refuses<Engine>("permute_backward: grad_hidden", [](Memory& memory) {
+    mb::PermuteBackwardArgs args = memory.permute_backward();
+    args.hidden.data = args.grad_hidden.data;
+    mb::permute_backward(args, {}, memory.engine.place());
+  });
+}
+
+TEST_CASE_TEMPLATE_DEFINE("dispatch refuses hidden states and factors of wrong shapes and types", Engine,
+                          dispatch_errors_rows) {
+  using Memory = DispatchMemory<Engine>;
+  const auto permute = [](const std::string& argument, const auto& spoil) {
+    refuses<Engine>("permute: " + argument, [&](Memory& memory) {
+      mb::PermuteArgs args = memory.permute();
+      spoil(args);
+      mb::permute(args, {}, memory.engine.place());
+    });
+  };
+  permute("hidden.columns", [](mb::PermuteArgs& args) { args.hidden.columns = 0; });
+  permute("hidden.data", [](mb::PermuteArgs& args) { args.hidden.data = nullptr; });
+  permute("top_k", [](mb::PermuteArgs& args) { args.top_k = 0; });
+  permute("permuted.columns", [](mb::PermuteArgs& args) { args.permuted.columns = 3; });
+  permute("permuted.type", [](mb::PermuteArgs& args) { args.permuted.type = mb::DataType::bfloat16; });
+  permute("slot_of_row.size", [](mb::PermuteArgs& args) { args.slot_of_row.size = 11; });
+  permute("scale.columns", [](mb::PermuteArgs& args) { args.scale.columns = 1; });
+  permute("scale.type", [](mb::PermuteArgs& args) { args.scale.type = mb::DataType::float16; });
+  if constexpr (!Engine::has_float64) {
+    permute("hidden.type", [](mb::PermuteArgs& args) { args.hidden.type = mb::DataType::float64; });
+  }
+  const auto combine = [](const std::string& argument, const auto& spoil) {
+    refuses<Engine>("combine: " + argument, [&](Memory& memory) {
+      mb::CombineArgs args = memory.combine();
+      spoil(args);
+      mb::combine(args, {}, memory.engine.place());
+    });
+  };
+  combine("combined.columns", [](mb::CombineArgs& args) { args.combined.columns = 3; });
+  combine("row_of_slot.rows", [](mb::CombineArgs& args) { args.row_of_slot.rows = 2; });
+  combine("row_of_slot.columns", [](mb::CombineArgs& args) { args.row_of_slot.columns = 0; });
+  combine("weights.rows", [](mb::CombineArgs& args) { args.weights.rows = 2; });
+  combine("permuted.stride", [](mb::CombineArgs& args) { args.permuted.stride = 3; });
+  const auto backward = [](const std::string& argument, const auto& spoil) {
+    refuses<Engine>("combine_backward: " + argument, [&](Memory& memory) {
+      mb::CombineBackwardArgs args = memory.combine_backward();
+      spoil(args);
+      mb::combine_backward(args, {}, memory.engine.place());
+    });
+  };
+  backward("permuted.rows", [](mb::CombineBackwardArgs& args) { args.permuted = {}; });
+  backward("grad_weights.columns", [](mb::CombineBackwardArgs& args) { args.grad_weights.columns = 1; });
+  backward("slot_of_row.size", [](mb::CombineBackwardArgs& args) { args.slot_of_row.size = 1; });
+  refuses<Engine>("permute_backward: hidden.rows", [](Memory& memory) {
+    mb::PermuteBackwardArgs args = memory.permute_backward();
+    args.hidden = {};
+    mb::permute_backward(args, {}, memory.engine.place());
+  });
+}
+
+/// Where indices cannot be read before the work, bad ones are left out and counted.
+template <class Engine>
+void counts_bad_indices() {
+  DispatchProblem good = dispatch_problem(31, 20, 3, 5, 6, 4);
+  DispatchProblem bad = good;
+  for (std::size_t i = 0; i < bad.ids.size(); i += 7) {
+    good.ids[i] = -1;
+    bad.ids[i] = i % 2 == 0 ? 5 : -2;
+  }
+  const Engine engine;
+  typename Engine::template Array<mb::Status> status(engine, {mb::Status{.invalid_experts = 10}});
+  CHECK(run_dispatch(engine, bad, status.data()) == run_dispatch(engine, good));
+  CHECK(status.values()[0].invalid_experts == 10 + 9);
+  CHECK(status.values()[0].invalid_rows == 0);
+
+  DispatchMemory<Engine> memory;
+  memory.row_of_slot = typename Engine::template Array<std::int64_t>(engine, {0, 12, 4, -2, -1, 3});
+  memory.slot_of_row = typename Engine::template Array<std::int64_t>(engine, {0, 3, 1, 6, 2, -2, -1, -1, -1, -1, -1, 1000});
+  mb::PermuteArgs permute = memory.permute();
+  permute.status = status.data();
+  mb::permute(permute, {}, engine.place());
+  engine.wait();
+  CHECK(status.values()[0].invalid_rows == 3);
+  mb::CombineArgs combine = memory.combine();
+  combine.status = status.data();
+  mb::combine(combine, {}, engine.place());
+  engine.wait();
+  CHECK(status.values()[0].invalid_rows == 5);
+}
+
+/// On the CPU they are refused before anything is written.
+template <class Engine>
+void refuses_bad_indices() {
+  using Memory = DispatchMemory<Engine>;
+  const auto set = [](auto& array, std::size_t index, auto value) {
+    auto values = array.values();
+    values[index] = value;
+    array = std::remove_reference_t<decltype(array)>(Engine{}, values);
+  };
+  for (const int id : {3, -2, 2147483647}) {
+    Memory memory;
+    set(memory.ids, 3, id);
+    const auto before = memory.contents();
+    CHECK_THROWS_WITH_AS(
+        mb::permutation(memory.permutation(), memory.workspace, memory.engine.place()),
+        ("moe_balance: permutation: experts[3] is " + std::to_string(id) + "; allowed: -1 to 2 (-1: an empty slot)").c_str(),
+        mb::InvalidArgument);
+    CHECK(memory.contents() == before);
+  }
+  refuses<Engine>("permute: slot_of_row[3]", [&](Memory& memory) {
+    memory.slot_of_row.data()[3] = 6;
+    const auto restore = [&] { memory.slot_of_row.data()[3] = 5; };
+    try {
+      mb::permute(memory.permute(), {}, memory.engine.place());
+    } catch (...) {
+      restore();
+      throw;
+    }
+  });
+  refuses<Engine>("combine: row_of_slot[1]", [&](Memory& memory) {
+    memory.row_of_slot.data()[1] = 12;
+    try {
+      mb::combine(memory.combine(), {}, memory.engine.place());
+    } catch (...) {
+      memory.row_of_slot.data()[1] = 2;
+      throw;
+    }
+  });
+}
+
+TEST_CASE_TEMPLATE_DEFINE("dispatch refuses bad ids and rows, or counts them where it cannot look", Engine,
+                          dispatch_errors_indices) {
+  if constexpr (mb::DispatchEngine<decltype(Engine{}.place())>::reads_arguments)
+    refuses_bad_indices<Engine>();
+  else
+    counts_bad_indices<Engine>();
+}
+
+}  // namespace testing

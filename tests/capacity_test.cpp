@@ -1,0 +1,108 @@
+// Capacity on the CPU: against plain loops, and exact gradients.
+#include "engine_host.hpp"
+
+#include "bodies/capacity.hpp"
+
+namespace testing {
+
+TEST_CASE_TEMPLATE_INVOKE(capacity_random, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(capacity_corners, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(capacity_router, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(capacity_errors, HostEngine);
+
+TEST_CASE("capacity: any number of threads gives the same result") {
+  for (const mb::DropBy drop : {mb::DropBy::score, mb::DropBy::position}) {
+    CapacityProblem p = capacity_problem(71, 20000, 4, 8, 5000, 20);
+    p.drop = drop;
+    p.renormalise = true;
+    const CapacityResult one = limit(HostEngine{.threads = 1}, p);
+    check_limit(p, one);
+    for (const int threads : {2, 5}) {
+      const CapacityResult many = limit(HostEngine{.threads = threads}, p);
+      CHECK(many.experts == one.experts);
+      CHECK(many.weights == one.weights);
+      CHECK(many.kept_counts == one.kept_counts);
+      CHECK(many.dropped == one.dropped);
+    }
+  }
+}
+
+TEST_CASE("capacity: the capacity of an expert") {
+  CHECK(mb::expert_capacity(40, 4, 60, 1.25) == 4);
+  CHECK(mb::expert_capacity(48, 2, 16, 1.0) == 6);
+  CHECK(mb::expert_capacity(0, 2, 16, 1.0) == 1);
+  CHECK(mb::expert_capacity(std::int64_t{1} << 40, 8, 256, 1.5) == (std::int64_t{1} << 35) * 3 / 2);
+}
+
+/// sum of weights * grad in float64 after dropping; what is dropped must not change between the differences.
+template <class Router>
+struct LimitedLoss {
+  Router router;
+  std::vector<double> logits;
+  std::vector<double> grads;
+  std::int64_t tokens;
+  std::int64_t experts;
+  std::vector<std::int32_t> ids = std::vector<std::int32_t>(grads.size());
+  std::vector<std::int32_t> chosen = std::vector<std::int32_t>(grads.size());
+  std::vector<double> weights = std::vector<double>(grads.size());
+  std::vector<double> scratch = std::vector<double>(router.workspace_bytes({tokens, static_cast<int>(experts)}) / 8 + 2);
+
+  [[nodiscard]] mb::Workspace workspace() { return {scratch.data(), scratch.size() * 8}; }
+  double value() {
+    router.forward({.logits = mb::MatrixView<const double>(logits.data(), tokens, experts),
+                    .experts = {ids.data(), tokens, Router::k},
+                    .weights = mb::MatrixView<double>(weights.data(), tokens, Router::k),
+                    .chosen = {chosen.data(), tokens, Router::k}},
+                   workspace(), mb::Host{});
+    double sum = 0;
+    for (std::size_t i = 0; i < weights.size(); ++i) sum += weights[i] * grads[i];
+    return sum;
+  }
+  std::vector<double> gradient() {
+    value();
+    std::vector<double> result(logits.size());
+    router.backward({.logits = mb::MatrixView<const double>(logits.data(), tokens, experts),
+                     .experts = mb::MatrixView<const std::int32_t>(ids.data(), tokens, Router::k),
+                     .grad_weights = mb::MatrixView<const double>(grads.data(), tokens, Router::k),
+                     .grad_logits = mb::MatrixView<double>(result.data(), tokens, experts),
+                     .chosen = mb::MatrixView<const std::int32_t>(chosen.data(), tokens, Router::k)},
+                    workspace(), mb::Host{});
+    return result;
+  }
+};
+
+template <class Router>
+void check_gradient(const Router& router) {
+  Random random(72);
+  LimitedLoss<Router> loss{router, random.normals<double>(12 * 5), random.normals<double>(12 * Router::k), 12, 5};
+  const std::vector<double> gradient = loss.gradient();
+  const std::vector<std::int32_t> kept = loss.ids;
+  CHECK(std::count(kept.begin(), kept.end(), -1) > 0);
+  for (std::size_t i = 0; i < gradient.size(); ++i) {
+    const double at = loss.logits[i];
+    const double step = 1e-6;
+    loss.logits[i] = at + step;
+    const double above = loss.value();
+    REQUIRE(loss.ids == kept);
+    loss.logits[i] = at - step;
+    const double below = loss.value();
+    REQUIRE(loss.ids == kept);
+    loss.logits[i] = at;
+    CHECK(std::abs((above - below) / (2 * step) - gradient[i]) <= 1e-8 * (1 + std::abs(gradient[i])));
+  }
+}
+
+TEST_CASE("capacity: a router's gradient is exact, renormalised after dropping or not") {
+  for (const bool renormalise : {false, true}) {
+    check_gradient(mb::Router{
+        mb::Softmax{}, mb::WithCapacity<mb::TopK<3>>{
+                           .capacity_factor = 0.8, .renormalise = renormalise, .selection = {.scaling_factor = 2.5f}}});
+    check_gradient(mb::Router{mb::SoftmaxOverSelected{},
+                              mb::WithCapacity<mb::TopK<3>>{.capacity_factor = 0.8, .renormalise = renormalise}});
+  }
+  check_gradient(mb::Router{mb::Sigmoid{},
+                            mb::WithCapacity<mb::TopK<2>>{
+                                .capacity_factor = 0.7, .drop = mb::DropBy::position, .selection = {.renormalise = false}}});
+}
+
+}  // namespace testing

@@ -1,0 +1,169 @@
+// Dispatch on the CPU: against plain loops, and the same bits for any number of threads and any instruction set.
+#include "engine_host.hpp"
+
+#include "bodies/dispatch.hpp"
+#include "bodies/dispatch_errors.hpp"
+
+#include <utility>
+
+namespace testing {
+
+TEST_CASE_TEMPLATE_INVOKE(dispatch_random, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_corners, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_many, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_most_experts, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_fixed_rows, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_hidden_sizes, HostEngine);
+
+TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_permutation, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_overlap, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_rows, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_indices, HostEngine);
+
+TEST_CASE("dispatch: any number of threads and any instruction set give the same bits") {
+  for (const mb::DataType type : {mb::DataType::float32, mb::DataType::float16}) {
+    DispatchProblem p = dispatch_problem(21, 7000, 8, 24, 6, 16);
+    p.type = type;
+    Random random(22);
+    fill_values(p, random);
+    const DispatchResults one = run_dispatch(HostEngine{.threads = 1}, p);
+    for (const int threads : {2, 3, 7}) CHECK(run_dispatch(HostEngine{.threads = threads}, p) == one);
+    for (const auto set : {mb::InstructionSet::baseline, mb::InstructionSet::x86_64_v3, mb::InstructionSet::x86_64_v4}) {
+      CHECK(run_dispatch(HostEngine{.threads = 2, .instructions = set}, p) == one);
+    }
+  }
+}
+
+TEST_CASE("dispatch: combine(permute(x)) is the sum of the weights times x") {
+  DispatchProblem p = dispatch_problem(23, 50, 3, 7, 9, 4);
+  const HostEngine engine;
+  const DispatchResults first = run_dispatch(engine, p);
+  p.expert_outputs = decoded(p.type, first.permuted);
+  const std::vector<double> combined = decoded(p.type, run_dispatch(engine, p).combined);
+  for (std::int64_t t = 0; t < p.tokens; ++t) {
+    double sum = 0;
+    for (std::int64_t slot = t * p.k; slot < (t + 1) * p.k; ++slot) {
+      if (p.ids[static_cast<std::size_t>(slot)] >= 0) sum += at(p.weights, slot);
+    }
+    for (std::int64_t c = 0; c < p.hidden; ++c) {
+      const double x = at(p.hidden_states, t * p.hidden + c);
+      CHECK(std::abs(at(combined, t * p.hidden + c) - sum * x) <= 1e-5 * (1 + std::abs(x)));
+    }
+  }
+}
+
+/// sum of g * combine(f(permute(x, scale)), weights) in float64, f(y) = y * y + y; its gradients by the library's backward calls.
+struct Layer {
+  DispatchProblem p;
+  std::vector<double> scale;
+  std::vector<std::int64_t> row_of_slot;
+  std::vector<std::int64_t> slot_of_row;
+
+  [[nodiscard]] mb::ConstAnyMatrix matrix(const std::vector<double>& values, std::int64_t columns) const {
+    const auto rows = static_cast<std::int64_t>(values.size()) / columns;
+    return mb::MatrixView<const double>(values.data(), rows, columns);
+  }
+  [[nodiscard]] mb::AnyMatrix matrix(std::vector<double>& values, std::int64_t columns) const {
+    return mb::MatrixView<double>(values.data(), static_cast<std::int64_t>(values.size()) / columns, columns);
+  }
+  [[nodiscard]] mb::VectorView<const std::int64_t> slots() const { return {slot_of_row.data(), p.rows()}; }
+  [[nodiscard]] mb::MatrixView<const std::int64_t> rows() const { return {row_of_slot.data(), p.tokens, p.k}; }
+
+  [[nodiscard]] std::vector<double> permuted() const {
+    std::vector<double> y(static_cast<std::size_t>(p.rows() * p.hidden));
+    mb::permute({.hidden = matrix(p.hidden_states, p.hidden),
+                 .slot_of_row = slots(),
+                 .permuted = matrix(y, p.hidden),
+                 .top_k = static_cast<int>(p.k),
+                 .scale = matrix(scale, p.k)},
+                {}, mb::Host{});
+    return y;
+  }
+  [[nodiscard]] double loss() const {
+    std::vector<double> y = permuted();
+    for (double& value : y) value = value * value + value;
+    std::vector<double> out(p.grad_combined.size());
+    mb::combine({.permuted = matrix(std::as_const(y), p.hidden),
+                 .row_of_slot = rows(),
+                 .combined = matrix(out, p.hidden),
+                 .weights = matrix(p.weights, p.k)},
+                {}, mb::Host{});
+    double sum = 0;
+    for (std::size_t i = 0; i < out.size(); ++i) sum += out[i] * p.grad_combined[i];
+    return sum;
+  }
+};
+
+TEST_CASE("dispatch: gradients are the central differences of float64 values") {
+  Layer layer{dispatch_problem(24, 7, 3, 5, 6, 4), {}, {}, {}};
+  DispatchProblem& p = layer.p;
+  Random random(25);
+  layer.scale = random.normals<double>(p.ids.size());
+  const DispatchResults order = run_dispatch(HostEngine{}, p);
+  layer.row_of_slot = order.row_of_slot;
+  layer.slot_of_row = order.slot_of_row;
+
+  const std::vector<double> y = layer.permuted();
+  std::vector<double> activated = y;
+  for (double& value : activated) value = value * value + value;
+  std::vector<double> grad_outputs(y.size());
+  std::vector<double> grad_weights(p.ids.size());
+  mb::combine_backward({.grad_combined = layer.matrix(std::as_const(p.grad_combined), p.hidden),
+                        .row_of_slot = layer.rows(),
+                        .slot_of_row = layer.slots(),
+                        .grad_permuted = layer.matrix(grad_outputs, p.hidden),
+                        .weights = layer.matrix(std::as_const(p.weights), p.k),
+                        .permuted = layer.matrix(std::as_const(activated), p.hidden),
+                        .grad_weights = layer.matrix(grad_weights, p.k)},
+                       {}, mb::Host{});
+  for (std::size_t i = 0; i < y.size(); ++i) grad_outputs[i] *= 2 * y[i] + 1;
+  std::vector<double> grad_hidden(p.hidden_states.size());
+  std::vector<double> grad_scale(p.ids.size());
+  mb::permute_backward({.grad_permuted = layer.matrix(std::as_const(grad_outputs), p.hidden),
+                        .row_of_slot = layer.rows(),
+                        .grad_hidden = layer.matrix(grad_hidden, p.hidden),
+                        .scale = layer.matrix(std::as_const(layer.scale), p.k),
+                        .hidden = layer.matrix(std::as_const(p.hidden_states), p.hidden),
+                        .grad_scale = layer.matrix(grad_scale, p.k)},
+                       {}, mb::Host{});
+
+  const auto check = [&](const char* what, std::vector<double>& values, const std::vector<double>& gradient) {
+    CAPTURE(what);
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      const double kept = values[i];
+      const double step = 1e-6;
+      values[i] = kept + step;
+      const double above = layer.loss();
+      values[i] = kept - step;
+      const double below = layer.loss();
+      values[i] = kept;
+      CHECK(std::abs((above - below) / (2 * step) - gradient[i]) <= 1e-7 * (1 + std::abs(gradient[i])));
+    }
+  };
+  check("hidden", p.hidden_states, grad_hidden);
+  check("weights", p.weights, grad_weights);
+  check("scale", layer.scale, grad_scale);
+}
+
+TEST_CASE("dispatch: sizes beyond 2^31 and 2^32 do not wrap") {
+  const std::int64_t tokens = std::int64_t{1} << 33;
+  CHECK(mb::permutation_rows(tokens, 8, 256) == tokens * 8);
+  CHECK(mb::permutation_rows(tokens, 8, 256, 128) == tokens * 8 + 254 * 128);
+  CHECK(mb::permutation_rows(tokens + 1, 3, 2, 5) == (3 * tokens + 3 + 2 * 4) / 5 * 5);
+  CHECK(mb::permutation_workspace_bytes(tokens, 8, 4096) == 16 + std::size_t{128} * 4096 * 4);
+  CHECK(mb::permutation_rows(3, 1, 100, 64) == 192);
+  CHECK(mb::permutation_rows(0, 4, 10, 64) == 0);
+
+  // The ranges of parts and the offsets of a row so far behind that 32 bits would wrap.
+  const mb::ItemRange last = mb::range_of_part(tokens * 8, 127, 128);
+  CHECK(last.last == tokens * 8);
+  CHECK(last.last - last.first == tokens / 16);
+  CHECK(last.last - last.first <= mb::dispatch_tuning.most_slots_per_part);
+  auto* const base = reinterpret_cast<std::int32_t*>(std::uintptr_t{1} << 12);  // never read
+  const mb::SlotView<std::int32_t> slots(mb::MatrixView<std::int32_t>(base, tokens, 8, 9));
+  CHECK(&slots[tokens * 8 - 1] - base == (tokens - 1) * 9 + 7);
+  const mb::AnyMatrix rows(base, mb::DataType::float32, tokens, 7168, 7168);
+  CHECK(mb::row_pointer<float>(rows, tokens - 1) - reinterpret_cast<float*>(base) == (tokens - 1) * 7168);
+}
+
+}  // namespace testing

@@ -1,0 +1,14 @@
+// Expert parallelism on a GPU.
+#include "bodies/expert_parallel.hpp"
+#include "engine_cuda.cuh"
+
+namespace testing {
+
+TEST_CASE_TEMPLATE_INVOKE(physical_by_rule, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(local_ranges, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(tensor_masks, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(shared_appended, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(splits, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(parallel_errors, CudaEngine);
+
+}  // namespace testing

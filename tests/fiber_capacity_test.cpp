@@ -1,0 +1,11 @@
+// The kernels of a capacity on fibers.
+#include "bodies/capacity.hpp"
+#include "tile/fiber_dispatch.hpp"
+
+namespace testing {
+
+TEST_CASE_TEMPLATE_INVOKE(capacity_random, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(capacity_corners, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(capacity_router, FiberEngine);
+
+}  // namespace testing

@@ -1,0 +1,15 @@
+// Expert parallelism on fibers.
+
+#include "bodies/expert_parallel.hpp"
+#include "tile/fiber_dispatch.hpp"
+
+namespace testing {
+
+TEST_CASE_TEMPLATE_INVOKE(physical_by_rule, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(local_ranges, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(tensor_masks, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(shared_appended, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(splits, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(parallel_errors, FiberEngine);
+
+}  // namespace testing

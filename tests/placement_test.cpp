@@ -1,0 +1,266 @@
+// Placement of experts: valid, deterministic, bounded in moves, and near the best there is where that can be searched for.
+#include "random.hpp"
+
+#include <doctest/doctest.h>
+#include <moe_balance/moe_balance.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <numeric>
+#include <set>
+#include <vector>
+
+namespace testing {
+
+namespace mb = moe_balance;
+
+using Counts = std::vector<std::int64_t>;
+using Ids = std::vector<std::int32_t>;
+
+/// Expected load of the busiest rank, from the definition.
+double busiest(const Counts& counts, const Ids& logical, int ranks) {
+  std::vector<int> replicas(counts.size(), 0);
+  for (const std::int32_t e : logical) ++replicas[static_cast<std::size_t>(e)];
+  const std::size_t per_rank = logical.size() / static_cast<std::size_t>(ranks);
+  double most = 0;
+  for (std::size_t first = 0; first < logical.size(); first += per_rank) {
+    double load = 0;
+    for (std::size_t p = first; p < first + per_rank; ++p) {
+      const auto e = static_cast<std::size_t>(logical[p]);
+      load += static_cast<double>(counts[e]) / replicas[e];
+    }
+    most = std::max(most, load);
+  }
+  return most;
+}
+
+/// The least that any placement reaches: every one is tried.
+double optimum(const Counts& counts, int places, int ranks) {
+  Ids logical(static_cast<std::size_t>(places), 0);
+  const auto experts = static_cast<std::int32_t>(counts.size());
+  double best = std::numeric_limits<double>::infinity();
+  for (;;) {
+    if (static_cast<std::int32_t>(std::set<std::int32_t>(logical.begin(), logical.end()).size()) == experts) {
+      best = std::min(best, busiest(counts, logical, ranks));
+    }
+    std::size_t at = 0;
+    while (at < logical.size() && ++logical[at] == experts) logical[at++] = 0;
+    if (at == logical.size()) return best;
+  }
+}
+
+Counts skewed_counts(Random& random, int experts, double skew) {
+  Counts counts;
+  for (int e = 0; e < experts; ++e) counts.push_back(static_cast<std::int64_t>(1000 * std::exp(skew * random.normal())));
+  return counts;
+}
+
+/// Ids, replica counts and the map agree, and every expert has a place.
+void check_valid(const mb::Placement& placement, int experts, int places) {
+  REQUIRE(placement.logical_of_physical.size() == static_cast<std::size_t>(places));
+  Ids replicas(static_cast<std::size_t>(experts), 0);
+  for (const std::int32_t e : placement.logical_of_physical) {
+    REQUIRE((e >= 0 && e < experts));
+    ++replicas[static_cast<std::size_t>(e)];
+  }
+  CHECK(*std::min_element(replicas.begin(), replicas.end()) >= 1);
+  CHECK(placement.replica_count == replicas);
+  CHECK(placement.most_replicas == *std::max_element(replicas.begin(), replicas.end()));
+  std::set<std::int32_t> seen;
+  for (int e = 0; e < experts; ++e) {
+    for (int i = 0; i < placement.most_replicas; ++i) {
+      const std::int32_t p = placement.logical_to_physical[static_cast<std::size_t>(e * placement.most_replicas + i)];
+      CHECK((p >= 0) == (i < replicas[static_cast<std::size_t>(e)]));
+      if (p < 0) continue;
+      CHECK(placement.logical_of_physical[static_cast<std::size_t>(p)] == e);
+      seen.insert(p);
+    }
+  }
+  CHECK(seen.size() == static_cast<std::size_t>(places));
+}
+
+/// Places whose rank has more replicas of an expert than before.
+int moved(const Ids& before, const Ids& after, int ranks) {
+  const auto per_rank = static_cast<std::ptrdiff_t>(before.size()) / ranks;
+  int moves = 0;
+  for (std::ptrdiff_t first = 0; first < static_cast<std::ptrdiff_t>(before.size()); first += per_rank) {
+    for (const std::int32_t e : std::set<std::int32_t>(after.begin() + first, after.begin() + first + per_rank)) {
+      const auto had = std::count(before.begin() + first, before.begin() + first + per_rank, e);
+      const auto has = std::count(after.begin() + first, after.begin() + first + per_rank, e);
+      moves += static_cast<int>(std::max<std::ptrdiff_t>(0, has - had));
+    }
+  }
+  return moves;
+}
+
+TEST_CASE("placement: near the best of all placements where all can be tried") {
+  Random random(91);
+  double worst = 1;
+  double sum = 0;
+  int cases = 0;
+  const int shapes[][3] = {{3, 4, 2}, {4, 4, 2}, {4, 6, 3}, {3, 6, 2}, {5, 6, 2}, {6, 6, 3}, {2, 6, 3}, {4, 6, 6}};
+  for (const auto& [experts, places, ranks] : shapes) {
+    for (int round = 0; round < 12; ++round) {
+      const Counts counts = skewed_counts(random, experts, round % 2 == 0 ? 0.5 : 1.5);
+      const mb::Placement placement =
+          mb::place_experts({.counts = {counts.data(), experts}, .physical_experts = places, .ranks = ranks});
+      check_valid(placement, experts, places);
+      CHECK(placement.busiest == doctest::Approx(busiest(counts, placement.logical_of_physical, ranks)));
+      const double ratio = placement.busiest / optimum(counts, places, ranks);
+      CHECK(ratio >= 1 - 1e-9);
+      worst = std::max(worst, ratio);
+      sum += ratio;
+      ++cases;
+    }
+  }
+  MESSAGE("busiest rank against the optimum over " << cases << " cases: mean " << sum / cases << ", worst " << worst);
+  CHECK(worst <= 4.0 / 3.0);
+  CHECK(sum / cases <= 1.02);
+}
+
+TEST_CASE("placement: far better than experts in order, at the sizes of models") {
+  Random random(92);
+  const Counts counts = skewed_counts(random, 256, 1.0);
+  Ids in_order;
+  for (std::int32_t p = 0; p < 256; ++p) in_order.push_back(p);
+  const mb::Placement placement = mb::place_experts({.counts = {counts.data(), 256}, .physical_experts = 288, .ranks = 32});
+  check_valid(placement, 256, 288);
+  const double mean = static_cast<double>(std::accumulate(counts.begin(), counts.end(), std::int64_t{0})) / 32;
+  CHECK(placement.busiest < 1.02 * mean);
+  CHECK(busiest(counts, in_order, 32) > 1.3 * mean);
+}
+
+TEST_CASE("placement: groups of experts stay on one node where they divide over nodes") {
+  Random random(93);
+  for (int round = 0; round < 5; ++round) {
+    const Counts counts = skewed_counts(random, 64, 0.8);
+    const mb::Placement placement =
+        mb::place_experts({.counts = {counts.data(), 64}, .physical_experts = 80, .ranks = 8, .nodes = 4, .groups = 8});
+    check_valid(placement, 64, 80);
+    std::vector<std::set<std::size_t>> nodes_of_group(8);
+    for (std::size_t p = 0; p < 80; ++p) {
+      nodes_of_group[static_cast<std::size_t>(placement.logical_of_physical[p] / 8)].insert(p / 20);
+    }
+    std::vector<int> groups_of_node(4, 0);
+    for (const auto& nodes : nodes_of_group) {
+      REQUIRE(nodes.size() == 1);
+      ++groups_of_node[*nodes.begin()];
+    }
+    CHECK(groups_of_node == std::vector<int>{2, 2, 2, 2});
+  }
+}
+
+TEST_CASE("placement: groups that do not divide over nodes are placed as if there were one") {
+  Random random(94);
+  const Counts counts = skewed_counts(random, 12, 1.0);
+  const mb::PlacementArgs flat{.counts = {counts.data(), 12}, .physical_experts = 16, .ranks = 4};
+  mb::PlacementArgs nodes = flat;
+  nodes.nodes = 2;
+  nodes.groups = 3;
+  CHECK(mb::place_experts(nodes).logical_of_physical == mb::place_experts(flat).logical_of_physical);
+}
+
+TEST_CASE("placement: the most loaded experts get the replicas") {
+  const Counts counts{10, 900, 10, 500, 10, 10};
+  const mb::Placement placement = mb::place_experts({.counts = {counts.data(), 6}, .physical_experts = 8, .ranks = 2});
+  CHECK(placement.replica_count == Ids{1, 2, 1, 2, 1, 1});
+  const Counts equal(6, 7);
+  CHECK(mb::place_experts({.counts = {equal.data(), 6}, .physical_experts = 8, .ranks = 2}).replica_count ==
+        Ids{2, 2, 1, 1, 1, 1});
+  const Counts nothing(6, 0);
+  check_valid(mb::place_experts({.counts = {nothing.data(), 6}, .physical_experts = 8, .ranks = 2}), 6, 8);
+}
+
+TEST_CASE("placement: no more experts move than are allowed, and more moves never balance worse") {
+  Random random(95);
+  for (int round = 0; round < 6; ++round) {
+    const Counts before = skewed_counts(random, 32, 1.0);
+    Counts after = before;
+    for (std::int64_t& count : after)
+      count = static_cast<std::int64_t>(static_cast<double>(count) * std::exp(0.7 * random.normal()));
+    const mb::Placement old = mb::place_experts({.counts = {before.data(), 32}, .physical_experts = 40, .ranks = 8});
+    const Ids& ids = old.logical_of_physical;
+    double last = std::numeric_limits<double>::infinity();
+    for (const int most : {0, 1, 2, 4, 8, 40}) {
+      const mb::Placement next = mb::place_experts({.counts = {after.data(), 32},
+                                                    .physical_experts = 40,
+                                                    .ranks = 8,
+                                                    .previous = {ids.data(), 40},
+                                                    .most_moves = most});
+      check_valid(next, 32, 40);
+      CHECK(next.moves == moved(ids, next.logical_of_physical, 8));
+      CHECK(next.moves <= most);
+      // What stays on its rank keeps its place.
+      int changed = 0;
+      for (std::size_t p = 0; p < 40; ++p) changed += next.logical_of_physical[p] != ids[p] ? 1 : 0;
+      CHECK(changed == next.moves);
+      CHECK(next.busiest <= busiest(after, ids, 8) * (1 + 1e-12));
+      if (most == 0) CHECK(next.logical_of_physical == ids);
+      if (most == 40) CHECK(next.busiest <= last * (1 + 1e-9));
+      last = std::min(last, next.busiest);
+    }
+  }
+}
+
+TEST_CASE("placement: an old placement of the same counts stays as it is") {
+  Random random(96);
+  const Counts counts = skewed_counts(random, 16, 1.0);
+  const mb::Placement old = mb::place_experts({.counts = {counts.data(), 16}, .physical_experts = 20, .ranks = 4});
+  const mb::Placement again = mb::place_experts(
+      {.counts = {counts.data(), 16}, .physical_experts = 20, .ranks = 4, .previous = {old.logical_of_physical.data(), 20}});
+  CHECK(again.logical_of_physical == old.logical_of_physical);
+  CHECK(again.moves == 0);
+}
+
+TEST_CASE("placement: tokens sent by its map meet the load that it expects") {
+  const Counts counts{4000, 1000, 500, 500};
+  const mb::Placement placement = mb::place_experts({.counts = {counts.data(), 4}, .physical_experts = 8, .ranks = 4});
+  Ids ids;
+  for (std::int32_t e = 0; e < 4; ++e)
+    ids.insert(ids.end(), static_cast<std::size_t>(counts[static_cast<std::size_t>(e)]), e);
+  Ids physical(ids.size());
+  const auto tokens = static_cast<std::int64_t>(ids.size());
+  mb::physical_experts({.experts = mb::MatrixView<const std::int32_t>(ids.data(), tokens, 1),
+                        .physical_experts = {physical.data(), tokens, 1},
+                        .logical_to_physical = {placement.logical_to_physical.data(), 4, placement.most_replicas},
+                        .replica_count = {placement.replica_count.data(), 4},
+                        .rank = 3},
+                       {}, mb::Host{});
+  std::vector<double> load(4, 0.0);
+  for (const std::int32_t p : physical) load[static_cast<std::size_t>(p / 2)] += 1;
+  CHECK(std::abs(*std::max_element(load.begin(), load.end()) - placement.busiest) <= 8);
+}
+
+TEST_CASE("placement: bad arguments are refused by name") {
+  const Counts counts{1, 2, 3, 4};
+  const Ids previous{0, 1, 2, 3};
+  const mb::PlacementArgs good{
+      .counts = {counts.data(), 4}, .physical_experts = 4, .ranks = 2, .previous = {previous.data(), 4}};
+  const auto refuses = [&](const char* message, const auto& spoil) {
+    mb::PlacementArgs args = good;
+    spoil(args);
+    CHECK_THROWS_WITH_AS((void)mb::place_experts(args), doctest::Contains(message), mb::InvalidArgument);
+  };
+  refuses("place_experts: counts.size is 0", [](mb::PlacementArgs& args) { args.counts.size = 0; });
+  refuses("place_experts: counts.data is null", [](mb::PlacementArgs& args) { args.counts.data = nullptr; });
+  refuses("place_experts: physical_experts is 3; allowed: 4 to", [](mb::PlacementArgs& args) { args.physical_experts = 3; });
+  refuses("place_experts: physical_experts is 5; allowed: a multiple",
+          [](mb::PlacementArgs& args) { args.physical_experts = 5; });
+  refuses("place_experts: ranks is 0", [](mb::PlacementArgs& args) { args.ranks = 0; });
+  refuses("place_experts: nodes is 3; allowed: a divisor of the 2 ranks", [](mb::PlacementArgs& args) { args.nodes = 3; });
+  refuses("place_experts: groups is 3; allowed: a divisor of the 4 experts",
+          [](mb::PlacementArgs& args) { args.groups = 3; });
+  refuses("place_experts: most_moves is -1", [](mb::PlacementArgs& args) { args.most_moves = -1; });
+  refuses("place_experts: previous.size is 3", [](mb::PlacementArgs& args) { args.previous.size = 3; });
+  const Ids outside{0, 1, 2, 4};
+  refuses("place_experts: previous[3] is 4", [&](mb::PlacementArgs& args) { args.previous.data = outside.data(); });
+  const Ids incomplete{0, 1, 2, 2};
+  refuses("place_experts: previous is without expert 3",
+          [&](mb::PlacementArgs& args) { args.previous.data = incomplete.data(); });
+  const Counts negative{1, -2, 3, 4};
+  refuses("place_experts: counts[1] is -2", [&](mb::PlacementArgs& args) { args.counts.data = negative.data(); });
+}
+
+}  // namespace testing

@@ -1,0 +1,76 @@
+// The dispatch kernels' bodies on fibers, with blocks as small and as few as show every kind of sharing.
+#pragma once
+
+#include "fiber_engine.hpp"
+
+#include <moe_balance/dispatch/engine.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace moe_balance {
+inline namespace MOEB_VERSION_NAMESPACE {
+
+template <>
+struct DispatchEngine<testing::Fibers> {
+  static constexpr bool serves_float64 = false;
+  static constexpr bool reads_arguments = false;
+  static constexpr int tile_width = 32;
+  using Fibers = testing::Fibers;
+
+  static void check(const char* /*call*/, const Fibers&) {}
+  static void clear(void* data, std::size_t bytes, const Fibers& place) { Engine<Fibers>::clear(data, bytes, place); }
+  [[nodiscard]] static LaunchSize for_rows(std::int64_t /*rows*/, std::int64_t /*columns*/, const Fibers& place) {
+    return {place.multiprocessors, 2, 0};
+  }
+  [[nodiscard]] static LaunchSize for_items(std::int64_t /*items*/, const Fibers& place) {
+    return {place.multiprocessors, 2, 0};
+  }
+  [[nodiscard]] static LaunchSize for_groups(std::int64_t /*groups*/, std::int64_t /*items*/, const Fibers& place) {
+    return {place.multiprocessors, 3, 0};
+  }
+  [[nodiscard]] static std::int64_t parts(std::int64_t /*slots*/, std::int64_t most, const Fibers& place) {
+    return std::min<std::int64_t>(most, place.multiprocessors);
+  }
+  [[nodiscard]] static constexpr int tiles(int /*experts*/) { return 3; }
+
+  template <class Body, class Problem>
+  static void launch(const char* /*call*/, const LaunchSize& size, const Body& body, const Problem& problem,
+                     const Fibers& place) {
+    testing::launch_fibers(place, size.blocks, 1, 32 * size.tiles, size.shared_bytes, [&](const testing::FiberBlock& block) {
+      body(block, testing::FiberTile<32>{block.group, block.thread()}, problem);
+    });
+  }
+};
+
+}  // namespace MOEB_VERSION_NAMESPACE
+}  // namespace moe_balance
+
+namespace testing {
+
+/// An engine of test bodies (engine_host.hpp tells what it offers) whose calls run on fibers.
+struct FiberEngine {
+  static constexpr const char* label = "fibers";
+  static constexpr bool has_float64 = false;
+  std::uint64_t seed = 1;
+  int multiprocessors = 2;
+
+  [[nodiscard]] Fibers place() const { return {seed, multiprocessors}; }
+  void wait() const {}
+
+  template <class T>
+  class Array {
+   public:
+    Array() = default;
+    Array(const FiberEngine&, const std::vector<T>& values) : values_(values) {}
+    [[nodiscard]] T* data() { return values_.empty() ? nullptr : values_.data(); }
+    [[nodiscard]] std::vector<T> values() const { return values_; }
+
+   private:
+    std::vector<T> values_;
+  };
+};
+
+}  // namespace testing
