@@ -12,6 +12,7 @@ import argparse
 import ctypes
 import datetime
 import json
+import os
 import platform
 import statistics
 import sys
@@ -130,8 +131,7 @@ def main():
     if args.device == "cuda":
         import compare_torch_cuda
         return compare_torch_cuda.compare(args)
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    torch.set_num_threads(args.threads or len(os.sched_getaffinity(0)))  # PyTorch's own choice may be fewer
     library = compare_call.load(args.library)
     problem = Problem(library, args.tokens, args.experts, args.threads)
     results, agree = [], True

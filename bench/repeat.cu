@@ -42,6 +42,7 @@ template <>
 struct Copy<mb::Host> {
   static void in(void* to, const void* from, std::size_t bytes, const mb::Host&) { std::memcpy(to, from, bytes); }
   static void out(void* to, const void* from, std::size_t bytes, const mb::Host&) { std::memcpy(to, from, bytes); }
+  static void fill(void* to, int value, std::size_t bytes, const mb::Host&) { std::memset(to, value, bytes); }
 };
 template <>
 struct Copy<cudaStream_t> {
@@ -52,6 +53,9 @@ struct Copy<cudaStream_t> {
   static void out(void* to, const void* from, std::size_t bytes, cudaStream_t stream) {
     mb::check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream), "copying from the device");
     mb::check_cuda(cudaStreamSynchronize(stream), "running forward and backward");
+  }
+  static void fill(void* to, int value, std::size_t bytes, cudaStream_t stream) {
+    mb::check_cuda(cudaMemsetAsync(to, value, bytes, stream), "filling device memory");
   }
 };
 
@@ -96,8 +100,10 @@ class Run {
   /// Every output's bytes after one forward and one backward into poisoned memory: ids, weights, load, saved sums, gradient.
   [[nodiscard]] std::vector<std::vector<std::byte>> outputs() const {
     const std::size_t load_bytes = static_cast<std::size_t>(problem_.experts) * sizeof(std::int64_t);
-    write(load_.data(), load_bytes, std::byte{0});
-    for (const auto& [data, bytes] : poisoned()) write(data, bytes, std::byte{0xa5});
+    Copy<Place>::fill(load_.data(), 0, load_bytes, place_);
+    for (const auto& [data, bytes] : poisoned()) {
+      if (bytes > 0) Copy<Place>::fill(data, 0xa5, bytes, place_);
+    }
     const mb::ConstAnyMatrix logits{logits_.data(), problem_.type, problem_.tokens, problem_.experts, problem_.experts};
     const mb::AnyMatrix grad_logits{grad_logits_.data(), problem_.type, problem_.tokens, problem_.experts, problem_.experts};
     const mb::MatrixView ids(ids_.data(), problem_.tokens, Router::k);
@@ -127,10 +133,6 @@ class Run {
             {weights_.data(), weights_.bytes()},
             {saved_.ref().data, saved_.ref().bytes},
             {grad_logits_.data(), grad_logits_.bytes()}};
-  }
-  void write(void* data, std::size_t bytes, std::byte value) const {
-    const std::vector<std::byte> content(bytes, value);
-    if (bytes > 0) Copy<Place>::in(data, content.data(), bytes, place_);
   }
   [[nodiscard]] std::vector<std::byte> read(const void* data, std::size_t bytes) const {
     std::vector<std::byte> content(bytes);
