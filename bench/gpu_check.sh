@@ -119,7 +119,7 @@ next_step() { step_order=$((step_order + 1)); }
 step() {
   next_step
   run_step "$@"
-  collect >/dev/null
+  collect >/dev/null || echo "gpu_check: no report after this step" >&2
 }
 begin_step() {
   next_step
@@ -127,7 +127,7 @@ begin_step() {
 }
 finish_steps() {
   wait
-  collect >/dev/null
+  collect >/dev/null || echo "gpu_check: no report after these steps" >&2
 }
 
 # tests NAME LIMIT CTEST-OPTIONS...: the tests chosen must exist, pass, and not be skipped: there is a GPU.

@@ -51,6 +51,10 @@ class CollectResults(unittest.TestCase):
         self.assertEqual([test["status"] for test in collect_results.tests_of(path)],
                          ["passed", "failed", "skipped", "skipped", "skipped"])
 
+    def test_a_cut_off_list_of_tests_is_a_failure(self):
+        path = self.put("junit/golden.xml", JUNIT[:200])
+        self.assertEqual([(test["name"], test["status"]) for test in collect_results.tests_of(path)], [("golden", "failed")])
+
     def test_steps_come_in_order_with_their_times(self):
         self.step(102, "second", "passed")
         self.step(101, "first", "passed")

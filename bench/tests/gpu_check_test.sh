@@ -110,7 +110,7 @@ holds well '"secret" not in json.dumps(report)'
 expect well '4.50 us (4.40 to 4.70)'
 expect well '10.0x'
 expect well 'ALL PASSED'
-grep -qx -- '-DCMAKE_CUDA_ARCHITECTURES=90-real' "$folder/build/options"
+grep -qx -- '-DCMAKE_CUDA_ARCHITECTURES=90-real' "$folder/build/options" || { echo "the card's architecture is not asked for"; exit 1; }
 
 check without_torch torch 0
 holds without_torch 'status["compare_torch"] == "skipped" and report["passed"]'
