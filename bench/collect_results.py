@@ -41,6 +41,11 @@ def without_paths(text):
     return text.replace(os.getcwd() + os.sep, "")
 
 
+def without_folders(command):
+    """The command without the folders of its arguments, which are this machine's affair."""
+    return re.sub(r"(?<=[ =])/\S*/", "", command)
+
+
 def tests_of(junit):
     """Every test in a JUnit file of ctest: name, status ("passed", "failed" or "skipped"), seconds."""
     try:
@@ -78,6 +83,7 @@ def figures_of(path):
     if "benchmarks" not in figures:
         return figures
     context = {key: value for key, value in figures.get("context", {}).items() if key not in ("host_name", "executable")}
+    context["command"] = without_folders(context.get("command", ""))
     dropped = ("family_index", "per_family_instance_index", "run_name", "run_type", "repetitions", "repetition_index", "threads")
     benchmarks = [{key: value for key, value in one.items() if key not in dropped} for one in figures["benchmarks"]]
     return {"context": context, "benchmarks": benchmarks}
@@ -93,6 +99,7 @@ def failed_benchmarks(program):
 
 def report_of(work):
     machine = dict(line.split("\t", 1) for line in read(os.path.join(work, "machine.tsv")).splitlines())
+    machine["command"] = without_folders(machine.get("command", ""))
     figures = {stem(path): figures_of(path) for path in in_folder(work, "figures")}
     steps = steps_of(work)
     for step in steps:

@@ -88,6 +88,10 @@ class CollectResults(unittest.TestCase):
         self.assertEqual(report["steps"][0]["status"], "failed")
         self.assertFalse(report["passed"])
 
+    def test_commands_name_no_folders(self):
+        self.assertEqual(collect_results.without_folders("bash bench/gpu_check.sh --output /a/b/out --x=/c/d.json"),
+                         "bash bench/gpu_check.sh --output out --x=d.json")
+
     def test_a_figure_file_that_was_cut_off_is_said_to_be(self):
         self.step(101, "benchmarks", "timed_out")
         self.put("figures/router_gpu.json", '{"context": {')
