@@ -2,7 +2,7 @@
 """Times routing beside the same work in PyTorch, in one run, and prints one line a case.
 
 Usage: compare_torch.py LIBRARY [--tokens N] [--experts N] [--threads N] [--repeats N] [--json FILE]
-       compare_torch.py LIBRARY --device cuda [--compile] [--repeats N] [--json FILE]
+       compare_torch.py LIBRARY --device cuda [--compile] [--seconds N] [--repeats N] [--json FILE]
 On the CPU, LIBRARY is bench/compare_library.cpp as a shared library; `bash bench/compare_torch.sh` builds it and calls this. On a GPU it is
 bench/compare_library.cu (CMake's target compare_cuda), and compare_torch_cuda.py says what is timed.
 Both sides take turns, so that a slow moment of the machine hits both; medians are compared. Exit 1 when ids differ, 77 on a GPU
@@ -127,6 +127,7 @@ def main():
     parser.add_argument("--json")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--compile", action="store_true", help="on a GPU: beside torch.compile's result, too")
+    parser.add_argument("--seconds", type=float, default=1e9, help="on a GPU: begin no case after so many")
     args = parser.parse_args()
     if args.device == "cuda":
         import compare_torch_cuda

@@ -9,6 +9,7 @@ import datetime
 import json
 import statistics
 import sys
+import time
 from typing import NamedTuple
 
 import torch
@@ -269,12 +270,15 @@ def write(path, machine, results, failures):
 def compare_all(args, machine, cases=CASES):
     library = compare_call.load(args.library)
     results, failures, sound = [], [], True
+    started = time.monotonic()
     print(f"compare_torch.py {' '.join(sys.argv[2:])}: {machine.name()}, PyTorch {torch.__version__}, CUDA {torch.version.cuda}, "
           f"{datetime.date.today().isoformat()}")
     sides = [("PyTorch", lambda forward: forward)] + ([("torch.compile", compiled)] if args.compile else [])
     for against, version in sides:  # all of eager PyTorch first: compiling takes long and may be cut off
         for case in cases:
             try:
+                if time.monotonic() - started > args.seconds:
+                    raise TimeoutError("not begun")
                 problem = Problem(case, library, machine)
                 forward = version(torch_forward(case))
                 different = problem.disagreement(forward(case, problem.logits, problem.bias))

@@ -168,7 +168,7 @@ step repeats 60 "$build/bench/repeat" --repeats 100
 step benchmarks 90 "$build/bench/router_gpu" --benchmark_out_format=json "--benchmark_out=$work/figures/router_gpu.json"
 step user_policy 20 "$build/bench/user_policy_gpu" '--benchmark_filter=forward/softplus_top4/float32/E256/T8192/' \
   --benchmark_out_format=json "--benchmark_out=$work/figures/user_policy_gpu.json"
-step compare_torch 120 "$python" bench/compare_torch.py "$build/bench/libcompare_cuda.so" --device cuda --compile \
+step compare_torch 120 "$python" bench/compare_torch.py "$build/bench/libcompare_cuda.so" --device cuda --compile --seconds 80 \
   --json "$work/figures/compare_torch.json"
 
 trap - INT TERM
