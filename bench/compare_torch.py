@@ -1,32 +1,33 @@
 #!/usr/bin/env python3
-"""Times routing on the CPU beside the same work in PyTorch's CPU ops, in one run, and prints one line a case.
+"""Times routing beside the same work in PyTorch, in one run, and prints one line a case.
 
 Usage: compare_torch.py LIBRARY [--tokens N] [--experts N] [--threads N] [--repeats N] [--json FILE]
-LIBRARY is bench/compare_library.cpp as a shared library; `bash bench/compare_torch.sh` builds it and calls this.
-Both sides take turns, so that a slow moment of the machine hits both; medians are compared. Exit 1 when ids differ.
+       compare_torch.py LIBRARY --device cuda [--compile] [--seconds N] [--repeats N] [--json FILE]
+On the CPU, LIBRARY is bench/compare_library.cpp as a shared library; `bash bench/compare_torch.sh` builds it and calls this. On a GPU it is
+bench/compare_library.cu (CMake's target compare_cuda), and compare_torch_cuda.py says what is timed.
+Both sides take turns, so that a slow moment of the machine hits both; medians are compared. Exit 1 when ids differ, 77 on a GPU
+when PyTorch is missing or sees no GPU.
 """
 import argparse
 import ctypes
 import datetime
 import json
+import os
 import platform
 import statistics
 import sys
 import time
 
-import torch
+try:
+    import torch
+except ImportError:
+    print("SKIPPED: this Python has no torch")
+    sys.exit(77)
+
+import compare_call
 
 K = 8
 GROUPS, GROUPS_KEPT = 8, 4
-
-
-class Call(ctypes.Structure):
-    _fields_ = [
-        ("tokens", ctypes.c_int64), ("experts", ctypes.c_int64), ("logits", ctypes.c_void_p), ("ids", ctypes.c_void_p),
-        ("weights", ctypes.c_void_p), ("counts", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("load", ctypes.c_void_p),
-        ("saved", ctypes.c_void_p), ("saved_bytes", ctypes.c_int64), ("grad_weights", ctypes.c_void_p),
-        ("grad_logits", ctypes.c_void_p), ("threads", ctypes.c_int64),
-    ]
 
 
 class Problem:
@@ -42,16 +43,15 @@ class Problem:
         self.weights = torch.zeros(tokens, K)
         self.counts = torch.zeros(experts, dtype=torch.int64)
         self.load = torch.zeros(experts, dtype=torch.int64)
-        library.saved_bytes.restype = ctypes.c_int64
-        self.saved = torch.zeros(library.saved_bytes(ctypes.c_int64(experts)), dtype=torch.uint8)
+        self.saved = torch.zeros(library.saved_bytes(experts), dtype=torch.uint8)
         self.grad_logits = torch.zeros(tokens, experts)
         self.zero_bias = torch.zeros(experts)
         self.threads = threads
 
     def call(self, bias):
-        return Call(self.tokens, self.experts, self.logits.data_ptr(), self.ids.data_ptr(), self.weights.data_ptr(),
-                    self.counts.data_ptr(), bias.data_ptr(), self.load.data_ptr(), self.saved.data_ptr(),
-                    self.saved.numel(), self.grad_weights.data_ptr(), self.grad_logits.data_ptr(), self.threads)
+        return compare_call.Call(self.tokens, self.experts, self.logits.data_ptr(), self.ids.data_ptr(), self.weights.data_ptr(),
+                                 self.counts.data_ptr(), bias.data_ptr(), self.load.data_ptr(), self.saved.data_ptr(),
+                                 self.saved.numel(), self.grad_weights.data_ptr(), self.grad_logits.data_ptr(), self.threads)
 
 
 def torch_softmax(problem, logits):
@@ -125,12 +125,19 @@ def main():
     parser.add_argument("--threads", type=int, default=0, help="0: all cores, on both sides")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--compile", action="store_true", help="on a GPU: beside torch.compile's result, too")
+    parser.add_argument("--seconds", type=float, default=1e9, help="on a GPU: begin no case after so many")
     args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    library = ctypes.CDLL(args.library)
+    if args.device == "cuda":
+        import compare_torch_cuda
+        return compare_torch_cuda.compare(args)
+    torch.set_num_threads(args.threads or len(os.sched_getaffinity(0)))  # PyTorch's own choice may be fewer
+    library = compare_call.load(args.library)
     problem = Problem(library, args.tokens, args.experts, args.threads)
     results, agree = [], True
+    print(f"compare_torch.py {' '.join(sys.argv[2:])}: {cpu_name()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, "
+          f"{datetime.date.today().isoformat()}")
     shape = f"T={args.tokens} E={args.experts} K={K}"
     cases = [
         ("softmax, renormalise, counts, P sums", "softmax", problem.zero_bias, torch_softmax, torch_softmax_backward),
@@ -156,7 +163,7 @@ def main():
             print(f"{name}: the two sides disagree", file=sys.stderr)
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:
-            json.dump({"machine": platform.processor() or platform.machine(), "cpu": cpu_name(), "cores": torch.get_num_threads(),
+            json.dump({"command": " ".join(["compare_torch.py"] + sys.argv[2:]), "machine": platform.processor() or platform.machine(), "cpu": cpu_name(), "cores": torch.get_num_threads(),
                        "date": datetime.date.today().isoformat(), "torch": torch.__version__, "results": results}, file, indent=1)
             file.write("\n")
     return 0 if agree else 1

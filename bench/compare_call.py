@@ -1,0 +1,19 @@
+"""The struct of compare_library.hpp's functions."""
+import ctypes
+
+
+class Call(ctypes.Structure):
+    _fields_ = [
+        ("tokens", ctypes.c_int64), ("experts", ctypes.c_int64), ("logits", ctypes.c_void_p), ("ids", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p), ("counts", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("load", ctypes.c_void_p),
+        ("saved", ctypes.c_void_p), ("saved_bytes", ctypes.c_int64), ("grad_weights", ctypes.c_void_p),
+        ("grad_logits", ctypes.c_void_p), ("place", ctypes.c_int64),
+    ]
+
+
+def load(path):
+    """The library, its functions' results declared."""
+    library = ctypes.CDLL(path)
+    library.saved_bytes.restype = ctypes.c_int64
+    library.saved_bytes.argtypes = [ctypes.c_int64]
+    return library

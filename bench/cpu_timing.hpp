@@ -1,0 +1,112 @@
+// Times a router's calls on the CPU beside memcpy of as many bytes, in the same run.
+#pragma once
+
+#include "registry.hpp"
+#include "step.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <fstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace microbenchmark {
+
+[[nodiscard]] inline int cores() {
+  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+/// Bytes per second, reads and writes counted, at which `threads` threads together copy memory when each moves its part of `bytes`
+/// over and over: the median of five measurements of at least 4 ms.
+[[nodiscard]] inline double measure_memcpy(double bytes, int threads) {
+  const std::size_t part = std::max<std::size_t>(64, static_cast<std::size_t>(bytes / 2 / threads));
+  std::vector<double> rates(static_cast<std::size_t>(threads) * 5);
+  const auto copy_part = [&](std::size_t thread) {
+    const mb::Buffer<std::byte> from(part), to(part);
+    for (std::size_t measurement = 0; measurement < 5; ++measurement) {
+      std::int64_t copies = 0;
+      double seconds = 0;
+      const auto start = std::chrono::steady_clock::now();
+      do {
+        std::memcpy(to.data(), from.data(), part);
+        benchmark::ClobberMemory();
+        ++copies;
+        seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      } while (seconds < 4e-3);
+      rates[measurement * static_cast<std::size_t>(threads) + thread] =
+          2 * static_cast<double>(part) * static_cast<double>(copies) / seconds;
+    }
+  };
+  std::vector<std::thread> others;
+  for (int thread = 1; thread < threads; ++thread) others.emplace_back(copy_part, static_cast<std::size_t>(thread));
+  copy_part(0);
+  for (std::thread& other : others) other.join();
+  std::vector<double> sums;
+  for (std::size_t measurement = 0; measurement < 5; ++measurement) {
+    double sum = 0;
+    for (int thread = 0; thread < threads; ++thread) {
+      sum += rates[measurement * static_cast<std::size_t>(threads) + static_cast<std::size_t>(thread)];
+    }
+    sums.push_back(sum);
+  }
+  std::sort(sums.begin(), sums.end());
+  return sums[2];
+}
+
+/// measure_memcpy, once per run, size and number of threads.
+[[nodiscard]] inline double memcpy_rate(double bytes, int threads) {
+  static std::map<std::pair<double, int>, double> known;
+  const auto found = known.find({bytes, threads});
+  if (found != known.end()) return found->second;
+  return known[{bytes, threads}] = measure_memcpy(bytes, threads);
+}
+
+template <class Router>
+void time_on_host(benchmark::State& state, const Router& router, const Problem& problem, int threads) {
+  guarded(state, [&] {
+    const mb::Host host{.threads = threads};
+    const Step<Router, mb::Host> step(router, problem, 1, host);
+    const auto start = std::chrono::steady_clock::now();
+    for (auto _ : state) step.run(host);
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    const double bytes = bytes_of(problem, Router::k);
+    const auto calls = static_cast<double>(state.iterations());
+    state.SetItemsProcessed(state.iterations() * problem.tokens);
+    state.SetBytesProcessed(static_cast<std::int64_t>(calls * bytes));
+    const double copy = memcpy_rate(bytes, threads == 0 ? cores() : threads);
+    state.counters["copy_bytes_per_second"] = copy;
+    state.counters["copy_percent"] = 100 * calls * bytes / seconds / copy;
+  });
+}
+
+/// The processor, as /proc/cpuinfo names it.
+[[nodiscard]] inline Machine host_machine() {
+  std::ifstream file("/proc/cpuinfo");
+  std::string cpu = "unknown";
+  for (std::string line; std::getline(file, line);) {
+    if (line.rfind("model name", 0) == 0) {
+      cpu = line.substr(line.find(':') + 2);
+      break;
+    }
+  }
+  return {"", {{"cpu", cpu}, {"cores", std::to_string(cores())}}};
+}
+
+/// Registers one kind of work of a router on the CPU, on one thread and on all cores.
+template <class Router>
+void add_on_host(const std::string& name, const Router& router, Work work, const std::vector<int>& typical) {
+  registry().machine = host_machine;
+  for_each_problem(router, work, typical, {64, 8192}, [&](const Problem& problem, bool by_default) {
+    for (const int threads : {1, 0}) {
+      if (work == Work::update && threads == 0) continue;
+      const std::string where = work == Work::update ? "" : threads == 1 ? "/one_thread" : "/all_cores";
+      registry().cases.push_back({name_of(problem, name) + where, by_default && problem.type == mb::DataType::float32,
+                                  [=](benchmark::State& state) { time_on_host(state, router, problem, threads); },
+                                  [](benchmark::internal::Benchmark* it) { it->UseRealTime()->MinTime(0.2); }});
+    }
+  });
+}
+
+}  // namespace microbenchmark

@@ -1,0 +1,175 @@
+#!/usr/bin/env bash
+# gpu_check.sh [OPTIONS]: everything that only a GPU can show, in one command and under 8 minutes on 16 cores: builds for this machine's card,
+# runs all tests on it, the four tools of compute-sanitizer on a reduced suite, 100 repeats bit for bit, CPU = GPU bit for bit, CUDA
+# graphs, the benchmarks, and the comparison with PyTorch where it is installed. Needs nvcc, cmake and python3.
+#   --dependencies DIR   where doctest, Google Benchmark and nlohmann_json are, if not installed (gather_dependencies.sh makes such a folder;
+#                        .gpu_deps is taken when it is there)
+#   --output DIR         where the report goes, as DATE-GPU.json and DATE-GPU.log (bench/results)
+#   --build DIR          where to build (build/gpu_check)
+#   --jobs N             compilers at a time (all cores)
+#   --deadline SECONDS   when to stop altogether (465); what is left by then is reported as out of time
+#   --step-limit SECONDS no step may take longer, whatever its own limit
+# Exit status: 0 all passed, 1 something did not, 2 it cannot be run as asked, 3 no GPU. A step that fails does not stop later ones.
+set -euo pipefail
+cd "$(dirname "$(readlink -f "$0")")/.."
+
+command="bash bench/gpu_check.sh $*"
+dependencies='' output=bench/results build=build/gpu_check jobs='' deadline=465 step_limit=100000
+while [ $# -gt 0 ]; do
+  case $1 in
+    --dependencies | --output | --build | --jobs | --deadline | --step-limit)
+      [ $# -ge 2 ] || { echo "gpu_check: $1 needs a value" >&2; exit 2; }
+      declare "$(tr - _ <<<"${1#--}")=$2"
+      shift 2
+      ;;
+    *)
+      echo "gpu_check: unknown option $1; the first lines of $0 list them" >&2
+      exit 2
+      ;;
+  esac
+done
+for number in "${jobs:-1}" "$deadline" "$step_limit"; do
+  [[ $number =~ ^[1-9][0-9]*$ ]] || { echo "gpu_check: $number is not a positive number" >&2; exit 2; }
+done
+
+# ---- the machine ---------------------------------------------------------------------------------------------------------------
+if ! gpus=$(nvidia-smi --query-gpu=name,driver_version,compute_cap,memory.total --format=csv,noheader 2>/dev/null) || [ -z "$gpus" ]; then
+  echo "gpu_check: no NVIDIA GPU on this machine (nvidia-smi finds none), so nothing was checked" >&2
+  exit 3
+fi
+gpu=${gpus%%$'\n'*}
+IFS=, read -r name driver capability memory <<<"$gpu"
+capability=${capability//[ .]/}
+[ -x "$(command -v nvcc)" ] || PATH=$PATH:/usr/local/cuda/bin
+python=${PYTHON:-python3}
+for tool in nvcc cmake ctest "$python"; do
+  command -v "$tool" >/dev/null || { echo "gpu_check: $tool is missing" >&2; exit 2; }
+done
+export CUDACXX=${CUDACXX:-$(command -v nvcc)}
+[ -n "$dependencies" ] || { [ ! -d .gpu_deps ] || dependencies=.gpu_deps; }
+if [ -n "$dependencies" ]; then
+  [ -d "$dependencies" ] || { echo "gpu_check: $dependencies is not a folder" >&2; exit 2; }
+  dependencies=$(readlink -f "$dependencies")
+fi
+jobs=${jobs:-$(nproc)}
+
+mkdir -p "$output" "$build"
+output=$(readlink -f "$output")
+build=$(readlink -f "$build")
+work=$build/gpu_check
+rm -rf "$work"
+mkdir -p "$work/steps" "$work/logs" "$work/junit" "$work/figures"
+report=$output/$(date -u +%Y-%m-%d)-$(tr 'A-Z ' 'a-z-' <<<"$name" | tr -cd 'a-z0-9-')
+
+revision=unknown
+if git rev-parse HEAD >/dev/null 2>&1; then
+  revision=$(git rev-parse HEAD)
+  [ -z "$(git status --porcelain 2>/dev/null)" ] || revision="$revision with changes"
+elif [ -n "$dependencies" ] && [ -f "$dependencies/revision" ]; then
+  revision="$(<"$dependencies/revision") when the dependencies were gathered"
+fi
+{
+  printf 'command\t%s\n' "$command"
+  printf 'date\t%s\n' "$(date -u +%Y-%m-%dT%H:%M:%SZ)"
+  printf 'revision\t%s\n' "$revision"
+  printf 'gpu\t%s\ndriver\t%s\ncompute_capability\t%s\ngpu_memory\t%s\n' "$name" "${driver# }" "$capability" "${memory# }"
+  printf 'cuda\t%s\n' "$(nvcc --version | sed -n 's/.*release \([0-9.]*\).*/\1/p')"
+  printf 'compiler\t%s\n' "$({ "${CXX:-c++}" --version 2>/dev/null || echo unknown; } | sed 1q)"
+  printf 'cpu\t%s\n' "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo 2>/dev/null | sed 1q)"
+  printf 'cores\t%s\nkernel\t%s\n' "$(nproc)" "$(uname -r)"
+} >"$work/machine.tsv"
+
+# ---- steps ---------------------------------------------------------------------------------------------------------------------
+milliseconds() { echo $((${EPOCHREALTIME/[.,]/} / 1000)); }
+started=$(milliseconds)
+step_order=100  # three digits, so that records sort
+
+# Brings the report up to date, so that it is there whatever happens next.
+collect() { "$python" bench/collect_results.py --work "$work" --report "$report" "$@"; }
+
+# run_step NAME LIMIT COMMAND...: runs the command with at most LIMIT seconds and not past the deadline; its output goes to a log, its fate to
+# a record. Exit status 77 of the command means that it had to be skipped. Never fails.
+run_step() {
+  local name=$1 limit=$2 code=0 status begun ended left
+  shift 2
+  begun=$(milliseconds)
+  left=$((deadline - (begun - started) / 1000))
+  limit=$((limit < step_limit ? limit : step_limit))
+  limit=$((limit < left ? limit : left))
+  if [ "$limit" -lt 2 ]; then
+    status=out_of_time
+  else
+    echo "... $name (at most $limit s)"
+    timeout --kill-after=5 "$limit" "$@" >"$work/logs/$name.log" 2>&1 </dev/null || code=$?
+    case $code in
+      0) status=passed ;;
+      77) status=skipped ;;
+      124) status=timed_out ;;
+      *) status=failed ;;
+    esac
+  fi
+  ended=$(milliseconds)
+  [ "$code" -ne 137 ] || [ $((ended - begun)) -lt $((limit * 1000)) ] || status=timed_out
+  printf '%s\t%s\t%s\t%s\t%s\n' "$name" "$status" $((ended - begun)) "$limit" "$code" >"$work/steps/$step_order.$name"
+}
+
+next_step() { step_order=$((step_order + 1)); }
+
+# step NAME LIMIT COMMAND...: one after the other. begin_step: beside others, until finish_steps.
+step() {
+  next_step
+  run_step "$@"
+  collect >/dev/null || echo "gpu_check: no report after this step" >&2
+}
+begin_step() {
+  next_step
+  run_step "$@" &
+}
+finish_steps() {
+  wait
+  collect >/dev/null || echo "gpu_check: no report after these steps" >&2
+}
+
+# tests NAME LIMIT CTEST-OPTIONS...: the tests chosen must exist, pass, and not be skipped: there is a GPU.
+tests() {
+  local name=$1 limit=$2
+  shift 2
+  # shellcheck disable=SC2016  # the inner shell expands
+  step "$name" "$limit" bash -c \
+    'junit=$1 python=$2; shift 2; ctest --no-tests=error --output-on-failure --output-junit "$junit" "$@" && "$python" bench/collect_results.py --junit "$junit"' \
+    tests "$work/junit/$name.xml" "$python" --test-dir "$build" --parallel 8 "$@"
+}
+
+stop() {
+  trap - INT TERM
+  collect || true
+  echo "gpu_check: stopped" >&2
+  exit 1
+}
+trap stop INT TERM
+
+generator=() keep_going=(-k)
+if command -v ninja >/dev/null; then generator=(-G Ninja) keep_going=(-k 0); fi
+step configure 60 cmake -S . -B "$build" "${generator[@]}" -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS_RELEASE=-O2 \
+  -DCMAKE_CUDA_FLAGS_RELEASE=-O2 "-DCMAKE_CUDA_ARCHITECTURES=$capability-real" -DMOE_BALANCE_CUDA=ON -DMOE_BALANCE_GPU_CHECK=ON \
+  -DMOE_BALANCE_WARNINGS_AS_ERRORS=OFF -DMOE_BALANCE_EXAMPLES=OFF "-DCMAKE_PREFIX_PATH=$dependencies"
+step build 270 cmake --build "$build" --parallel "$jobs" --target all gpu_benchmarks -- "${keep_going[@]}"
+
+tests kernel_parameters 30 -R kernel_parameters
+tests cuda_graph 30 -R cuda_graph
+tests contract 90 -R 'cuda\.contract'
+tests golden 60 -R golden
+tests other_tests 120 -L cuda -E 'kernel_parameters|cuda_graph|cuda\.contract'
+for tool in memcheck racecheck initcheck synccheck; do
+  begin_step "sanitizer_$tool" 100 bash bench/sanitize.sh "$tool" "$build"
+done
+finish_steps
+step repeats 60 "$build/bench/repeat" --repeats 100
+step benchmarks 90 "$build/bench/router_gpu" --benchmark_out_format=json "--benchmark_out=$work/figures/router_gpu.json"
+step user_policy 20 "$build/bench/user_policy_gpu" '--benchmark_filter=forward/softplus_top4/float32/E256/T8192/' \
+  --benchmark_out_format=json "--benchmark_out=$work/figures/user_policy_gpu.json"
+step compare_torch 120 "$python" bench/compare_torch.py "$build/bench/libcompare_cuda.so" --device cuda --compile --seconds 80 \
+  --json "$work/figures/compare_torch.json"
+
+trap - INT TERM
+collect --table

@@ -1,0 +1,130 @@
+#!/usr/bin/env bash
+# gpu_check_test.sh DIR: runs gpu_check.sh in DIR with programs that stand in for the driver, the compilers, ctest, compute-sanitizer and what is
+# built, and checks its exit status and its report: without a GPU, when all goes well, when steps fail or hang, and past the deadline.
+set -euo pipefail
+root=$(cd "$(dirname "$(readlink -f "$0")")/../.." && pwd)
+rm -rf "$1"
+mkdir -p "$1/bin"
+folder=$(cd "$1" && pwd)
+
+# stand_in NAME: a program NAME, its text on stdin; WRONG lists what should go wrong.
+stand_in() {
+  { echo '#!/usr/bin/env bash'; cat; } >"$folder/bin/$1"
+  chmod +x "$folder/bin/$1"
+}
+stand_in nvidia-smi <<'PROGRAM'
+[[ $WRONG != *no_gpu* ]] || { echo "NVIDIA-SMI has failed"; exit 9; }
+echo "NVIDIA Test 100, 999.1, 9.0, 1000 MiB"
+echo "NVIDIA Test 100, 999.1, 9.0, 1000 MiB"
+PROGRAM
+stand_in nvcc <<'PROGRAM'
+echo "Cuda compilation tools, release 13.0, V13.0.1"
+PROGRAM
+stand_in cmake <<'PROGRAM'
+if [ "$1" = -S ]; then
+  printf '%s\n' "$@" >"$4/options"
+  exit 0
+fi
+mkdir -p "$2/bench" "$2/tests"
+cat >"$2/bench/repeat" <<'REPEAT'
+#!/usr/bin/env bash
+echo "softmax: 3 problems: 0 differ"
+REPEAT
+cat >"$2/bench/router_gpu" <<'BENCHMARK'
+#!/usr/bin/env bash
+error=false
+[[ $WRONG != *benchmark* ]] || error=true
+for argument in "$@"; do
+  [[ $argument != --benchmark_out=* ]] || cat >"${argument#*=}" <<JSON
+{"context": {"host_name": "secret", "executable": "/secret/router_gpu", "command": "router_gpu"},
+ "benchmarks": [{"name": "forward/softmax_top8/float32/E256/T8192/warm/iterations:40/manual_time", "error_occurred": $error, "error_message": "broken",
+   "median_us": 4.5, "p10_us": 4.4, "p90_us": 4.7, "copy_percent": 60.0, "bytes_per_second": 1e12}]}
+JSON
+done
+BENCHMARK
+cp "$2/bench/router_gpu" "$2/bench/user_policy_gpu"
+chmod +x "$2"/bench/*
+[[ $WRONG != *build* ]] || { echo "error: it does not compile"; exit 1; }
+PROGRAM
+stand_in ctest <<'PROGRAM'
+while [ $# -gt 0 ]; do
+  [ "$1" != --output-junit ] || junit=$2
+  [ "$1" != -R ] || chosen=$2
+  shift
+done
+status=run
+[[ $WRONG != *skip* || ${chosen:-} != golden ]] || status=notrun
+echo "<testsuite><testcase name=\"${chosen:-others}\" time=\"0.5\" status=\"$status\"><system-out>fine</system-out></testcase></testsuite>" >"$junit"
+PROGRAM
+stand_in compute-sanitizer <<'PROGRAM'
+[[ $WRONG != *race* || $2 != racecheck ]] || { echo "RACECHECK SUMMARY: 1 hazard"; exit 86; }
+[[ $WRONG != *hang* || $2 != synccheck ]] || exec sleep 60
+echo "[doctest] test cases:  3 |  3 passed"
+PROGRAM
+stand_in python-with-torch <<'PROGRAM'
+if [[ $1 == */compare_torch.py ]]; then
+  [[ $WRONG != *torch* ]] || { echo "no torch"; exit 77; }
+  echo '{"results": [{"case": "forward", "line": "forward, PyTorch 46 us, moe_balance 4.6 us, 10.0x"}]}' >"${!#}"
+else
+  exec python3 "$@"
+fi
+PROGRAM
+
+# check NAME WRONG EXIT-STATUS OPTIONS...: runs the check; its output is kept in NAME.log, its report in NAME/.
+check() {
+  local name=$1 wrong=$2 want=$3 got=0
+  shift 3
+  WRONG=$wrong PYTHON=$folder/bin/python-with-torch PATH=$folder/bin:$PATH \
+    bash "$root/bench/gpu_check.sh" --build "$folder/build" --output "$folder/$name" "$@" >"$folder/$name.log" 2>&1 || got=$?
+  [ "$got" -eq "$want" ] || { echo "$name: exit status $got, expected $want"; cat "$folder/$name.log"; exit 1; }
+}
+# expect NAME TEXT: the output of NAME holds TEXT.
+expect() { grep -qF -- "$2" "$folder/$1.log" || { echo "$1: no '$2' in its output"; cat "$folder/$1.log"; exit 1; }; }
+# holds NAME EXPRESSION: true of the report of NAME, where `status` maps steps to their fates.
+holds() {
+  python3 - "$folder/$1"/*-nvidia-test-100.json "$2" <<'PROGRAM' || { echo "$1: not so: $2"; cat "$folder/$1.log"; exit 1; }
+import json, sys
+report = json.load(open(sys.argv[1]))
+status = {step["name"]: step["status"] for step in report["steps"]}
+seconds = {step["name"]: step["seconds"] for step in report["steps"]}
+sys.exit(0 if eval(sys.argv[2]) else 1)
+PROGRAM
+}
+
+check without_gpu no_gpu 3
+expect without_gpu 'no NVIDIA GPU on this machine'
+[ ! -e "$folder/without_gpu" ] || { echo "a report was begun without a GPU"; exit 1; }
+check unknown_option '' 2 --unknown
+expect unknown_option 'unknown option --unknown'
+check no_number '' 2 --deadline soon
+expect no_number 'soon is not a positive number'
+check no_folder '' 2 --dependencies "$folder/nowhere"
+expect no_folder 'nowhere is not a folder'
+
+check well '' 0 --jobs 3
+holds well 'report["passed"] and set(status.values()) == {"passed"} and len(status) == 15'
+holds well 'report["machine"]["gpu"] == "NVIDIA Test 100" and report["machine"]["driver"] == "999.1" and report["machine"]["cuda"] == "13.0"'
+holds well '"--jobs 3" in report["machine"]["command"] and len(report["machine"]["date"]) == 20'
+holds well 'len(report["tests"]) == 5 and report["figures"]["router_gpu"]["benchmarks"][0]["median_us"] == 4.5'
+holds well '"secret" not in json.dumps(report)'
+expect well '4.50 us (4.40 to 4.70)'
+expect well '10.0x'
+expect well 'ALL PASSED'
+grep -qx -- '-DCMAKE_CUDA_ARCHITECTURES=90-real' "$folder/build/options" || { echo "the card's architecture is not asked for"; exit 1; }
+
+check without_torch torch 0
+holds without_torch 'status["compare_torch"] == "skipped" and report["passed"]'
+
+check wrong 'build skip race hang benchmark' 1 --step-limit 3
+holds wrong 'not report["passed"] and len(status) == 15'
+holds wrong 'status["build"] == "failed" and status["golden"] == "failed" and status["sanitizer_racecheck"] == "failed"'
+holds wrong 'status["sanitizer_synccheck"] == "timed_out" and 2.5 < seconds["sanitizer_synccheck"] < 10'
+holds wrong 'status["benchmarks"] == "failed" and status["user_policy"] == "failed"'
+holds wrong 'status["sanitizer_memcheck"] == "passed" and status["repeats"] == "passed" and status["compare_torch"] == "passed"'
+holds wrong '"error: it does not compile" in next(s for s in report["steps"] if s["name"] == "build")["log_tail"]'
+expect wrong 'SOMETHING DID NOT PASS'
+expect wrong 'FAILED: broken'
+
+check late '' 1 --deadline 1
+holds late 'not report["passed"] and len(status) == 15 and set(status.values()) == {"out_of_time"}'
+echo "gpu_check.sh does what it says: 8 runs"
