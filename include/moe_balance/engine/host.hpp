@@ -140,19 +140,6 @@ struct HostSink {
   }
 };
 
-/// Asks for the row of a segment's token ahead of its use, so that it is in cache by then; one past the last does no harm. Rows that are
-/// only written are asked for to write: what they held need not be waited for either.
-enum class RowUse : int { read = 0, write = 1 };
-template <RowUse use, bool Const>
-MOEB_INLINE void prefetch_row(const BasicAnyMatrix<Const>& matrix, std::int64_t row) {
-  const auto element = static_cast<std::int64_t>(size_of(matrix.type));
-  const auto first =
-      reinterpret_cast<std::uintptr_t>(matrix.data) + static_cast<std::uintptr_t>(row * matrix.stride * element);
-  const auto bytes = static_cast<std::uintptr_t>(matrix.columns * element);
-  for (std::uintptr_t i = 0; i < bytes; i += 64)
-    __builtin_prefetch(reinterpret_cast<const void*>(first + i), static_cast<int>(use));
-}
-
 /// Every call runs to its end before it returns.
 template <>
 struct Engine<Host> {
@@ -215,7 +202,7 @@ struct Engine<Host> {
       const std::int64_t size = problem.segments.size(segment);
       sink.clear(layout);
       for (std::int64_t i = size * part / parts; i < size * (part + 1) / parts; ++i) {
-        prefetch_row<RowUse::read>(problem.logits, problem.segments.token(segment, i + 1));
+        prefetch_row<RowUse::read>(layout, problem.logits, problem.segments.token(segment, i + 1));
         forward_token<Real>(problem, tile, layout, problem.segments.token(segment, i), bias, sink);
       }
       sink.flush(totals, segment, experts);
@@ -234,8 +221,8 @@ struct Engine<Host> {
       const std::int64_t size = problem.segments.size(segment);
       for (std::int64_t i = size * part / parts; i < size * (part + 1) / parts; ++i) {
         const std::int64_t next = problem.segments.token(segment, i + 1);
-        if (reads_rows) prefetch_row<RowUse::read>(problem.logits, next);
-        prefetch_row<RowUse::write>(problem.grad_logits, next);
+        if (reads_rows) prefetch_row<RowUse::read>(layout, problem.logits, next);
+        prefetch_row<RowUse::write>(layout, problem.grad_logits, next);
         backward_token<Real>(problem, tile, layout, problem.segments.token(segment, i), slopes);
       }
     }

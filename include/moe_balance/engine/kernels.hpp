@@ -183,7 +183,11 @@ MOEB_HOST_DEVICE inline void forward_kernel(const BlockT& block, const TileT& ti
 
     KernelSink<BlockT, Sums, Balancer> sink{block, shared.counts(), shared.loss_counts(), sums};
     const std::int64_t size = problem.segments.size(segment);
-    for (std::int64_t i = block.index() * tiles + tile_index; i < size; i += block.blocks() * tiles) {
+    const std::int64_t stride = block.blocks() * tiles;
+    for (std::int64_t i = block.index() * tiles + tile_index; i < size; i += stride) {
+      if (i + stride < size) {
+        prefetch_row<RowUse::read>(layout, problem.logits, problem.segments.token(segment, i + stride));
+      }
       forward_token<float>(problem, tile, layout, problem.segments.token(segment, i), shared.bias(), sink);
     }
 
@@ -218,13 +222,18 @@ MOEB_HOST_DEVICE inline void backward_kernel(const BlockT& block, const TileT& t
   const Layout<TileT, Config::max_experts> layout{static_cast<int>(problem.logits.columns), tile.lane()};
   const int tiles = block.threads() / TileT::width;
   const std::int64_t first = block.index() * tiles + block.thread() / TileT::width;
+  const std::int64_t stride = block.blocks() * tiles;
+  constexpr bool reads_rows = !touches_only_chosen<decltype(problem.scoring), decltype(problem.balancer)>;
   auto* slope = reinterpret_cast<float*>(block.shared());
   const LossSlopes<float> slopes{slope, token_loss_factor(problem)};
   for (std::int64_t segment = block.row(); segment < problem.segments.count(); segment += block.rows()) {
     prepare_slopes(problem, tile, segment, block.thread(), block.threads(), Config::max_experts, slope);
     block.barrier();
     const std::int64_t size = problem.segments.size(segment);
-    for (std::int64_t i = first; i < size; i += block.blocks() * tiles) {
+    for (std::int64_t i = first; i < size; i += stride) {
+      if (reads_rows && i + stride < size) {
+        prefetch_row<RowUse::read>(layout, problem.logits, problem.segments.token(segment, i + stride));
+      }
       backward_token(problem, tile, layout, problem.segments.token(segment, i), slopes);
     }
     block.barrier();

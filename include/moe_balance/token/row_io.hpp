@@ -207,6 +207,36 @@ MOEB_INLINE void store_row(const LayoutT& layout, const AnyMatrix& matrix, std::
   }
 }
 
+/// What a row is asked for ahead of its use for. Memory that is only written is worth it on a CPU, which fetches it all the same.
+enum class RowUse : std::uint8_t { read, write };
+
+template <RowUse use>
+MOEB_INLINE void prefetch(std::uintptr_t address) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (use == RowUse::read) asm volatile("prefetch.global.L2 [%0];" : : "l"(address));
+#else
+  __builtin_prefetch(reinterpret_cast<const void*>(address), use == RowUse::write ? 1 : 0);
+#endif
+}
+
+/// Asks for a row ahead of its use, each lane for what it will load; does nothing else, and no harm past the last row.
+template <RowUse use, class LayoutT, bool Const>
+MOEB_INLINE void prefetch_row(const LayoutT& layout, const BasicAnyMatrix<Const>& matrix, std::int64_t row) {
+  const auto element = static_cast<std::int64_t>(size_of(matrix.type));
+  const auto first =
+      reinterpret_cast<std::uintptr_t>(matrix.data) + static_cast<std::uintptr_t>(row * matrix.stride * element);
+  if constexpr (LayoutT::in_registers) {
+    MOEB_UNROLL
+    for (int slot = 0; slot < LayoutT::capacity; slot += 4) {
+      if (layout.holds_expert(slot)) prefetch<use>(first + static_cast<std::uintptr_t>(layout.expert(slot) * element));
+    }
+  } else {
+    constexpr std::uintptr_t cache_line = 64;
+    const auto bytes = static_cast<std::uintptr_t>(layout.experts * element);
+    for (std::uintptr_t i = 0; i < bytes; i += cache_line) prefetch<use>(first + i);
+  }
+}
+
 /// Loads the row again where the layout does not keep it in registers meanwhile.
 template <class Real, class TileT, class LayoutT>
 MOEB_INLINE void reload_row(const TileT& tile, const LayoutT& layout, const ConstAnyMatrix& matrix, std::int64_t row,
