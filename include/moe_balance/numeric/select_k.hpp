@@ -10,144 +10,151 @@
 
 MOEB_NAMESPACE_BEGIN
 
-/// The best of one lane's columns: leaf c has the largest key of slots c, c + Columns, c + 2 Columns, ... and its first slot; equal keys go
-/// to the smaller slot. Key and slot are one integer, so that a comparison ranks both and a changed leaf is replayed in log2(Columns)
-/// steps that need no branch.
+/// A key and its slot as one integer: the larger one ranks first, so that equal keys go to the smaller slot.
+template <class K>
+[[nodiscard]] MOEB_INLINE constexpr typename PairOf<K>::type pair_of(K key, std::int32_t slot) {
+  using Pair = typename PairOf<K>::type;
+  return (static_cast<Pair>(key) << (8 * sizeof(K))) | static_cast<Pair>(static_cast<std::uint32_t>(~slot));
+}
+
+/// The best of one lane's columns, each of which offers its own best. A changed column is replayed in log2(Columns) steps without a branch.
 template <class K, int Columns>
 struct Tournament {
   using Pair = typename PairOf<K>::type;
-  static constexpr int key_shift = 8 * sizeof(K);
-  Pair node[2 * Columns];  ///< node[1] is the best; the children of node i are 2 i and 2 i + 1; leaf c is node[Columns + c]
-
-  [[nodiscard]] MOEB_INLINE static constexpr Pair pair(K key, std::int32_t slot) {
-    return (static_cast<Pair>(key) << key_shift) | static_cast<Pair>(static_cast<std::uint32_t>(~slot));
-  }
-  [[nodiscard]] MOEB_INLINE static constexpr Pair better(Pair a, Pair b) { return b > a ? b : a; }
+  Pair best;
+  Pair node[2 * Columns];  ///< the children of node i are 2 i and 2 i + 1; column c is node[Columns + c]
 
   MOEB_INLINE void start(const K (&key)[Columns], const std::int32_t (&slot)[Columns]) {
-    for (int c = 0; c < Columns; ++c) node[Columns + c] = pair(key[c], slot[c]);
+    for (int c = 0; c < Columns; ++c) node[Columns + c] = pair_of(key[c], slot[c]);
     play<Columns / 2>();
   }
-  MOEB_INLINE void replace(int column, Pair leaf) { replay<Columns>(Columns + column, leaf); }
-  [[nodiscard]] MOEB_INLINE K key() const { return static_cast<K>(node[1] >> key_shift); }
-  [[nodiscard]] MOEB_INLINE std::int32_t slot() const { return ~static_cast<std::int32_t>(node[1]); }
+  MOEB_INLINE void replace(int column, K key, std::int32_t slot) { replay<Columns>(Columns + column, pair_of(key, slot)); }
+  [[nodiscard]] MOEB_INLINE K key() const { return static_cast<K>(best >> (8 * sizeof(K))); }
+  [[nodiscard]] MOEB_INLINE std::int32_t slot() const { return ~static_cast<std::int32_t>(best); }
 
  private:
+  [[nodiscard]] MOEB_INLINE static constexpr Pair better(Pair a, Pair b) {
+    Pair r = b > a ? b : a;
+    return r;
+  }
   template <int Level>
   MOEB_INLINE void replay(int i, Pair winner) {
-    node[i] = winner;
-    if constexpr (Level > 1) replay<Level / 2>(i / 2, better(winner, node[i ^ 1]));
+    if constexpr (Level > 1) {
+      node[i] = winner;
+      replay<Level / 2>(i / 2, better(winner, node[i ^ 1]));
+    } else {
+      best = winner;
+    }
   }
   template <int First>
   MOEB_INLINE void play() {
     if constexpr (First >= 1) {
       for (int i = First; i < 2 * First; ++i) node[i] = better(node[2 * i], node[2 * i + 1]);
       play<First / 2>();
+    } else {
+      best = node[1];
     }
   }
 };
 
-/// One column has nothing to play: key and slot stay in a register each.
+/// One column has nobody to play against: key and slot stay in a register each.
 template <class K>
 struct Tournament<K, 1> {
-  struct Pair {
-    K key;
-    std::int32_t slot;
-  };
-  Pair best;
+  K best_key;
+  std::int32_t best_slot;
 
-  [[nodiscard]] MOEB_INLINE static constexpr Pair pair(K key, std::int32_t slot) { return {key, slot}; }
-  MOEB_INLINE void start(const K (&key)[1], const std::int32_t (&slot)[1]) { best = {key[0], slot[0]}; }
-  MOEB_INLINE void replace(int /*column*/, Pair leaf) { best = leaf; }
-  [[nodiscard]] MOEB_INLINE K key() const { return best.key; }
-  [[nodiscard]] MOEB_INLINE std::int32_t slot() const { return best.slot; }
+  MOEB_INLINE void start(const K (&key)[1], const std::int32_t (&slot)[1]) { replace(0, key[0], slot[0]); }
+  MOEB_INLINE void replace(int /*column*/, K key, std::int32_t slot) {
+    best_key = key;
+    best_slot = slot;
+  }
+  [[nodiscard]] MOEB_INLINE K key() const { return best_key; }
+  [[nodiscard]] MOEB_INLINE std::int32_t slot() const { return best_slot; }
 };
 
-/// One lane's best keys. A pick rescans only the column that lost its maximum.
+/// One lane's best keys. Column c has slots c, c + columns, c + 2 columns, ...: its best takes part in the tournament, and its second best is
+/// known, too, so that a column is scanned again only from its third pick on.
 template <class TileT, class LayoutT, class K>
 struct LaneMaxima {
   static constexpr int columns = TileT::columns;
-  using Columns = Tournament<K, columns>;
-  Columns tournament;
+  Tournament<K, columns> tournament;
+  K second[columns];  ///< excluded where it is not known
+  std::int32_t second_slot[columns];
 
-  [[nodiscard]] MOEB_INLINE K maximum() const { return tournament.key(); }
+  /// The lane's best key, and its slot.
+  [[nodiscard]] MOEB_INLINE K key() const { return tournament.key(); }
   [[nodiscard]] MOEB_INLINE std::int32_t slot() const { return tournament.slot(); }
 
   MOEB_INLINE void scan(const LayoutT& layout, const Slots<K, LayoutT>& keys) {
-    K best[columns];
-    std::int32_t slot[columns];
+    K first[columns];
+    std::int32_t first_slot[columns];
     MOEB_UNROLL
     for (int c = 0; c < columns; ++c) {
-      best[c] = excluded_key<K>;
-      slot[c] = 0;
+      first[c] = second[c] = excluded_key<K>;
+      first_slot[c] = second_slot[c] = 0;
     }
     const int blocks = layout.blocks();
     for (int block = 0; block < blocks; ++block) {
-      const int first = block * LayoutT::block_size;
+      const int start = block * LayoutT::block_size;
       MOEB_UNROLL
       for (int i = 0; i < LayoutT::block_size; ++i) {
         const int c = i % columns;
-        const K key = keys[first + i];
-        const bool larger = key > best[c];
-        best[c] = larger ? key : best[c];
-        slot[c] = larger ? first + i : slot[c];
+        const K key = keys[start + i];
+        const bool leads = key > first[c];
+        const bool follows = key > second[c];
+        second[c] = leads ? first[c] : follows ? key : second[c];
+        second_slot[c] = leads ? first_slot[c] : follows ? start + i : second_slot[c];
+        first[c] = leads ? key : first[c];
+        first_slot[c] = leads ? start + i : first_slot[c];
       }
     }
-    tournament.start(best, slot);
+    tournament.start(first, first_slot);
   }
 
-  /// Excludes `taken` and finds its column's next best.
-  MOEB_INLINE void remove(const LayoutT& layout, Slots<K, LayoutT>& keys, std::int32_t taken) {
-    exclude(keys, taken);
-    const int column = taken % columns;
-    if constexpr (LayoutT::in_registers) {
-      tournament.replace(column, best_of<1>(keys, column, LayoutT::capacity));
-    } else {  // two halves: a comparison waits for the one before it
-      const int slots = layout.blocks() * LayoutT::block_size;
-      tournament.replace(column,
-                         Columns::better(best_of<2>(keys, column, slots), best_of<2>(keys, column + columns, slots)));
+  /// Goes on to the next best.
+  MOEB_INLINE void remove_best(const LayoutT& layout, const Slots<K, LayoutT>& keys) {
+    const int column = slot() % columns;
+    if (second[column] == excluded_key<K>) {
+      scan_below(layout, keys, column);
+    } else {
+      tournament.replace(column, second[column], second_slot[column]);
+      second[column] = excluded_key<K>;
     }
   }
 
  private:
-  /// The best of slots first, first + Step * columns, ... below `end`.
-  template <int Step>
-  [[nodiscard]] MOEB_INLINE static typename Columns::Pair best_of(const Slots<K, LayoutT>& keys, int first, int end) {
-    K best = excluded_key<K>;
-    std::int32_t slot = first;
+  /// The best of a column that ranks below the lane's best, which is of that column.
+  MOEB_INLINE void scan_below(const LayoutT& layout, const Slots<K, LayoutT>& keys, int column) {
+    const K taken = key();
+    const std::int32_t taken_slot = slot();
+    K next = excluded_key<K>;
+    std::int32_t next_slot = taken_slot;
+    const int rows = LayoutT::in_registers ? LayoutT::capacity / columns : layout.blocks() * LayoutT::block_size / columns;
     MOEB_UNROLL
-    for (int i = first; i < end; i += Step * columns) {
-      const bool larger = keys[i] > best;
-      best = larger ? keys[i] : best;
-      slot = larger ? i : slot;
+    for (int row = 0; row < rows; ++row) {
+      const int i = row * columns + column;
+      const bool below = keys[i] < taken || (keys[i] == taken && i > taken_slot);
+      const bool larger = below && keys[i] > next;
+      next = larger ? keys[i] : next;
+      next_slot = larger ? i : next_slot;
     }
-    return Columns::pair(best, slot);
-  }
-
-  /// Registers cannot be indexed: every slot asks whether it is the one.
-  MOEB_INLINE static void exclude(Slots<K, LayoutT>& keys, std::int32_t taken) {
-    if constexpr (LayoutT::in_registers) {
-      MOEB_UNROLL
-      for (int i = 0; i < LayoutT::capacity; ++i) keys[i] = i == taken ? excluded_key<K> : keys[i];
-    } else {
-      keys[taken] = excluded_key<K>;
-    }
+    tournament.replace(column, next, next_slot);
   }
 };
 
-/// Calls emit(k, expert) for k = 0 to count - 1 on every lane. At least `count` keys must not be excluded. Overwrites the keys.
+/// Calls emit(k, expert) for k = 0 to count - 1 on every lane. At least `count` keys must not be excluded.
 template <class TileT, class LayoutT, class K, class Emit>
-MOEB_INLINE void select_k(const TileT& tile, const LayoutT& layout, Slots<K, LayoutT>& keys, int count, Emit&& emit) {
+MOEB_INLINE void select_k(const TileT& tile, const LayoutT& layout, const Slots<K, LayoutT>& keys, int count, Emit&& emit) {
   constexpr std::int32_t none = largest<std::int32_t>;
   LaneMaxima<TileT, LayoutT, K> maxima;
   maxima.scan(layout, keys);
   MOEB_NO_UNROLL
   for (int k = 0; k < count; ++k) {
-    const K best = tile.maximum(maxima.maximum());
-    const std::int32_t candidate = maxima.maximum() == best ? layout.expert(maxima.slot()) : none;
+    const K best = tile.maximum(maxima.key());
+    const std::int32_t candidate = maxima.key() == best ? layout.expert(maxima.slot()) : none;
     const std::int32_t expert = tile.minimum(candidate);
     emit(k, expert);
-    if (candidate == expert && k + 1 < count) maxima.remove(layout, keys, maxima.slot());
+    if (candidate == expert && k + 1 < count) maxima.remove_best(layout, keys);
   }
 }
 
