@@ -371,7 +371,7 @@ TEST_CASE("a communicator that does not block is waited for: until it is done, f
   fake::results["ncclAllReduce"] = {ncclInProgress};
   scene.communicator().asynchronous = ncclInProgress;
   const std::string error = error_of<mb::SyncError>([&] { start(sync, scene); });
-  CHECK(contains(error, "NcclSync::start: rank 0 of 1 waited 0.05"));
+  CHECK(contains(error, "NcclSync::start: rank 0 of 1 waited "));
   CHECK(contains(error, " s for ncclAllReduce"));
 }
 
@@ -385,7 +385,7 @@ TEST_CASE("a rank that leaves: wait on another rank ends in an error within the 
   const auto begin = std::chrono::steady_clock::now();
   const std::string error = error_of<mb::SyncError>([&] { router.sync.wait(scene.stream); });
   CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(10));
-  CHECK(contains(error, "NcclSync::wait: rank 1 of 2 waited 0.2"));
+  CHECK(contains(error, "NcclSync::wait: rank 1 of 2 waited "));
   CHECK(contains(error, "not all ranks have joined; the communicator was aborted"));
   CHECK(group.ranks[1].aborted);
   CHECK(bias == std::vector<float>{4, 5, 6});
