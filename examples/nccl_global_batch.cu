@@ -105,6 +105,27 @@ int device_count() {
   return devices;
 }
 
+#if defined(MOE_BALANCE_EXAMPLE_MPI)
+/// This process is one rank, on the GPU of its place on the machine.
+void run_as_rank() {
+  int rank = 0;
+  int ranks = 1;
+  int place = 0;
+  MPI_Comm machine = MPI_COMM_NULL;
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  MPI_Comm_size(MPI_COMM_WORLD, &ranks);
+  MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &machine);
+  MPI_Comm_rank(machine, &place);
+  cuda(cudaSetDevice(place % device_count()), "cudaSetDevice");
+  ncclUniqueId id{};
+  if (rank == 0) nccl(ncclGetUniqueId(&id), "ncclGetUniqueId");
+  MPI_Bcast(&id, sizeof(id), MPI_BYTE, 0, MPI_COMM_WORLD);
+  ncclComm_t communicator = nullptr;
+  nccl(ncclCommInitRank(&communicator, ranks, id, rank), "ncclCommInitRank");
+  train(communicator);
+  nccl(ncclCommDestroy(communicator), "ncclCommDestroy");
+}
+#else
 /// One thread for each GPU of this process.
 void run_in_one_process() {
   const int devices = device_count();
@@ -128,27 +149,6 @@ void run_in_one_process() {
   for (const std::string& error : errors) {
     if (!error.empty()) throw std::runtime_error(error);
   }
-}
-
-#if defined(MOE_BALANCE_EXAMPLE_MPI)
-/// This process is one rank, on the GPU of its place on the machine.
-void run_as_rank() {
-  int rank = 0;
-  int ranks = 1;
-  int place = 0;
-  MPI_Comm machine = MPI_COMM_NULL;
-  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-  MPI_Comm_size(MPI_COMM_WORLD, &ranks);
-  MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &machine);
-  MPI_Comm_rank(machine, &place);
-  cuda(cudaSetDevice(place % device_count()), "cudaSetDevice");
-  ncclUniqueId id{};
-  if (rank == 0) nccl(ncclGetUniqueId(&id), "ncclGetUniqueId");
-  MPI_Bcast(&id, sizeof(id), MPI_BYTE, 0, MPI_COMM_WORLD);
-  ncclComm_t communicator = nullptr;
-  nccl(ncclCommInitRank(&communicator, ranks, id, rank), "ncclCommInitRank");
-  train(communicator);
-  nccl(ncclCommDestroy(communicator), "ncclCommDestroy");
 }
 #endif
 

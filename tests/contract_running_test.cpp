@@ -14,6 +14,7 @@ TEST_CASE_TEMPLATE_INVOKE(route_is_forward, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(replay_ids, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(row_strides, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(many_layers, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(different_layers, HostEngine);
 
 TEST_CASE("Bias, Load and Saved own zeroed memory of the size that their refs say") {
   const mb::Bias bias{60, 3};

@@ -14,5 +14,6 @@ TEST_CASE_TEMPLATE_INVOKE(route_is_forward, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(replay_ids, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(row_strides, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(many_layers, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(different_layers, CudaEngine);
 
 }  // namespace testing

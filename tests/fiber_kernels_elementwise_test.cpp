@@ -13,4 +13,23 @@ TEST_CASE("fibers = CPU: square root of softplus, not renormalised, micro-batch 
   check_same_as_host(mb::Router{mb::SqrtSoftplus{}, mb::TopK<2>{.renormalise = false}, mb::AuxLoss{}}, {2, 5, 64, 129, 300});
 }
 
+TEST_CASE("update of layers with different numbers of experts on fibers gives the CPU's bits") {
+  const mb::Router router{mb::Sigmoid{}, mb::TopK<1>{}, mb::LossFreeBias{.update_rate = 0.3f, .centring = mb::Centring::step}};
+  const std::int32_t experts[] = {40, 33, 1, 7};
+  const auto updated = [&](const auto& place) {
+    std::vector<std::int64_t> load(160);
+    for (std::size_t i = 0; i < load.size(); ++i) load[i] = static_cast<std::int64_t>(i * i % 23);
+    std::vector<float> bias(160, 0.125f);
+    mb::LoadRef block{load.data(), 40, 4};
+    block.experts_of_layer = experts;
+    router.update(mb::BiasRef{bias.data(), 40, 4}, block, {}, place);
+    CHECK(load == std::vector<std::int64_t>(160, 0));
+    return bias;
+  };
+  const std::vector<float> on_host = updated(mb::Host{});
+  CHECK(updated(Fibers{7}) == on_host);
+  CHECK(on_host[72] != 0.125f);
+  CHECK(on_host[73] == 0.125f);
+}
+
 }  // namespace testing

@@ -69,7 +69,7 @@ TEST_CASE("rule 8: the kernels' parameter structs reach the device as the host w
              &Backward::grad_holds_quads>();
   check_echo<Loss, &Loss::balancer, &Loss::saved, &Loss::experts, &Loss::top_k, &Loss::ranks, &Loss::sequences, &Loss::value,
              &Loss::part_values>();
-  check_echo<Update, &Update::balancer, &Update::bias, &Update::load, &Update::top_k, &Update::ranks>();
+  check_echo<Update, &Update::balancer, &Update::bias, &Update::load, &Update::top_k, &Update::ranks, &Update::failure_flag>();
   check_echo<mb::Totals, &mb::Totals::counts, &mb::Totals::load, &mb::Totals::saved, &mb::Totals::status>();
 }
 

@@ -259,7 +259,10 @@ void check_bias_beside_loss(const Sync& sync) {
     RankCall part(router, logits, split.first(m, sync.rank()), split.of(m, sync.rank()));
     part.forward(bias.ref(), load.ref());
     CHECK(part.loss() >= 0);
-    part.forward(bias.ref(), load.ref(), false);  // recomputed: counted once
+    part.forward(bias.ref(), load.ref(), false);  // recomputed: counted once, and F is again that of all ranks
+    CHECK(part.loss() >= 0);
+    const std::vector<double> no_bias(rank_experts, 0.0);
+    CHECK(part.global_counts() == oracle_counts(logits, 0, split.first(m, 0) + split.of_all(m), no_bias, oracle::softmax()));
   }
   const Counts counts = oracle_counts(logits, 0, split.total(), std::vector<double>(rank_experts, 0.0), oracle::softmax());
   CHECK(sum_of(sync, Counts(load.data(), load.data() + rank_experts)) == counts);

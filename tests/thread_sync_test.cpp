@@ -55,7 +55,7 @@ TEST_CASE("ThreadSync: start waits for nobody, so one thread may run all ranks i
 }
 
 TEST_CASE("ThreadSync: a rank that stalls gives all others an error that names it, within the timeout, and no bias moves") {
-  on_ranks(4, 0.3, [](const mb::ThreadSync& sync) {
+  on_ranks(4, 1.5, [](const mb::ThreadSync& sync) {
     if (sync.rank() == 2) return;
     const mb::Router router{mb::Sigmoid{}, mb::TopK<1>{}, mb::LossFreeBias{}, sync};
     Counts load{1, 2, 3};
@@ -66,7 +66,7 @@ TEST_CASE("ThreadSync: a rank that stalls gives all others an error that names i
     });
     CHECK(Clock::now() - begin < std::chrono::seconds(10));
     CHECK(contains(error, "for rank 2 to start sum 0 of 3 counts"));
-    CHECK(contains(error, "waited 0.300000 s"));
+    CHECK(contains(error, "waited 1.500000 s"));
     CHECK(bias == std::vector<float>{4, 5, 6});
     CHECK(load == Counts{1, 2, 3});
     CHECK(contains(error_of([&] { sync.start(load.data(), 3, mb::Host{}); }), "finds the group failed"));

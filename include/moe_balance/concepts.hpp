@@ -210,6 +210,16 @@ concept SyncPolicyOn = SyncPolicy<S> && requires(const S sync, std::int64_t* cou
   {sync.finish(counts, place)};
 };
 
+/// What a kernel may read to learn that a sum over ranks has failed, though its stream went on: not 0 then. Null where the policy has no
+/// `failure_flag()`: its finish raises instead.
+template <class S>
+[[nodiscard]] const std::int32_t* failure_flag_of(const S& sync) {
+  if constexpr (requires { sync.failure_flag(); })
+    return sync.failure_flag();
+  else
+    return nullptr;
+}
+
 /// Whether a sum of `counts` has been started and not been finished, where the policy can tell.
 template <class S>
 [[nodiscard]] bool may_be_started(const S& sync, const std::int64_t* counts) {

@@ -172,7 +172,7 @@ struct Router {
       });
       for_each_sum(load, [&](std::int64_t* counts, std::int64_t /*n*/) { sync.finish(counts, place); });
     }
-    Engine<Place>::update(UpdateProblem<Balancer>{balancer, bias, load, k, sync.ranks()}, place);
+    Engine<Place>::update(UpdateProblem<Balancer>{balancer, bias, load, k, sync.ranks(), failure_flag_of(sync)}, place);
   }
 
  private:

@@ -189,4 +189,25 @@ TEST_CASE_TEMPLATE_DEFINE("state of many layers lies in one block: each forward 
   CHECK(load.values() == load_values);
 }
 
+TEST_CASE_TEMPLATE_DEFINE(
+    "layers with different numbers of experts share a block: each balances its own, the whole row is cleared", Engine,
+    different_layers) {
+  const Engine engine;
+  const mb::Router router{mb::Sigmoid{}, mb::TopK<1>{},
+                          mb::LossFreeBias{.update_rate = 0.5f, .centring = mb::Centring::bias}};
+  typename Engine::template Array<std::int32_t> experts(engine, {4, 2, 3});
+  typename Engine::template Array<std::int64_t> load(engine, {9, 1, 1, 1, 3, 5, 77, 77, 0, 6, 0, 77});
+  typename Engine::template Array<float> bias(engine, {0, 0, 0, 0, 1, 1, 9, 9, 0, 0, 0, 9});
+  mb::LoadRef block{load.data(), 4, 3};
+  block.experts_of_layer = experts.data();
+  router.update(mb::BiasRef{bias.data(), 4, 3}, block, {}, engine.place());
+  engine.wait();
+  const float third = 0.5f / 3;
+  const std::vector<float> got = bias.values();
+  const std::vector<float> want{-0.75f, 0.25f, 0.25f,        0.25f,         0.5f,         -0.5f,
+                                9,      9,     0.5f - third, -0.5f - third, 0.5f - third, 9};
+  for (std::size_t i = 0; i < want.size(); ++i) CHECK(got[i] == doctest::Approx(want[i]).epsilon(1e-6));
+  CHECK(load.values() == std::vector<std::int64_t>(12, 0));
+}
+
 }  // namespace testing

@@ -3,7 +3,7 @@
 set -euo pipefail
 here=$(dirname "$(readlink -f "$0")")
 output=$(mktemp)
-MPI_KEEP_GOING=1 bash "$here/run.sh" 4 "$2" "$1" 1.0 >"$output" 2>&1 &
+MPI_KEEP_GOING=1 bash "$here/run.sh" 4 "$2" "$1" 2.0 >"$output" 2>&1 &
 launcher=$!
 
 waited=0

@@ -121,7 +121,7 @@ struct Group {
   }
 };
 
-/// Enqueues a collective: waits for all ranks' parts, then lets `receive` write its result.
+/// Enqueues a collective: waits for all ranks' parts, or, as NCCL's kernels do, for the abort, which lets an incomplete result pass; then lets `receive` write its result.
 template <class Receive>
 void enqueue_collective(const void* send, std::size_t count, ncclComm_t communicator, cudaStream_t stream, Receive receive) {
   const std::size_t index = communicator->issued++;
@@ -133,7 +133,7 @@ void enqueue_collective(const void* send, std::size_t count, ncclComm_t communic
     auto& parts = (*collectives)[index].parts;
     const auto* const words = static_cast<const std::int64_t*>(send);
     if (parts.count(rank) == 0) parts[rank].assign(words, words + count);
-    if (parts.size() < ranks) return false;
+    if (parts.size() < ranks && !communicator->aborted) return false;
     receive(parts);
     return true;
   });
@@ -143,6 +143,22 @@ void enqueue_collective(const void* send, std::size_t count, ncclComm_t communic
 
 extern "C" {
 
+cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned) {
+  const auto result = fake::result_of<cudaError_t>("cudaHostAlloc");
+  if (result != cudaSuccess) return result;
+  *memory = std::malloc(bytes);
+  ++fake::allocations;
+  return cudaSuccess;
+}
+cudaError_t cudaFreeHost(void* memory) {
+  std::free(memory);
+  --fake::allocations;
+  return fake::result_of<cudaError_t>("cudaFreeHost");
+}
+cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned) {
+  *device = host;
+  return fake::result_of<cudaError_t>("cudaHostGetDevicePointer");
+}
 cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return fake::devices == 0 ? cudaErrorNoDevice : fake::result_of<cudaError_t>("cudaGetDevice");

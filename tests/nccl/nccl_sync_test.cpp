@@ -213,6 +213,29 @@ TEST_CASE_TEMPLATE("a sum that nobody reads is given up in stream order", Sync, 
   CHECK(b == Counts{44});
 }
 
+TEST_CASE("a forward whose sum nobody has read may be followed by another with the same saved memory") {
+  const std::vector<float> logits = Random(91).normals(2 * 20 * rank_experts);
+  Counts want = oracle_counts(logits, 0, 40, {}, oracle::softmax());
+  for (std::int64_t& count : want) count *= 3;
+  for (std::uint64_t seed = 0; seed < 30; ++seed) {
+    CAPTURE(seed);
+    Scene scene;
+    fake::Group group(2);
+    using Router = mb::Router<mb::Softmax, mb::TopK<rank_k>, mb::GlobalBatchLoss, mb::NcclSync>;
+    std::deque<RankCall<Router, cudaStream_t>> calls;
+    std::vector<mb::Load<>> loads;
+    for (int r = 0; r < 2; ++r) {
+      loads.emplace_back(rank_experts);
+      const Router router{{}, {}, {}, make<mb::NcclSync>(group.ranks[static_cast<std::size_t>(r)])};
+      calls.emplace_back(router, logits, r * 20, 20, fake::new_stream());
+      for (int i = 0; i < 3; ++i) calls.back().forward({}, loads.back().ref());
+      calls.back().loss();
+    }
+    CHECK(fake::run(seed));
+    for (const auto& call : calls) CHECK(call.global_counts() == want);
+  }
+}
+
 TEST_CASE("NcclGatherSync keeps the counts of every rank") {
   Scene scene;
   fake::Group group(3);
@@ -259,6 +282,12 @@ TEST_CASE("construction: what is no communicator, no timeout, no device, or anot
 }
 
 TEST_CASE("construction: a stream or memory that cannot be had is an error, and nothing is left behind") {
+  for (const char* function : {"cudaHostAlloc", "cudaHostGetDevicePointer"}) {
+    Scene scene;
+    fake::results[function] = {cudaErrorMemoryAllocation};
+    CHECK(contains(error_of<mb::CudaError>([&] { (void)make<mb::NcclSync>(scene.communicator()); }),
+                   "cudaErrorOfTheFake: made to fail"));
+  }
   for (const char* function : {"cudaDeviceGetStreamPriorityRange", "cudaStreamCreateWithPriority"}) {
     Scene scene;
     fake::results[function] = {cudaErrorMemoryAllocation};
@@ -371,7 +400,7 @@ TEST_CASE("a communicator that does not block is waited for: until it is done, f
   fake::results["ncclAllReduce"] = {ncclInProgress};
   scene.communicator().asynchronous = ncclInProgress;
   const std::string error = error_of<mb::SyncError>([&] { start(sync, scene); });
-  CHECK(contains(error, "NcclSync::start: rank 0 of 1 waited 0.05"));
+  CHECK(contains(error, "NcclSync::start: rank 0 of 1 waited "));
   CHECK(contains(error, " s for ncclAllReduce"));
 }
 
@@ -385,11 +414,29 @@ TEST_CASE("a rank that leaves: wait on another rank ends in an error within the 
   const auto begin = std::chrono::steady_clock::now();
   const std::string error = error_of<mb::SyncError>([&] { router.sync.wait(scene.stream); });
   CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(10));
-  CHECK(contains(error, "NcclSync::wait: rank 1 of 2 waited 0.2"));
+  CHECK(contains(error, "NcclSync::wait: rank 1 of 2 waited "));
   CHECK(contains(error, "not all ranks have joined; the communicator was aborted"));
   CHECK(group.ranks[1].aborted);
+  CHECK(fake::run(5));  // the abort lets the stream go on, and the update behind the sum runs
   CHECK(bias == std::vector<float>{4, 5, 6});
   CHECK(load == Counts{1, 2, 3});
+}
+
+TEST_CASE("a user who aborts does it through the Sync: no bias moves, and later calls say why") {
+  Scene scene;
+  fake::Group group(2);
+  const mb::Router router{mb::Sigmoid{}, mb::TopK<1>{}, mb::LossFreeBias{}, make<mb::NcclSync>(group.ranks[0])};
+  Counts load{1, 2, 3};
+  std::vector<float> bias{4, 5, 6};
+  router.update(mb::BiasRef{bias.data(), 3}, mb::LoadRef{load.data(), 3}, {}, scene.stream);
+  CHECK(!fake::run(1));
+  router.sync.abort("the watchdog saw a rank die");
+  router.sync.abort("and once more");
+  CHECK(fake::calls["ncclCommAbort"] == 1);
+  CHECK(fake::run(2));
+  CHECK(bias == std::vector<float>{4, 5, 6});
+  CHECK(contains(error_of<mb::SyncError>([&] { router.sync.wait(scene.stream); }),
+                 "NcclSync::abort: rank 0 of 2 gives up: the watchdog saw a rank die; the communicator was aborted"));
 }
 
 TEST_CASE("an abort that fails is said, too") {

@@ -8,6 +8,7 @@
 #include <moe_balance/concepts.hpp>
 #include <moe_balance/error.hpp>
 
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -20,6 +21,10 @@
 
 #include <cuda_runtime_api.h>
 #include <nccl.h>
+
+#if NCCL_VERSION_CODE < NCCL_VERSION(2, 18, 0)
+#error "moe_balance/sync/nccl.hpp needs NCCL 2.18 or newer"
+#endif
 
 MOEB_NAMESPACE_BEGIN
 
@@ -40,12 +45,26 @@ class NcclConnection {
     check_nccl_at_construction("ncclCommCount", ncclCommCount(communicator, &ranks_));
     MOEB_EXPECTS(current == device_, call, "the current device", std::to_string(current),
                  std::to_string(device_) + ", the communicator's");
+    void* memory = nullptr;
+    check_cuda_at_construction("reserving memory that host and device see",
+                               cudaHostAlloc(&memory, sizeof(std::int32_t), cudaHostAllocMapped));
+    host_flag_.reset(static_cast<std::int32_t*>(memory));
+    *host_flag_ = 0;
+    check_cuda_at_construction("mapping memory of the host", cudaHostGetDevicePointer(&memory, memory, 0));
+    device_flag_ = static_cast<const std::int32_t*>(memory);
   }
 
   [[nodiscard]] ncclComm_t communicator() const { return communicator_; }
   [[nodiscard]] int rank() const { return rank_; }
   [[nodiscard]] int ranks() const { return ranks_; }
   [[nodiscard]] bool has_failed() const { return !failure_.empty(); }
+  /// Where the device sees whether a sum has failed.
+  [[nodiscard]] const std::int32_t* failure_flag() const { return device_flag_; }
+
+  /// Aborts the communicator, for whom it is the user's decision; nothing where it has been aborted already.
+  void abort(const char* in, const std::string& what) {
+    if (!has_failed()) abort_because(sentence(in) + what);
+  }
 
   /// Raises SyncError when NCCL has met an error since the last call, or any call has failed before.
   void check(const char* in) {
@@ -106,11 +125,18 @@ class NcclConnection {
 
   template <class Error>
   [[noreturn]] void fail(const char* in, const std::string& what) {
-    failure_ = sentence(in) + what;
+    abort_because(sentence(in) + what);
+    raise<Error>(failure_);
+  }
+
+  /// The flag first: the abort lets streams go on with sums that are not complete, and an update behind one must leave bias and load as they are.
+  void abort_because(const std::string& what) {
+    failure_ = what;
+    static_cast<volatile std::int32_t&>(*host_flag_) = 1;
+    std::atomic_thread_fence(std::memory_order_seq_cst);
     const ncclResult_t aborted = ncclCommAbort(communicator_);
     failure_ += aborted == ncclSuccess ? "; the communicator was aborted"
                                        : std::string("; aborting the communicator failed: ") + ncclGetErrorString(aborted);
-    raise<Error>(failure_);
   }
 
   static void check_cuda_at_construction(const char* what, cudaError_t error) {
@@ -140,6 +166,11 @@ class NcclConnection {
   int rank_ = 0;
   int ranks_ = 1;
   std::string failure_;
+  struct FreeHostMemory {
+    void operator()(std::int32_t* memory) const { (void)cudaFreeHost(memory); }
+  };
+  std::unique_ptr<std::int32_t, FreeHostMemory> host_flag_;
+  const std::int32_t* device_flag_ = nullptr;
 };
 
 /// Sums in place, by NCCL's all-reduce.
@@ -163,7 +194,7 @@ class NcclAllReduce {
 /// one of its own (ncclCommSplit), so that sums queue behind nobody else's. Used by one thread at a time.
 ///
 /// `counts` is device memory, which must stay alive until finish of it, or `wait`, and what they enqueued, is done. In a CUDA graph, start and
-/// finish of a sum belong into one capture.
+/// finish of a sum belong into one capture. The last copy goes when streams have passed all calls that used it.
 ///
 /// Where a rank leaves, the others' streams wait for it. A program that then blocks in cudaStreamSynchronize hangs; `wait(stream)`
 /// waits as well, finds NCCL's asynchronous errors, and after the timeout aborts the communicator and raises.
@@ -210,6 +241,13 @@ class BasicNcclSync {
 
   /// Raises SyncError, and aborts the communicator, when NCCL has met an error. start and finish call it, too.
   void check() const { state_->connection.check("check"); }
+
+  /// Aborts the communicator where the user knows that a rank is lost: in place of ncclCommAbort, which would let an update go on with a sum that
+  /// is not complete. Every later call raises SyncError, which says `why`.
+  void abort(const std::string& why) const { state_->connection.abort("abort", "gives up: " + why); }
+
+  /// What kernels read of failures; see UpdateProblem.
+  [[nodiscard]] const std::int32_t* failure_flag() const { return state_->connection.failure_flag(); }
 
   /// In place of cudaStreamSynchronize on a stream that waits for sums: returns when the stream has done all it holds. Errors: SyncError
   /// when NCCL meets an error or the timeout is over, and the communicator is aborted; CudaError.

@@ -1,7 +1,7 @@
 // NcclGatherSync: as NcclSync, but every rank gathers all ranks' counts and sums them itself, in rank order. NCCL's all-reduce over symmetric
 // memory does not serve integers; its all-gather does, so that in an NVLink domain this is the faster of the two for few
 // counts. It also gives the counts of every rank: exchange().counts_of_ranks(). Over many ranks it moves ranks times the bytes: docs/distributed.md.
-// Opt-in, as sync/nccl.hpp; needs nvcc. Memory is allocated at construction, which is collective.
+// Opt-in, as sync/nccl.hpp; needs nvcc and NCCL 2.19. Memory is allocated at construction, which is collective.
 #pragma once
 
 #include <moe_balance/engine/cuda.cuh>

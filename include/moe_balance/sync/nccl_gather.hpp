@@ -8,6 +8,10 @@
 #include <limits>
 #include <string>
 
+#if NCCL_VERSION_CODE < NCCL_VERSION(2, 19, 0)
+#error "moe_balance/sync/nccl_gather.cuh needs NCCL 2.19 or newer"
+#endif
+
 MOEB_NAMESPACE_BEGIN
 
 /// Sizes of NcclGatherSync's memory: all of it is allocated at construction.

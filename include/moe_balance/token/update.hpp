@@ -16,6 +16,7 @@ struct UpdateProblem {
   LoadRef load;
   int top_k;
   int ranks;
+  const std::int32_t* failure_flag;  ///< null, or not 0 where the sum over ranks has failed: then nothing is written
 };
 
 template <class Part>
@@ -60,6 +61,7 @@ MOEB_INLINE void step_bias(const Part& part, const TileT& tile, float* bias, con
 template <class Problem, class TileT>
 MOEB_INLINE void update_layer(const Problem& problem, const TileT& tile, std::int64_t layer) {
   using Traits = BalancerTraits<decltype(problem.balancer)>;
+  if (problem.failure_flag != nullptr && *static_cast<const volatile std::int32_t*>(problem.failure_flag) != 0) return;
   std::int64_t* counts = problem.load.layer(layer).counts;
   const int experts = experts_of(problem.load, layer);
   if constexpr (Traits::biases > 0) {
