@@ -7,22 +7,37 @@
 #include <doctest/doctest.h>
 #include <moe_balance/moe_balance.hpp>
 
-#include <cmath>
 #include <cstdint>
-#include <tuple>
+#include <limits>
 #include <vector>
 
 namespace testing {
 
+/// All that a call wrote.
+struct RoutedAndPermuted {
+  std::vector<std::int32_t> ids;
+  std::vector<float> weights;
+  std::vector<std::int64_t> counts;
+  std::vector<std::int64_t> offsets;
+  std::vector<std::int64_t> row_of_slot;
+  std::vector<std::int64_t> slot_of_row;
+  std::vector<std::int32_t> expert_of_block;
+  std::int64_t non_finite_tokens;
+
+  bool operator==(const RoutedAndPermuted&) const = default;
+};
+
 template <class Engine>
-auto routed_and_permuted(const Engine& engine, bool fused, std::int64_t tokens, int experts, std::int64_t align) {
+RoutedAndPermuted routed_and_permuted(const Engine& engine, bool fused, std::int64_t tokens, int experts,
+                                      std::int64_t align) {
   constexpr int k = 4;
   using Longs = typename Engine::template Array<std::int64_t>;
   using Ids = typename Engine::template Array<std::int32_t>;
   using Floats = typename Engine::template Array<float>;
   Random random(static_cast<std::uint64_t>(1000 * experts + tokens));
   std::vector<float> values = random.normals<float>(static_cast<std::size_t>(tokens * experts));
-  for (std::size_t i = 0; i < values.size(); i += 97) values[i] = i % 2 == 0 ? HUGE_VALF : std::nanf("");
+  for (std::size_t i = 0; i < values.size(); i += 97)
+    values[i] = i % 2 == 0 ? std::numeric_limits<float>::infinity() : std::numeric_limits<float>::quiet_NaN();
   const std::int64_t rows = mb::permutation_rows(tokens, k, experts, align);
   const auto size = [](std::int64_t n) { return static_cast<std::size_t>(n); };
   Floats logits(engine, values), weights(engine, std::vector<float>(size(tokens * k), 7));
@@ -60,8 +75,8 @@ auto routed_and_permuted(const Engine& engine, bool fused, std::int64_t tokens, 
     mb::permutation(order, workspace, engine.place());
   }
   engine.wait();
-  return std::tuple(ids.values(), weights.values(), counts.values(), offsets.values(), row_of_slot.values(),
-                    slot_of_row.values(), blocks.values(), status.values()[0].non_finite_tokens);
+  return {ids.values(),         weights.values(),     counts.values(), offsets.values(),
+          row_of_slot.values(), slot_of_row.values(), blocks.values(), status.values()[0].non_finite_tokens};
 }
 
 TEST_CASE_TEMPLATE_DEFINE("route_and_permute = route, then permutation", Engine, route_and_permute_same) {
