@@ -3,6 +3,7 @@
 
 #include "bodies/dispatch.hpp"
 #include "bodies/dispatch_errors.hpp"
+#include "bodies/route_and_permute.hpp"
 
 #include <utility>
 
@@ -19,6 +20,8 @@ TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_permutation, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_overlap, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_rows, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_indices, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(route_and_permute_same, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(route_and_permute_errors, HostEngine);
 
 TEST_CASE("dispatch: any number of threads and any instruction set give the same bits") {
   for (const mb::DataType type : {mb::DataType::float32, mb::DataType::float16}) {

@@ -4,6 +4,7 @@
 
 #include "bodies/dispatch.hpp"
 #include "bodies/dispatch_errors.hpp"
+#include "bodies/route_and_permute.hpp"
 
 namespace testing {
 
@@ -17,6 +18,8 @@ TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_permutation, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_overlap, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_rows, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_indices, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(route_and_permute_same, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(route_and_permute_errors, CudaEngine);
 
 TEST_CASE("dispatch: GPU = CPU, bit for bit") {
   for (const mb::DataType type : {mb::DataType::float32, mb::DataType::bfloat16, mb::DataType::float16}) {

@@ -1,7 +1,10 @@
 // The dispatch kernels on fibers: against plain loops, and bit for bit as the CPU engine, in several orders of lanes and blocks.
 #include "tile/fiber_dispatch.hpp"
+#include "engine_host.hpp"
+
 #include "bodies/dispatch.hpp"
 #include "bodies/dispatch_errors.hpp"
+#include "bodies/route_and_permute.hpp"
 #include "engine_host.hpp"
 
 namespace testing {
@@ -12,6 +15,8 @@ TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_permutation, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_overlap, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_rows, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_indices, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(route_and_permute_same, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(route_and_permute_errors, FiberEngine);
 
 TEST_CASE("dispatch: fibers = CPU, bit for bit") {
   Random random(41);

@@ -14,6 +14,7 @@
 #include <moe_balance/dispatch/host.hpp>
 #include <moe_balance/dispatch/permutation.hpp>
 #include <moe_balance/dispatch/permute.hpp>
+#include <moe_balance/dispatch/route_and_permute.hpp>
 #include <moe_balance/engine/host.hpp>
 #include <moe_balance/memory.hpp>
 #include <moe_balance/placement/placement.hpp>

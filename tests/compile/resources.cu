@@ -44,3 +44,29 @@ void largest_k(const Calls& calls, cudaStream_t stream);
 void largest_k(const Calls& calls, cudaStream_t stream) {
   run(mb::Router{mb::SoftmaxOverSelected{}, mb::TopK<32>{}, mb::FromPlainTopK{mb::GlobalBatchLoss{}}}, calls, stream);
 }
+
+struct DispatchCalls {
+  mb::PermutationArgs permutation;
+  mb::PermuteArgs permute;
+  mb::PermuteBackwardArgs permute_backward;
+  mb::CombineArgs combine;
+  mb::CombineBackwardArgs combine_backward;
+  mb::CapacityArgs capacity;
+  mb::PhysicalExpertsArgs physical_experts;
+  mb::SharedExpertsArgs shared_experts;
+  mb::RankSplitsArgs rank_splits;
+};
+
+void dispatch(const Calls& calls, const DispatchCalls& dispatch, cudaStream_t stream);
+void dispatch(const Calls& calls, const DispatchCalls& dispatch, cudaStream_t stream) {
+  mb::route_and_permute(mb::Router{mb::Softmax{}, mb::TopK<8>{}}, calls.route, dispatch.permutation, calls.workspace, stream);
+  mb::permutation(dispatch.permutation, calls.workspace, stream);
+  mb::permute(dispatch.permute, calls.workspace, stream);
+  mb::permute_backward(dispatch.permute_backward, calls.workspace, stream);
+  mb::combine(dispatch.combine, calls.workspace, stream);
+  mb::combine_backward(dispatch.combine_backward, calls.workspace, stream);
+  mb::limit_to_capacity(dispatch.capacity, calls.workspace, stream);
+  mb::physical_experts(dispatch.physical_experts, calls.workspace, stream);
+  mb::append_shared_experts(dispatch.shared_experts, calls.workspace, stream);
+  mb::rank_splits(dispatch.rank_splits, calls.workspace, stream);
+}

@@ -4,6 +4,7 @@
 #include "fiber_engine.hpp"
 
 #include <moe_balance/dispatch/engine.hpp>
+#include <moe_balance/dispatch/route_and_permute.hpp>
 
 #include <algorithm>
 #include <cstdint>
@@ -17,7 +18,7 @@ template <>
 struct DispatchEngine<testing::Fibers> {
   static constexpr bool serves_float64 = false;
   static constexpr bool reads_arguments = false;
-  static constexpr int tile_width = 32;
+  static constexpr bool fuses_routing = true;
   using Fibers = testing::Fibers;
 
   static void check(const char* /*call*/, const Fibers&) {}
@@ -41,6 +42,20 @@ struct DispatchEngine<testing::Fibers> {
                      const Fibers& place) {
     testing::launch_fibers(place, size.blocks, 1, 32 * size.tiles, size.shared_bytes, [&](const testing::FiberBlock& block) {
       body(block, testing::FiberTile<32>{block.group, block.thread()}, problem);
+    });
+  }
+
+  template <class Problem>
+  static void route_and_count(const Problem& problem, const Totals& totals, std::int32_t* histogram, std::int64_t rows,
+                              const Fibers& place) {
+    with_tier(static_cast<int>(problem.logits.columns), [&](auto tier_index) {
+      constexpr int index = decltype(tier_index)::value;
+      constexpr CudaTier tier = cuda_tiers[index];
+      constexpr std::size_t shared_bytes = ForwardShared<decltype(problem.balancer), tier.max_experts, false>::bytes(0);
+      testing::launch_fibers(place, rows, 1, 64, shared_bytes, [&](const testing::FiberBlock& block) {
+        const testing::FiberTile<tier.width> tile{block.group, block.thread()};
+        route_and_count_kernel<KernelConfig<index>>(block, tile, problem, totals, histogram);
+      });
     });
   }
 };

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <moe_balance/dispatch/engine.hpp>
+#include <moe_balance/dispatch/route_and_permute.hpp>
 #include <moe_balance/engine/cuda.cuh>
 
 #include <algorithm>
@@ -18,6 +19,15 @@ __global__ void __launch_bounds__(32 * dispatch_tuning.tiles, dispatch_tuning.bl
   body(CudaBlock{moe_balance_shared}, CudaTile<32>{}, problem);
 }
 
+template <int Tier, class Problem>
+__global__ void __launch_bounds__(cuda_tiers[Tier].threads, cuda_tiers[Tier].blocks_per_sm) MOEB_HIDDEN
+    moe_balance_route_and_count(const __grid_constant__ Problem problem, const __grid_constant__ Totals totals,
+                                std::int32_t* histogram) {
+  extern __shared__ __align__(16) std::byte moe_balance_shared[];
+  route_and_count_kernel<KernelConfig<Tier>>(CudaBlock{moe_balance_shared}, CudaTile<cuda_tiers[Tier].width>{}, problem,
+                                             totals, histogram);
+}
+
 }  // namespace MOEB_ARCH_NAMESPACE
 
 template <>
@@ -25,7 +35,7 @@ struct MOEB_HIDDEN DispatchEngine<cudaStream_t> {
   static constexpr bool serves_float64 = false;
   /// Index arrays are the device's: kernels take bad entries as -1 and count them in Status.
   static constexpr bool reads_arguments = false;
-  static constexpr int tile_width = 32;
+  static constexpr bool fuses_routing = true;
 
   static void check(const char* call, cudaStream_t stream) { Engine<cudaStream_t>::check(call, stream); }
   static void clear(void* data, std::size_t bytes, cudaStream_t stream) { Engine<cudaStream_t>::clear(data, bytes, stream); }
@@ -63,6 +73,20 @@ struct MOEB_HIDDEN DispatchEngine<cudaStream_t> {
     kernel<<<static_cast<unsigned>(size.blocks), 32 * static_cast<unsigned>(size.tiles), size.shared_bytes, stream>>>(
         body, problem);
     check_cuda(cudaGetLastError(), call);
+  }
+
+  /// The routing kernel of route_and_permute, one block per row of the histogram.
+  template <class Problem>
+  static void route_and_count(const Problem& problem, const Totals& totals, std::int32_t* histogram, std::int64_t rows,
+                              cudaStream_t stream) {
+    with_tier(static_cast<int>(problem.logits.columns), [&](auto tier_index) {
+      constexpr int index = decltype(tier_index)::value;
+      constexpr CudaTier tier = cuda_tiers[index];
+      constexpr std::size_t shared_bytes = ForwardShared<decltype(problem.balancer), tier.max_experts, false>::bytes(0);
+      moe_balance_route_and_count<index, Problem>
+          <<<static_cast<unsigned>(rows), tier.threads, shared_bytes, stream>>>(problem, totals, histogram);
+    });
+    check_cuda(cudaGetLastError(), "launching route_and_permute");
   }
 
  private:

@@ -36,7 +36,8 @@ struct DispatchEngine<Host> {
   static constexpr bool serves_float64 = true;
   /// Index arrays are read before the work, and bad ones refused.
   static constexpr bool reads_arguments = true;
-  static constexpr int tile_width = 1;
+  /// Routing and counting are two passes over a CPU's cache.
+  static constexpr bool fuses_routing = false;
   /// What a block's shared memory may need: the counts of all experts, see PlaceSlots.
   static constexpr std::size_t shared_bytes = static_cast<std::size_t>(max_dispatch_experts) * 32 + 1024;
 

@@ -79,6 +79,36 @@ inline void check_permutation(const PermutationArgs& args, Workspace workspace) 
   fail_argument(call, "experts", "changing", "ids that do not change during the call");
 }
 
+/// The kernels' problem, but for its histogram.
+[[nodiscard]] inline PermutationProblem permutation_problem(const PermutationArgs& args) {
+  PermutationProblem problem{};
+  problem.experts = args.experts;
+  problem.row_of_slot = args.row_of_slot;
+  problem.tokens = args.experts.rows;
+  problem.k = args.experts.columns;
+  problem.expert_count = static_cast<int>(args.offsets.size - 1);
+  problem.offsets = args.offsets.data;
+  problem.slot_of_row = args.slot_of_row.data;
+  problem.rows = args.slot_of_row.size;
+  problem.align = args.align;
+  problem.rows_per_expert = args.rows_per_expert;
+  problem.counts = args.counts;
+  problem.expert_of_block = args.expert_of_block.data;
+  problem.row_blocks = args.expert_of_block.size;
+  problem.block_size = std::max<std::int64_t>(args.block_size, 1);
+  problem.invalid = args.status == nullptr ? nullptr : &args.status->invalid_experts;
+  return problem;
+}
+
+/// The second launch of a permutation.
+template <class Place>
+void place_slots(const PermutationProblem& problem, std::int64_t blocks, const Place& place) {
+  using Engine = DispatchEngine<Place>;
+  const int tiles = Engine::tiles(problem.expert_count);
+  Engine::launch("permutation", {blocks, tiles, PlaceSlots::shared_bytes(problem.expert_count, tiles)}, PlaceSlots{},
+                 problem, place);
+}
+
 }  // namespace detail
 
 /// Sorts the slots of `experts` by expert, stably: expert e's slots get the rows offsets[e], offsets[e] + 1, ... in token order (k order within
@@ -91,35 +121,21 @@ void permutation(const PermutationArgs& args, Workspace workspace, const Place& 
   Engine::check("permutation", place);
   detail::check_permutation(args, workspace);
   const std::int64_t slots = args.experts.rows * args.experts.columns;
-  const int experts = static_cast<int>(args.offsets.size - 1);
-  auto* found_invalid = static_cast<std::int64_t*>(workspace.data);
-  PermutationProblem problem{};
-  problem.experts = args.experts;
-  problem.row_of_slot = args.row_of_slot;
-  problem.slots = slots;
-  problem.expert_count = experts;
-  problem.offsets = args.offsets.data;
-  problem.slot_of_row = args.slot_of_row.data;
-  problem.rows = args.slot_of_row.size;
-  problem.align = args.align;
-  problem.rows_per_expert = args.rows_per_expert;
-  problem.counts = args.counts;
-  problem.expert_of_block = args.expert_of_block.data;
-  problem.row_blocks = args.expert_of_block.size;
-  problem.block_size = std::max<std::int64_t>(args.block_size, 1);
+  PermutationProblem problem = detail::permutation_problem(args);
   problem.histogram = reinterpret_cast<std::int32_t*>(static_cast<std::byte*>(workspace.data) + 16);
-  problem.invalid = args.status == nullptr ? nullptr : &args.status->invalid_experts;
+  problem.histogram_rows = Engine::parts(slots, permutation_parts(slots), place);
+  auto* found_invalid = static_cast<std::int64_t*>(workspace.data);
   if constexpr (Engine::reads_arguments) {
     *found_invalid = 0;
     problem.invalid = found_invalid;
   }
-  const std::int64_t parts = Engine::parts(slots, permutation_parts(slots), place);
-  const int tiles = Engine::tiles(experts);
-  Engine::launch("permutation", {parts, tiles, CountSlots::shared_bytes(experts)}, CountSlots{}, problem, place);
+  const int experts = problem.expert_count;
+  Engine::launch("permutation", {problem.histogram_rows, Engine::tiles(experts), CountSlots::shared_bytes(experts)},
+                 CountSlots{}, problem, place);
   if constexpr (Engine::reads_arguments) {
     if (*found_invalid != 0) detail::refuse_ids("permutation", args.experts, experts);
   }
-  Engine::launch("permutation", {parts, tiles, PlaceSlots::shared_bytes(experts, tiles)}, PlaceSlots{}, problem, place);
+  detail::place_slots(problem, problem.histogram_rows, place);
 }
 
 MOEB_NAMESPACE_END

@@ -28,7 +28,8 @@ struct SlotView {
 struct PermutationProblem {
   SlotView<const std::int32_t> experts;
   SlotView<std::int64_t> row_of_slot;
-  std::int64_t slots;
+  std::int64_t tokens;
+  std::int64_t k;
   int expert_count;
   std::int64_t* offsets;
   std::int64_t* slot_of_row;
@@ -39,9 +40,16 @@ struct PermutationProblem {
   std::int32_t* expert_of_block;
   std::int64_t row_blocks;
   std::int64_t block_size;
-  std::int32_t* histogram;  ///< [parts, E]
-  std::int64_t* invalid;    ///< counts ids that are no expert's; may be null
+  std::int32_t* histogram;  ///< [histogram_rows, E]: slots per expert of each range of tokens
+  std::int64_t histogram_rows;
+  std::int64_t* invalid;  ///< counts ids that are no expert's; may be null
 };
+
+/// The slots of the ranges of tokens that rows first to last - 1 of the histogram count.
+[[nodiscard]] MOEB_INLINE ItemRange slots_of_rows(const PermutationProblem& problem, std::int64_t first, std::int64_t last) {
+  return {range_of_part(problem.tokens, first, problem.histogram_rows).first * problem.k,
+          range_of_part(problem.tokens, last - 1, problem.histogram_rows).last * problem.k};
+}
 
 /// The expert of a slot; -1 for empty and invalid ones.
 [[nodiscard]] MOEB_INLINE std::int32_t expert_of(const PermutationProblem& problem, std::int64_t slot) {
@@ -68,7 +76,7 @@ struct CountSlots {
     for (int e = block.thread(); e < problem.expert_count; e += block.threads()) counts[e] = 0;
     block.barrier();
     std::int64_t invalid = 0;
-    const ItemRange range = range_of_part(problem.slots, block.index(), block.blocks());
+    const ItemRange range = slots_of_rows(problem, block.index(), block.index() + 1);
     for (std::int64_t slot = range.first + block.thread(); slot < range.last; slot += block.threads()) {
       const std::int32_t expert = expert_of(problem, slot);
       if (expert >= 0)
@@ -83,7 +91,7 @@ struct CountSlots {
   }
 };
 
-/// Second launch: offsets, padding marks, and a row for each slot. As many blocks as the first.
+/// Second launch: offsets, padding marks, and a row for each slot. Each block takes the same number of rows of the histogram.
 struct PlaceSlots {
   static constexpr bool uses_shared = true;
 
@@ -115,7 +123,8 @@ struct PlaceSlots {
     for (int i = block.thread(); i < tiles * problem.expert_count; i += block.threads()) shared.tile_counts[i] = 0;
     add_up_blocks(block, problem, shared);
     block.barrier();
-    const ItemRange own = range_of_part(problem.slots, block.index(), block.blocks());
+    const std::int64_t first_row = block.index() * rows_per_block(block, problem);
+    const ItemRange own = slots_of_rows(problem, first_row, first_row + rows_per_block(block, problem));
     const ItemRange range = range_of_tile(block, tile, own);
     count_of_tile(block, tile, problem, range, shared);
     find_offsets(block, tile, problem, shared);
@@ -128,13 +137,19 @@ struct PlaceSlots {
 
  private:
   template <class BlockT>
+  [[nodiscard]] MOEB_INLINE static std::int64_t rows_per_block(const BlockT& block, const PermutationProblem& problem) {
+    return problem.histogram_rows / block.blocks();
+  }
+
+  template <class BlockT>
   MOEB_INLINE static void add_up_blocks(const BlockT& block, const PermutationProblem& problem, const Shared& shared) {
+    const std::int64_t first_row = block.index() * rows_per_block(block, problem);
     for (int e = block.thread(); e < problem.expert_count; e += block.threads()) {
       std::int64_t before = 0;
       std::int64_t all = 0;
-      for (std::int64_t b = 0; b < block.blocks(); ++b) {
-        const std::int32_t count = problem.histogram[b * problem.expert_count + e];
-        before += b < block.index() ? count : 0;
+      for (std::int64_t row = 0; row < problem.histogram_rows; ++row) {
+        const std::int32_t count = problem.histogram[row * problem.expert_count + e];
+        before += row < first_row ? count : 0;
         all += count;
       }
       shared.earlier[e] = before;

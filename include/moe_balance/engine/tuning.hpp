@@ -22,6 +22,9 @@ struct DispatchTuning {
   /// Fewest slots worth a part (a GPU's block): each part reads every part's counts.
   std::int64_t slots_per_part = 1024;
   std::int64_t most_parts = 128;
+  /// Blocks of the kernel that routes and counts: enough to fill a device; fewer where they would have fewer tokens than this.
+  std::int64_t most_routing_blocks = 256;
+  std::int64_t tokens_per_routing_block = 16;
   /// A part counts in 32 bits.
   std::int64_t most_slots_per_part = std::int64_t{1} << 30;
   /// A GPU's block: eight warps, four where the counts of so many experts would not fit shared memory.

@@ -1,0 +1,155 @@
+#!/usr/bin/env python3
+"""Times dispatch on the CPU beside PyTorch's argsort + index_select + index_add, in one run, and prints one line a case.
+
+Usage: compare_torch_dispatch.py LIBRARY [--tokens N] [--experts N] [--top-k N] [--hidden N] [--threads N] [--repeats N] [--json FILE]
+LIBRARY is bench/compare_dispatch.cpp as a shared library; `bash bench/compare_torch_dispatch.sh` builds it and calls this.
+Both sides take turns, so that a slow moment of the machine hits both; medians are compared. Exit 1 when results differ.
+"""
+import argparse
+import ctypes
+import datetime
+import json
+import statistics
+import sys
+import time
+
+import torch
+
+
+class Call(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int64) for name in ("tokens", "k", "experts", "hidden", "rows")] + [
+        (name, ctypes.c_void_p) for name in ("ids", "weights", "states", "offsets", "row_of_slot", "slot_of_row", "permuted",
+                                             "combined", "grad_permuted", "grad_weights", "workspace")] + [
+        ("workspace_bytes", ctypes.c_int64), ("threads", ctypes.c_int64)]
+
+
+class Problem:
+    """One set of inputs and outputs, shared by both sides."""
+
+    def __init__(self, library, tokens, experts, k, hidden, threads):
+        generator = torch.Generator().manual_seed(1)
+        self.tokens, self.experts, self.k, self.hidden = tokens, experts, k, hidden
+        self.ids = torch.rand(tokens, experts, generator=generator).topk(k)[1].to(torch.int32).contiguous()
+        self.weights = torch.rand(tokens, k, generator=generator)
+        self.states = torch.randn(tokens, hidden, generator=generator)
+        for name in ("rows_needed", "workspace_needed"):
+            getattr(library, name).restype = ctypes.c_int64
+            getattr(library, name).argtypes = [ctypes.c_int64] * (4 if name == "rows_needed" else 3)
+        self.rows = library.rows_needed(tokens, k, experts, 1)
+        self.offsets = torch.zeros(experts + 1, dtype=torch.int64)
+        self.row_of_slot = torch.zeros(tokens, k, dtype=torch.int64)
+        self.slot_of_row = torch.zeros(self.rows, dtype=torch.int64)
+        self.permuted = torch.zeros(self.rows, hidden)
+        self.combined = torch.zeros(tokens, hidden)
+        self.grad_permuted = torch.zeros(self.rows, hidden)
+        self.grad_weights = torch.zeros(tokens, k)
+        self.workspace = torch.zeros(library.workspace_needed(tokens, k, experts) // 8 + 2, dtype=torch.int64)
+        tensors = [getattr(self, name).data_ptr() for name in ("ids", "weights", "states", "offsets", "row_of_slot", "slot_of_row",
+                                                               "permuted", "combined", "grad_permuted", "grad_weights", "workspace")]
+        self.call = Call(tokens, k, experts, hidden, self.rows, *tensors, self.workspace.numel() * 8, threads)
+
+
+def torch_permutation(problem):
+    flat = problem.ids.flatten()
+    order = torch.argsort(flat, stable=True)
+    rows = torch.empty_like(order)
+    rows[order] = torch.arange(order.numel())
+    counts = torch.bincount(flat, minlength=problem.experts)
+    return order, rows.view(problem.tokens, problem.k), torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+
+
+def torch_permute(problem, order):
+    return problem.states.index_select(0, order // problem.k)
+
+
+def torch_combine(problem, order, permuted):
+    weighted = permuted * problem.weights.flatten().index_select(0, order).unsqueeze(1)
+    return torch.zeros_like(problem.states).index_add_(0, order // problem.k, weighted)
+
+
+def torch_combine_backward(problem, order, permuted):
+    grads = problem.states.index_select(0, order // problem.k)
+    grad_permuted = grads * problem.weights.flatten().index_select(0, order).unsqueeze(1)
+    grad_weights = torch.empty(order.numel())
+    grad_weights[order] = (grads * permuted).sum(1)
+    return grad_permuted, grad_weights.view(problem.tokens, problem.k)
+
+
+def milliseconds(f):
+    start = time.perf_counter()
+    f()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def paired(ours, theirs, repeats):
+    times = ([], [])
+    for _ in range(2):
+        ours(), theirs()
+    for _ in range(repeats):
+        time.sleep(0.02)  # PyTorch's threads spin for a while after their work: let them settle
+        times[0].append(milliseconds(ours))
+        times[1].append(milliseconds(theirs))
+    return times
+
+
+def report(name, times, results):
+    ours, theirs = (statistics.median(t) for t in times)
+    print(f"{name:<60} PyTorch {theirs:8.2f} ms, moe_balance {ours:7.2f} ms ({min(times[0]):.2f} to {max(times[0]):.2f}), "
+          f"{theirs / ours:.1f}x", flush=True)
+    results.append({"case": name, "torch_ms": sorted(times[1]), "moe_balance_ms": sorted(times[0]), "ratio_of_medians": theirs / ours})
+
+
+def close(a, b):
+    return (a - b).abs().max().item() <= 1e-5 * (1 + b.abs().max().item())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("library")
+    parser.add_argument("--tokens", type=int, default=16384)
+    parser.add_argument("--experts", type=int, default=256)
+    parser.add_argument("--top-k", type=int, default=8)
+    parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--threads", type=int, default=0, help="0: all cores, on both sides")
+    parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--json")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    library = ctypes.CDLL(args.library)
+    problem = Problem(library, args.tokens, args.experts, args.top_k, args.hidden, args.threads)
+    call = ctypes.byref(problem.call)
+    results = []
+    shape = f"T={args.tokens} E={args.experts} K={args.top_k}"
+
+    library.permutation(call)
+    order, rows, offsets = torch_permutation(problem)
+    agree = bool((problem.slot_of_row == order).all() and (problem.row_of_slot == rows).all() and (problem.offsets == offsets).all())
+    report(f"stable permutation, {shape}", paired(lambda: library.permutation(call), lambda: torch_permutation(problem), args.repeats),
+           results)
+    shape += f" H={args.hidden}"
+    library.permute(call)
+    permuted = torch_permute(problem, order)
+    agree = agree and bool((problem.permuted == permuted).all())
+    report(f"permute, {shape}", paired(lambda: library.permute(call), lambda: torch_permute(problem, order), args.repeats), results)
+    library.combine(call)
+    agree = agree and close(problem.combined, torch_combine(problem, order, permuted))
+    report(f"combine, {shape}",
+           paired(lambda: library.combine(call), lambda: torch_combine(problem, order, permuted), args.repeats), results)
+    library.combine_backward(call)
+    grad_permuted, grad_weights = torch_combine_backward(problem, order, permuted)
+    agree = agree and close(problem.grad_permuted, grad_permuted) and close(problem.grad_weights, grad_weights)
+    report(f"combine backward, {shape}",
+           paired(lambda: library.combine_backward(call), lambda: torch_combine_backward(problem, order, permuted), args.repeats), results)
+    if not agree:
+        print("the two sides disagree", file=sys.stderr)
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as file:
+            json.dump({"cores": torch.get_num_threads(), "date": datetime.date.today().isoformat(), "torch": torch.__version__,
+                       "results": results}, file, indent=1)
+            file.write("\n")
+    return 0 if agree else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Times dispatch on the CPU beside PyTorch's argsort, index_select and index_add. Needs g++ (or $CXX) and a Python with torch (Debian: python3-torch; or $PYTHON).
+# Options go to compare_torch_dispatch.py.
+set -euo pipefail
+cd "$(dirname "$(readlink -f "$0")")/.."
+python=${PYTHON:-/usr/bin/python3}
+if ! "$python" -c 'import torch' 2>/dev/null; then
+  echo "compare_torch_dispatch: $python has no torch; install python3-torch or set PYTHON" >&2
+  exit 1
+fi
+mkdir -p build/bench
+"${CXX:-g++}" -std=c++20 -O2 -fPIC -shared -Iinclude bench/compare_dispatch.cpp -o build/bench/libcompare_dispatch.so
+exec "$python" bench/compare_torch_dispatch.py build/bench/libcompare_dispatch.so "$@"
