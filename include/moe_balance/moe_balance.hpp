@@ -17,6 +17,7 @@
 #include <moe_balance/engine/host.hpp>
 #include <moe_balance/memory.hpp>
 #include <moe_balance/placement/placement.hpp>
+#include <moe_balance/presets.hpp>
 #include <moe_balance/router.hpp>
 #include <moe_balance/scoring/identity.hpp>
 #include <moe_balance/scoring/sigmoid.hpp>
