@@ -23,3 +23,7 @@ install(
   FILES ${PROJECT_BINARY_DIR}/moe_balanceConfig.cmake ${PROJECT_BINARY_DIR}/moe_balanceConfigVersion.cmake
     ${PROJECT_SOURCE_DIR}/cmake/cuda_target.cmake ${PROJECT_SOURCE_DIR}/cmake/ranks.cmake
   DESTINATION ${MOE_BALANCE_PACKAGE_DIR})
+
+# For builds without CMake. Under share/, because it depends on no architecture.
+configure_file(${PROJECT_SOURCE_DIR}/cmake/moe_balance.pc.in ${PROJECT_BINARY_DIR}/moe_balance.pc @ONLY)
+install(FILES ${PROJECT_BINARY_DIR}/moe_balance.pc DESTINATION share/pkgconfig)

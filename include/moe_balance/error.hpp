@@ -3,6 +3,7 @@
 
 #include <moe_balance/config.hpp>
 
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <stdexcept>
@@ -35,13 +36,35 @@ class StateError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-/// Raises `Error`; in a program compiled with -fno-exceptions prints the message to stderr and aborts.
+/// Gets the message of an error before it is raised; the message is valid during the call only. It may be called by any thread.
+using ErrorHandler = void (*)(const char* message);
+
+/// Prints the message to stderr.
+inline void print_error(const char* message) {
+  std::fprintf(stderr, "%s\n", message);
+}
+
+#if defined(__cpp_exceptions)
+inline std::atomic<ErrorHandler> error_handler{nullptr};
+#else
+inline std::atomic<ErrorHandler> error_handler{print_error};
+#endif
+
+/// Sets what is called with every error and returns what was set before. With exceptions there is none at first, and the exception is
+/// thrown when the handler has returned. With -fno-exceptions it is print_error at first, and the program aborts when the handler has
+/// returned: one that shall not end there leaves by std::longjmp, or ends the program in its own way. Null: nothing is called.
+/// All files of a program are compiled with exceptions, or all without; each shared object with hidden symbols has a handler of its own.
+inline ErrorHandler set_error_handler(ErrorHandler handler) {
+  return error_handler.exchange(handler);
+}
+
+/// Hands the message to the error handler, then throws `Error`; with -fno-exceptions aborts.
 template <class Error>
 [[noreturn]] void raise(const std::string& message) {
+  if (const ErrorHandler handler = error_handler.load()) handler(message.c_str());
 #if defined(__cpp_exceptions)
   throw Error(message);
 #else
-  std::fprintf(stderr, "%s\n", message.c_str());
   std::abort();
 #endif
 }

@@ -9,6 +9,7 @@
 #include <moe_balance/balancer/no_balancer.hpp>
 #include <moe_balance/balancer/sequence_loss.hpp>
 #include <moe_balance/balancer/z_loss.hpp>
+#include <moe_balance/compiled_router.hpp>
 #include <moe_balance/dispatch/capacity.hpp>
 #include <moe_balance/dispatch/expert_parallel.hpp>
 #include <moe_balance/dispatch/host.hpp>
@@ -18,6 +19,7 @@
 #include <moe_balance/engine/host.hpp>
 #include <moe_balance/memory.hpp>
 #include <moe_balance/placement/placement.hpp>
+#include <moe_balance/presets.hpp>
 #include <moe_balance/router.hpp>
 #include <moe_balance/scoring/identity.hpp>
 #include <moe_balance/scoring/sigmoid.hpp>

@@ -1,19 +1,66 @@
-// Every call of a router with every part, for compilation under unusual settings.
+// Every call of the library with every part, for compilation under unusual settings.
 #include <moe_balance/moe_balance.hpp>
+
+#include <sstream>
 
 namespace mb = moe_balance;
 
-void every_call(const mb::RouteArgs& route, const mb::ForwardArgs& forward, const mb::BackwardArgs& backward, const mb::LossArgs& loss,
-                mb::BiasRef bias, mb::LoadRef load, mb::Workspace workspace);
+/// The arguments of every call.
+struct Everything {
+  mb::RouteArgs route;
+  mb::ForwardArgs forward;
+  mb::BackwardArgs backward;
+  mb::LossArgs loss;
+  mb::BiasRef bias;
+  mb::LoadRef load;
+  mb::PermutationArgs permutation;
+  mb::PermuteArgs permute;
+  mb::PermuteBackwardArgs permute_backward;
+  mb::CombineArgs combine;
+  mb::CombineBackwardArgs combine_backward;
+  mb::CapacityArgs capacity;
+  mb::PhysicalExpertsArgs physical;
+  mb::LocalExpertsArgs local;
+  mb::TensorParallelMaskArgs mask;
+  mb::SharedExpertsArgs shared;
+  mb::RankSplitsArgs splits;
+};
 
-void every_call(const mb::RouteArgs& route, const mb::ForwardArgs& forward, const mb::BackwardArgs& backward, const mb::LossArgs& loss,
-                mb::BiasRef bias, mb::LoadRef load, mb::Workspace workspace) {
+void every_call(const Everything& args, mb::Workspace workspace);
+void every_call_of_dispatch(const Everything& args, mb::Workspace workspace);
+void every_call_of_state(const Everything& args, std::stringstream& stream);
+
+void every_call(const Everything& args, mb::Workspace workspace) {
   const mb::Router router{mb::Sigmoid{}, mb::GroupLimitedTopK<8>{.groups = 8, .groups_kept = 4, .scaling_factor = 2.5f},
                           mb::Combine{mb::LossFreeBias{}, mb::SequenceLoss{}, mb::ZLoss{}}};
   const mb::Host host{.threads = 2};
-  router.route(route, workspace, host);
-  router.forward(forward, workspace, host);
-  router.backward(backward, workspace, host);
-  router.loss(loss, workspace, host);
-  router.update(bias, load, workspace, host);
+  router.route(args.route, workspace, host);
+  router.forward(args.forward, workspace, host);
+  router.backward(args.backward, workspace, host);
+  router.loss(args.loss, workspace, host);
+  router.update(args.bias, args.load, workspace, host);
+
+  const mb::Router other{mb::SoftmaxOverSelected{}, mb::WithCapacity<mb::Replay<mb::TopK<4>>>{},
+                         mb::FromPlainTopK{mb::GlobalBatchLoss{}}, mb::ThreadSync::group(1).front()};
+  other.forward(args.forward, workspace, host);
+  other.backward(args.backward, workspace, host);
+}
+
+void every_call_of_dispatch(const Everything& args, mb::Workspace workspace) {
+  const mb::Host host;
+  mb::permutation(args.permutation, workspace, host);
+  mb::permute(args.permute, workspace, host);
+  mb::permute_backward(args.permute_backward, workspace, host);
+  mb::combine(args.combine, workspace, host);
+  mb::combine_backward(args.combine_backward, workspace, host);
+  mb::limit_to_capacity(args.capacity, workspace, host);
+  mb::physical_experts(args.physical, workspace, host);
+  mb::local_experts(args.local, workspace, host);
+  mb::tensor_parallel_mask(args.mask, workspace, host);
+  mb::append_shared_experts(args.shared, workspace, host);
+  mb::rank_splits(args.splits, workspace, host);
+}
+
+void every_call_of_state(const Everything& args, std::stringstream& stream) {
+  mb::save_state(stream, args.bias, args.load, mb::load_state(stream, args.bias, args.load));
 }

@@ -1,0 +1,77 @@
+// CompiledRouter: a Router that is compiled in one file of a program and called from all others, which then compile in a fraction of the time.
+//
+//   // my_router.hpp, included everywhere
+//   using MyRouter = mb::CompiledRouter<mb::presets::Qwen3<>>;
+//   extern template class mb::CompiledRouter<mb::presets::Qwen3<>>;
+//
+//   // my_router.cpp, the one file that compiles it
+//   template class mb::CompiledRouter<mb::presets::Qwen3<>>;
+//
+// `extern template` of a Router itself compiles it everywhere all the same: its calls are templates over the place and defined in the class,
+// hence inline, and an explicit instantiation declaration does not hold back what is inline.
+#pragma once
+
+#include <moe_balance/router.hpp>
+
+MOEB_NAMESPACE_BEGIN
+
+/// Every call of Router in one place; each does what Router's call of that name does, without overhead but the call.
+/// The place of a GPU is cudaStream_t. Its `template class` stands in a .cu file that includes moe_balance.cuh; files that only call need no
+/// nvcc, and the forward declaration `struct CUstream_st;` is all they need of CUDA: `CompiledRouter<R, CUstream_st*>` is the same type.
+template <class RouterT, class Place = Host>
+class CompiledRouter {
+ public:
+  static constexpr int k = RouterT::k;
+  static constexpr int loss_count = RouterT::loss_count;
+
+  RouterT router{};
+
+  CompiledRouter() = default;
+  explicit CompiledRouter(const RouterT& its_router) : router(its_router) {}
+
+  [[nodiscard]] std::size_t saved_bytes(const Shape& shape) const { return router.saved_bytes(shape); }
+  [[nodiscard]] std::size_t workspace_bytes(const Shape& shape) const { return router.workspace_bytes(shape); }
+
+  void route(const RouteArgs& args, Workspace workspace, const Place& place) const;
+  void forward(const ForwardArgs& args, Workspace workspace, const Place& place) const;
+  void backward(const BackwardArgs& args, Workspace workspace, const Place& place) const;
+  void loss(const LossArgs& args, Workspace workspace, const Place& place) const requires(RouterT::loss_count > 0);
+  void update(BiasRef bias, LoadRef load, Workspace workspace, const Place& place) const;
+  void start_update(LoadRef load, Workspace workspace, const Place& place) const;
+  void finish_update(BiasRef bias, LoadRef load, Workspace workspace, const Place& place) const;
+};
+
+// Defined outside the class, so that they are not inline and `extern template` holds their compilation back.
+
+template <class RouterT, class Place>
+void CompiledRouter<RouterT, Place>::route(const RouteArgs& args, Workspace workspace, const Place& place) const {
+  router.route(args, workspace, place);
+}
+template <class RouterT, class Place>
+void CompiledRouter<RouterT, Place>::forward(const ForwardArgs& args, Workspace workspace, const Place& place) const {
+  router.forward(args, workspace, place);
+}
+template <class RouterT, class Place>
+void CompiledRouter<RouterT, Place>::backward(const BackwardArgs& args, Workspace workspace, const Place& place) const {
+  router.backward(args, workspace, place);
+}
+template <class RouterT, class Place>
+void CompiledRouter<RouterT, Place>::loss(const LossArgs& args, Workspace workspace, const Place& place) const
+    requires(RouterT::loss_count > 0) {
+  router.loss(args, workspace, place);
+}
+template <class RouterT, class Place>
+void CompiledRouter<RouterT, Place>::update(BiasRef bias, LoadRef load, Workspace workspace, const Place& place) const {
+  router.update(bias, load, workspace, place);
+}
+template <class RouterT, class Place>
+void CompiledRouter<RouterT, Place>::start_update(LoadRef load, Workspace workspace, const Place& place) const {
+  router.start_update(load, workspace, place);
+}
+template <class RouterT, class Place>
+void CompiledRouter<RouterT, Place>::finish_update(BiasRef bias, LoadRef load, Workspace workspace,
+                                                   const Place& place) const {
+  router.finish_update(bias, load, workspace, place);
+}
+
+MOEB_NAMESPACE_END

@@ -1,0 +1,169 @@
+// Presets: the routers of published models, each with its source. The number of experts is the logits' and is named here for reference.
+//
+//   const mb::presets::DeepSeekV3<> router;                                        // as published
+//   const auto distributed = mb::presets::Qwen3<>{}.with(mb::NcclSync{comm});      // the same, sums over ranks
+//   const auto inference = mb::presets::DeepSeekV3<>{}.with(mb::NoBalancer{});     // the same routing, nothing to keep
+//
+// A preset is a Router: its options stay fields (`router.top_k.scaling_factor`), and every call takes it. "Published" is what the model's
+// paper states or, where it is silent, the default of its reference code, and each comment says which.
+#pragma once
+
+#include <moe_balance/balancer/aux_loss.hpp>
+#include <moe_balance/balancer/combine.hpp>
+#include <moe_balance/balancer/global_batch_loss.hpp>
+#include <moe_balance/balancer/loss_free_bias.hpp>
+#include <moe_balance/balancer/no_balancer.hpp>
+#include <moe_balance/balancer/sequence_loss.hpp>
+#include <moe_balance/balancer/z_loss.hpp>
+#include <moe_balance/router.hpp>
+#include <moe_balance/scoring/sigmoid.hpp>
+#include <moe_balance/scoring/softmax.hpp>
+#include <moe_balance/scoring/softmax_over_selected.hpp>
+#include <moe_balance/sync/single_device.hpp>
+#include <moe_balance/topk/group_limited_top_k.hpp>
+#include <moe_balance/topk/top_k.hpp>
+
+#include <concepts>
+#include <type_traits>
+
+MOEB_NAMESPACE_BEGIN
+
+namespace presets {
+
+/// What a model publishes: its scoring, its selection and its balancer, each with its options.
+template <class M>
+concept Model = ScoringPolicy<std::remove_const_t<decltype(M::scoring)>> &&
+    TopKPolicy<std::remove_const_t<decltype(M::top_k)>> && BalancerPolicy<std::remove_const_t<decltype(M::balancer)>>;
+
+template <Model M>
+using ScoringOf = std::remove_const_t<decltype(M::scoring)>;
+template <Model M>
+using TopKOf = std::remove_const_t<decltype(M::top_k)>;
+template <Model M>
+using BalancerOf = std::remove_const_t<decltype(M::balancer)>;
+
+/// The router of model M. A balancer of the published type has the published coefficients, another type its own defaults.
+template <Model M, BalancerPolicy Balancer = BalancerOf<M>, SyncPolicy Sync = SingleDevice>
+struct Preset : Router<ScoringOf<M>, TopKOf<M>, Balancer, Sync> {
+  using Base = Router<ScoringOf<M>, TopKOf<M>, Balancer, Sync>;
+
+  constexpr Preset() requires(std::default_initializable<Sync>) : Preset(published_or_default(), Sync{}) {}
+  constexpr explicit Preset(const Balancer& its_balancer) requires(std::default_initializable<Sync>)
+      : Preset(its_balancer, Sync{}) {}
+  constexpr Preset(const Balancer& its_balancer, const Sync& its_sync)
+      : Base{M::scoring, M::top_k, its_balancer, its_sync} {}
+
+  /// The same router with another balancer.
+  template <BalancerPolicy Other>
+  [[nodiscard]] constexpr Preset<M, Other, Sync> with(const Other& other) const {
+    return {other, this->sync};
+  }
+  /// The same router with another Sync.
+  template <SyncPolicy Other>
+  [[nodiscard]] constexpr Preset<M, Balancer, Other> with(const Other& other) const {
+    return {this->balancer, other};
+  }
+
+ private:
+  [[nodiscard]] static constexpr Balancer published_or_default() {
+    if constexpr (std::same_as<Balancer, BalancerOf<M>>)
+      return M::balancer;
+    else
+      return Balancer{};
+  }
+};
+
+/// DeepSeek-V3: 256 experts in 8 groups of which 4 are kept, K = 8, one shared expert besides.
+/// Source: arXiv 2412.19437, section 2.1.2 (routing, bias, sequence loss) and 4.2: bias update speed 0.001, "alpha" 0.0001. The bias was frozen
+/// (`frozen`) for the last 500 billion tokens. Scaling 2.5 and the groups: its inference/model.py and config.
+struct DeepSeekV3Model {
+  static constexpr Sigmoid scoring{};
+  static constexpr GroupLimitedTopK<8> top_k{
+      .groups = 8, .groups_kept = 4, .group_score_top = 2, .renormalise = true, .scaling_factor = 2.5f};
+  static constexpr Combine<LossFreeBias, SequenceLoss> balancer{LossFreeBias{.update_rate = 1e-3f},
+                                                                SequenceLoss{.coefficient = 1e-4f}};
+};
+template <class Balancer = BalancerOf<DeepSeekV3Model>, class Sync = SingleDevice>
+using DeepSeekV3 = Preset<DeepSeekV3Model, Balancer, Sync>;
+
+/// DeepSeek-V2: 160 experts in 8 groups of which 3 are kept, by their best expert; K = 6, two shared experts besides.
+/// Source: arXiv 2405.04434, section 2.2 and 3.1.2: expert-level loss 0.003 over each sequence. The device-level (0.05) and communication
+/// (0.02) losses of the paper are not offered by this library yet. Weights are not renormalised; scaling 16: its published config.
+struct DeepSeekV2Model {
+  static constexpr Softmax scoring{};
+  static constexpr GroupLimitedTopK<6> top_k{
+      .groups = 8, .groups_kept = 3, .group_score_top = 1, .renormalise = false, .scaling_factor = 16.0f};
+  static constexpr SequenceLoss balancer{.coefficient = 3e-3f};
+};
+template <class Balancer = BalancerOf<DeepSeekV2Model>, class Sync = SingleDevice>
+using DeepSeekV2 = Preset<DeepSeekV2Model, Balancer, Sync>;
+
+/// Mixtral 8x7B and 8x22B: 8 experts, K = 2. Weights are a softmax over the two chosen, which is the softmax over all, renormalised.
+/// Source: arXiv 2401.04088, section 2.1, which publishes no balancing. Loss: Hugging Face's load_balancing_loss_func, f_i = count_i / T,
+/// with router_aux_loss_coef 0.02 of the published 8x7B config. Hugging Face takes f and P over all layers at once, this router per layer.
+struct MixtralModel {
+  static constexpr Softmax scoring{};
+  static constexpr TopK<2> top_k{.renormalise = true, .scaling_factor = 1.0f};
+  static constexpr AuxLoss balancer{.coefficient = 2e-2f, .scale = LossScale::per_token};
+};
+template <class Balancer = BalancerOf<MixtralModel>, class Sync = SingleDevice>
+using Mixtral = Preset<MixtralModel, Balancer, Sync>;
+
+/// Qwen3-30B-A3B and 235B-A22B: 128 experts, K = 8, weights renormalised.
+/// Source: arXiv 2505.09388, section 2: global-batch load balancing loss, of Qiu et al. 2025, arXiv 2501.11873. The report gives no coefficient;
+/// 1e-3 is router_aux_loss_coef of the published config. It names no z-loss; `with(Combine{...})` adds one.
+struct Qwen3Model {
+  static constexpr Softmax scoring{};
+  static constexpr TopK<8> top_k{.renormalise = true, .scaling_factor = 1.0f};
+  static constexpr GlobalBatchLoss balancer{.coefficient = 1e-3f};
+};
+template <class Balancer = BalancerOf<Qwen3Model>, class Sync = SingleDevice>
+using Qwen3 = Preset<Qwen3Model, Balancer, Sync>;
+
+/// gpt-oss-120b (128 experts) and 20b (32): K = 4, softmax over the four chosen logits. The gate has a learned bias, part of its logits here.
+/// Source: the gpt-oss model card, arXiv 2508.10925, and its torch/model.py. Neither publishes how load was balanced in training, so there is no
+/// balancer; Hugging Face's GptOssConfig has router_aux_loss_coef 0.9, meant for fine-tuning and off by default.
+struct GptOssModel {
+  static constexpr SoftmaxOverSelected scoring{};
+  static constexpr TopK<4> top_k{.renormalise = true, .scaling_factor = 1.0f};
+  static constexpr NoBalancer balancer{};
+};
+template <class Balancer = BalancerOf<GptOssModel>, class Sync = SingleDevice>
+using GptOss = Preset<GptOssModel, Balancer, Sync>;
+
+/// OLMoE-1B-7B: 64 experts, K = 8, weights are the softmax over all experts, not renormalised.
+/// Source: arXiv 2409.02060, section 2: load balancing loss 0.01, router z-loss 0.001. Its training code (MegaBlocks) divides the z-loss by K,
+/// too, and takes the mean over layers; the coefficients here are the paper's.
+struct OlmoeModel {
+  static constexpr Softmax scoring{};
+  static constexpr TopK<8> top_k{.renormalise = false, .scaling_factor = 1.0f};
+  static constexpr Combine<AuxLoss, ZLoss> balancer{AuxLoss{.coefficient = 1e-2f}, ZLoss{.coefficient = 1e-3f}};
+};
+template <class Balancer = BalancerOf<OlmoeModel>, class Sync = SingleDevice>
+using Olmoe = Preset<OlmoeModel, Balancer, Sync>;
+
+/// Switch Transformer: K = 1, the weight is the chosen expert's probability (one chosen score is never renormalised).
+/// Source: arXiv 2101.03961, section 2.2: loss 0.01 of eq. (4). The paper also drops tokens above a capacity: see dispatch/capacity.hpp.
+struct SwitchModel {
+  static constexpr Softmax scoring{};
+  static constexpr TopK<1> top_k{.renormalise = false, .scaling_factor = 1.0f};
+  static constexpr AuxLoss balancer{.coefficient = 1e-2f};
+};
+template <class Balancer = BalancerOf<SwitchModel>, class Sync = SingleDevice>
+using Switch = Preset<SwitchModel, Balancer, Sync>;
+
+/// Llama 4 Scout (16 experts) and Maverick (128): K = 1, the weight is the sigmoid of the chosen logit. One shared expert besides.
+/// Source: its reference code (models/llama4/moe.py) and Hugging Face's modeling_llama4.py. They rank logits, this router sigmoids of logits: the
+/// same but for logits above 17, whose float32 sigmoids are all 1 and go to the smaller id. Llama 4 multiplies the expert's input by the weight,
+/// not its output. How load was balanced is not published, so there is no balancer.
+struct Llama4Model {
+  static constexpr Sigmoid scoring{};
+  static constexpr TopK<1> top_k{.renormalise = false, .scaling_factor = 1.0f};
+  static constexpr NoBalancer balancer{};
+};
+template <class Balancer = BalancerOf<Llama4Model>, class Sync = SingleDevice>
+using Llama4 = Preset<Llama4Model, Balancer, Sync>;
+
+}  // namespace presets
+
+MOEB_NAMESPACE_END

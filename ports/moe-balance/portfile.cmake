@@ -1,0 +1,16 @@
+# An overlay port of this clone: vcpkg install moe-balance --overlay-ports=ports. A registry replaces SOURCE_PATH by vcpkg_from_git.
+set(SOURCE_PATH "${CURRENT_PORT_DIR}/../..")
+set(VCPKG_BUILD_TYPE release) # header-only: nothing to build twice
+
+vcpkg_cmake_configure(
+  SOURCE_PATH "${SOURCE_PATH}"
+  OPTIONS
+    -DMOE_BALANCE_TESTS=OFF
+    -DMOE_BALANCE_BENCH=OFF
+    -DMOE_BALANCE_EXAMPLES=OFF
+    -DMOE_BALANCE_CUDA=OFF)
+vcpkg_cmake_install()
+vcpkg_cmake_config_fixup(PACKAGE_NAME moe_balance CONFIG_PATH share/cmake/moe_balance)
+vcpkg_fixup_pkgconfig()
+file(REMOVE_RECURSE "${CURRENT_PACKAGES_DIR}/debug" "${CURRENT_PACKAGES_DIR}/lib" "${CURRENT_PACKAGES_DIR}/share/licenses")
+vcpkg_install_copyright(FILE_LIST "${SOURCE_PATH}/LICENSE")

@@ -1,0 +1,362 @@
+// The presets: against vectors recorded from the models' own reference code where there are some, and against plain loops written from each
+// model's publication for all of them. The loops share nothing with the library and nothing with oracle.hpp.
+#include "random.hpp"
+
+#include <doctest/doctest.h>
+#include <moe_balance/moe_balance.hpp>
+#include <nlohmann/json.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <fstream>
+#include <functional>
+#include <numeric>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+namespace mb = moe_balance;
+
+namespace {
+
+/// What a router made of some logits, read back.
+struct Routed {
+  std::vector<int> experts;
+  std::vector<double> weights;
+  float loss = 0;
+};
+
+/// route, and where the router has a loss, forward and loss of all tokens as one sequence.
+template <class Router>
+Routed run(const Router& router, const std::vector<float>& logits, int experts, std::vector<float> bias = {}) {
+  const auto tokens = static_cast<std::int64_t>(logits.size()) / experts;
+  const auto slots = static_cast<std::size_t>(tokens * Router::k);
+  std::vector<std::int32_t> ids(slots);
+  std::vector<float> weights(slots);
+  if (bias.empty()) bias.assign(static_cast<std::size_t>(experts), 0.0f);
+  mb::ForwardArgs forward;
+  forward.logits = mb::MatrixView(logits.data(), tokens, experts);
+  forward.experts = {ids.data(), tokens, Router::k};
+  forward.weights = mb::MatrixView(weights.data(), tokens, Router::k);
+  forward.bias = mb::BiasRef{bias.data(), experts};
+  const mb::Load load{experts};
+  forward.load = load.ref();
+  const mb::Saved saved{router, mb::Shape{.tokens = tokens, .experts = experts}};
+  forward.saved = saved.ref();
+  router.forward(forward, {}, mb::Host{.threads = 1});
+  Routed result;
+  if constexpr (Router::loss_count > 0) {
+    router.loss({.saved = saved.ref(), .experts = experts, .value = &result.loss}, {}, mb::Host{.threads = 1});
+  }
+  result.experts.assign(ids.begin(), ids.end());
+  result.weights.assign(weights.begin(), weights.end());
+
+  std::vector<std::int32_t> inferred(slots);
+  std::vector<float> inferred_weights(slots);
+  router.route({.logits = forward.logits,
+                .experts = {inferred.data(), tokens, Router::k},
+                .weights = mb::MatrixView(inferred_weights.data(), tokens, Router::k),
+                .bias = forward.bias},
+               {}, mb::Host{.threads = 1});
+  CHECK(inferred == ids);
+  CHECK(inferred_weights == weights);
+  return result;
+}
+
+nlohmann::json recorded(const std::string& name) {
+  std::ifstream file(std::string(MOE_BALANCE_GOLDEN_DIR) + "/" + name + ".json");
+  REQUIRE(file.good());
+  return nlohmann::json::parse(file);
+}
+
+void check_close(const std::vector<double>& got, const std::vector<double>& want) {
+  REQUIRE(got.size() == want.size());
+  for (std::size_t i = 0; i < got.size(); ++i) CHECK(std::abs(got[i] - want[i]) <= 2e-6 + 2e-5 * std::abs(want[i]));
+}
+
+template <class Router>
+Routed agrees_with_recording(const Router& router, const std::string& name) {
+  const nlohmann::json recording = recorded(name);
+  const auto experts = recording.at("config").at("experts").get<int>();
+  std::vector<float> bias;
+  if (recording.at("inputs").contains("expert_bias") && !recording.at("inputs").at("expert_bias").is_null()) {
+    bias = recording.at("inputs").at("expert_bias").get<std::vector<float>>();
+  }
+  const Routed routed = run(router, recording.at("inputs").at("logits").get<std::vector<float>>(), experts, bias);
+  CHECK(routed.experts == recording.at("expected").at("experts").get<std::vector<int>>());
+  check_close(routed.weights, recording.at("expected").at("weights").get<std::vector<double>>());
+  return routed;
+}
+
+// ---- the publications as plain loops ----------------------------------------------------------------------------------------------
+
+using Row = std::vector<double>;
+
+Row softmax(const Row& x) {
+  const double largest = *std::max_element(x.begin(), x.end());
+  Row p;
+  for (const double value : x) p.push_back(std::exp(value - largest));
+  const double sum = std::accumulate(p.begin(), p.end(), 0.0);
+  for (double& value : p) value /= sum;
+  return p;
+}
+
+Row sigmoid(const Row& x) {
+  Row s;
+  for (const double value : x) s.push_back(1 / (1 + std::exp(-value)));
+  return s;
+}
+
+/// The `k` largest, best first, of experts for which allowed(e).
+std::vector<int> largest(const Row& values, int k, const std::function<bool(int)>& allowed) {
+  std::vector<int> ids;
+  for (int slot = 0; slot < k; ++slot) {
+    int best = -1;
+    for (int e = 0; e < static_cast<int>(values.size()); ++e) {
+      const bool taken = std::find(ids.begin(), ids.end(), e) != ids.end();
+      if (taken || !allowed(e)) continue;
+      if (best < 0 || values[static_cast<std::size_t>(e)] > values[static_cast<std::size_t>(best)]) best = e;
+    }
+    ids.push_back(best);
+  }
+  return ids;
+}
+
+bool any_expert(int) {
+  return true;
+}
+
+/// Groups of equal size whose sum of the best `best` values is largest.
+std::vector<int> kept_groups(const Row& values, int groups, int kept, int best) {
+  const int size = static_cast<int>(values.size()) / groups;
+  Row score;
+  for (int g = 0; g < groups; ++g) {
+    Row members(values.begin() + g * size, values.begin() + (g + 1) * size);
+    std::sort(members.begin(), members.end(), std::greater<>());
+    score.push_back(std::accumulate(members.begin(), members.begin() + best, 0.0));
+  }
+  return largest(score, kept, any_expert);
+}
+
+/// One token: its ids and weights.
+struct Choice {
+  std::vector<int> ids;
+  Row weights;
+};
+
+/// `scores` of the chosen, divided by their sum where `renormalise`, times `scale`.
+Row weights_of(const Row& scores, const std::vector<int>& ids, bool renormalise, double scale) {
+  Row weights;
+  double sum = 0;
+  for (const int id : ids) sum += scores[static_cast<std::size_t>(id)];
+  for (const int id : ids) weights.push_back(scale * scores[static_cast<std::size_t>(id)] / (renormalise ? sum : 1.0));
+  return weights;
+}
+
+Choice deepseek_v3(const Row& x, const Row& bias) {
+  const Row s = sigmoid(x);
+  Row ranking = s;
+  for (std::size_t e = 0; e < ranking.size(); ++e) ranking[e] += bias[e];
+  const std::vector<int> kept = kept_groups(ranking, 8, 4, 2);
+  const int size = static_cast<int>(x.size()) / 8;
+  const std::vector<int> ids =
+      largest(ranking, 8, [&](int e) { return std::find(kept.begin(), kept.end(), e / size) != kept.end(); });
+  return {ids, weights_of(s, ids, true, 2.5)};
+}
+
+Choice deepseek_v2(const Row& x, const Row&) {
+  const Row s = softmax(x);
+  const std::vector<int> kept = kept_groups(s, 8, 3, 1);
+  const int size = static_cast<int>(x.size()) / 8;
+  const std::vector<int> ids =
+      largest(s, 6, [&](int e) { return std::find(kept.begin(), kept.end(), e / size) != kept.end(); });
+  return {ids, weights_of(s, ids, false, 16.0)};
+}
+
+Choice softmax_of_chosen(const Row& x, int k) {
+  const std::vector<int> ids = largest(x, k, any_expert);
+  Row chosen;
+  for (const int id : ids) chosen.push_back(x[static_cast<std::size_t>(id)]);
+  return {ids, softmax(chosen)};
+}
+Choice mixtral(const Row& x, const Row&) {
+  return softmax_of_chosen(x, 2);
+}
+Choice qwen3(const Row& x, const Row&) {
+  return softmax_of_chosen(x, 8);
+}
+Choice gpt_oss(const Row& x, const Row&) {
+  return softmax_of_chosen(x, 4);
+}
+
+Choice olmoe(const Row& x, const Row&) {
+  const std::vector<int> ids = largest(x, 8, any_expert);
+  return {ids, weights_of(softmax(x), ids, false, 1.0)};
+}
+Choice switch_transformer(const Row& x, const Row&) {
+  const std::vector<int> ids = largest(x, 1, any_expert);
+  return {ids, weights_of(softmax(x), ids, false, 1.0)};
+}
+Choice llama4(const Row& x, const Row&) {
+  const std::vector<int> ids = largest(x, 1, any_expert);
+  return {ids, weights_of(sigmoid(x), ids, false, 1.0)};
+}
+
+/// coefficient * E * sum_i f_i P_i, f_i = count_i / divisor.
+double switch_loss(double coefficient, const std::vector<int>& ids, const std::vector<Row>& probabilities, double divisor) {
+  const std::size_t experts = probabilities.front().size();
+  double loss = 0;
+  for (std::size_t e = 0; e < experts; ++e) {
+    const auto count = static_cast<double>(std::count(ids.begin(), ids.end(), static_cast<int>(e)));
+    double mean = 0;
+    for (const Row& row : probabilities) mean += row[e] / static_cast<double>(probabilities.size());
+    loss += coefficient * static_cast<double>(experts) * count / divisor * mean;
+  }
+  return loss;
+}
+
+struct Problem {
+  int experts = 0;
+  std::vector<float> logits;
+  std::vector<float> bias;
+  std::vector<Row> rows;
+};
+
+Problem problem_of(int experts, std::uint64_t seed) {
+  constexpr std::int64_t tokens = 13;
+  Problem problem;
+  problem.experts = experts;
+  testing::Random random(seed);
+  problem.logits = random.normals<float>(static_cast<std::size_t>(tokens * experts), 1.5);
+  for (std::size_t i = 0; i < problem.logits.size();
+       ++i) {  // low ids are favoured, so that no loss is that of a balanced router
+    problem.logits[i] -= static_cast<float>(i % static_cast<std::size_t>(experts)) / static_cast<float>(experts);
+  }
+  problem.bias = random.normals<float>(static_cast<std::size_t>(experts), 0.1);
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    const auto first = problem.logits.begin() + t * experts;
+    problem.rows.emplace_back(first, first + experts);
+  }
+  return problem;
+}
+
+template <class Router, class Published>
+Routed agrees_with(const Router& router, const Published& published, const Problem& problem, bool has_bias) {
+  const std::vector<float> no_bias(problem.bias.size(), 0.0f);
+  const std::vector<float>& bias = has_bias ? problem.bias : no_bias;
+  const Routed routed = run(router, problem.logits, problem.experts, bias);
+  std::vector<int> ids;
+  Row weights;
+  for (const Row& row : problem.rows) {
+    const Choice choice = published(row, Row(bias.begin(), bias.end()));
+    ids.insert(ids.end(), choice.ids.begin(), choice.ids.end());
+    weights.insert(weights.end(), choice.weights.begin(), choice.weights.end());
+  }
+  CHECK(routed.experts == ids);
+  check_close(routed.weights, weights);
+  return routed;
+}
+
+std::vector<Row> all_softmax(const Problem& problem) {
+  std::vector<Row> rows;
+  for (const Row& row : problem.rows) rows.push_back(softmax(row));
+  return rows;
+}
+
+}  // namespace
+
+TEST_CASE("DeepSeekV3 reproduces the vectors of DeepSeek's own gate") {
+  agrees_with_recording(mb::presets::DeepSeekV3<>{}, "deepseek_v3_t9_e256_k8_g8");
+}
+
+TEST_CASE("DeepSeekV2 reproduces the vectors of DeepSeek's own gate") {
+  agrees_with_recording(mb::presets::DeepSeekV2<>{}, "deepseek_v2_t9_e160_k6_g8");
+}
+
+TEST_CASE("Mixtral reproduces Hugging Face's routing and 0.02 of its loss") {
+  const Routed routed = agrees_with_recording(mb::presets::Mixtral<>{}, "mixtral_t48_e16_k2");
+  const double loss = recorded("mixtral_t48_e16_k2").at("expected").at("loss").get<double>();
+  CHECK(routed.loss == doctest::Approx(0.02 * loss).epsilon(1e-5));
+}
+
+TEST_CASE("every preset routes as its model's publication says") {
+  agrees_with(mb::presets::DeepSeekV3<>{}, deepseek_v3, problem_of(256, 1), true);
+  agrees_with(mb::presets::DeepSeekV2<>{}, deepseek_v2, problem_of(160, 2), false);
+  agrees_with(mb::presets::GptOss<>{}, gpt_oss, problem_of(32, 3), false);
+  agrees_with(mb::presets::Llama4<>{}, llama4, problem_of(16, 4), false);
+}
+
+TEST_CASE("presets with a loss have the published coefficient and scale") {
+  const Problem mixtral_problem = problem_of(8, 5);
+  const Routed mixtral_routed = agrees_with(mb::presets::Mixtral<>{}, mixtral, mixtral_problem, false);
+  CHECK(mixtral_routed.loss ==
+        doctest::Approx(switch_loss(0.02, mixtral_routed.experts, all_softmax(mixtral_problem), 13.0)).epsilon(1e-5));
+
+  const Problem qwen_problem = problem_of(128, 6);
+  const Routed qwen_routed = agrees_with(mb::presets::Qwen3<>{}, qwen3, qwen_problem, false);
+  CHECK(qwen_routed.loss ==
+        doctest::Approx(switch_loss(0.001, qwen_routed.experts, all_softmax(qwen_problem), 8 * 13.0)).epsilon(1e-5));
+
+  const Problem olmoe_problem = problem_of(64, 7);
+  const Routed olmoe_routed = agrees_with(mb::presets::Olmoe<>{}, olmoe, olmoe_problem, false);
+  double z = 0;
+  for (const Row& row : olmoe_problem.rows) {
+    double sum = 0;
+    for (const double x : row) sum += std::exp(x);
+    z += std::log(sum) * std::log(sum) / 13.0;
+  }
+  CHECK(olmoe_routed.loss ==
+        doctest::Approx(switch_loss(0.01, olmoe_routed.experts, all_softmax(olmoe_problem), 8 * 13.0) + 0.001 * z)
+            .epsilon(1e-5));
+
+  const Problem switch_problem = problem_of(64, 8);
+  const Routed switch_routed = agrees_with(mb::presets::Switch<>{}, switch_transformer, switch_problem, false);
+  CHECK(switch_routed.loss ==
+        doctest::Approx(switch_loss(0.01, switch_routed.experts, all_softmax(switch_problem), 13.0)).epsilon(1e-5));
+
+  const Problem v2_problem = problem_of(160, 9);
+  const Routed v2_routed = run(mb::presets::DeepSeekV2<>{}, v2_problem.logits, 160);
+  CHECK(v2_routed.loss ==
+        doctest::Approx(switch_loss(0.003, v2_routed.experts, all_softmax(v2_problem), 6 * 13.0)).epsilon(1e-5));
+}
+
+TEST_CASE("DeepSeekV3 moves its bias by 0.001 and has the sequence loss at 0.0001") {
+  const mb::presets::DeepSeekV3<> router;
+  const Problem problem = problem_of(256, 10);
+  std::vector<Row> probabilities;
+  for (const Row& row : problem.rows) {
+    Row p = sigmoid(row);
+    const double sum = std::accumulate(p.begin(), p.end(), 0.0);
+    for (double& value : p) value /= sum;
+    probabilities.push_back(p);
+  }
+  const Routed routed = run(router, problem.logits, 256, problem.bias);
+  CHECK(routed.loss == doctest::Approx(switch_loss(1e-4, routed.experts, probabilities, 8 * 13.0)).epsilon(1e-5));
+
+  const mb::Bias bias{256};
+  const mb::Load load{256};
+  for (int e = 0; e < 256; ++e) load.data()[e] = e < 128 ? 0 : 2;
+  router.update(bias.ref(), load.ref(), {}, mb::Host{.threads = 1});
+  CHECK(bias.data()[0] == 1e-3f);
+  CHECK(bias.data()[255] == -1e-3f);
+}
+
+TEST_CASE("with changes one policy and keeps the others and their options") {
+  mb::presets::DeepSeekV3<> changed;
+  changed.top_k.scaling_factor = 1.0f;
+  static_assert(std::is_same_v<decltype(changed.with(mb::NoBalancer{})), mb::presets::DeepSeekV3<mb::NoBalancer>>);
+  CHECK(mb::presets::DeepSeekV3<>{}.with(mb::NoBalancer{}).top_k.scaling_factor == 2.5f);
+  CHECK(mb::presets::DeepSeekV3<>{}.with(mb::NoBalancer{}).saved_bytes({.tokens = 1, .experts = 256}) == 0);
+
+  const mb::ThreadSync sync = mb::ThreadSync::group(2).front();  // has no default constructor
+  const auto distributed = mb::presets::Qwen3<>{}.with(sync);
+  static_assert(std::is_same_v<decltype(distributed), const mb::presets::Qwen3<mb::GlobalBatchLoss, mb::ThreadSync>>);
+  CHECK(distributed.sync.ranks() == 2);
+  CHECK(distributed.balancer.coefficient == 1e-3f);
+}
+
+TEST_CASE("kernels may take what a preset is made of") {
+  static_assert(std::is_trivially_copyable_v<mb::presets::DeepSeekV3<>>);
+  static_assert(std::is_base_of_v<mb::Router<mb::Softmax, mb::TopK<2>, mb::AuxLoss>, mb::presets::Mixtral<>>);
+}
