@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# resources.sh OUTPUT NVCC FLAGS... SOURCE: compiles SOURCE to a cubin and fails when any kernel or function in it spills registers
-# or needs a stack frame. Prints registers and shared memory of every kernel; OUTPUT.txt keeps what ptxas said.
+# resources.sh OUTPUT BUDGETS NVCC FLAGS... SOURCE: compiles SOURCE to a cubin and fails when any kernel or function in it spills registers,
+# needs a stack frame, or has more registers than its tier may have. BUDGETS is the program that prints tuning.hpp's budgets
+# (kernel_budgets.cpp). Prints registers and shared memory of every kernel; OUTPUT.txt keeps what ptxas said.
 set -euo pipefail
-output=$1
-shift
+output=$1 budgets=$2
+shift 2
 "$@" -Xptxas=-v -cubin -o "$output.cubin" 2>&1 | c++filt >"$output.txt" || { cat "$output.txt"; exit 1; }
 
 awk '
@@ -13,6 +14,7 @@ awk '
     sub(/^void /, "", name)
     return name
   }
+  FILENAME == ARGV[1] { if ($1 == "tier") budget[$2] = $7; next }
   /Compiling entry function/ { ++kernels }
   /Function properties for/ { sub(/.*Function properties for /, ""); name = short($0) }
   /bytes stack frame/ {
@@ -20,9 +22,18 @@ awk '
     clean = $0 ~ /^0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads/
     if (!clean) { ++bad; print "FAILED " name ": " $0 }
   }
-  /Used [0-9]+ registers/ { sub(/.*: /, ""); print name ": " $0 }
+  /Used [0-9]+ registers/ {
+    sub(/.*: /, "")
+    tier = name
+    if (sub(/^moe_balance_(forward|backward)</, "", tier)) {
+      sub(/,.*/, "", tier)
+      if (!(tier in budget)) { ++bad; print "FAILED " name ": tuning.hpp has no tier " tier }
+      else if ($2 > budget[tier]) { ++bad; print "FAILED " name ": " $2 " registers, and its tier may have " budget[tier] }
+    }
+    print name ": " $0
+  }
   END {
     if (!kernels) { print "no kernel was compiled"; exit 1 }
-    print kernels " kernels, " bad + 0 " with spills or a stack frame"
+    print kernels " kernels, " bad + 0 " with spills, a stack frame or too many registers"
     exit bad > 0
-  }' "$output.txt"
+  }' <("$budgets") "$output.txt"

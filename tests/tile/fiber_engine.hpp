@@ -16,11 +16,15 @@
 
 namespace testing {
 
-/// Where a call runs: on fibers, in an order that `seed` decides.
-struct Fibers {
+/// Where a call runs: on fibers, in an order that `seed` decides, with the kernels of the given tiers, which rise to the last of all.
+template <int... Tiers>
+struct FibersOfTiers {
   std::uint64_t seed = 1;
   int multiprocessors = 1;
+  Faults faults{};
 };
+using Fibers = FibersOfTiers<0, 1, 2, 3, 4, 5, 6>;
+static_assert(moe_balance::cuda_tier_count == 7);
 
 /// One fiber's view of its block.
 struct FiberBlock {
@@ -33,14 +37,17 @@ struct FiberBlock {
   std::int64_t column_count;
   std::int64_t own_row;
   std::int64_t row_count;
+  Faults faults;
 
   [[nodiscard]] int thread() const { return own_thread; }
-  [[nodiscard]] int threads() const { return thread_count; }
-  [[nodiscard]] std::int64_t index() const { return column; }
-  [[nodiscard]] std::int64_t blocks() const { return column_count; }
-  [[nodiscard]] std::int64_t row() const { return own_row; }
-  [[nodiscard]] std::int64_t rows() const { return row_count; }
-  void barrier(const Site& site = Site::current()) const { group->meet(own_thread, 0, thread_count, 1, 0, site); }
+  [[nodiscard]] int threads() const { return thread_count + faults.more_threads; }
+  [[nodiscard]] std::int64_t index() const { return column + faults.later_block; }
+  [[nodiscard]] std::int64_t blocks() const { return column_count + faults.more_blocks; }
+  [[nodiscard]] std::int64_t row() const { return own_row + faults.later_row; }
+  [[nodiscard]] std::int64_t rows() const { return row_count + faults.more_rows; }
+  void barrier(const Site& site = Site::current()) const {
+    if (!faults.block_barriers.skips(site)) group->meet(own_thread, 0, thread_count, 1, 0, site);
+  }
   [[nodiscard]] std::byte* shared() const { return memory; }
   void add_shared(std::int64_t* to, std::int64_t value) const { *to += value; }
   void add_shared(std::int32_t* to, std::int32_t value) const { *to += value; }
@@ -49,8 +56,8 @@ struct FiberBlock {
 static_assert(moe_balance::Block<FiberBlock>);
 
 /// Runs body(block) for every thread of every block. Shared memory starts poisoned; blocks run one after another in shuffled order.
-template <class Body>
-void launch_fibers(const Fibers& place, std::int64_t columns, std::int64_t rows, int threads, std::size_t shared_bytes,
+template <class Place, class Body>
+void launch_fibers(const Place& place, std::int64_t columns, std::int64_t rows, int threads, std::size_t shared_bytes,
                    const Body& body) {
   std::mt19937_64 random(place.seed);
   std::vector<std::int64_t> order(static_cast<std::size_t>(columns * rows));
@@ -59,10 +66,10 @@ void launch_fibers(const Fibers& place, std::int64_t columns, std::int64_t rows,
   for (const std::int64_t block : order) {
     // Exactly as large as asked for, so that AddressSanitizer sees one step too far.
     const std::unique_ptr<std::byte[]> shared(new std::byte[shared_bytes == 0 ? 1 : shared_bytes]);
-    std::memset(shared.get(), 0xa5, shared_bytes);
+    std::memset(shared.get(), 0xff, shared_bytes);  // NaN as a float, -1 as an integer
     FiberGroup group(threads, random());
     group.run([&](int thread) {
-      body(FiberBlock{&group, shared.get(), thread, threads, block % columns, columns, block / columns, rows});
+      body(FiberBlock{&group, shared.get(), thread, threads, block % columns, columns, block / columns, rows, place.faults});
     });
   }
 }
@@ -72,10 +79,10 @@ void launch_fibers(const Fibers& place, std::int64_t columns, std::int64_t rows,
 namespace moe_balance {
 inline namespace MOEB_VERSION_NAMESPACE {
 
-template <>
-struct Engine<testing::Fibers> {
+template <int... Tiers>
+struct Engine<testing::FibersOfTiers<Tiers...>> {
   static constexpr bool serves_float64 = false;
-  using Fibers = testing::Fibers;
+  using Fibers = testing::FibersOfTiers<Tiers...>;
   using FiberBlock = testing::FiberBlock;
 
   static void check(const char* /*call*/, const Fibers&) {}
@@ -87,14 +94,15 @@ struct Engine<testing::Fibers> {
 
   template <class Real, class Problem>
   static void forward(const Problem& problem, const Totals& totals, const Fibers& place) {
-    with_tier(static_cast<int>(problem.logits.columns), [&](auto index) {
+    with_own_tier(static_cast<int>(problem.logits.columns), [&](auto index) {
       constexpr int tier_index = decltype(index)::value;
       constexpr CudaTier tier = small_block(cuda_tiers[tier_index]);
       const GridShape grid(tier, problem.segments, place.multiprocessors);
       using Shared = ForwardShared<decltype(problem.balancer), tier.max_experts, tier.private_rows>;
-      testing::launch_fibers(place, grid.columns, grid.rows, tier.threads, Shared::bytes(tier.threads / tier.width),
+      testing::launch_fibers(place, grid.columns, grid.rows, tier.threads,
+                             Shared::bytes(tier.threads / tier.width) - place.faults.less_shared_bytes,
                              [&](const FiberBlock& block) {
-                               const testing::FiberTile<tier.width> tile{block.group, block.thread()};
+                               const testing::FiberTile<tier.width> tile = tile_of<tier.width>(block);
                                forward_kernel<KernelConfig<tier_index>>(block, tile, problem, totals);
                              });
     });
@@ -102,13 +110,14 @@ struct Engine<testing::Fibers> {
 
   template <class Real, class Problem>
   static void backward(const Problem& problem, const Fibers& place) {
-    with_tier(static_cast<int>(problem.logits.columns), [&](auto index) {
+    with_own_tier(static_cast<int>(problem.logits.columns), [&](auto index) {
       constexpr int tier_index = decltype(index)::value;
       constexpr CudaTier tier = small_block(cuda_tiers[tier_index]);
       const GridShape grid(tier, problem.segments, place.multiprocessors);
       testing::launch_fibers(place, grid.columns, grid.rows, tier.threads,
-                             backward_shared_bytes<decltype(problem.balancer), tier.max_experts>(), [&](const FiberBlock& block) {
-                               const testing::FiberTile<tier.width> tile{block.group, block.thread()};
+                             backward_shared_bytes<decltype(problem.balancer), tier.max_experts>(),
+                             [&](const FiberBlock& block) {
+                               const testing::FiberTile<tier.width> tile = tile_of<tier.width>(block);
                                backward_kernel<KernelConfig<tier_index>>(block, tile, problem);
                              });
     });
@@ -116,24 +125,44 @@ struct Engine<testing::Fibers> {
 
   template <class Problem>
   static void loss(const Problem& problem, const Fibers& place) {
-    testing::launch_fibers(place, 1, 1, 32, 0, [&](const FiberBlock& block) {
-      evaluate_losses(problem, testing::FiberTile<32>{block.group, block.thread()});
-    });
+    testing::launch_fibers(with_tile_faults(place), 1, 1, 32, 0,
+                           [&](const FiberBlock& block) { evaluate_losses(problem, tile_of<32>(block)); });
   }
 
   template <class Problem>
   static void update(const Problem& problem, const Fibers& place) {
-    testing::launch_fibers(place, problem.load.layers, 1, 32, 0, [&](const FiberBlock& block) {
-      update_layer(problem, testing::FiberTile<32>{block.group, block.thread()}, block.index());
-    });
+    testing::launch_fibers(with_tile_faults(place), problem.load.layers, 1, 32, 0,
+                           [&](const FiberBlock& block) { update_layer(problem, tile_of<32>(block), block.index()); });
   }
 
   static void publish(std::int64_t* load, std::int64_t* counts, int experts, bool accumulate, const Fibers& place) {
-    testing::launch_fibers(place, 1, 1, 32, 0,
+    testing::launch_fibers(with_tile_faults(place), 1, 1, 32, 0,
                            [&](const FiberBlock& block) { publish_kernel(block, load, counts, experts, accumulate); });
   }
 
  private:
+  /// with_tier, of these tiers only.
+  template <class Function>
+  static void with_own_tier(int experts, const Function& f) {
+    const auto serve = [&](auto tier) {
+      const bool serves = experts <= cuda_tiers[decltype(tier)::value].max_experts;
+      if (serves) f(tier);
+      return serves;
+    };
+    (void)(serve(std::integral_constant<int, Tiers>{}) || ...);
+  }
+
+  /// Faults of blocks are for the kernels over tokens: the others have no loop over blocks.
+  static Fibers with_tile_faults(Fibers place) {
+    place.faults = {.tile_barriers = place.faults.tile_barriers, .half_width_shuffles = place.faults.half_width_shuffles};
+    return place;
+  }
+
+  template <int W>
+  static testing::FiberTile<W> tile_of(const FiberBlock& block) {
+    return {block.group, block.thread(), &block.faults};
+  }
+
   /// Two warps a block, two blocks on the device: enough for every kind of sharing, and fast enough for a test.
   static constexpr CudaTier small_block(CudaTier tier) {
     tier.threads = 64;

@@ -5,11 +5,39 @@
 
 #include <moe_balance/tile/tile.hpp>
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <set>
 #include <source_location>
 
 namespace testing {
+
+/// Barriers of a kernel body, by line: those that were reached, and one that a test leaves out.
+struct BarrierFault {
+  std::uint_least32_t skipped = 0;  ///< 0: none
+  std::set<std::uint_least32_t>* seen = nullptr;
+
+  [[nodiscard]] bool skips(const std::source_location& site) const {
+    if (seen != nullptr) seen->insert(site.line());
+    return site.line() == skipped;
+  }
+};
+
+/// What a test breaks in a kernel body on purpose. Each is what the body would do had it been written with that mistake.
+struct Faults {
+  BarrierFault block_barriers{};
+  BarrierFault tile_barriers{};
+  bool half_width_shuffles = false;   ///< shuffles stay inside half the tile
+  int more_blocks = 0;                ///< block.blocks() is so many too large
+  int later_block = 0;                ///< block.index() is so many too large
+  int more_rows = 0;                  ///< block.rows()
+  int later_row = 0;                  ///< block.row()
+  int more_threads = 0;               ///< block.threads()
+  std::size_t less_shared_bytes = 0;  ///< the forward kernel gets so many too few
+};
+inline constexpr Faults no_faults{};
 
 template <int W>
 struct FiberTile {
@@ -20,18 +48,19 @@ struct FiberTile {
 
   FiberGroup* group;
   int thread;
+  const Faults* faults = &no_faults;
 
   [[nodiscard]] int lane() const { return thread % W; }
 
   template <class V>
   [[nodiscard]] V shuffle(V value, int source, const Site& site = Site::current()) const {
     if (source < 0 || source >= W) throw FiberError("a shuffle from a lane outside its tile");
-    return decode<V>(meet(encode(value), site)[source]);
+    return decode<V>(meet(encode(value), site)[reached(source)]);
   }
   template <class V>
   [[nodiscard]] V shuffle_xor(V value, int mask, const Site& site = Site::current()) const {
     if (mask < 0 || mask >= W) throw FiberError("a shuffle_xor that leaves its tile");
-    return decode<V>(meet(encode(value), site)[lane() ^ mask]);
+    return decode<V>(meet(encode(value), site)[reached(lane() ^ mask)]);
   }
   [[nodiscard]] bool any(bool value, const Site& site = Site::current()) const {
     const std::uint64_t* seen = meet(value ? 1 : 0, site);
@@ -56,9 +85,17 @@ struct FiberTile {
     for (int i = 0; i < W; ++i) lanes |= seen[i] == encode(value) ? 1u << i : 0u;
     return lanes;
   }
-  void barrier(const Site& site = Site::current()) const { meet(0, site); }
+  void barrier(const Site& site = Site::current()) const {
+    if (!faults->tile_barriers.skips(site)) meet(0, site);
+  }
 
  private:
+  /// The lane that a shuffle reads: `source`, or what hardware makes of it when told of half the width.
+  [[nodiscard]] int reached(int source) const {
+    if (W == 1 || !faults->half_width_shuffles) return source;
+    constexpr int half = W == 1 ? 1 : W / 2;
+    return lane() / half * half + source % half;
+  }
   const std::uint64_t* meet(std::uint64_t payload, const Site& site) const {
     return group->meet(thread, thread / W * W, W, 0, payload, site);
   }

@@ -1,10 +1,12 @@
 // The threads of a GPU block as fibers on one CPU thread, stricter than hardware: lanes run in an order shuffled by a seed, all lanes of a
-// collective must stand at the same call site, and a collective that not all lanes reach is an error instead of a hang.
+// collective must stand at the same call site, and a collective that not all lanes reach is an error: instead of a hang, and instead of
+// whatever hardware would give in place of a lane that has left.
 #pragma once
 
 #include <boost/context/fiber.hpp>
 #include <boost/context/fixedsize_stack.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -39,23 +41,31 @@ class FiberError : public std::logic_error {
   using std::logic_error::logic_error;
 };
 
-/// Runs one function as `size` fibers and lets groups of neighbours meet.
+/// Runs one function as `size` fibers and lets groups of neighbours meet. Even seeds let all fibers advance in shuffled rounds; odd ones
+/// let one warp run as far ahead of the others as barriers allow, which shows a barrier that is missing.
 class FiberGroup {
  public:
-  FiberGroup(int size, std::uint64_t seed) : lanes_(static_cast<std::size_t>(size)), random_(seed) {}
+  FiberGroup(int size, std::uint64_t seed)
+      : lanes_(static_cast<std::size_t>(size)), random_(seed), one_warp_ahead_(seed % 2 == 1) {
+    const int warp_size = size > 32 ? 32 : 8;
+    for (int first = 0; first < size; first += warp_size) warps_.push_back({first, std::min(first + warp_size, size)});
+    std::shuffle(warps_.begin(), warps_.end(), random_);
+  }
 
   /// Runs f(index) for every index to its end. Throws what a fiber threw, or FiberError.
   void run(const std::function<void(int)>& f) {
     for (int i = 0; i < size(); ++i) start(i, f);
     while (step()) {
     }
-    check_all_done();
+    if (!failure_) note_absent_lanes();
+    end_all();
     if (failure_) std::rethrow_exception(failure_);
   }
 
   /// Called inside fiber `self`: meets the `width` fibers that start at `first`, having left `payload`; returns everyone's payloads.
   /// `level` tells tile collectives (0) from block ones (1).
-  const std::uint64_t* meet(int self, int first, int width, int level, std::uint64_t payload, const std::source_location& site) {
+  const std::uint64_t* meet(int self, int first, int width, int level, std::uint64_t payload,
+                            const std::source_location& site) {
     Lane& lane = lanes_[static_cast<std::size_t>(self)];
     lane.waiting = true;
     lane.first = first;
@@ -64,11 +74,22 @@ class FiberGroup {
     lane.payload = payload;
     lane.site = site;
     try_release(first, width, level);
-    while (lane.waiting) yield_from(self);
+    while (lane.waiting) {
+      yield_from(self);
+      if (ending_) throw Ended{};
+    }
     return lane.seen.data();
   }
 
  private:
+  /// Thrown inside fibers that wait when the group has failed, to run their destructors.
+  struct Ended {};
+
+  struct Warp {
+    int first;
+    int last;
+  };
+
   struct Lane {
     boost::context::fiber context;    // the fiber, while the scheduler runs
     boost::context::fiber scheduler;  // the scheduler, while the fiber runs
@@ -86,7 +107,9 @@ class FiberGroup {
 #endif
   };
 
-  [[nodiscard]] int size() const { return static_cast<int>(lanes_.size()); }
+  [[nodiscard]] int size() const {
+    return static_cast<int>(lanes_.size());
+  }
 
   /// Remembers each stack so that AddressSanitizer can be told of switches.
   struct Stack {
@@ -109,38 +132,45 @@ class FiberGroup {
 
   void start(int index, const std::function<void(int)>& f) {
     Lane& lane = lanes_[static_cast<std::size_t>(index)];
-    lane.context = boost::context::fiber(std::allocator_arg, Stack{&lane}, [this, index, &f](boost::context::fiber&& scheduler) {
-      Lane& self = lanes_[static_cast<std::size_t>(index)];
-      arrived_in_fiber();
-      self.scheduler = std::move(scheduler);
-      try {
-        f(index);
-      } catch (const boost::context::detail::forced_unwind&) {
-        throw;
-      } catch (...) {
-        if (!failure_) failure_ = std::current_exception();
-      }
-      self.done = true;
-      leaving_fiber(true);
-      return std::move(self.scheduler);
-    });
+    lane.context =
+        boost::context::fiber(std::allocator_arg, Stack{&lane}, [this, index, &f](boost::context::fiber&& scheduler) {
+          Lane& self = lanes_[static_cast<std::size_t>(index)];
+          arrived_in_fiber();
+          self.scheduler = std::move(scheduler);
+          try {
+            if (!ending_) f(index);
+          } catch (const Ended&) {
+          } catch (const boost::context::detail::forced_unwind&) {
+            throw;
+          } catch (...) {
+            if (!failure_) failure_ = std::current_exception();
+          }
+          self.done = true;
+          leaving_fiber(true);
+          return std::move(self.scheduler);
+        });
   }
 
-  /// Lets one runnable fiber run; false when there is none or one has failed.
+  [[nodiscard]] bool is_runnable(int index) const {
+    const Lane& lane = lanes_[static_cast<std::size_t>(index)];
+    return !lane.done && !lane.waiting;
+  }
+
+  /// Lets runnable fibers run, each once and in shuffled order; false when there is none or one has failed.
   bool step() {
     if (failure_) return false;
     std::vector<int> runnable;
-    for (int i = 0; i < size(); ++i) {
-      const Lane& lane = lanes_[static_cast<std::size_t>(i)];
-      if (!lane.done && !lane.waiting) runnable.push_back(i);
+    for (const Warp& warp : warps_) {
+      for (int i = warp.first; i < warp.last; ++i) {
+        if (is_runnable(i)) runnable.push_back(i);
+      }
+      if (one_warp_ahead_ && !runnable.empty()) break;
     }
     if (runnable.empty()) return false;
-    // A whole shuffled round, so that choosing costs little.
     std::shuffle(runnable.begin(), runnable.end(), random_);
     for (const int index : runnable) {
-      Lane& lane = lanes_[static_cast<std::size_t>(index)];
-      if (lane.done || lane.waiting) continue;
-      resume(lane);
+      if (!is_runnable(index)) continue;
+      resume(lanes_[static_cast<std::size_t>(index)]);
       if (failure_) return false;
     }
     return true;
@@ -165,7 +195,9 @@ class FiberGroup {
   }
 
 #if defined(TESTING_FIBERS_ASAN)
-  void arrived_in_fiber() { __sanitizer_finish_switch_fiber(nullptr, &scheduler_bottom_, &scheduler_size_); }
+  void arrived_in_fiber() {
+    __sanitizer_finish_switch_fiber(nullptr, &scheduler_bottom_, &scheduler_size_);
+  }
   void leaving_fiber(bool for_good) {
     // A null fake-stack slot tells AddressSanitizer that the fiber ends.
     void* fake = nullptr;
@@ -207,15 +239,37 @@ class FiberGroup {
     return text.str();
   }
 
-  void check_all_done() {
-    if (failure_) return;
+  /// Fails when some fiber still waits: a lane that it waits for has left, or stands at another collective.
+  void note_absent_lanes() {
     for (const Lane& lane : lanes_) {
-      if (!lane.done) throw FiberError("a collective that not all lanes reach: " + where(lane));
+      if (lane.done) continue;
+      std::string absent;
+      for (int i = lane.first; i < lane.first + lane.width; ++i) {
+        const Lane& other = lanes_[static_cast<std::size_t>(i)];
+        if (other.done)
+          absent += " " + std::to_string(i) + " (has left)";
+        else if (other.level != lane.level || other.width != lane.width)
+          absent += " " + std::to_string(i) + " (" + where(other) + ")";
+      }
+      failure_ = std::make_exception_ptr(
+          FiberError("a collective that not all lanes reach: " + where(lane) + "; absent threads:" + absent));
+      return;
+    }
+  }
+
+  /// Ends fibers that still wait, so that their stacks are left in the ordinary way.
+  void end_all() {
+    ending_ = true;
+    for (Lane& lane : lanes_) {
+      if (!lane.done) resume(lane);
     }
   }
 
   std::vector<Lane> lanes_;
   std::mt19937_64 random_;
+  bool one_warp_ahead_;
+  std::vector<Warp> warps_;
+  bool ending_ = false;
   std::exception_ptr failure_;
 };
 

@@ -1,7 +1,7 @@
 // The CUDA engine: thin kernels over engine/kernels.hpp and their launches. Calls enqueue on the given stream and return: no allocation, no
 // synchronisation, capturable in a CUDA graph.
-// Kernels have hidden visibility and live in a namespace that carries the architectures they were compiled for, so that two shared objects
-// with different ones never share a kernel.
+// Kernels and their launchers have hidden visibility and live in a namespace that carries the architectures they were compiled for, so that
+// two shared objects, or two files of one program, with different architectures never share one.
 #pragma once
 
 #include <moe_balance/engine/kernels.hpp>
@@ -87,24 +87,25 @@ __global__ void __launch_bounds__(Threads) MOEB_HIDDEN
   publish_kernel(CudaBlock{nullptr}, load, counts, experts, accumulate);
 }
 
-inline void check_cuda(cudaError_t error, const char* what) {
+MOEB_HIDDEN inline void check_cuda(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   (void)cudaGetLastError();  // reported here: the next call must not be blamed for it
   raise<CudaError>(std::string("moe_balance: ") + what + ": " + cudaGetErrorName(error) + ": " + cudaGetErrorString(error));
 }
 
-}  // namespace MOEB_ARCH_NAMESPACE
-
 /// Calls enqueue on the stream. Errors: CudaError when the device is missing, when an earlier call of anyone left an error, or when a
 /// launch fails.
-template <>
-struct MOEB_HIDDEN Engine<cudaStream_t> {
+struct MOEB_HIDDEN CudaEngine {
   static constexpr bool serves_float64 = false;
 
-  static void check(const char* /*call*/, cudaStream_t /*stream*/) { check_no_earlier_error(); }
+  static void check(const char* call, cudaStream_t /*stream*/) {
+    check_no_earlier_error(call);
+    int device = 0;
+    check_call(cudaGetDevice(&device), call, "finding a CUDA device");
+  }
 
   static void clear(void* data, std::size_t bytes, cudaStream_t stream) {
-    check_no_earlier_error();
+    check_no_earlier_error("clearing sums");
     if (bytes != 0) check_cuda(cudaMemsetAsync(data, 0, bytes, stream), "clearing sums");
   }
 
@@ -114,7 +115,7 @@ struct MOEB_HIDDEN Engine<cudaStream_t> {
 
   template <class Real, class Problem>
   static void forward(const Problem& problem, const Totals& totals, cudaStream_t stream) {
-    const int multiprocessors = multiprocessor_count();
+    const int multiprocessors = multiprocessor_count("forward");
     with_tier(static_cast<int>(problem.logits.columns), [&](auto tier_index) {
       constexpr int index = decltype(tier_index)::value;
       constexpr CudaTier tier = cuda_tiers[index];
@@ -132,7 +133,7 @@ struct MOEB_HIDDEN Engine<cudaStream_t> {
 
   template <class Real, class Problem>
   static void backward(const Problem& problem, cudaStream_t stream) {
-    const int multiprocessors = multiprocessor_count();
+    const int multiprocessors = multiprocessor_count("backward");
     with_tier(static_cast<int>(problem.logits.columns), [&](auto tier_index) {
       constexpr int index = decltype(tier_index)::value;
       constexpr CudaTier tier = cuda_tiers[index];
@@ -145,14 +146,14 @@ struct MOEB_HIDDEN Engine<cudaStream_t> {
 
   template <class Problem>
   static void loss(const Problem& problem, cudaStream_t stream) {
-    check_no_earlier_error();
+    check("loss", stream);
     moe_balance_loss<<<1, 32, 0, stream>>>(problem);
     check_cuda(cudaGetLastError(), "launching loss");
   }
 
   template <class Problem>
   static void update(const Problem& problem, cudaStream_t stream) {
-    check_no_earlier_error();
+    check("update", stream);
     moe_balance_update<<<static_cast<unsigned>(problem.load.layers), 32, 0, stream>>>(problem);
     check_cuda(cudaGetLastError(), "launching update");
   }
@@ -164,16 +165,24 @@ struct MOEB_HIDDEN Engine<cudaStream_t> {
   }
 
  private:
-  static void check_no_earlier_error() {
-    check_cuda(cudaPeekAtLastError(), "an earlier CUDA call had failed before this one");
+  /// check_cuda for one of Router's calls; the text is put together only when there is an error.
+  static void check_call(cudaError_t error, const char* call, const char* what) {
+    if (error != cudaSuccess) check_cuda(error, (std::string(call) + ": " + what).c_str());
+  }
+
+  /// Without a driver every runtime call reports that, this one, too, as if an earlier call had failed.
+  static void check_no_earlier_error(const char* call) {
+    const cudaError_t earlier = cudaPeekAtLastError();
+    const bool no_device = earlier == cudaErrorInsufficientDriver || earlier == cudaErrorNoDevice;
+    check_call(earlier, call, no_device ? "finding a CUDA device" : "an earlier CUDA call had failed before this one");
   }
 
   [[nodiscard]] static dim3 grid_of(const GridShape& shape) {
     return dim3(static_cast<unsigned>(shape.columns), static_cast<unsigned>(shape.rows), 1);
   }
 
-  [[nodiscard]] static int multiprocessor_count() {
-    check_no_earlier_error();
+  [[nodiscard]] static int multiprocessor_count(const char* call) {
+    check_no_earlier_error(call);
     int device = 0;
     int count = 0;
     check_cuda(cudaGetDevice(&device), "finding the current device");
@@ -181,5 +190,11 @@ struct MOEB_HIDDEN Engine<cudaStream_t> {
     return count;
   }
 };
+
+}  // namespace MOEB_ARCH_NAMESPACE
+
+/// All its members are CudaEngine's, whose names carry the architectures; this name alone is the same everywhere.
+template <>
+struct MOEB_HIDDEN Engine<cudaStream_t> : CudaEngine {};
 
 MOEB_NAMESPACE_END

@@ -206,7 +206,7 @@ MOEB_HOST_DEVICE inline void forward_kernel(const BlockT& block, const TileT& ti
                                   add);
     }
     if (block.thread() == 0) add_token_totals<Balancer>(totals, segment, *shared.tokens(), add);
-    block.barrier();
+    // No barrier: the next segment starts by clearing, and each thread clears what it alone has just read.
   }
 }
 

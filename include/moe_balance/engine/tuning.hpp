@@ -60,6 +60,15 @@ inline constexpr CudaTier cuda_tiers[] = {
     {32, 8, 256, 2, false},   {64, 8, 256, 2, false},   {128, 16, 256, 2, false}, {256, 32, 256, 2, false},
     {512, 32, 256, 1, false}, {1024, 32, 128, 2, true}, {2048, 32, 128, 2, true},
 };
+/// The most registers a thread of a tier's kernels may have: what lets `blocks_per_sm` blocks share the 65536 registers of an SM (allocated to a
+/// warp in units of 256, so to a thread in eights), and never more than the 255 that an instruction can name.
+[[nodiscard]] constexpr int register_budget(const CudaTier& tier) {
+  constexpr int registers_per_sm = 65536;
+  constexpr int most = 255;
+  const int share = registers_per_sm / (tier.threads * tier.blocks_per_sm) / 8 * 8;
+  return share < most ? share : most;
+}
+
 inline constexpr int cuda_tier_count = sizeof(cuda_tiers) / sizeof(cuda_tiers[0]);
 static_assert(cuda_tiers[cuda_tier_count - 1].max_experts == max_experts);
 

@@ -66,29 +66,6 @@ __device__ inline double double_of(std::int64_t a) {
   return __longlong_as_double(a);
 }
 
-// Division and square root in a range that needs no special cases: the instruction sequences of CUDA's own correctly rounded ones, without
-// their calls to slow paths for subnormal and overflowing operands, which cost registers at every use.
-/// 1 / a, correctly rounded; 2^-126 <= |a| <= 2^126.
-__device__ inline float reciprocal_in_range(float a) {
-  float r;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(a));
-  return fma(r, fma(-a, r, 1.0f), r);
-}
-/// a / b, correctly rounded; |a|, |b| and the quotient's magnitude in 2^-100 to 2^100.
-__device__ inline float div_in_range(float a, float b) {
-  const float r = reciprocal_in_range(b);
-  float q = mul(a, r);
-  q = fma(r, fma(-b, q, a), q);
-  return fma(r, fma(-b, q, a), q);
-}
-/// Square root, correctly rounded; a is finite and at least 2^-100.
-__device__ inline float sqrt_in_range(float a) {
-  float r;
-  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(a));
-  const float g = mul(a, r);
-  return fma(fma(-g, g, a), mul(0.5f, r), g);
-}
-
 template <class Real>
 __device__ inline bool either_is_nan(Real a, Real b) {
   return a != a || b != b;
@@ -140,15 +117,6 @@ MOEB_INLINE float sqrt(float a) {
 }
 MOEB_INLINE double sqrt(double a) {
   return __builtin_sqrt(a);
-}
-MOEB_INLINE float reciprocal_in_range(float a) {
-  return 1.0f / a;
-}
-MOEB_INLINE float div_in_range(float a, float b) {
-  return a / b;
-}
-MOEB_INLINE float sqrt_in_range(float a) {
-  return __builtin_sqrtf(a);
 }
 MOEB_INLINE std::int32_t bits_of(float a) {
   return __builtin_bit_cast(std::int32_t, a);
@@ -211,6 +179,55 @@ MOEB_INLINE Real larger_of(Real a, Real b) {
 template <class Real>
 MOEB_INLINE Real smaller_of(Real a, Real b) {
   return a < b ? a : b;
+}
+
+// Division and square root in a range that needs no special cases: the instruction sequences of CUDA's own correctly rounded ones, without
+// their calls to slow paths for subnormal and overflowing operands, which cost registers at every use. Each refines what an approximate
+// instruction gave. tests/rounded_test shows that the result is correctly rounded whatever that was within its documented error, but for one
+// reciprocal and two square roots; there, as CUDA's own, it trusts the instruction, of which rounded_cuda_test asks every mantissa.
+/// 1 / a from an approximation of it within an ulp.
+MOEB_INLINE float refined_reciprocal(float a, float approximation) {
+  return fma(approximation, fma(-a, approximation, 1.0f), approximation);
+}
+/// a / b from 1 / b, correctly rounded.
+MOEB_INLINE float refined_quotient(float a, float b, float reciprocal) {
+  float q = mul(a, reciprocal);
+  q = fma(reciprocal, fma(-b, q, a), q);
+  return fma(reciprocal, fma(-b, q, a), q);
+}
+/// Square root of a from an approximation of 1 / sqrt(a) within 2^-22.9 of it.
+MOEB_INLINE float refined_sqrt(float a, float approximation) {
+  const float root = mul(a, approximation);
+  return fma(fma(-root, root, a), mul(0.5f, approximation), root);
+}
+
+/// 1 / a, correctly rounded; 2^-126 <= |a| <= 2^126.
+MOEB_INLINE float reciprocal_in_range(float a) {
+#if defined(__CUDA_ARCH__)
+  float approximation;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(approximation) : "f"(a));
+  return refined_reciprocal(a, approximation);
+#else
+  return 1.0f / a;
+#endif
+}
+/// a / b, correctly rounded; |a|, |b| and the quotient's magnitude in 2^-100 to 2^100.
+MOEB_INLINE float div_in_range(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return refined_quotient(a, b, reciprocal_in_range(b));
+#else
+  return a / b;
+#endif
+}
+/// Square root, correctly rounded; a is finite and at least 2^-100.
+MOEB_INLINE float sqrt_in_range(float a) {
+#if defined(__CUDA_ARCH__)
+  float approximation;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(approximation) : "f"(a));
+  return refined_sqrt(a, approximation);
+#else
+  return __builtin_sqrtf(a);
+#endif
 }
 
 // Double is for checks: its full-range operations serve everywhere.

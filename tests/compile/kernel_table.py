@@ -1,0 +1,153 @@
+#!/usr/bin/env python3
+"""Registers, shared memory and theoretical occupancy of the kernels of resources.cu, as a table in docs/performance.md.
+
+kernel_table.py write|check PAGE BUDGETS NVCC sm_80=PTXAS sm_90=PTXAS sm_100=PTXAS
+
+PAGE has the table between two marker lines. BUDGETS is the program kernel_budgets, NVCC the compiler (for its version), and each PTXAS what
+ptxas said (OUTPUT.txt of resources.sh). `write` replaces the table. `check` fails when the page's table has other kernels, other shared memory
+or other launches than these; registers and occupancy are compared only where the page names this compiler's version, because they are the
+compiler's choice.
+"""
+import math
+import re
+import subprocess
+import sys
+
+BEGIN = "<!-- kernel table: begin (tests/compile/kernel_table.py) -->"
+END = "<!-- kernel table: end -->"
+
+# Per SM: registers, shared memory, warps, blocks. CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
+LIMITS = {
+    "sm_80": {"registers": 65536, "shared": 164 * 1024, "warps": 64, "blocks": 32},
+    "sm_90": {"registers": 65536, "shared": 228 * 1024, "warps": 64, "blocks": 32},
+    "sm_100": {"registers": 65536, "shared": 228 * 1024, "warps": 64, "blocks": 32},
+}
+REGISTER_UNIT = 256  # a warp's registers are allocated in units of so many
+SHARED_UNIT = 128
+SHARED_RESERVED = 1024  # per block, by the system
+
+
+def blocks_per_sm(arch, threads, registers, shared):
+    """How many blocks an SM holds at once."""
+    limit = LIMITS[arch]
+    warps = math.ceil(threads / 32)
+    warp_registers = math.ceil(registers * 32 / REGISTER_UNIT) * REGISTER_UNIT
+    block_shared = math.ceil((shared + SHARED_RESERVED) / SHARED_UNIT) * SHARED_UNIT
+    return min(
+        limit["registers"] // warp_registers // warps,
+        limit["shared"] // block_shared,
+        limit["warps"] // warps,
+        limit["blocks"],
+    )
+
+
+def occupancy(arch, threads, blocks):
+    return blocks * math.ceil(threads / 32) / LIMITS[arch]["warps"]
+
+
+def kernels_of(ptxas):
+    """{(kernel, tier, problem): (registers, static shared bytes)} from ptxas's output."""
+    found = {}
+    name = None
+    for line in open(ptxas, encoding="utf-8"):
+        entry = re.search(r"Compiling entry function '(.*)' for", line)
+        if entry:
+            text = re.sub(r"moe_balance::v[0-9_]*::(cuda_[0-9a-z_]*::)?", "", entry.group(1))
+            kernel = re.match(r"void moe_balance_(forward|backward)<(\d+), \w+Problem<(.*)> >\(", text)
+            name = kernel and (kernel.group(1), int(kernel.group(2)), kernel.group(3).replace(" ", ""))
+        used = re.search(r"Used (\d+) registers", line)
+        if used and name:
+            static = re.search(r"(\d+) bytes smem", line)
+            found[name] = (int(used.group(1)), int(static.group(1)) if static else 0)
+            name = None
+    return found
+
+
+def split_arguments(text):
+    """Template arguments at the outermost level."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += {"<": 1, ">": -1}.get(character, 0)
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
+def rows(budgets, ptxas):
+    """The table's lines, without registers and occupancy first, then with them."""
+    tiers, shared = {}, {}
+    for line in subprocess.run([budgets], check=True, capture_output=True, text=True).stdout.splitlines():
+        kind, tier, *rest = line.split()
+        if kind == "tier":
+            experts, width, threads, blocks, registers = map(int, rest)
+            tiers[int(tier)] = (experts, width, threads, registers)
+        else:
+            shared[(rest[0], int(tier), rest[1])] = int(rest[2])
+    by_arch = {arch: kernels_of(path) for arch, path in ptxas.items()}
+    names = set().union(*by_arch.values())
+    for arch, kernels in by_arch.items():
+        if set(kernels) != names:
+            sys.exit(f"{arch} has other kernels: {sorted(names - set(kernels))[:3]} are missing")
+    plain, full = [], []
+    for kernel, tier, problem in sorted(names, key=lambda name: (name[2], name[0] != "forward", name[1])):
+        scoring, selection, balancer = split_arguments(problem)
+        if (kernel, tier, balancer) not in shared:
+            sys.exit(f"kernel_budgets.cpp does not print the shared memory of {balancer}")
+        experts, width, threads, budget = tiers[tier]
+        dynamic = shared[(kernel, tier, balancer)]
+        router = f"{scoring}, {selection}, {balancer}".replace(",", ", ").replace(",  ", ", ")
+        static = max(by_arch[arch][(kernel, tier, problem)][1] for arch in ptxas)
+        start = f"| {router} | {kernel} | {experts} | {width} | {threads} | {static} + {dynamic} |"
+        registers, resident = [], []
+        for arch in ptxas:
+            used = by_arch[arch][(kernel, tier, problem)][0]
+            blocks = blocks_per_sm(arch, threads, used, by_arch[arch][(kernel, tier, problem)][1] + dynamic)
+            registers.append(str(used))
+            resident.append(f"{blocks} ({occupancy(arch, threads, blocks):.0%})")
+        plain.append(start)
+        full.append(f"{start} {' / '.join(registers)} of {budget} | {' / '.join(resident)} |")
+    return plain, full
+
+
+def table(version, architectures, full):
+    archs = " / ".join(architectures)
+    return [
+        BEGIN,
+        f"{version}, {archs}. Shared memory is static + dynamic bytes a block; occupancy is theoretical.",
+        "",
+        f"| router | kernel | experts up to | lanes a token | threads | shared memory | registers {archs} | blocks an SM (occupancy) {archs} |",
+        "|---|---|---|---|---|---|---|---|",
+        *full,
+        END,
+    ]
+
+
+def main():
+    mode, page, budgets, nvcc, *outputs = sys.argv[1:]
+    ptxas = dict(output.split("=", 1) for output in outputs)
+    release = re.search(r"V[\d.]+", subprocess.run([nvcc, "--version"], check=True, capture_output=True, text=True).stdout)
+    version = f"nvcc {release.group(0)}"
+    plain, full = rows(budgets, ptxas)
+    fresh = table(version, list(ptxas), full)
+    lines = open(page, encoding="utf-8").read().splitlines()
+    if BEGIN not in lines or END not in lines:
+        sys.exit(f"{page} has no lines '{BEGIN}' and '{END}'")
+    begin, end = lines.index(BEGIN), lines.index(END)
+    written = lines[begin : end + 1]
+    if mode == "write":
+        open(page, "w", encoding="utf-8").write("\n".join(lines[:begin] + fresh + lines[end + 1 :]) + "\n")
+        print(f"{len(full)} kernels written to {page}")
+        return
+    same_compiler = len(written) > 1 and written[1].startswith(version + ",")
+    if same_compiler and written != fresh:
+        differing = [line for line in fresh if line not in written] or [line for line in written if line not in fresh]
+        sys.exit(f"the kernel table of {page} is out of date (build the target kernel_table). For example:\n" + "\n".join(differing[:5]))
+    if not same_compiler and [line for line in plain if not any(old.startswith(line) for old in written)]:
+        sys.exit(f"the kernel table of {page} has other kernels or shared memory than the library (build the target kernel_table)")
+    print(f"{len(full)} kernels as in {page}" + ("" if same_compiler else f"; registers not compared: {version} is not the page's"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+// The kernels of one scoring in every tier, with each kind of selection and balancer that makes a kernel of its own. MOE_BALANCE_SCORING, given
+// on the command line, is the scoring: five short compilations instead of one long one.
+// What differs in numbers alone is one kernel: LossFreeBias is NoBalancer with a bias pointer, and the scopes of a loss differ in a flush.
+// EveryPart has all balancers at once; Replay of GroupLimitedTopK has both selections' code.
+#include <moe_balance/moe_balance.cuh>
+
+#include <array>
+#include <utility>
+
+namespace mb = moe_balance;
+
+namespace {
+
+using Scoring = mb::MOE_BALANCE_SCORING;
+using Tiers = std::make_integer_sequence<int, mb::cuda_tier_count>;
+using EveryPart = mb::Combine<mb::AuxLoss, mb::SequenceLoss, mb::GlobalBatchLoss, mb::ZLoss, mb::LossFreeBias>;
+
+template <class Selection, class Balancer, int... Tier>
+auto forward_kernels(std::integer_sequence<int, Tier...>) {
+  using Problem = mb::ForwardProblem<Scoring, Selection, Balancer>;
+  return std::array{mb::moe_balance_forward<Tier, Problem>...};
+}
+
+template <class Selection, class Balancer, int... Tier>
+auto backward_kernels(std::integer_sequence<int, Tier...>) {
+  using Problem = mb::BackwardProblem<Scoring, Selection, Balancer>;
+  return std::array{mb::moe_balance_backward<Tier, Problem>...};
+}
+
+}  // namespace
+
+/// Taking a kernel's address is what has it compiled.
+bool kernels_exist();
+bool kernels_exist() {
+  const Tiers tiers;
+  bool exist = forward_kernels<mb::TopK<8>, mb::NoBalancer>(tiers)[0] != nullptr;
+  exist = exist && forward_kernels<mb::TopK<8>, EveryPart>(tiers)[0] != nullptr;
+  exist = exist && forward_kernels<mb::Replay<mb::GroupLimitedTopK<8>>, EveryPart>(tiers)[0] != nullptr;
+  exist = exist && backward_kernels<mb::TopK<8>, mb::NoBalancer>(tiers)[0] != nullptr;
+  exist = exist && backward_kernels<mb::TopK<8>, EveryPart>(tiers)[0] != nullptr;
+  return exist;
+}
