@@ -98,6 +98,8 @@ class RankCall {
         grad_logits_(static_cast<std::size_t>(tokens * rank_experts)),
         saved_(router.saved_bytes({tokens, rank_experts}) / sizeof(std::int64_t)) {}
 
+  std::vector<std::uint8_t> active;  ///< [T], or empty: all are
+
   void forward(mb::BiasRef bias, mb::LoadRef load, bool accumulate = true) {
     router_.forward({.logits = matrix(logits_.data(), rank_experts),
                      .experts = {experts_.data(), tokens_, rank_k},
@@ -105,6 +107,7 @@ class RankCall {
                      .bias = bias,
                      .load = load,
                      .saved = saved(),
+                     .active = active.empty() ? nullptr : active.data(),
                      .accumulate = accumulate},
                     {}, place_);
   }
@@ -118,6 +121,7 @@ class RankCall {
                       .experts = {experts_.data(), tokens_, rank_k},
                       .grad_logits = matrix(grad_logits_.data(), rank_experts),
                       .saved = saved(),
+                      .active = active.empty() ? nullptr : active.data(),
                       .loss_scale = loss_scale},
                      {}, place_);
     return grad_logits_;
@@ -355,6 +359,31 @@ void check_different_layers(const Sync& sync) {
   CHECK(load == Counts(12, 0));
 }
 
+/// Padding differs from rank to rank, one has nothing else, and F is that of the tokens that are none.
+template <class Sync>
+void check_padding(const Sync& sync) {
+  const mb::Router router{mb::Softmax{}, mb::TopK<rank_k>{}, mb::GlobalBatchLoss{.coefficient = 1.0f}, sync};
+  const int tokens = 9 * sync.ranks();
+  const std::vector<float> logits = Random(45).normals(static_cast<std::size_t>(tokens * rank_experts));
+  Counts want(rank_experts, 0);
+  for (int t = 0; t < tokens; ++t) {
+    const int rank = t / 9;
+    const bool is_active = rank == 0 ? sync.ranks() == 1 : t % 9 < rank;
+    const Counts counts = oracle_counts(logits, t, is_active ? 1 : 0, {}, oracle::softmax());
+    for (std::size_t e = 0; e < rank_experts; ++e) want[e] += counts[e];
+  }
+  const mb::Load load(rank_experts);
+  RankCall part(router, logits, 9 * sync.rank(), 9);
+  for (int t = 0; t < 9; ++t) {
+    part.active.push_back(sync.rank() == 0 ? sync.ranks() == 1 : t < sync.rank());
+  }
+  part.forward({}, load.ref());
+  CHECK(part.loss() >= 0);
+  CHECK(part.global_counts() == want);
+  const std::vector<float>& gradient = part.backward(1.0f);
+  for (std::size_t i = 0; i < gradient.size(); ++i) CHECK((part.active[i / rank_experts] == 1 || gradient[i] == 0.0f));
+}
+
 /// Many sums under way, finished in another order.
 template <class Sync>
 void check_order(const Sync& sync) {
@@ -383,6 +412,7 @@ void check_all_identities(const Sync& sync, const Sync& alone) {
   check_skew(sync);
   check_reuse(sync);
   check_different_layers(sync);
+  check_padding(sync);
   check_order(sync);
 }
 
