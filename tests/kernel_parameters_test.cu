@@ -101,4 +101,31 @@ TEST_CASE("rule 8: and so do the structs inside them") {
   check_echo<Balancer, &Balancer::first, &Balancer::rest>();
 }
 
+TEST_CASE("rule 8: and the dispatch kernels' structs") {
+  using mb::PermutationProblem;
+  check_echo<PermutationProblem, &PermutationProblem::experts, &PermutationProblem::row_of_slot, &PermutationProblem::tokens,
+             &PermutationProblem::k, &PermutationProblem::expert_count, &PermutationProblem::offsets, &PermutationProblem::slot_of_row,
+             &PermutationProblem::rows, &PermutationProblem::align, &PermutationProblem::rows_per_expert, &PermutationProblem::counts,
+             &PermutationProblem::expert_of_block, &PermutationProblem::row_blocks, &PermutationProblem::block_size,
+             &PermutationProblem::histogram, &PermutationProblem::histogram_rows, &PermutationProblem::invalid>();
+  using mb::GatherProblem;
+  check_echo<GatherProblem, &GatherProblem::tokens, &GatherProblem::rows, &GatherProblem::slot_of_row, &GatherProblem::slots,
+             &GatherProblem::k, &GatherProblem::factors, &GatherProblem::clears_padding, &GatherProblem::packs, &GatherProblem::invalid>();
+  using mb::CombineProblem;
+  check_echo<CombineProblem, &CombineProblem::rows, &CombineProblem::tokens, &CombineProblem::row_of_slot, &CombineProblem::weights,
+             &CombineProblem::packs, &CombineProblem::invalid>();
+  using mb::DotProblem;
+  check_echo<DotProblem, &DotProblem::tokens, &DotProblem::rows, &DotProblem::row_of_slot, &DotProblem::dots, &DotProblem::packs>();
+  using mb::CapacityProblem;
+  check_echo<CapacityProblem, &CapacityProblem::chosen, &CapacityProblem::experts, &CapacityProblem::weights,
+             &CapacityProblem::expert_count, &CapacityProblem::capacity, &CapacityProblem::by_score, &CapacityProblem::offsets,
+             &CapacityProblem::slot_of_row, &CapacityProblem::kept_counts, &CapacityProblem::dropped_slots>();
+  using Capacity = mb::WithCapacity<mb::TopK<8>>;
+  check_echo<Capacity, &Capacity::capacity_factor, &Capacity::drop, &Capacity::renormalise, &Capacity::pad, &Capacity::selection>();
+  using mb::SharedExpertsProblem;
+  check_echo<SharedExpertsProblem, &SharedExpertsProblem::experts, &SharedExpertsProblem::weights, &SharedExpertsProblem::all_experts,
+             &SharedExpertsProblem::all_weights, &SharedExpertsProblem::first_shared, &SharedExpertsProblem::weight,
+             &SharedExpertsProblem::active>();
+}
+
 }  // namespace testing

@@ -154,7 +154,7 @@ struct GatherRows {
       if constexpr (count == Pack<T>::size) {
         *reinterpret_cast<Pack<T>*>(to + c) = *reinterpret_cast<const Pack<T>*>(from + c);
       } else {
-        for (int i = 0; i < count; ++i) to[c + i] = from[c + i];
+        __builtin_memcpy(to + c, from + c, count * sizeof(T));
       }
     });
   }
@@ -225,6 +225,22 @@ struct CombineRows {
   }
 };
 
+/// A lane's products of one span of a dot product, whose packs are read whole.
+template <class Real, int N, class T, class TileT>
+MOEB_INLINE void add_products_of_packs(const TileT& tile, const T* a, const T* b, Real (&sums)[N]) {
+  constexpr int size = Pack<T>::size;
+  MOEB_UNROLL
+  for (int r = 0; r < N / size; ++r) {
+    const int c = size * (tile.lane() + TileT::width * r);
+    Real left[size];
+    Real right[size];
+    load_columns(a + c, left);
+    load_columns(b + c, right);
+    MOEB_UNROLL
+    for (int i = 0; i < size; ++i) sums[r * size + i] = fma(left[i], right[i], sums[r * size + i]);
+  }
+}
+
 /// Dot product of two rows, in the order of additions that canonical sums have: pack p of 16 bytes belongs to virtual lane p % 32; each place in a
 /// pack is summed over the packs of its lane first, then by halves, then the virtual lanes by halves.
 template <class Real, class T, class TileT>
@@ -232,38 +248,35 @@ template <class Real, class T, class TileT>
   constexpr int size = Pack<T>::size;
   constexpr int local = 32 / TileT::width;
   constexpr int span = 32 * size;
-  Real sums[local][size] = {};
+  // Lane-local place i of a span is this column of it; for a tile of one lane simply i.
+  const auto column = [&](int i) MOEB_LAMBDA { return size * (tile.lane() + TileT::width * (i / size)) + i % size; };
+  Real sums[local * size] = {};
   std::int64_t first = 0;
   for (; first + span <= columns; first += span) {
-    MOEB_UNROLL
-    for (int r = 0; r < local; ++r) {
-      const std::int64_t c = first + size * (tile.lane() + TileT::width * r);
-      Real left[size];
-      Real right[size];
-      if (packs) {
-        load_columns(a + c, left);
-        load_columns(b + c, right);
-      } else {
-        for (int i = 0; i < size; ++i) left[i] = to_real(a[c + i]);
-        for (int i = 0; i < size; ++i) right[i] = to_real(b[c + i]);
-      }
+    if (TileT::slots_in_registers && packs) {
+      add_products_of_packs(tile, a + first, b + first, sums);
+    } else {
       MOEB_UNROLL
-      for (int i = 0; i < size; ++i) sums[r][i] = fma(left[i], right[i], sums[r][i]);
+      for (int i = 0; i < local * size; ++i) {
+        sums[i] = fma(to_real(a[first + column(i)]), to_real(b[first + column(i)]), sums[i]);
+      }
     }
   }
-  MOEB_UNROLL
-  for (int r = 0; r < local; ++r) {
-    const std::int64_t c = first + size * (tile.lane() + TileT::width * r);
+  if (first < columns) {
     MOEB_UNROLL
-    for (int i = 0; i < size; ++i) {
-      if (c + i < columns) sums[r][i] = fma(to_real(a[c + i]), to_real(b[c + i]), sums[r][i]);
+    for (int i = 0; i < local * size; ++i) {
+      const std::int64_t c = first + column(i);
+      if (c < columns) sums[i] = fma(to_real(a[c]), to_real(b[c]), sums[i]);
     }
   }
   Real partial[local];
   MOEB_UNROLL
   for (int r = 0; r < local; ++r) {
-    fold_by_halves<size / 2>(sums[r], [](Real x, Real y) MOEB_LAMBDA { return add(x, y); });
-    partial[r] = sums[r][0];
+    Real places[size];
+    MOEB_UNROLL
+    for (int i = 0; i < size; ++i) places[i] = sums[r * size + i];
+    fold_by_halves<size / 2>(places, [](Real x, Real y) MOEB_LAMBDA { return add(x, y); });
+    partial[r] = places[0];
   }
   return sum_of_virtual_lanes(tile, partial);
 }

@@ -58,6 +58,13 @@ MOEB_INLINE void for_each_slot(const Layout& layout, Function&& f) {
   }
 }
 
+/// Sets every slot of the lane to 0.
+template <class T, class Layout>
+MOEB_INLINE void clear_slots(const Layout& layout, Slots<T, Layout>& slots) {
+  if (layout.experts < 1) __builtin_unreachable();  // the router has checked; without this g++ warns of slots never set
+  for_each_slot(layout, [&](int slot) MOEB_LAMBDA { slots[slot] = T(0); });
+}
+
 /// Calls f(slot) for every slot that stands for no expert.
 template <class Layout, class Function>
 MOEB_INLINE void for_each_padding_slot(const Layout& layout, Function&& f) {

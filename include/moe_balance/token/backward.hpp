@@ -220,7 +220,7 @@ template <class Real, class Problem, class TileT, class LayoutT, class ChosenT, 
       grad_chosen[r] = chosen.expert[r] >= 0 ? grad_chosen[r] : Real(0);
     }
   }
-  for_each_slot(layout, [&](int slot) MOEB_LAMBDA { grad[slot] = Real(0); });
+  clear_slots(layout, grad);
   scatter_add<k_count>(tile, layout, chosen, grad_chosen, grad);
   return true;
 }
@@ -278,7 +278,7 @@ MOEB_INLINE void backward_token(const Problem& problem, const TileT& tile, const
     else
       has_gradient = token_gradient(problem, tile, layout, token, slopes, chosen, grad_chosen, grad);
   }
-  if (!has_gradient) for_each_slot(layout, [&](int slot) MOEB_LAMBDA { grad[slot] = Real(0); });
+  if (!has_gradient) clear_slots(layout, grad);
   store_row(layout, problem.grad_logits, token, problem.grad_holds_quads, grad);
 }
 
