@@ -1,6 +1,6 @@
 # cmake -DEXPECT=REGEX -P expect_failure.cmake -- COMMAND ARGS...
 # cmake -DEXPECT_IN=FILE -P expect_failure.cmake -- COMMAND ARGS...   (FILE's first line is: // EXPECT: REGEX)
-# Succeeds when COMMAND fails and what it prints matches REGEX.
+# Succeeds when COMMAND fails and what it prints matches REGEX; with -DFIRST_ERROR=ON when the first line of it that has "error:" matches.
 math(EXPR last "${CMAKE_ARGC} - 1")
 set(command)
 set(in_command FALSE)
@@ -23,6 +23,9 @@ endif()
 execute_process(COMMAND ${command} RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE output)
 if(result EQUAL 0)
   message(FATAL_ERROR "this succeeded and should have failed: ${command}")
+endif()
+if(FIRST_ERROR)
+  string(REGEX MATCH "[^\n]*error:[^\n]*" output "${output}")
 endif()
 if(NOT output MATCHES "${EXPECT}")
   message(FATAL_ERROR "this failed, as it should, but its output does not match '${EXPECT}':\n${output}")

@@ -5,6 +5,7 @@
 #include <moe_balance/balancer/no_balancer.hpp>
 #include <moe_balance/engine/engine.hpp>
 #include <moe_balance/engine/validate.hpp>
+#include <moe_balance/requirements.hpp>
 #include <moe_balance/shape.hpp>
 #include <moe_balance/sync/single_device.hpp>
 
@@ -24,10 +25,10 @@ MOEB_NAMESPACE_BEGIN
 template <class Scoring, class TopKT, class Balancer = NoBalancer, class Sync = SingleDevice>
 struct Router {
   // Asserted here, not in the template's head, so that compilers name the missing member also under class template deduction.
-  static_assert(ScoringPolicy<Scoring>);
-  static_assert(TopKPolicy<TopKT>);
-  static_assert(BalancerPolicy<Balancer>);
-  static_assert(SyncPolicy<Sync>);
+  static_assert(requirements::of_scoring<Scoring>() && ScoringPolicy<Scoring>);
+  static_assert(requirements::of_top_k<TopKT>() && TopKPolicy<TopKT>);
+  static_assert(requirements::of_balancer<Balancer>() && BalancerPolicy<Balancer>);
+  static_assert(requirements::of_sync<Sync>() && SyncPolicy<Sync>);
 
   using Traits = BalancerTraits<Balancer>;
   static_assert(Traits::biases <= 1, "at most one part of a balancer may have a bias");
@@ -155,7 +156,7 @@ struct Router {
   void start_update(LoadRef load, Workspace /*workspace*/, const Place& place) const {
     check_load("start_update", load, Engine<Place>::serves_float64);
     if constexpr (Traits::biases > 0) {
-      static_assert(SyncPolicyOn<Sync, Place>, "this Sync does not sum where this call runs");
+      static_assert(requirements::of_sync_on<Sync, Place>() && SyncPolicyOn<Sync, Place>);
       for_each_sum(load, [&](std::int64_t* counts, std::int64_t n) { sync.start(counts, n, place); });
     }
   }
@@ -165,7 +166,7 @@ struct Router {
   void finish_update(BiasRef bias, LoadRef load, Workspace /*workspace*/, const Place& place) const {
     check_update("finish_update", bias, load, Engine<Place>::serves_float64);
     if constexpr (Traits::biases > 0) {
-      static_assert(SyncPolicyOn<Sync, Place>, "this Sync does not sum where this call runs");
+      static_assert(requirements::of_sync_on<Sync, Place>() && SyncPolicyOn<Sync, Place>);
       for_each_sum(load, [&](std::int64_t* counts, std::int64_t /*n*/) {
         MOEB_EXPECTS(may_be_started(sync, counts), "finish_update", "load.counts", "not being summed over ranks",
                      "a load that start_update was given before");
@@ -207,7 +208,7 @@ struct Router {
   /// After this `saved.global_counts` is the sum over ranks, for whatever runs or is enqueued next.
   template <class Place>
   void await_global_counts(const SavedView& saved, const Place& place) const {
-    static_assert(SyncPolicyOn<Sync, Place>, "this Sync does not sum where this call runs");
+    static_assert(requirements::of_sync_on<Sync, Place>() && SyncPolicyOn<Sync, Place>);
     if constexpr (Traits::reads_global_batch) sync.finish(saved.global_counts, place);
   }
 
@@ -221,7 +222,7 @@ struct Router {
 
   template <class Place>
   void forward_named(const char* call, const ForwardArgs& args, Workspace workspace, const Place& place) const {
-    static_assert(SyncPolicyOn<Sync, Place>, "this Sync does not sum where this call runs");
+    static_assert(requirements::of_sync_on<Sync, Place>() && SyncPolicyOn<Sync, Place>);
     Engine<Place>::check(call, place);
     const bool load_is_read = reads_step(call);
     check_forward(call, args, workspace, Engine<Place>::serves_float64, load_is_read);

@@ -4,6 +4,7 @@
 
 #include <moe_balance/concepts.hpp>
 #include <moe_balance/numeric/math.hpp>
+#include <moe_balance/requirements.hpp>
 
 #include <concepts>
 #include <type_traits>
@@ -15,7 +16,7 @@ struct Combine;
 
 template <class First>
 struct Combine<First> {
-  static_assert(BalancerPolicy<First>);
+  static_assert(requirements::of_balancer<First>() && BalancerPolicy<First>);
   using is_combination = void;
   First first{};
 
@@ -26,7 +27,7 @@ struct Combine<First> {
 template <class First, class... Rest>
   requires(sizeof...(Rest) > 0)
 struct Combine<First, Rest...> {
-  static_assert(BalancerPolicy<First>);
+  static_assert(requirements::of_balancer<First>() && BalancerPolicy<First>);
   using is_combination = void;
   First first{};
   Combine<Rest...> rest{};

@@ -1,4 +1,4 @@
-// EXPECT: P::k|::k. 
+// EXPECT: P::k
 #include <moe_balance/moe_balance.hpp>
 
 namespace mb = moe_balance;

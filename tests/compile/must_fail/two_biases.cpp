@@ -1,4 +1,4 @@
-// EXPECT: bias
+// EXPECT: at most one part of a balancer may have a bias
 #include <moe_balance/moe_balance.hpp>
 
 namespace mb = moe_balance;

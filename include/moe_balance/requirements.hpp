@@ -1,0 +1,144 @@
+// What a policy lacks, said in the first line of the compiler's error. The concepts say whether a policy will do; these functions assert their
+// parts one by one, each with a message that names the member, before the concept as a whole is asserted.
+#pragma once
+
+#include <moe_balance/concepts.hpp>
+
+#include <concepts>
+#include <cstdint>
+#include <type_traits>
+
+MOEB_NAMESPACE_BEGIN
+
+namespace requirements {
+
+template <class S>
+concept HasScoreOfLogit = requires(const S scoring, float logit) {
+  { scoring(logit) } -> std::convertible_to<float>;
+};
+template <class S>
+concept HasDerivative = requires(const S scoring, float logit, float score) {
+  { scoring.derivative(logit, score) } -> std::convertible_to<float>;
+};
+template <class S>
+concept HasRow = requires {
+  typename S::template Row<float>;
+};
+template <class S>
+concept HasNormalised = requires {
+  { S::normalised } -> std::convertible_to<bool>;
+};
+template <class S>
+concept HasPrepare = requires(const S scoring, const SerialTile tile, const Layout<SerialTile, 64> layout,
+                              const Slots<float, Layout<SerialTile, 64>> in, Slots<float, Layout<SerialTile, 64>> out) {
+  { scoring.prepare(tile, layout, in, out) } -> std::same_as<typename S::template Row<float>>;
+};
+template <class S>
+concept HasScoreOfRow = requires(const S scoring, const typename S::template Row<float> row) {
+  { scoring.score(1.0f, row) } -> std::same_as<float>;
+};
+template <class S>
+concept HasRowBackward = requires(const S scoring, const SerialTile tile, const Layout<SerialTile, 64> layout,
+                                  const Slots<float, Layout<SerialTile, 64>> in, Slots<float, Layout<SerialTile, 64>> out,
+                                  const typename S::template Row<float> row) {
+  {scoring.backward(tile, layout, in, in, out, row)};
+};
+
+template <class P>
+concept HasK = requires {
+  { P::k } -> std::convertible_to<int>;
+};
+template <class P>
+concept HasNarrow = requires(const P policy, const SerialTile tile, const Layout<SerialTile, 64> layout,
+                             Slots<std::int32_t, Layout<SerialTile, 64>> keys) {
+  {policy.template narrow<float>(tile, layout, keys)};
+};
+template <class P>
+concept HasCheck = requires(const P policy) {
+  {policy.check("", 1)};
+};
+template <class P>
+concept HasWeighting = requires(const P policy) {
+  { policy.weighting() } -> std::convertible_to<Weighting>;
+};
+
+template <class B>
+concept HasTokenLoss = requires(const B balancer) {
+  { balancer.token_loss(0.0f) } -> std::convertible_to<float>;
+};
+
+template <class S>
+concept HasRanks = requires(const S sync) {
+  { sync.ranks() } -> std::convertible_to<int>;
+};
+template <class S, class Place>
+concept HasStart = requires(const S sync, std::int64_t* counts, std::int64_t n, const Place place) {
+  {sync.start(counts, n, place)};
+};
+template <class S, class Place>
+concept HasFinish = requires(const S sync, std::int64_t* counts, const Place place) {
+  {sync.finish(counts, place)};
+};
+
+/// A scoring with a Row, or a `prepare`, means to be row-wise.
+template <class S>
+[[nodiscard]] constexpr bool of_scoring() {
+  static_assert(std::is_trivially_copyable_v<S>,
+                "the scoring must satisfy std::is_trivially_copyable: kernels take it by value");
+  if constexpr (HasRow<S>) {
+    static_assert(HasNormalised<S>, "the row-wise scoring lacks: static constexpr bool normalised");
+    static_assert(HasPrepare<S>,
+                  "the row-wise scoring lacks: scoring.prepare(tile, layout, logits, scores) const -> Row<Real>");
+    static_assert(HasScoreOfRow<S>, "the row-wise scoring lacks: scoring.score(logit, row) const -> Real");
+    static_assert(HasRowBackward<S>,
+                  "the row-wise scoring lacks: scoring.backward(tile, layout, logits, scores, grad, row) const");
+  } else {
+    static_assert(HasScoreOfLogit<S>, "the scoring lacks: scoring(logit) const -> float");
+    static_assert(HasDerivative<S>, "the scoring lacks: scoring.derivative(logit, score) const -> float");
+  }
+  return true;
+}
+
+template <class P>
+[[nodiscard]] constexpr bool of_top_k() {
+  static_assert(std::is_trivially_copyable_v<P>,
+                "the TopK policy must satisfy std::is_trivially_copyable: kernels take it by value");
+  static_assert(HasK<P>, "the TopK policy lacks: static constexpr int k, that is P::k");
+  static_assert(HasNarrow<P>, "the TopK policy lacks: policy.template narrow<Real>(tile, layout, keys) const");
+  static_assert(HasCheck<P>, "the TopK policy lacks: policy.check(call, experts) const");
+  static_assert(HasWeighting<P>, "the TopK policy lacks: policy.weighting() const -> Weighting");
+  return true;
+}
+
+template <class B>
+[[nodiscard]] constexpr bool of_balancer() {
+  static_assert(std::is_trivially_copyable_v<B>,
+                "the balancer must satisfy std::is_trivially_copyable: kernels take it by value");
+  if constexpr (HasTokenLoss<B>) {
+    static_assert(TokenLossBalancer<B>,
+                  "the balancer has token_loss and lacks: balancer.token_slope(log_sum_exp) const -> float");
+  } else {
+    static_assert(BalancerPolicy<B>,
+                  "the balancer lacks one of: balancer.slope(expert, load) const -> float; balancer.next_bias(bias, expert, "
+                  "load) const -> float; balancer.token_loss(log_sum_exp) and token_slope; using is_idle = void");
+  }
+  return true;
+}
+
+template <class S>
+[[nodiscard]] constexpr bool of_sync() {
+  static_assert(std::copy_constructible<S>, "the Sync must satisfy std::copy_constructible");
+  static_assert(HasRanks<S>, "the Sync lacks: sync.ranks() const -> int");
+  return true;
+}
+
+template <class S, class Place>
+[[nodiscard]] constexpr bool of_sync_on() {
+  static_assert(HasStart<S, Place>, "where this call runs the Sync lacks: sync.start(counts, n, place) const");
+  static_assert(HasFinish<S, Place>, "where this call runs the Sync lacks: sync.finish(counts, place) const");
+  return true;
+}
+
+}  // namespace requirements
+
+MOEB_NAMESPACE_END
