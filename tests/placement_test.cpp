@@ -204,6 +204,16 @@ TEST_CASE("placement: no more experts move than are allowed, and more moves neve
   }
 }
 
+TEST_CASE("placement: one move is enough where a replica of a cold expert gives way to a hot one's") {
+  const Counts counts{100, 100, 100, 1000};
+  const Ids before{0, 1, 2, 3, 0, 1};
+  const mb::Placement next = mb::place_experts(
+      {.counts = {counts.data(), 4}, .physical_experts = 6, .ranks = 2, .previous = {before.data(), 6}, .most_moves = 1});
+  CHECK(next.moves == 1);
+  CHECK(next.busiest == doctest::Approx(650));
+  CHECK(busiest(counts, before, 2) == doctest::Approx(1100));
+}
+
 TEST_CASE("placement: an old placement of the same counts stays as it is") {
   Random random(96);
   const Counts counts = skewed_counts(random, 16, 1.0);

@@ -158,6 +158,10 @@ TEST_CASE_TEMPLATE_DEFINE("capacity: corners: no tokens, room for all, one slot 
     p = capacity_problem(65, 90, 1, 1, 33, 1);
     p.drop = drop;
     check_limit(p, limit(engine, p));
+    // Neighbouring floats: only the last bits of the weights tell slots apart.
+    Random random(68);
+    for (double& weight : p.weights) weight = weight == 0 ? 0 : 1 + random.integer(0, 200) * 0x1p-23;
+    check_limit(p, limit(engine, p));
   }
 }
 
