@@ -9,6 +9,7 @@
 #include <nccl.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -16,6 +17,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -41,7 +43,7 @@ struct ncclComm {
   int ranks = 1;
   std::size_t issued = 0;
   ncclResult_t asynchronous = ncclSuccess;
-  bool aborted = false;
+  std::atomic<bool> aborted = false;
 };
 
 namespace fake {
@@ -52,6 +54,7 @@ inline std::map<std::string, std::deque<int>> results;
 inline std::map<std::string, int> calls;
 /// NCCL functions that were given an aborted communicator.
 inline std::vector<std::string> calls_after_abort;
+inline std::recursive_mutex mutex;  ///< of results, calls and calls_after_abort
 inline int devices = 1;
 inline int streams = 0;
 inline int events = 0;
@@ -68,6 +71,7 @@ inline void reset() {
 
 template <class Result>
 Result result_of(const char* function) {
+  const std::lock_guard lock(mutex);
   ++calls[function];
   std::deque<int>& planned = results[function];
   if (planned.empty()) return static_cast<Result>(0);
@@ -77,6 +81,7 @@ Result result_of(const char* function) {
 }
 
 inline ncclResult_t nccl(const char* function, ncclComm_t communicator) {
+  const std::lock_guard lock(mutex);
   if (communicator != nullptr && communicator->aborted) calls_after_abort.push_back(function);
   return result_of<ncclResult_t>(function);
 }
@@ -253,6 +258,7 @@ ncclResult_t ncclCommCount(const ncclComm_t communicator, int* count) {
   return fake::nccl("ncclCommCount", communicator);
 }
 ncclResult_t ncclCommGetAsyncError(ncclComm_t communicator, ncclResult_t* state) {
+  const std::lock_guard lock(fake::mutex);
   *state = communicator->asynchronous;
   if (const auto planned = fake::results["asynchronous state"]; !planned.empty()) {
     *state = fake::result_of<ncclResult_t>("asynchronous state");

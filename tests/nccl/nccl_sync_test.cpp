@@ -6,6 +6,7 @@
 #include <moe_balance/sync/nccl_gather.hpp>
 
 #include <string>
+#include <thread>
 #include <type_traits>
 
 // Router's calls on the fake's streams: each is one operation, done by the CPU engine.
@@ -438,6 +439,22 @@ TEST_CASE("a user who aborts does it through the Sync: no bias moves, and later 
   CHECK(bias == std::vector<float>{4, 5, 6});
   CHECK(contains(error_of<mb::SyncError>([&] { router.sync.wait(scene.stream); }),
                  "NcclSync::abort: rank 0 of 2 gives up: the watchdog saw a rank die; the communicator was aborted"));
+}
+
+TEST_CASE("another thread may abort while this one waits") {
+  Scene scene;
+  fake::Group group(2);
+  const mb::NcclSync sync = make<mb::NcclSync>(group.ranks[0]);
+  sync.start(scene.counts.data(), 3, scene.stream);
+  sync.finish(scene.counts.data(), scene.stream);
+  std::thread watchdog([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    sync.abort("a rank died");
+  });
+  CHECK(contains(error_of<mb::SyncError>([&] { sync.wait(scene.stream); }),
+                 "wait: rank 0 of 2 finds its communicator aborted"));
+  watchdog.join();
+  CHECK(fake::calls["ncclCommAbort"] == 1);
 }
 
 TEST_CASE("an abort that fails is said, too") {

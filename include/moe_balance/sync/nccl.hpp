@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <unordered_map>
@@ -57,18 +58,18 @@ class NcclConnection {
   [[nodiscard]] ncclComm_t communicator() const { return communicator_; }
   [[nodiscard]] int rank() const { return rank_; }
   [[nodiscard]] int ranks() const { return ranks_; }
-  [[nodiscard]] bool has_failed() const { return !failure_.empty(); }
+  [[nodiscard]] bool has_failed() const {
+    const std::lock_guard lock(mutex_);
+    return !failure_.empty();
+  }
   /// Where the device sees whether a sum has failed.
   [[nodiscard]] const std::int32_t* failure_flag() const { return device_flag_; }
 
   /// Aborts the communicator, for whom it is the user's decision; nothing where it has been aborted already.
-  void abort(const char* in, const std::string& what) {
-    if (!has_failed()) abort_because(sentence(in) + what);
-  }
+  void abort(const char* in, const std::string& what) { (void)abort_because(sentence(in) + what); }
 
   /// Raises SyncError when NCCL has met an error since the last call, or any call has failed before.
   void check(const char* in) {
-    if (has_failed()) raise<SyncError>(sentence(in) + "finds its communicator aborted: " + failure_);
     const ncclResult_t state = asynchronous_state(in);
     if (state != ncclSuccess && state != ncclInProgress)
       fail<SyncError>(in, "finds an asynchronous error: " + text_of(state));
@@ -109,9 +110,14 @@ class NcclConnection {
  private:
   static constexpr const char* call = "NcclSync";
 
+  /// Under the lock, so that no other thread aborts in between: an aborted communicator may not be asked.
   [[nodiscard]] ncclResult_t asynchronous_state(const char* in) {
     ncclResult_t state = ncclSuccess;
-    const ncclResult_t result = ncclCommGetAsyncError(communicator_, &state);
+    const ncclResult_t result = [&] {
+      const std::lock_guard lock(mutex_);
+      if (!failure_.empty()) raise_aborted(in);
+      return ncclCommGetAsyncError(communicator_, &state);
+    }();
     if (result != ncclSuccess) fail<SyncError>(in, "ncclCommGetAsyncError failed: " + text_of(result));
     return state;
   }
@@ -123,20 +129,30 @@ class NcclConnection {
     std::this_thread::sleep_for(std::chrono::microseconds(20));
   }
 
+  /// Raises Error, or SyncError where another thread has aborted before.
   template <class Error>
   [[noreturn]] void fail(const char* in, const std::string& what) {
-    abort_because(sentence(in) + what);
+    const bool is_first = abort_because(sentence(in) + what);
+    const std::lock_guard lock(mutex_);
+    if (!is_first) raise_aborted(in);
     raise<Error>(failure_);
   }
 
-  /// The flag first: the abort lets streams go on with sums that are not complete, and an update behind one must leave bias and load as they are.
-  void abort_because(const std::string& what) {
+  [[noreturn]] void raise_aborted(const char* in) const {
+    raise<SyncError>(sentence(in) + "finds its communicator aborted: " + failure_);
+  }
+
+  /// Whether this call is the one that aborts. The flag first: the abort lets streams go on with sums that are not complete, and an update behind
+  /// one must leave bias and load as they are.
+  [[nodiscard]] bool abort_because(const std::string& what) {
+    const std::lock_guard lock(mutex_);
+    if (!failure_.empty()) return false;
     failure_ = what;
-    static_cast<volatile std::int32_t&>(*host_flag_) = 1;
-    std::atomic_thread_fence(std::memory_order_seq_cst);
+    std::atomic_ref<std::int32_t>(*host_flag_).store(1);
     const ncclResult_t aborted = ncclCommAbort(communicator_);
     failure_ += aborted == ncclSuccess ? "; the communicator was aborted"
                                        : std::string("; aborting the communicator failed: ") + ncclGetErrorString(aborted);
+    return true;
   }
 
   static void check_cuda_at_construction(const char* what, cudaError_t error) {
@@ -154,8 +170,8 @@ class NcclConnection {
            std::to_string(ranks_) + " ";
   }
 
-  [[nodiscard]] std::string text_of(ncclResult_t result) const {
-    const char* details = ncclGetLastError(communicator_);
+  [[nodiscard]] static std::string text_of(ncclResult_t result) {
+    const char* details = ncclGetLastError(nullptr);  // the thread's; the communicator may be gone
     const std::string text = ncclGetErrorString(result);
     return details == nullptr || *details == '\0' ? text : text + " (" + details + ")";
   }
@@ -165,6 +181,7 @@ class NcclConnection {
   int device_ = 0;
   int rank_ = 0;
   int ranks_ = 1;
+  mutable std::mutex mutex_;  ///< of failure_, and of the communicator's end
   std::string failure_;
   struct FreeHostMemory {
     void operator()(std::int32_t* memory) const { (void)cudaFreeHost(memory); }
@@ -191,7 +208,7 @@ class NcclAllReduce {
 
 /// A handle; copies share their state: a stream of the highest priority, events, and what is under way. The communicator stays the user's, who
 /// keeps it alive as long as any copy, and calls nothing on it, not even ncclCommDestroy, after an error has aborted it. Best
-/// one of its own (ncclCommSplit), so that sums queue behind nobody else's. Used by one thread at a time.
+/// one of its own (ncclCommSplit), so that sums queue behind nobody else's. Used by one thread at a time, but for `abort`.
 ///
 /// `counts` is device memory, which must stay alive until finish of it, or `wait`, and what they enqueued, is done. In a CUDA graph, start and
 /// finish of a sum belong into one capture. The last copy goes when streams have passed all calls that used it.
@@ -243,7 +260,7 @@ class BasicNcclSync {
   void check() const { state_->connection.check("check"); }
 
   /// Aborts the communicator where the user knows that a rank is lost: in place of ncclCommAbort, which would let an update go on with a sum that
-  /// is not complete. Every later call raises SyncError, which says `why`.
+  /// is not complete. Every later call raises SyncError, which says `why`. Any thread may call it, while another one waits in any other call.
   void abort(const std::string& why) const { state_->connection.abort("abort", "gives up: " + why); }
 
   /// What kernels read of failures; see UpdateProblem.
