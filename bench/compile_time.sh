@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# compile_time.sh [--repeats N] [--cuda-arch sm_90]: how long the library takes to compile, as a Markdown table for docs/performance.md. Each case is
+# compiled N times (default 3), one after another, without a compiler cache; the table has the median of user + system seconds, and of wall seconds.
+# On a machine that others use wall seconds mean little. Compilers: $CXX (g++) and, where it is found, nvcc ($CUDACXX).
+set -euo pipefail
+root=$(dirname "$(dirname "$(readlink -f "$0")")")
+repeats=3
+arch=sm_90
+while [ $# -gt 0 ]; do
+  case $1 in
+    --repeats) repeats=$2; shift 2 ;;
+    --cuda-arch) arch=$2; shift 2 ;;
+    *) sed -n '2,4s/^# //p' "$0"; exit 2 ;;
+  esac
+done
+compiler=${CXX:-g++}
+nvcc=${CUDACXX:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+export CCACHE_DISABLE=1
+
+# one_router NUMBER HEADER PLACE: a function that makes every call of a router that no other number has.
+one_router() {
+  cat <<EOF
+void train_$1(const mb::ForwardArgs& forward, const mb::BackwardArgs& backward, mb::BiasRef bias, mb::LoadRef load, $2 place) {
+  const mb::Router router{mb::Sigmoid{}, mb::TopK<$1>{}, mb::LossFreeBias{}};
+  router.forward(forward, {}, place);
+  router.backward(backward, {}, place);
+  router.update(bias, load, {}, place);
+}
+EOF
+}
+# source_of HEADER PLACE FIRST LAST: a file with these routers.
+source_of() {
+  printf '#include <moe_balance/%s>\nnamespace mb = moe_balance;\n' "$1"
+  for ((i = $3; i <= $4; ++i)); do one_router "$i" "$2"; done
+}
+
+: >"$work/empty.cpp"
+printf '#include <moe_balance/moe_balance.hpp>\n' >"$work/header.cpp"
+source_of moe_balance.hpp 'const mb::Host&' 8 8 >"$work/one.cpp"
+source_of moe_balance.hpp 'const mb::Host&' 1 10 >"$work/ten.cpp"
+cat >"$work/compiled_elsewhere.cpp" <<'EOF'
+#include <moe_balance/moe_balance.hpp>
+namespace mb = moe_balance;
+using Compiled = mb::CompiledRouter<mb::Router<mb::Sigmoid, mb::TopK<8>, mb::LossFreeBias>>;
+extern template class mb::CompiledRouter<mb::Router<mb::Sigmoid, mb::TopK<8>, mb::LossFreeBias>>;
+void train(const Compiled& router, const mb::ForwardArgs& forward, const mb::BackwardArgs& backward, mb::BiasRef bias, mb::LoadRef load) {
+  router.forward(forward, {}, {});
+  router.backward(backward, {}, {});
+  router.update(bias, load, {}, {});
+}
+EOF
+: >"$work/empty.cu"
+source_of moe_balance.cuh cudaStream_t 8 8 >"$work/one.cu"
+
+median() { sort -n | awk '{ value[NR] = $1 } END { print value[int((NR + 1) / 2)] }'; }
+
+# row WHAT COMMAND...: times COMMAND and prints a line of the table.
+row() {
+  local what=$1 i
+  shift
+  : >"$work/cpu"; : >"$work/wall"
+  for ((i = 0; i < repeats; ++i)); do
+    TIMEFORMAT='%U %S %R'
+    { time "$@" >"$work/log" 2>&1 || { cat "$work/log" >&2; exit 1; }; } 2>"$work/time"
+    awk '{ printf "%.2f\n", $1 + $2 }' "$work/time" >>"$work/cpu"
+    awk '{ print $3 }' "$work/time" >>"$work/wall"
+  done
+  printf '| %s | %s | %s |\n' "$what" "$(median <"$work/cpu")" "$(median <"$work/wall")"
+}
+
+include=-I$root/include
+printf '`bash bench/compile_time.sh --repeats %s`, %s, %s cores, load %s, %s, %s\n\n' "$repeats" \
+  "$(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -n 1)" "$(nproc)" "$(cut -d ' ' -f 1 /proc/loadavg)" \
+  "$("$compiler" --version | head -n 1)" "$(date -u +%Y-%m-%d)"
+printf '| file | CPU seconds | wall seconds |\n|---|---|---|\n'
+for level in -O0 -O2; do
+  cpp=("$compiler" -std=c++20 "$level" "$include" -c -o "$work/object.o")
+  row "empty .cpp, $level" "${cpp[@]}" "$work/empty.cpp"
+  row "includes moe_balance.hpp, $level" "${cpp[@]}" "$work/header.cpp"
+  row "one Router: forward, backward, update, $level" "${cpp[@]}" "$work/one.cpp"
+  row "the same Router, compiled in another file, $level" "${cpp[@]}" "$work/compiled_elsewhere.cpp"
+  row "ten Routers, $level" "${cpp[@]}" "$work/ten.cpp"
+done
+if [ -x "$nvcc" ]; then
+  cu=("$nvcc" -std=c++20 -O2 "-arch=$arch" "$include" -c -o "$work/object.o")
+  row "empty .cu, $arch" "${cu[@]}" "$work/empty.cu"
+  row "one Router in CUDA, $arch" "${cu[@]}" "$work/one.cu"
+fi

@@ -1,0 +1,250 @@
+// Defines the functions of c_api.h. Include it in exactly one C++ file of a program or shared object, compiled with exceptions.
+#pragma once
+
+#include <moe_balance/interop/c_api.h>
+#include <moe_balance/engine/host.hpp>
+#include <moe_balance/presets.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <string>
+#include <type_traits>
+
+/// A router of any type.
+struct moeb_router {
+  virtual ~moeb_router() = default;
+  [[nodiscard]] virtual int k() const = 0;
+  [[nodiscard]] virtual bool has_bias() const = 0;
+  [[nodiscard]] virtual bool has_load() const = 0;
+  [[nodiscard]] virtual bool has_loss() const = 0;
+  [[nodiscard]] virtual std::size_t saved_bytes(const moe_balance::Shape& shape) const = 0;
+  virtual void route(const moeb_forward_args& args) const = 0;
+  virtual void forward(const moeb_forward_args& args) const = 0;
+  virtual void backward(const moeb_backward_args& args) const = 0;
+  virtual void loss(const moe_balance::LossArgs& args) const = 0;
+  virtual void update(moe_balance::BiasRef bias, moe_balance::LoadRef load) const = 0;
+};
+
+MOEB_NAMESPACE_BEGIN
+
+namespace c_api {
+
+inline thread_local std::string last_error;
+
+/// Runs `call`; whatever it throws becomes a result and a message, because no exception may cross into C.
+template <class Call>
+[[nodiscard]] int guarded(const Call& call) noexcept {
+  try {
+    call();
+    return moeb_ok;
+  } catch (const InvalidArgument& error) {
+    last_error = error.what();
+    return moeb_invalid_argument;
+  } catch (const std::exception& error) {
+    last_error = error.what();
+    return moeb_failed;
+  } catch (...) {
+    last_error = "moe_balance: an exception of unknown type";
+    return moeb_failed;
+  }
+}
+
+inline void expect_pointer(const char* call, const char* argument, const void* pointer) {
+  MOEB_EXPECTS(pointer != nullptr, call, argument, "null", "a pointer");
+}
+
+template <class Args>
+void expect_args(const char* call, const Args* args) {
+  expect_pointer(call, "args", args);
+  MOEB_EXPECTS(args->size == sizeof(Args), call, "args.size", std::to_string(args->size), std::to_string(sizeof(Args)));
+}
+
+template <class Matrix>
+[[nodiscard]] Matrix matrix_of(const char* call, const char* argument, const moeb_matrix& matrix) {
+  MOEB_EXPECTS(matrix.type >= moeb_float32 && matrix.type <= moeb_float64, call, (std::string(argument) + ".type").c_str(),
+               std::to_string(matrix.type), "0 (float32), 1 (bfloat16), 2 (float16), 3 (float64)");
+  return {matrix.data, static_cast<DataType>(matrix.type), matrix.rows, matrix.columns, matrix.stride};
+}
+
+[[nodiscard]] inline Sequences sequences_of(std::int64_t count) {
+  return Sequences{.count = count == 0 ? 1 : count};
+}
+
+[[nodiscard]] inline BiasRef bias_of(float* bias, std::int64_t experts) {
+  return bias == nullptr ? BiasRef{} : BiasRef{bias, static_cast<int>(experts)};
+}
+
+template <class PresetT>
+class AnyRouter final : public moeb_router {
+ public:
+  [[nodiscard]] int k() const override { return PresetT::k; }
+  [[nodiscard]] bool has_bias() const override { return PresetT::Traits::biases > 0; }
+  [[nodiscard]] bool has_load() const override { return has_bias() || PresetT::Traits::reads_global_batch; }
+  [[nodiscard]] bool has_loss() const override { return PresetT::loss_count > 0; }
+  [[nodiscard]] std::size_t saved_bytes(const Shape& shape) const override { return router_.saved_bytes(shape); }
+
+  void route(const moeb_forward_args& args) const override {
+    RouteArgs route;
+    fill(route, "route", args);
+    router_.route(route, {}, Host{.threads = args.threads});
+  }
+  void forward(const moeb_forward_args& args) const override {
+    ForwardArgs forward;
+    fill(forward, "forward", args);
+    if (args.load != nullptr) forward.load = LoadRef{args.load, static_cast<int>(args.logits.columns)};
+    forward.saved = {args.saved, args.saved_bytes};
+    forward.sequences = sequences_of(args.sequences);
+    forward.accumulate = args.accumulate != 0;
+    router_.forward(forward, {}, Host{.threads = args.threads});
+  }
+  void backward(const moeb_backward_args& args) const override {
+    BackwardArgs backward;
+    backward.logits = matrix_of<ConstAnyMatrix>("backward", "logits", args.logits);
+    backward.experts = {args.experts, args.logits.rows, PresetT::k};
+    backward.grad_weights = matrix_of<ConstAnyMatrix>("backward", "grad_weights", args.grad_weights);
+    backward.grad_logits = matrix_of<AnyMatrix>("backward", "grad_logits", args.grad_logits);
+    backward.saved = {args.saved, args.saved_bytes};
+    backward.active = args.active;
+    backward.sequences = sequences_of(args.sequences);
+    backward.loss_scale = args.loss_scale;
+    router_.backward(backward, {}, Host{.threads = args.threads});
+  }
+  void loss([[maybe_unused]] const LossArgs& args) const override {
+    if constexpr (PresetT::loss_count > 0)
+      router_.loss(args, {}, Host{});
+    else
+      fail_argument("loss", "router", "a preset without a loss", "one for which moeb_has_loss is not 0");
+  }
+  void update(BiasRef bias, LoadRef load) const override { router_.update(bias, load, {}, Host{}); }
+
+ private:
+  template <class Args>
+  static void fill(Args& to, const char* call, const moeb_forward_args& args) {
+    to.logits = matrix_of<ConstAnyMatrix>(call, "logits", args.logits);
+    to.experts = {args.experts, args.logits.rows, PresetT::k};
+    to.weights = matrix_of<AnyMatrix>(call, "weights", args.weights);
+    to.counts = args.counts;
+    to.bias = bias_of(args.bias, args.logits.columns);
+    to.active = args.active;
+    to.status = reinterpret_cast<Status*>(args.status);
+  }
+
+  PresetT router_{};
+};
+static_assert(sizeof(moeb_status) == sizeof(Status) && alignof(moeb_status) == alignof(Status));
+static_assert(offsetof(moeb_status, dropped_slots) == offsetof(Status, dropped_slots));
+static_assert(static_cast<int>(DataType::float32) == moeb_float32 && static_cast<int>(DataType::bfloat16) == moeb_bfloat16 &&
+              static_cast<int>(DataType::float16) == moeb_float16 && static_cast<int>(DataType::float64) == moeb_float64);
+
+[[nodiscard]] inline std::unique_ptr<moeb_router> router_named(const std::string& preset) {
+  if (preset == "deepseek_v3") return std::make_unique<AnyRouter<presets::DeepSeekV3<>>>();
+  if (preset == "deepseek_v2") return std::make_unique<AnyRouter<presets::DeepSeekV2<>>>();
+  if (preset == "mixtral") return std::make_unique<AnyRouter<presets::Mixtral<>>>();
+  if (preset == "qwen3") return std::make_unique<AnyRouter<presets::Qwen3<>>>();
+  if (preset == "gpt_oss") return std::make_unique<AnyRouter<presets::GptOss<>>>();
+  if (preset == "olmoe") return std::make_unique<AnyRouter<presets::Olmoe<>>>();
+  if (preset == "switch") return std::make_unique<AnyRouter<presets::Switch<>>>();
+  if (preset == "llama4") return std::make_unique<AnyRouter<presets::Llama4<>>>();
+  fail_argument("moeb_router_create", "preset", "\"" + preset + "\"",
+                "deepseek_v3, deepseek_v2, mixtral, qwen3, gpt_oss, olmoe, switch, llama4");
+}
+
+}  // namespace c_api
+
+MOEB_NAMESPACE_END
+
+#define MOEB_TEXT_(x) #x
+#define MOEB_TEXT(x) MOEB_TEXT_(x)
+
+extern "C" {
+
+const char* moeb_version() {
+  return MOEB_TEXT(MOEB_VERSION_MAJOR) "." MOEB_TEXT(MOEB_VERSION_MINOR) "." MOEB_TEXT(MOEB_VERSION_PATCH);
+}
+
+const char* moeb_last_error() {
+  return moe_balance::c_api::last_error.c_str();
+}
+
+int moeb_router_create(const char* preset, moeb_router** router) {
+  return moe_balance::c_api::guarded([&] {
+    moe_balance::c_api::expect_pointer("moeb_router_create", "preset", preset);
+    moe_balance::c_api::expect_pointer("moeb_router_create", "router", router);
+    *router = moe_balance::c_api::router_named(preset).release();
+  });
+}
+
+void moeb_router_destroy(moeb_router* router) {
+  delete router;
+}
+
+int32_t moeb_top_k(const moeb_router* router) {
+  return router == nullptr ? 0 : router->k();
+}
+
+int32_t moeb_has_bias(const moeb_router* router) {
+  return router != nullptr && router->has_bias() ? 1 : 0;
+}
+
+int32_t moeb_has_load(const moeb_router* router) {
+  return router != nullptr && router->has_load() ? 1 : 0;
+}
+
+int32_t moeb_has_loss(const moeb_router* router) {
+  return router != nullptr && router->has_loss() ? 1 : 0;
+}
+
+size_t moeb_saved_bytes(const moeb_router* router, int64_t tokens, int32_t experts, int64_t sequences) {
+  return router == nullptr ? 0 : router->saved_bytes({tokens, experts, sequences == 0 ? 1 : sequences});
+}
+
+int moeb_route(const moeb_router* router, const moeb_forward_args* args) {
+  return moe_balance::c_api::guarded([&] {
+    moe_balance::c_api::expect_pointer("route", "router", router);
+    moe_balance::c_api::expect_args("route", args);
+    router->route(*args);
+  });
+}
+
+int moeb_forward(const moeb_router* router, const moeb_forward_args* args) {
+  return moe_balance::c_api::guarded([&] {
+    moe_balance::c_api::expect_pointer("forward", "router", router);
+    moe_balance::c_api::expect_args("forward", args);
+    router->forward(*args);
+  });
+}
+
+int moeb_backward(const moeb_router* router, const moeb_backward_args* args) {
+  return moe_balance::c_api::guarded([&] {
+    moe_balance::c_api::expect_pointer("backward", "router", router);
+    moe_balance::c_api::expect_args("backward", args);
+    router->backward(*args);
+  });
+}
+
+int moeb_loss(const moeb_router* router, const void* saved, size_t saved_bytes, int32_t experts, int64_t sequences,
+              float* value) {
+  return moe_balance::c_api::guarded([&] {
+    moe_balance::c_api::expect_pointer("loss", "router", router);
+    moe_balance::LossArgs args;
+    args.saved = {const_cast<void*>(saved), saved_bytes};  // one device: nothing awaits a sum in it
+    args.experts = experts;
+    args.sequences = moe_balance::c_api::sequences_of(sequences);
+    args.value = value;
+    router->loss(args);
+  });
+}
+
+int moeb_update(const moeb_router* router, float* bias, int64_t* load, int32_t experts, int64_t layers) {
+  return moe_balance::c_api::guarded([&] {
+    moe_balance::c_api::expect_pointer("update", "router", router);
+    router->update({bias, experts, layers}, {load, experts, layers});
+  });
+}
+
+}  // extern "C"
+
+#undef MOEB_TEXT
+#undef MOEB_TEXT_

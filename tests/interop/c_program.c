@@ -1,0 +1,149 @@
+/* The C interface from a C11 program: a step of training, and errors. Prints what failed; exit status 0 when nothing did. */
+#include <moe_balance/interop/c_api.h>
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int failures = 0;
+
+#define CHECK(condition)                                     \
+  do {                                                       \
+    if (!(condition)) {                                      \
+      printf("line %d: not so: %s\n", __LINE__, #condition); \
+      ++failures;                                            \
+    }                                                        \
+  } while (0)
+
+enum { tokens = 5, experts = 16, k = 8 };
+
+static moeb_matrix matrix_of(float* data, int64_t columns) {
+  return (moeb_matrix){.data = data, .type = moeb_float32, .rows = tokens, .columns = columns, .stride = columns};
+}
+
+static void one_step_of_training(void) {
+  moeb_router* router = NULL;
+  CHECK(moeb_router_create("deepseek_v3", &router) == moeb_ok);
+  CHECK(moeb_top_k(router) == k && moeb_has_bias(router) && moeb_has_load(router) && moeb_has_loss(router));
+  float logits[tokens * experts], weights[tokens * k], grad_weights[tokens * k], grad_logits[tokens * experts],
+      bias[experts] = {0};
+  int32_t ids[tokens * k];
+  int64_t counts[experts], load[experts] = {0};
+  for (int i = 0; i < tokens * experts; ++i) logits[i] = (float)((i * 7919) % 101) / 50.0f - 1.0f;
+  for (int i = 0; i < tokens * k; ++i) grad_weights[i] = (float)(i % 3) - 1.0f;
+  const size_t saved_bytes = moeb_saved_bytes(router, tokens, experts, 1);
+  CHECK(saved_bytes > 0);
+  void* saved = malloc(saved_bytes);
+  moeb_status status = {0, 0, 0, 0};
+  const moeb_forward_args forward = {.size = sizeof forward,
+                                     .logits = matrix_of(logits, experts),
+                                     .experts = ids,
+                                     .weights = matrix_of(weights, k),
+                                     .counts = counts,
+                                     .bias = bias,
+                                     .load = load,
+                                     .saved = saved,
+                                     .saved_bytes = saved_bytes,
+                                     .status = &status,
+                                     .accumulate = 1,
+                                     .threads = 1};
+  CHECK(moeb_forward(router, &forward) == moeb_ok);
+  int64_t all = 0;
+  for (int e = 0; e < experts; ++e) {
+    CHECK(counts[e] == load[e]);
+    all += counts[e];
+  }
+  CHECK(all == tokens * k);
+  for (int t = 0; t < tokens; ++t) {
+    float sum = 0;
+    for (int slot = 0; slot < k; ++slot) sum += weights[t * k + slot];
+    CHECK(fabsf(sum - 2.5f) < 1e-5f);
+  }
+  const moeb_backward_args backward = {.size = sizeof backward,
+                                       .logits = matrix_of(logits, experts),
+                                       .experts = ids,
+                                       .grad_weights = matrix_of(grad_weights, k),
+                                       .grad_logits = matrix_of(grad_logits, experts),
+                                       .saved = saved,
+                                       .saved_bytes = saved_bytes,
+                                       .loss_scale = 1.0f,
+                                       .threads = 1};
+  CHECK(moeb_backward(router, &backward) == moeb_ok);
+  float size = 0;
+  for (int i = 0; i < tokens * experts; ++i) size += fabsf(grad_logits[i]);
+  CHECK(isfinite(size) && size > 0);
+  float loss = -1;
+  CHECK(moeb_loss(router, saved, saved_bytes, experts, 1, &loss) == moeb_ok);
+  CHECK(loss > 0.5e-4f && loss < 2e-4f); /* 1e-4 where balanced */
+
+  /* Inference sees the bias and changes no state. */
+  bias[3] = 100;
+  CHECK(moeb_route(router, &forward) == moeb_ok);
+  for (int t = 0; t < tokens; ++t) CHECK(ids[t * k] == 3);
+  CHECK(load[3] <= tokens);
+  bias[3] = 0;
+
+  int64_t before[experts];
+  memcpy(before, load, sizeof load);
+  CHECK(moeb_update(router, bias, load, experts, 1) == moeb_ok);
+  for (int e = 0; e < experts; ++e) {
+    const int64_t excess = before[e] * experts - tokens * k;
+    CHECK(bias[e] == (excess < 0 ? 1e-3f : excess > 0 ? -1e-3f : 0.0f));
+    CHECK(load[e] == 0);
+  }
+
+  /* Errors: a result and a message, and nothing written. */
+  moeb_forward_args wrong = forward;
+  wrong.experts = NULL;
+  weights[0] = -7;
+  CHECK(moeb_route(router, &wrong) == moeb_invalid_argument);
+  CHECK(strcmp(moeb_last_error(), "moe_balance: route: experts.data is null; allowed: a pointer to the caller's memory") ==
+        0);
+  CHECK(weights[0] == -7);
+  wrong = forward;
+  wrong.size = 8;
+  CHECK(moeb_route(router, &wrong) == moeb_invalid_argument && strstr(moeb_last_error(), "args.size is 8") != NULL);
+  wrong = forward;
+  wrong.logits.type = 9;
+  CHECK(moeb_route(router, &wrong) == moeb_invalid_argument && strstr(moeb_last_error(), "logits.type is 9") != NULL);
+  CHECK(moeb_route(router, NULL) == moeb_invalid_argument);
+  CHECK(moeb_route(NULL, &forward) == moeb_invalid_argument);
+  CHECK(moeb_forward(NULL, &forward) == moeb_invalid_argument);
+  CHECK(moeb_backward(NULL, &backward) == moeb_invalid_argument);
+  CHECK(moeb_loss(NULL, saved, saved_bytes, experts, 1, &loss) == moeb_invalid_argument);
+  CHECK(moeb_update(NULL, bias, load, experts, 1) == moeb_invalid_argument);
+  free(saved);
+  moeb_router_destroy(router);
+}
+
+static void presets(void) {
+  const char* const names[] = {"deepseek_v3", "deepseek_v2", "mixtral", "qwen3", "gpt_oss", "olmoe", "switch", "llama4"};
+  const int32_t top_k[] = {8, 6, 2, 8, 4, 8, 1, 1};
+  const int32_t has_loss[] = {1, 1, 1, 1, 0, 1, 1, 0};
+  for (int i = 0; i < 8; ++i) {
+    moeb_router* router = NULL;
+    CHECK(moeb_router_create(names[i], &router) == moeb_ok);
+    CHECK(moeb_top_k(router) == top_k[i]);
+    CHECK(moeb_has_loss(router) == has_loss[i]);
+    CHECK(moeb_has_bias(router) == (i == 0));
+    CHECK(moeb_has_load(router) == (i == 0 || i == 3));
+    float value = 0;
+    if (!has_loss[i]) CHECK(moeb_loss(router, NULL, 0, experts, 1, &value) == moeb_invalid_argument);
+    moeb_router_destroy(router);
+  }
+  moeb_router* router = NULL;
+  CHECK(moeb_router_create("deepseek_v9", &router) == moeb_invalid_argument && router == NULL);
+  CHECK(strstr(moeb_last_error(), "preset is \"deepseek_v9\"; allowed: deepseek_v3, ") != NULL);
+  CHECK(moeb_router_create(NULL, &router) == moeb_invalid_argument);
+  CHECK(moeb_router_create("mixtral", NULL) == moeb_invalid_argument);
+  moeb_router_destroy(NULL);
+  CHECK(moeb_top_k(NULL) == 0 && moeb_saved_bytes(NULL, 1, 1, 1) == 0);
+}
+
+int main(void) {
+  one_step_of_training();
+  presets();
+  printf("moe_balance %s: %d failures\n", moeb_version(), failures);
+  return failures == 0 ? 0 : 1;
+}
