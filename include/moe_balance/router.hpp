@@ -61,7 +61,7 @@ struct Router {
   }
 
   /// Inference: ids, weights and optionally counts. Reads the bias, touches no state, keeps nothing for a backward pass.
-  template <EnginePlace Place>
+  template <EnginePlace Place, class Tag = EngineTagOf<Place>>
   void route(const RouteArgs& args, Workspace workspace, const Place& place) const {
     const Router<Scoring, TopKT, NoBalancer> plain{scoring, top_k, {}, {}};
     ForwardArgs forward_args;
@@ -84,7 +84,7 @@ struct Router {
   /// A GlobalBatchLoss reads `load` as it stands after this call, summed over ranks: each of its forwards starts that sum, with `accumulate` or
   /// not and for T = 0, too, so that all ranks must call forward equally often and in the same order. backward and loss await it;
   /// until one of them has run, or another forward with the same `saved`, that memory must stay alive.
-  template <EnginePlace Place>
+  template <EnginePlace Place, class Tag = EngineTagOf<Place>>
   void forward(const ForwardArgs& args, Workspace workspace, const Place& place) const {
     if constexpr (looks_across_tokens<TopKT>) Validator{"forward"}.matrix("chosen", args.chosen, args.logits.rows, k);
     forward_named("forward", args, workspace, place);
@@ -92,7 +92,7 @@ struct Router {
 
   /// Writes grad_logits = d(sum(weights * grad_weights) + loss_scale * grad_loss * loss)/d(logits), exactly, for finite rows; rows without
   /// finite weights and inactive rows get 0. Selection, counts and bias are constants to it. Awaits the sum that forward started.
-  template <EnginePlace Place>
+  template <EnginePlace Place, class Tag = EngineTagOf<Place>>
   void backward(const BackwardArgs& given, Workspace workspace, const Place& place) const {
     Engine<Place>::check("backward", place);
     check_backward(given, workspace, Engine<Place>::serves_float64);
@@ -122,7 +122,7 @@ struct Router {
 
   /// Writes the value of the loss of one forward call, as float32: for logging, and for an autograd graph. Its gradient is in backward.
   /// A token's part of a token loss saturates at 16384 (fixed-point sums); the gradient does not. Awaits the sum that forward started.
-  template <EnginePlace Place>
+  template <EnginePlace Place, class Tag = EngineTagOf<Place>>
   void loss(const LossArgs& args, Workspace /*workspace*/, const Place& place) const {
     static_assert(loss_count > 0, "this router's balancer has no loss");
     const Validator check{"loss"};
@@ -142,7 +142,7 @@ struct Router {
 
   /// Once per optimizer step: sums `load` over ranks, moves the bias of every layer by the balancer's rule, clears `load`. Without a bias
   /// in the balancer (GlobalBatchLoss) it only clears; `bias` may then be empty. The same as start_update and finish_update.
-  template <EnginePlace Place>
+  template <EnginePlace Place, class Tag = EngineTagOf<Place>>
   void update(BiasRef bias, LoadRef load, Workspace workspace, const Place& place) const {
     check_update("update", bias, load, Engine<Place>::serves_float64);
     start_update(load, workspace, place);
@@ -152,7 +152,7 @@ struct Router {
   /// The first half of update: starts the sum of `load` over ranks, after the step's last forward, so that it runs beside the backward pass.
   /// One sum for all layers where they lie together (load.stride == load.experts), one for each otherwise. Until finish_update no
   /// forward may accumulate into this load.
-  template <EnginePlace Place>
+  template <EnginePlace Place, class Tag = EngineTagOf<Place>>
   void start_update(LoadRef load, Workspace /*workspace*/, const Place& place) const {
     check_load("start_update", load, Engine<Place>::serves_float64);
     if constexpr (Traits::biases > 0) {
@@ -162,7 +162,7 @@ struct Router {
   }
 
   /// The second half of update: awaits the sums, then moves the bias of every layer and clears `load`. Where a sum fails, no bias has moved.
-  template <EnginePlace Place>
+  template <EnginePlace Place, class Tag = EngineTagOf<Place>>
   void finish_update(BiasRef bias, LoadRef load, Workspace /*workspace*/, const Place& place) const {
     check_update("finish_update", bias, load, Engine<Place>::serves_float64);
     if constexpr (Traits::biases > 0) {
@@ -206,7 +206,7 @@ struct Router {
   }
 
   /// After this `saved.global_counts` is the sum over ranks, for whatever runs or is enqueued next.
-  template <class Place>
+  template <class Place, class Tag = EngineTagOf<Place>>
   void await_global_counts(const SavedView& saved, const Place& place) const {
     static_assert(requirements::of_sync_on<Sync, Place>() && SyncPolicyOn<Sync, Place>);
     if constexpr (Traits::reads_global_batch) sync.finish(saved.global_counts, place);
@@ -220,7 +220,7 @@ struct Router {
     return windows.step > 0;
   }
 
-  template <class Place>
+  template <class Place, class Tag = EngineTagOf<Place>>
   void forward_named(const char* call, const ForwardArgs& args, Workspace workspace, const Place& place) const {
     static_assert(requirements::of_sync_on<Sync, Place>() && SyncPolicyOn<Sync, Place>);
     Engine<Place>::check(call, place);
@@ -265,7 +265,8 @@ struct Router {
   }
 
   /// Where the routing kernel writes ids.
-  [[nodiscard]] MatrixView<std::int32_t> routed_ids(const ForwardArgs& args, [[maybe_unused]] const Workspace& workspace) const {
+  [[nodiscard]] MatrixView<std::int32_t> routed_ids(const ForwardArgs& args,
+                                                    [[maybe_unused]] const Workspace& workspace) const {
     if constexpr (looks_across_tokens<TopKT>)
       return top_k.ids_before(args, workspace);
     else

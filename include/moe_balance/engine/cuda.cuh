@@ -197,4 +197,10 @@ struct MOEB_HIDDEN CudaEngine {
 template <>
 struct MOEB_HIDDEN Engine<cudaStream_t> : CudaEngine {};
 
+/// Hidden, and named after the architectures: so are, then, Router's calls on a stream.
+template <>
+struct EngineTag<cudaStream_t> {
+  using type = CudaEngine;
+};
+
 MOEB_NAMESPACE_END

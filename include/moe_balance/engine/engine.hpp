@@ -13,6 +13,15 @@ MOEB_NAMESPACE_BEGIN
 template <class Place>
 struct Engine;
 
+/// A type that stands for a place's engine in the names of functions: Router's calls on a place are compiled into every file that makes them, and
+/// must not be taken for one another where the engine differs from file to file.
+template <class Place>
+struct EngineTag {
+  using type = Engine<Place>;
+};
+template <class Place>
+using EngineTagOf = typename EngineTag<Place>::type;
+
 /// A place that some included header has an engine for.
 template <class Place>
 concept EnginePlace = requires {

@@ -140,9 +140,9 @@ template <class Real, class Problem, class TileT, class LayoutT>
 
 /// A token's probabilities and token losses, added to the sink. `scores` are overwritten.
 template <class Real, class Problem, class TileT, class LayoutT, class Row, class Sink>
-MOEB_INLINE void add_losses(const Problem& problem, const TileT& tile, const LayoutT& layout,
-                            const FiniteSlots<LayoutT>& finite, const Slots<Real, LayoutT>& logits,
-                            Slots<Real, LayoutT>& scores, const Row& row, Sink& sink) {
+MOEB_INLINE void add_losses(const Problem& problem, const TileT& tile, const LayoutT& layout, std::int64_t token,
+                            const FiniteSlots<LayoutT>& finite, Slots<Real, LayoutT>& logits, Slots<Real, LayoutT>& scores,
+                            const Row& row, Sink& sink) {
   using Scoring = decltype(problem.scoring);
   using Traits = BalancerTraits<decltype(problem.balancer)>;
   if constexpr (Traits::losses > 0 && is_normalised<Scoring>) {
@@ -160,8 +160,10 @@ MOEB_INLINE void add_losses(const Problem& problem, const TileT& tile, const Lay
     Real log_sum_exp;
     if constexpr (requires { row.log_sum_exp(); })
       log_sum_exp = row.log_sum_exp();
-    else
+    else {
+      reload_row(tile, layout, problem.logits, token, problem.rows_hold_quads, logits);
       log_sum_exp = softmax_row(tile, layout, logits, scores).log_sum_exp();
+    }
     int index = 0;
     for_each_part(problem.balancer, [&](const auto& part) MOEB_LAMBDA {
       if constexpr (TokenLossBalancer<std::remove_cvref_t<decltype(part)>>) {
@@ -231,10 +233,7 @@ MOEB_INLINE void forward_token(const Problem& problem, const TileT& tile, const 
     sink.token();
     if (!weights.finite) sink.non_finite_token();
   }
-  if constexpr (Traits::token_losses > 0 && !requires { row.log_sum_exp(); }) {
-    reload_row(tile, layout, problem.logits, token, problem.rows_hold_quads, logits);
-  }
-  if (weights.finite) add_losses(problem, tile, layout, finite, logits, scores, row, sink);
+  if (weights.finite) add_losses(problem, tile, layout, token, finite, logits, scores, row, sink);
 }
 
 MOEB_NAMESPACE_END
