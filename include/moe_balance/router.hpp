@@ -216,7 +216,8 @@ struct Router {
   }
 
   /// Where the routing kernel writes ids.
-  [[nodiscard]] MatrixView<std::int32_t> routed_ids(const ForwardArgs& args, [[maybe_unused]] const Workspace& workspace) const {
+  [[nodiscard]] MatrixView<std::int32_t> routed_ids(const ForwardArgs& args,
+                                                    [[maybe_unused]] const Workspace& workspace) const {
     if constexpr (looks_across_tokens<TopKT>)
       return top_k.ids_before(args, workspace);
     else
