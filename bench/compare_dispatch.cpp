@@ -29,12 +29,24 @@ struct DispatchCall {
 
 namespace {
 
-mb::Host place(const DispatchCall& call) { return {.threads = static_cast<int>(call.threads)}; }
-mb::MatrixView<std::int64_t> row_of_slot(const DispatchCall& call) { return {call.row_of_slot, call.tokens, call.k}; }
-mb::VectorView<std::int64_t> slot_of_row(const DispatchCall& call) { return {call.slot_of_row, call.rows}; }
-mb::MatrixView<const float> weights(const DispatchCall& call) { return {call.weights, call.tokens, call.k}; }
-mb::MatrixView<const float> states(const DispatchCall& call) { return {call.states, call.tokens, call.hidden}; }
-mb::MatrixView<float> permuted(const DispatchCall& call) { return {call.permuted, call.rows, call.hidden}; }
+mb::Host place(const DispatchCall& call) {
+  return {.threads = static_cast<int>(call.threads)};
+}
+mb::MatrixView<std::int64_t> row_of_slot(const DispatchCall& call) {
+  return {call.row_of_slot, call.tokens, call.k};
+}
+mb::VectorView<std::int64_t> slot_of_row(const DispatchCall& call) {
+  return {call.slot_of_row, call.rows};
+}
+mb::MatrixView<const float> weights(const DispatchCall& call) {
+  return {call.weights, call.tokens, call.k};
+}
+mb::MatrixView<const float> states(const DispatchCall& call) {
+  return {call.states, call.tokens, call.hidden};
+}
+mb::MatrixView<float> permuted(const DispatchCall& call) {
+  return {call.permuted, call.rows, call.hidden};
+}
 
 }  // namespace
 
@@ -53,19 +65,26 @@ void permutation(const DispatchCall* call) {
                   {call->workspace, static_cast<std::size_t>(call->workspace_bytes)}, place(*call));
 }
 void permute(const DispatchCall* call) {
-  mb::permute({.hidden = states(*call), .slot_of_row = slot_of_row(*call), .permuted = permuted(*call),
+  mb::permute({.hidden = states(*call),
+               .slot_of_row = slot_of_row(*call),
+               .permuted = permuted(*call),
                .top_k = static_cast<int>(call->k)},
               {}, place(*call));
 }
 void combine(const DispatchCall* call) {
-  mb::combine({.permuted = permuted(*call), .row_of_slot = row_of_slot(*call),
-               .combined = mb::MatrixView<float>(call->combined, call->tokens, call->hidden), .weights = weights(*call)},
+  mb::combine({.permuted = permuted(*call),
+               .row_of_slot = row_of_slot(*call),
+               .combined = mb::MatrixView<float>(call->combined, call->tokens, call->hidden),
+               .weights = weights(*call)},
               {}, place(*call));
 }
 void combine_backward(const DispatchCall* call) {
-  mb::combine_backward({.grad_combined = states(*call), .row_of_slot = row_of_slot(*call), .slot_of_row = slot_of_row(*call),
+  mb::combine_backward({.grad_combined = states(*call),
+                        .row_of_slot = row_of_slot(*call),
+                        .slot_of_row = slot_of_row(*call),
                         .grad_permuted = mb::MatrixView<float>(call->grad_permuted, call->rows, call->hidden),
-                        .weights = weights(*call), .permuted = permuted(*call),
+                        .weights = weights(*call),
+                        .permuted = permuted(*call),
                         .grad_weights = mb::MatrixView<float>(call->grad_weights, call->tokens, call->k)},
                        {}, place(*call));
 }

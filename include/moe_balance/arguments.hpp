@@ -35,8 +35,8 @@ struct ForwardArgs {
   Status* status = nullptr;                        ///< optional counters, added to
   const std::int64_t* tokens_on_device = nullptr;  ///< optional: rows from *tokens_on_device on are treated as inactive
   bool accumulate = true;                          ///< add this call's counts to load; false in evaluation and recomputation
-  MatrixView<std::int32_t> chosen{};               ///< [T, K] out, WithCapacity: ids before dropping; experts has those after
-  std::int64_t* kept_counts = nullptr;             ///< [E] out, optional, WithCapacity: tokens per expert after dropping
+  MatrixView<std::int32_t> chosen{};    ///< [T, K] out, WithCapacity: ids before dropping; experts has those after
+  std::int64_t* kept_counts = nullptr;  ///< [E] out, optional, WithCapacity: tokens per expert after dropping
 };
 
 /// d(sum of weights * grad_weights + loss_scale * loss) / d(logits).

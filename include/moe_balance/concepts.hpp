@@ -85,8 +85,8 @@ template <class P>
   }
 inline constexpr bool is_replaying<P> = P::replays;
 
-/// looks_across_tokens: a pass over all tokens follows the routing kernel (dispatch/capacity.hpp); the policy brings workspace_bytes, ids_before,
-/// after_forward and before_backward.
+/// looks_across_tokens: a pass over all tokens follows the routing kernel (dispatch/capacity.hpp); the policy brings workspace_bytes,
+/// check_memory, ids_before, after_forward and before_backward.
 template <class P>
 inline constexpr bool looks_across_tokens = false;
 template <class P>

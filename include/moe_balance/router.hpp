@@ -291,11 +291,7 @@ struct Router {
     check.optional_pointer("tokens_on_device", args.tokens_on_device, alignof(std::int64_t));
     if constexpr (is_replaying<TopKT>) check.matrix("replay.experts", args.replay.experts, tokens, k);
     if constexpr (Traits::reads_sequences) check.sequences(args.sequences, tokens, on_host);
-    if constexpr (looks_across_tokens<TopKT>) {
-      MOEB_EXPECTS(args.chosen.data == nullptr || args.chosen.data != args.experts.data, call, "chosen", "experts",
-                   "memory of its own: experts has the ids after dropping");
-      check.optional_pointer("kept_counts", args.kept_counts, alignof(std::int64_t));
-    }
+    if constexpr (looks_across_tokens<TopKT>) top_k.check_memory(call, args, workspace);
     const Shape shape{tokens, static_cast<int>(experts), sequences_of(args).count};
     check.memory("saved", args.saved.data, args.saved.bytes, saved_bytes(shape), alignof(std::int64_t));
     check.memory("workspace", workspace.data, workspace.bytes, workspace_bytes(shape), 16);

@@ -271,6 +271,14 @@ TEST_CASE_TEMPLATE_DEFINE("capacity: bad arguments are refused", Engine, capacit
                                          .weights = mb::MatrixView<float>(w.data(), 2, 2)},
                                         {}, engine.place()),
                        doctest::Contains("forward: chosen.rows is 0; allowed: 2"), mb::InvalidArgument);
+  const std::vector<std::int32_t> before = ids;
+  CHECK_THROWS_WITH_AS(Router{}.forward({.logits = mb::MatrixView<const float>(x.data(), 2, 4),
+                                         .experts = {ids.data(), 2, 2},
+                                         .weights = mb::MatrixView<float>(w.data(), 2, 2),
+                                         .chosen = {ids.data(), 2, 2}},
+                                        {}, engine.place()),
+                       doctest::Contains("forward: chosen is memory that experts shares"), mb::InvalidArgument);
+  CHECK(ids == before);
 }
 
 }  // namespace testing

@@ -154,6 +154,15 @@ struct WithCapacity {
                  "false, unless the selection renormalises and chooses more than one expert");
   }
 
+  /// Before the routing kernel: what it and the pass after it write must lie apart.
+  void check_memory(const char* call, const ForwardArgs& args, const Workspace& workspace) const {
+    const DispatchValidator check{{call}};
+    check.optional_pointer("kept_counts", args.kept_counts, alignof(std::int64_t));
+    check.apart({region("chosen", args.chosen), region("experts", args.experts), region("weights", args.weights),
+                 MemoryRegion("kept_counts", args.kept_counts, args.logits.columns * 8, true),
+                 MemoryRegion("workspace", workspace.data, static_cast<std::int64_t>(workspace.bytes), true)});
+  }
+
   /// Most slots per expert.
   [[nodiscard]] std::int64_t capacity(const Shape& shape) const {
     return expert_capacity(shape.tokens, k, shape.experts, capacity_factor);

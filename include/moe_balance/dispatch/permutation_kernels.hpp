@@ -144,13 +144,22 @@ struct PlaceSlots {
   template <class BlockT>
   MOEB_INLINE static void add_up_blocks(const BlockT& block, const PermutationProblem& problem, const Shared& shared) {
     const std::int64_t first_row = block.index() * rows_per_block(block, problem);
+    constexpr int at_once = 16;  // loads that a GPU thread waits for together
     for (int e = block.thread(); e < problem.expert_count; e += block.threads()) {
       std::int64_t before = 0;
       std::int64_t all = 0;
-      for (std::int64_t row = 0; row < problem.histogram_rows; ++row) {
-        const std::int32_t count = problem.histogram[row * problem.expert_count + e];
-        before += row < first_row ? count : 0;
-        all += count;
+      for (std::int64_t start = 0; start < problem.histogram_rows; start += at_once) {
+        std::int32_t counts[at_once];
+        MOEB_UNROLL
+        for (int i = 0; i < at_once; ++i) {
+          const bool exists = start + i < problem.histogram_rows;
+          counts[i] = exists ? problem.histogram[(start + i) * problem.expert_count + e] : 0;
+        }
+        MOEB_UNROLL
+        for (int i = 0; i < at_once; ++i) {
+          before += start + i < first_row ? counts[i] : 0;
+          all += counts[i];
+        }
       }
       shared.earlier[e] = before;
       shared.total[e] = all;

@@ -32,8 +32,8 @@ struct DispatchTuning {
   int tiles_for_many_experts = 4;
   int many_experts = 2048;
   int blocks_per_multiprocessor = 8;
-  /// Blocks that registers must leave room for: 64 registers per thread.
-  int blocks_with_registers = 4;
+  /// Blocks that registers must leave room for: 80 registers per thread.
+  int blocks_with_registers = 3;
   /// Fewest elements of rows, and fewest slots, worth a further CPU thread.
   std::int64_t elements_per_thread = 65536;
   std::int64_t slots_per_thread = 16384;

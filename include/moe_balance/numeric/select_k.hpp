@@ -111,30 +111,46 @@ struct LaneMaxima {
     tournament.start(first, first_slot);
   }
 
-  /// Goes on to the next best.
-  MOEB_INLINE void remove_best(const LayoutT& layout, const Slots<K, LayoutT>& keys) {
+  /// Goes on to the next best. Keys that are behind it become excluded, some of them later.
+  MOEB_INLINE void remove_best(const LayoutT& layout, Slots<K, LayoutT>& keys) {
     const int column = slot() % columns;
     if (second[column] == excluded_key<K>) {
-      scan_below(layout, keys, column);
+      exclude(keys, slot());
+      scan_again(layout, keys, column);
     } else {
+      leave_behind(keys, slot());
       tournament.replace(column, second[column], second_slot[column]);
       second[column] = excluded_key<K>;
     }
   }
 
  private:
-  /// The best of a column that ranks below the lane's best, which is of that column.
-  MOEB_INLINE void scan_below(const LayoutT& layout, const Slots<K, LayoutT>& keys, int column) {
-    const K taken = key();
-    const std::int32_t taken_slot = slot();
+  std::int32_t left_behind = -1;  ///< a lane of registers excludes two keys at once, when it scans them again
+
+  MOEB_INLINE void leave_behind(Slots<K, LayoutT>& keys, std::int32_t slot) {
+    if constexpr (LayoutT::in_registers)
+      left_behind = slot;
+    else
+      keys[slot] = excluded_key<K>;
+  }
+  /// Registers cannot be indexed: every slot asks whether it is the one.
+  MOEB_INLINE void exclude(Slots<K, LayoutT>& keys, std::int32_t slot) const {
+    if constexpr (LayoutT::in_registers) {
+      MOEB_UNROLL
+      for (int i = 0; i < LayoutT::capacity; ++i) keys[i] = i == slot || i == left_behind ? excluded_key<K> : keys[i];
+    } else {
+      keys[slot] = excluded_key<K>;
+    }
+  }
+
+  MOEB_INLINE void scan_again(const LayoutT& layout, const Slots<K, LayoutT>& keys, int column) {
     K next = excluded_key<K>;
-    std::int32_t next_slot = taken_slot;
+    std::int32_t next_slot = column;
     const int rows = LayoutT::in_registers ? LayoutT::capacity / columns : layout.blocks() * LayoutT::block_size / columns;
     MOEB_UNROLL
     for (int row = 0; row < rows; ++row) {
       const int i = row * columns + column;
-      const bool below = keys[i] < taken || (keys[i] == taken && i > taken_slot);
-      const bool larger = below && keys[i] > next;
+      const bool larger = keys[i] > next;
       next = larger ? keys[i] : next;
       next_slot = larger ? i : next_slot;
     }
@@ -142,9 +158,9 @@ struct LaneMaxima {
   }
 };
 
-/// Calls emit(k, expert) for k = 0 to count - 1 on every lane. At least `count` keys must not be excluded.
+/// Calls emit(k, expert) for k = 0 to count - 1 on every lane. At least `count` keys must not be excluded. Overwrites the keys.
 template <class TileT, class LayoutT, class K, class Emit>
-MOEB_INLINE void select_k(const TileT& tile, const LayoutT& layout, const Slots<K, LayoutT>& keys, int count, Emit&& emit) {
+MOEB_INLINE void select_k(const TileT& tile, const LayoutT& layout, Slots<K, LayoutT>& keys, int count, Emit&& emit) {
   constexpr std::int32_t none = largest<std::int32_t>;
   LaneMaxima<TileT, LayoutT, K> maxima;
   maxima.scan(layout, keys);
