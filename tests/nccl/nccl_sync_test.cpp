@@ -252,6 +252,14 @@ TEST_CASE("NcclGatherSync keeps the counts of every rank") {
     const std::int64_t* of_ranks = sync.exchange().counts_of_ranks();
     CHECK(Counts(of_ranks, of_ranks + 9) == Counts{1, 2, 3, 10, 20, 30, 100, 200, 300});
   }
+  const std::int64_t* const earlier = syncs[0].exchange().counts_of_ranks();
+  std::vector<Counts> next(3, Counts(31, 5));  // the next sum leaves those of the one before as they are
+  for (std::size_t r = 0; r < 3; ++r) syncs[r].start(next[r].data(), 31, scene.stream);
+  CHECK(fake::run(5));
+  CHECK(next[0] == Counts(31, 15));
+  CHECK(Counts(earlier, earlier + 9) == Counts{1, 2, 3, 10, 20, 30, 100, 200, 300});
+  const std::int64_t* const later = syncs[0].exchange().counts_of_ranks();
+  CHECK(Counts(later, later + 93) == Counts(93, 5));
   CHECK_THROWS_AS(syncs[0].start(counts[0].data(), 32, scene.stream), mb::InvalidArgument);
 }
 
