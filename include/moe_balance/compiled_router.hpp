@@ -7,8 +7,8 @@
 //   // my_router.cpp, the one file that compiles it
 //   template class mb::CompiledRouter<mb::presets::Qwen3<>>;
 //
-// `extern template` of a Router itself compiles it everywhere all the same: its calls are templates over the place and defined in the class,
-// hence inline, and an explicit instantiation declaration does not hold back what is inline.
+// `extern template` of a Router's calls holds nothing back in an optimised build: they are defined in the class, hence inline, and compilers
+// instantiate what is inline in order to inline it.
 #pragma once
 
 #include <moe_balance/router.hpp>
