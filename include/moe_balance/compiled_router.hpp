@@ -7,8 +7,8 @@
 //   // my_router.cpp, the one file that compiles it
 //   template class mb::CompiledRouter<mb::presets::Qwen3<>>;
 //
-// `extern template` of a Router itself compiles it everywhere all the same: its calls are templates over the place and defined in the class,
-// hence inline, and an explicit instantiation declaration does not hold back what is inline.
+// `extern template` of a Router's calls holds nothing back in an optimised build: they are defined in the class, hence inline, and compilers
+// instantiate what is inline in order to inline it.
 #pragma once
 
 #include <moe_balance/router.hpp>
@@ -18,6 +18,8 @@ MOEB_NAMESPACE_BEGIN
 /// Every call of Router in one place; each does what Router's call of that name does, without overhead but the call.
 /// The place of a GPU is cudaStream_t. Its `template class` stands in a .cu file that includes moe_balance.cuh; files that only call need no
 /// nvcc, and the forward declaration `struct CUstream_st;` is all they need of CUDA: `CompiledRouter<R, CUstream_st*>` is the same type.
+/// Its symbols name no architectures, because callers do not know them: shared objects of one process that each compile the same CompiledRouter for a GPU
+/// are built with -fvisibility=hidden, or one's definition serves all.
 template <class RouterT, class Place = Host>
 class CompiledRouter {
  public:

@@ -52,8 +52,9 @@ inline std::atomic<ErrorHandler> error_handler{print_error};
 
 /// Sets what is called with every error and returns what was set before. With exceptions there is none at first, and the exception is
 /// thrown when the handler has returned. With -fno-exceptions it is print_error at first, and the program aborts when the handler has
-/// returned: one that shall not end there leaves by std::longjmp, or ends the program in its own way. Null: nothing is called.
-/// All files of a program are compiled with exceptions, or all without; each shared object with hidden symbols has a handler of its own.
+/// returned: a handler that logs, flushes or restarts ends the program itself. It must not leave by std::longjmp, past destructors that
+/// would not run. Null: nothing is called. All files of a program are compiled with exceptions, or all without; each shared object with
+/// hidden symbols has a handler of its own.
 inline ErrorHandler set_error_handler(ErrorHandler handler) {
   return error_handler.exchange(handler);
 }

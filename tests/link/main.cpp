@@ -1,13 +1,36 @@
-// Two files and a shared object that all include the library make one program, and all route alike.
+// Two files and a shared object that all include the library make one program, and all route alike. With exceptions an error handler sees the message
+// that the exception has.
 #include "router.hpp"
 
 #include <cstdio>
+#include <string>
+
+namespace {
+
+std::string last_message;
+
+void remember(const char* message) {
+  last_message = message;
+}
+
+bool handler_sees_what_is_thrown() {
+  if (mb::set_error_handler(remember) != nullptr) return false;
+  try {
+    mb::CompiledRouter{Inference{}}.route({}, {}, mb::Host{});
+  } catch (const mb::InvalidArgument& error) {
+    return mb::set_error_handler(nullptr) == remember && !last_message.empty() && last_message == error.what();
+  }
+  return false;
+}
+
+}  // namespace
 
 int main() {
   const Routed here = routed_by(mb::CompiledRouter<Published>{});
   const bool alike = here == routed_in_other_file() && here == routed_in_shared_object();
   const Routed inferred = routed_by(mb::CompiledRouter{Inference{}});
-  std::printf("%s; token 0 goes to expert %d, token 0 of the second router to %d\n", alike ? "alike" : "NOT ALIKE",
-              here.experts[0], inferred.experts[0]);
-  return alike && inferred.experts[0] >= 0 ? 0 : 1;
+  const bool handled = handler_sees_what_is_thrown();
+  std::printf("%s, %s; token 0 goes to expert %d, token 0 of the second router to %d\n", alike ? "alike" : "NOT ALIKE",
+              handled ? "handled" : "NOT HANDLED", here.experts[0], inferred.experts[0]);
+  return alike && handled && inferred.experts[0] == here.experts[0] ? 0 : 1;
 }

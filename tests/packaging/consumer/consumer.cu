@@ -4,6 +4,6 @@
 namespace mb = moe_balance;
 
 void route_on_gpu(const mb::RouteArgs& arguments, mb::Workspace workspace, cudaStream_t stream) {
-  const mb::Router router{mb::Softmax{}, mb::TopK<2>{}};
+  const mb::CompiledRouter<mb::presets::Mixtral<>, cudaStream_t> router;
   router.route(arguments, workspace, stream);
 }
