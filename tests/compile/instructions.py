@@ -67,11 +67,16 @@ def is_counted(instruction):
     return not re.match(r"(@!?%p\d+ )?(mov|ret|\.)", instruction)
 
 
+def blocks_with(blocks, access):
+    """Blocks that move whole quads of a row by ld.global or st.global."""
+    return [i for i, block in enumerate(blocks) if any(access in text and ".v4." in text for text in block.instructions)]
+
+
 def count(blocks):
-    """Instructions of one lane for one token: the smallest loop with all loads of whole quads, loops inside it K times each."""
+    """Instructions of one lane for one token: the smallest loop that moves all of a row's quads, loops inside it K times each."""
     loops = loops_of(blocks)
-    loads = [i for i, block in enumerate(blocks) if any("ld.global" in text and ".v4." in text for text in block.instructions)]
-    around = [(first, last) for first, last in loops if loads and first <= loads[0] and loads[-1] <= last]
+    quads = blocks_with(blocks, "ld.global") or blocks_with(blocks, "st.global")
+    around = [(first, last) for first, last in loops if quads and first <= quads[0] and quads[-1] <= last]
     if not around:
         sys.exit("a kernel has no loop over tokens")
     begin, end = min(around, key=lambda loop: loop[1] - loop[0])
@@ -106,8 +111,10 @@ def rows(budgets, command):
         experts, width = widths[int(kernel.group(2))]
         per_lane = count(blocks)
         per_token = per_lane * width / 32
-        logits = 4 * experts
-        bytes_per_token = (logits if kernel.group(1) == "forward" else 2 * logits) + 8 * K
+        row_bytes = 4 * experts
+        # Backward without a loss reads the chosen logits only, a sector of 32 bytes each.
+        read = row_bytes if blocks_with(blocks, "ld.global") else 32 * K
+        bytes_per_token = read + (row_bytes if kernel.group(1) == "backward" else 0) + 8 * K
         memory = bytes_per_token * TOKENS / BYTES_PER_SECOND * 1e6
         issue = per_token * TOKENS / WARP_INSTRUCTIONS_PER_SECOND * 1e6
         start = f"| {kernel.group(3)} | {kernel.group(1)} | {experts} | {width} | {bytes_per_token} | {memory:.1f} |"
