@@ -152,7 +152,7 @@ class TileStep {
                  segments,
                  false,
                  false};
-    update_ = {balancer, {out.bias.data(), experts_}, {out.counts.data(), experts_}, k, 1};
+    update_ = {balancer, {out.bias.data(), experts_}, {out.counts.data(), experts_}, k, 1, nullptr};
   }
 
   template <class TileT>
