@@ -95,14 +95,21 @@ def milliseconds(f):
     return 1e3 * (time.perf_counter() - start)
 
 
+def settled(f):
+    """The time of f in a steady state: PyTorch's threads spin for a while after their work, so they are left to settle; sleeping cores
+    wake slowly, so one call before the timed one wakes them. Both sides are treated alike."""
+    time.sleep(0.02)
+    f()
+    return milliseconds(f)
+
+
 def paired(ours, theirs, repeats):
     times = ([], [])
     for _ in range(3):
         ours(), theirs()
     for _ in range(repeats):
-        time.sleep(0.02)  # PyTorch's threads spin for a while after their work: let them settle
-        times[0].append(milliseconds(ours))
-        times[1].append(milliseconds(theirs))
+        times[0].append(settled(ours))
+        times[1].append(settled(theirs))
     return times
 
 
