@@ -12,11 +12,8 @@ import argparse
 import ctypes
 import datetime
 import json
-import os
 import platform
-import statistics
 import sys
-import time
 
 try:
     import torch
@@ -25,6 +22,7 @@ except ImportError:
     sys.exit(77)
 
 import compare_call
+from compare_timing import paired, report, use_threads
 
 K = 8
 GROUPS, GROUPS_KEPT = 8, 4
@@ -89,37 +87,6 @@ def torch_sigmoid_groups_backward(problem):
     return lambda: torch.autograd.grad(weights, logits, problem.grad_weights, retain_graph=True)
 
 
-def milliseconds(f):
-    start = time.perf_counter()
-    f()
-    return 1e3 * (time.perf_counter() - start)
-
-
-def settled(f):
-    """The time of f in a steady state: PyTorch's threads spin for a while after their work, so they are left to settle; sleeping cores
-    wake slowly, so one call before the timed one wakes them. Both sides are treated alike."""
-    time.sleep(0.02)
-    f()
-    return milliseconds(f)
-
-
-def paired(ours, theirs, repeats):
-    times = ([], [])
-    for _ in range(3):
-        ours(), theirs()
-    for _ in range(repeats):
-        times[0].append(settled(ours))
-        times[1].append(settled(theirs))
-    return times
-
-
-def report(name, times, results):
-    ours, theirs = (statistics.median(t) for t in times)
-    print(f"{name:<62} PyTorch {theirs:8.2f} ms, moe_balance {ours:7.2f} ms ({min(times[0]):.2f} to {max(times[0]):.2f}), "
-          f"{theirs / ours:.1f}x", flush=True)
-    results.append({"case": name, "torch_ms": sorted(times[1]), "moe_balance_ms": sorted(times[0]), "ratio_of_medians": theirs / ours})
-
-
 def largest_difference(a, b):
     return (a - b).abs().max().item()
 
@@ -139,7 +106,7 @@ def main():
     if args.device == "cuda":
         import compare_torch_cuda
         return compare_torch_cuda.compare(args)
-    torch.set_num_threads(args.threads or len(os.sched_getaffinity(0)))  # PyTorch's own choice may be fewer
+    use_threads(args.threads)
     library = compare_call.load(args.library)
     problem = Problem(library, args.tokens, args.experts, args.threads)
     results, agree = [], True

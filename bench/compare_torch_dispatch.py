@@ -9,11 +9,11 @@ import argparse
 import ctypes
 import datetime
 import json
-import statistics
 import sys
-import time
 
 import torch
+
+from compare_timing import paired, report, use_threads
 
 
 class Call(ctypes.Structure):
@@ -75,37 +75,6 @@ def torch_combine_backward(problem, order, permuted):
     return grad_permuted, grad_weights.view(problem.tokens, problem.k)
 
 
-def milliseconds(f):
-    start = time.perf_counter()
-    f()
-    return 1e3 * (time.perf_counter() - start)
-
-
-def settled(f):
-    """The time of f in a steady state: PyTorch's threads spin for a while after their work, so they are left to settle; sleeping cores
-    wake slowly, so one call before the timed one wakes them. Both sides are treated alike."""
-    time.sleep(0.02)
-    f()
-    return milliseconds(f)
-
-
-def paired(ours, theirs, repeats):
-    times = ([], [])
-    for _ in range(3):
-        ours(), theirs()
-    for _ in range(repeats):
-        times[0].append(settled(ours))
-        times[1].append(settled(theirs))
-    return times
-
-
-def report(name, times, results):
-    ours, theirs = (statistics.median(t) for t in times)
-    print(f"{name:<60} PyTorch {theirs:8.2f} ms, moe_balance {ours:7.2f} ms ({min(times[0]):.2f} to {max(times[0]):.2f}), "
-          f"{theirs / ours:.1f}x", flush=True)
-    results.append({"case": name, "torch_ms": sorted(times[1]), "moe_balance_ms": sorted(times[0]), "ratio_of_medians": theirs / ours})
-
-
 def close(a, b):
     return (a - b).abs().max().item() <= 1e-5 * (1 + b.abs().max().item())
 
@@ -121,8 +90,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--json")
     args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    use_threads(args.threads)
     library = ctypes.CDLL(args.library)
     problem = Problem(library, args.tokens, args.experts, args.top_k, args.hidden, args.threads)
     call = ctypes.byref(problem.call)
