@@ -6,6 +6,7 @@
 
 #include <moe_balance/numeric/convert.hpp>
 #include <moe_balance/tile/layout.hpp>
+#include <moe_balance/tile/prefetch.hpp>
 #include <moe_balance/views.hpp>
 
 #include <cstdint>
@@ -205,18 +206,6 @@ MOEB_INLINE void store_row(const LayoutT& layout, const AnyMatrix& matrix, std::
       store_blocks(layout, static_cast<decltype(tag)>(matrix.data) + offset, slots);
     });
   }
-}
-
-/// What a row is asked for ahead of its use for. Memory that is only written is worth it on a CPU, which fetches it all the same.
-enum class RowUse : std::uint8_t { read, write };
-
-template <RowUse use>
-MOEB_INLINE void prefetch(std::uintptr_t address) {
-#if defined(__CUDA_ARCH__)
-  if constexpr (use == RowUse::read) asm volatile("prefetch.global.L2 [%0];" : : "l"(address));
-#else
-  __builtin_prefetch(reinterpret_cast<const void*>(address), use == RowUse::write ? 1 : 0);
-#endif
 }
 
 /// Asks for a row ahead of its use, each lane for what it will load; does nothing else, and no harm past the last row.
