@@ -79,7 +79,7 @@ struct CapacityScratch {
 /// Drops each expert's slots beyond `capacity`: id -1, weight 0. Slots that stay keep id and weight, unless `renormalise` is set and their
 /// token lost another. Three launches on a GPU, four with renormalise; nothing waits for the host. Errors: InvalidArgument before any
 /// output is written, on the CPU also for an id outside [-1, E).
-template <DispatchPlace Place>
+template <DispatchPlace Place, class Tag = EngineTagOf<Place>>
 void limit_to_capacity(const CapacityArgs& args, Workspace workspace, const Place& place) {
   using Engine = DispatchEngine<Place>;
   Engine::check("limit_to_capacity", place);
@@ -183,7 +183,7 @@ struct WithCapacity {
   }
 
   /// After the routing kernel.
-  template <class Place>
+  template <class Place, class Tag = EngineTagOf<Place>>
   void after_forward(const ForwardArgs& args, const Workspace& workspace, const Place& place) const {
     const Shape shape{args.logits.rows, static_cast<int>(args.logits.columns)};
     limit_to_capacity({.chosen = ids_before(args, workspace),
@@ -200,7 +200,7 @@ struct WithCapacity {
   }
 
   /// Before the backward kernel: weights were computed among the ids before dropping, unless they were renormalised after it.
-  template <class Place>
+  template <class Place, class Tag = EngineTagOf<Place>>
   [[nodiscard]] BackwardArgs before_backward(BackwardArgs args, const Workspace& workspace, const Place& place) const {
     if (renormalise) return args;
     if (args.grad_weights.data != nullptr) {

@@ -28,10 +28,7 @@ __global__ void __launch_bounds__(cuda_tiers[Tier].threads, cuda_tiers[Tier].blo
                                              totals, histogram);
 }
 
-}  // namespace MOEB_ARCH_NAMESPACE
-
-template <>
-struct MOEB_HIDDEN DispatchEngine<cudaStream_t> {
+struct MOEB_HIDDEN CudaDispatchEngine {
   static constexpr bool serves_float64 = false;
   /// Index arrays are the device's: kernels take bad entries as -1 and count them in Status.
   static constexpr bool reads_arguments = false;
@@ -99,5 +96,11 @@ struct MOEB_HIDDEN DispatchEngine<cudaStream_t> {
     return std::clamp<std::int64_t>(useful, 1, std::int64_t{multiprocessors} * dispatch_tuning.blocks_per_multiprocessor);
   }
 };
+
+}  // namespace MOEB_ARCH_NAMESPACE
+
+/// All its members are CudaDispatchEngine's, whose names carry the architectures.
+template <>
+struct MOEB_HIDDEN DispatchEngine<cudaStream_t> : CudaDispatchEngine {};
 
 MOEB_NAMESPACE_END

@@ -199,7 +199,7 @@ struct SplitOverRanks {
 
 namespace detail {
 
-template <class Place, class Mapping>
+template <class Place, class Mapping, class Tag = EngineTagOf<Place>>
 void map_ids(const DispatchValidator& check, const MatrixView<const std::int32_t>& experts, const char* name,
              const MatrixView<std::int32_t>& mapped, const Mapping& mapping, std::int64_t* invalid, const Place& place) {
   const MapIdsProblem<Mapping> problem{experts, mapped, mapping, invalid};
@@ -235,7 +235,7 @@ inline void check_physical(const PhysicalExpertsArgs& args, const ToPhysical& ma
 
 /// Replaces each logical id by one of its expert's replicas. One launch on a GPU. Errors: InvalidArgument before anything is written, on the
 /// CPU also for a slot whose expert, replica count or physical id is invalid.
-template <DispatchPlace Place>
+template <DispatchPlace Place, class Tag = EngineTagOf<Place>>
 void physical_experts(const PhysicalExpertsArgs& args, Workspace /*workspace*/, const Place& place) {
   using Engine = DispatchEngine<Place>;
   Engine::check("physical_experts", place);
@@ -257,7 +257,7 @@ void physical_experts(const PhysicalExpertsArgs& args, Workspace /*workspace*/, 
 }
 
 /// Keeps the ids of this rank's experts, counted from its first. One launch on a GPU. Errors: InvalidArgument before anything is written.
-template <DispatchPlace Place>
+template <DispatchPlace Place, class Tag = EngineTagOf<Place>>
 void local_experts(const LocalExpertsArgs& args, Workspace /*workspace*/, const Place& place) {
   DispatchEngine<Place>::check("local_experts", place);
   const DispatchValidator check{{"local_experts"}};
@@ -270,7 +270,7 @@ void local_experts(const LocalExpertsArgs& args, Workspace /*workspace*/, const 
 
 /// Keeps the slots that this one of several ranks with the same tokens is to send, so that every slot is sent once. One launch on a GPU.
 /// Errors: InvalidArgument before anything is written.
-template <DispatchPlace Place>
+template <DispatchPlace Place, class Tag = EngineTagOf<Place>>
 void tensor_parallel_mask(const TensorParallelMaskArgs& args, Workspace /*workspace*/, const Place& place) {
   DispatchEngine<Place>::check("tensor_parallel_mask", place);
   const DispatchValidator check{{"tensor_parallel_mask"}};
@@ -284,7 +284,7 @@ void tensor_parallel_mask(const TensorParallelMaskArgs& args, Workspace /*worksp
 
 /// Appends shared experts, which every active token uses, as further slots of fixed weight. One launch on a GPU. Errors: InvalidArgument before
 /// anything is written.
-template <DispatchPlace Place>
+template <DispatchPlace Place, class Tag = EngineTagOf<Place>>
 void append_shared_experts(const SharedExpertsArgs& args, Workspace /*workspace*/, const Place& place) {
   using Engine = DispatchEngine<Place>;
   Engine::check("append_shared_experts", place);
@@ -313,7 +313,7 @@ void append_shared_experts(const SharedExpertsArgs& args, Workspace /*workspace*
 
 /// The rows that each rank is sent, when rank r has the experts r * E / ranks to (r + 1) * E / ranks - 1. One launch on a GPU. Errors:
 /// InvalidArgument before anything is written, on the CPU also for offsets that descend or have no room for `counts`.
-template <DispatchPlace Place>
+template <DispatchPlace Place, class Tag = EngineTagOf<Place>>
 void rank_splits(const RankSplitsArgs& args, Workspace /*workspace*/, const Place& place) {
   using Engine = DispatchEngine<Place>;
   Engine::check("rank_splits", place);

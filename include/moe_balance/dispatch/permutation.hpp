@@ -101,7 +101,7 @@ inline void check_permutation(const PermutationArgs& args, Workspace workspace) 
 }
 
 /// The second launch of a permutation.
-template <class Place>
+template <class Place, class Tag = EngineTagOf<Place>>
 void place_slots(const PermutationProblem& problem, std::int64_t blocks, const Place& place) {
   using Engine = DispatchEngine<Place>;
   const int tiles = Engine::tiles(problem.expert_count);
@@ -115,7 +115,7 @@ void place_slots(const PermutationProblem& problem, std::int64_t blocks, const P
 /// a token), then padding rows up to offsets[e + 1]. Rows from offsets[E] on are padding too. K may not exceed max_experts; E is 1 to
 /// max_dispatch_experts. Two launches on a GPU, none of which waits for the host; all memory must stay alive until they are done.
 /// Errors: InvalidArgument before any output is written, on the CPU also for an id outside [-1, E).
-template <DispatchPlace Place>
+template <DispatchPlace Place, class Tag = EngineTagOf<Place>>
 void permutation(const PermutationArgs& args, Workspace workspace, const Place& place) {
   using Engine = DispatchEngine<Place>;
   Engine::check("permutation", place);

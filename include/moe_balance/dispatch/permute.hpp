@@ -15,7 +15,7 @@ MOEB_NAMESPACE_BEGIN
 namespace detail {
 
 /// On the CPU entries outside [-1, count) are refused before anything is written; on a GPU the kernels take them as -1 and count them.
-template <class Place, class View>
+template <class Place, class View, class Tag = EngineTagOf<Place>>
 void check_index(const char* call, const char* argument, const View& indices, std::int64_t count) {
   if constexpr (DispatchEngine<Place>::reads_arguments) {
     for (std::int64_t i = 0; i < indices.size; ++i) {
@@ -25,7 +25,7 @@ void check_index(const char* call, const char* argument, const View& indices, st
     }
   }
 }
-template <class Place>
+template <class Place, class Tag = EngineTagOf<Place>>
 void check_index(const char* call, const char* argument, const MatrixView<const std::int64_t>& indices, std::int64_t count) {
   if constexpr (DispatchEngine<Place>::reads_arguments) {
     for (std::int64_t t = 0; t < indices.rows; ++t) {
@@ -51,7 +51,7 @@ inline std::int64_t* invalid_rows_of(Status* status) {
   return status == nullptr ? nullptr : &status->invalid_rows;
 }
 
-template <class Place>
+template <class Place, class Tag = EngineTagOf<Place>>
 void gather(const char* call, const ConstAnyMatrix& tokens, const AnyMatrix& rows,
             const VectorView<const std::int64_t>& slot_of_row, std::int64_t k, const ConstAnyMatrix& factors,
             Padding padding, Status* status, const Place& place) {
@@ -70,7 +70,7 @@ void gather(const char* call, const ConstAnyMatrix& tokens, const AnyMatrix& row
   });
 }
 
-template <class Place>
+template <class Place, class Tag = EngineTagOf<Place>>
 void sum_rows(const char* call, const ConstAnyMatrix& rows, const AnyMatrix& tokens,
               const MatrixView<const std::int64_t>& row_of_slot, const ConstAnyMatrix& weights, Status* status,
               const Place& place) {
@@ -83,7 +83,7 @@ void sum_rows(const char* call, const ConstAnyMatrix& rows, const AnyMatrix& tok
   });
 }
 
-template <class Place>
+template <class Place, class Tag = EngineTagOf<Place>>
 void dot_slots(const char* call, const ConstAnyMatrix& tokens, const ConstAnyMatrix& rows,
                const MatrixView<const std::int64_t>& row_of_slot, const AnyMatrix& dots, const Place& place) {
   const DotProblem problem{tokens, rows, row_of_slot, dots, rows_hold_packs(rows) && rows_hold_packs(tokens)};
@@ -98,7 +98,7 @@ void dot_slots(const char* call, const ConstAnyMatrix& tokens, const ConstAnyMat
 
 /// permuted[r] = hidden[slot_of_row[r] / K] (* scale of the slot). Padding rows as `padding` says. A copy without scale keeps every bit.
 /// One launch on a GPU, nothing waits for the host. Errors: InvalidArgument before anything is written.
-template <DispatchPlace Place>
+template <DispatchPlace Place, class Tag = EngineTagOf<Place>>
 void permute(const PermuteArgs& args, Workspace /*workspace*/, const Place& place) {
   using Engine = DispatchEngine<Place>;
   Engine::check("permute", place);
@@ -123,7 +123,7 @@ void permute(const PermuteArgs& args, Workspace /*workspace*/, const Place& plac
 
 /// grad_hidden[t] = sum over k, in this order, of (scale[t, k] *) grad_permuted[row of (t, k)]; grad_scale[t, k] = <hidden[t], that row>.
 /// One launch on a GPU, two with grad_scale. Errors: InvalidArgument before anything is written.
-template <DispatchPlace Place>
+template <DispatchPlace Place, class Tag = EngineTagOf<Place>>
 void permute_backward(const PermuteBackwardArgs& args, Workspace /*workspace*/, const Place& place) {
   using Engine = DispatchEngine<Place>;
   Engine::check("permute_backward", place);
@@ -157,7 +157,7 @@ void permute_backward(const PermuteBackwardArgs& args, Workspace /*workspace*/, 
 
 /// combined[t] = sum over k, in this order, of (weights[t, k] *) permuted[row of (t, k)], in float32 from 0 on; 0 for a token without rows.
 /// One launch on a GPU, nothing waits for the host. Errors: InvalidArgument before anything is written.
-template <DispatchPlace Place>
+template <DispatchPlace Place, class Tag = EngineTagOf<Place>>
 void combine(const CombineArgs& args, Workspace /*workspace*/, const Place& place) {
   using Engine = DispatchEngine<Place>;
   Engine::check("combine", place);
@@ -180,7 +180,7 @@ void combine(const CombineArgs& args, Workspace /*workspace*/, const Place& plac
 
 /// grad_permuted[r] = grad_combined[token of r] (* weight of its slot); grad_weights[t, k] = <grad_combined[t], permuted[row of (t, k)]>.
 /// One launch on a GPU, two with grad_weights. Errors: InvalidArgument before anything is written.
-template <DispatchPlace Place>
+template <DispatchPlace Place, class Tag = EngineTagOf<Place>>
 void combine_backward(const CombineBackwardArgs& args, Workspace /*workspace*/, const Place& place) {
   using Engine = DispatchEngine<Place>;
   Engine::check("combine_backward", place);

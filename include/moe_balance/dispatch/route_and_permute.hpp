@@ -50,7 +50,7 @@ MOEB_HOST_DEVICE inline void route_and_count_kernel(const BlockT& block, const T
 }
 
 /// A place that routes as `place` does, and leaves the counts of `histogram_rows` ranges of tokens.
-template <class Place>
+template <class Place, class Tag = EngineTagOf<Place>>
 struct CountingPlace {
   Place place;
   std::int32_t* histogram;
@@ -58,20 +58,25 @@ struct CountingPlace {
 };
 
 /// Router::route on a CountingPlace launches the kernel that routes and counts.
-template <class Place>
-struct Engine<CountingPlace<Place>> {
+template <class Place, class Tag>
+struct Engine<CountingPlace<Place, Tag>> {
   static constexpr bool serves_float64 = false;
 
-  static void check(const char* call, const CountingPlace<Place>& counting) {
+  static void check(const char* call, const CountingPlace<Place, Tag>& counting) {
     DispatchEngine<Place>::check(call, counting.place);
   }
-  static void clear(void* data, std::size_t bytes, const CountingPlace<Place>& counting) {
+  static void clear(void* data, std::size_t bytes, const CountingPlace<Place, Tag>& counting) {
     DispatchEngine<Place>::clear(data, bytes, counting.place);
   }
   template <class Real, class Problem>
-  static void forward(const Problem& problem, const Totals& totals, const CountingPlace<Place>& counting) {
+  static void forward(const Problem& problem, const Totals& totals, const CountingPlace<Place, Tag>& counting) {
     DispatchEngine<Place>::route_and_count(problem, totals, counting.histogram, counting.histogram_rows, counting.place);
   }
+};
+
+template <class Place, class Tag>
+struct EngineTag<CountingPlace<Place, Tag>> {
+  using type = Tag;
 };
 
 namespace detail {
@@ -102,7 +107,7 @@ template <class RouterT>
 
 /// router.route(route) and permutation(order) in one: `order.experts` is route.experts whatever it says, and counts go to order.counts. On a
 /// GPU two launches, for selections that look across tokens as many as the two calls have. Errors: as those calls.
-template <class RouterT, DispatchPlace Place>
+template <class RouterT, DispatchPlace Place, class Tag = EngineTagOf<Place>>
 void route_and_permute(const RouterT& router, const RouteArgs& route, PermutationArgs order, Workspace workspace,
                        const Place& place) {
   using Engine = DispatchEngine<Place>;
