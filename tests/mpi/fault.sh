@@ -13,8 +13,15 @@ until [ "$(grep -c '^survivor:\|^failed:' "$output")" -ge 3 ] || [ $((waited += 
   sleep 0.1
 done
 
-# A stopped victim would hold up mpirun.
 victim=$(sed -n 's/^victim: //p' "$output")
+if [[ $1 == pause* && -n $victim ]]; then
+  kill -CONT "$victim"
+  waited=0
+  until grep -q '^returned:\|^failed:' "$output" || [ $((waited += 1)) -gt 200 ]; do sleep 0.1; done
+  returned=$(grep -c '^returned:' "$output" || true)
+fi
+
+# A stopped victim would hold up mpirun.
 if [ -n "$victim" ]; then kill -KILL "$victim" 2>/dev/null || true; fi
 kill -TERM $launcher 2>/dev/null || true
 wait $launcher || true
@@ -22,4 +29,5 @@ wait $launcher || true
 cat "$output"
 survivors=$(grep -c '^survivor:' "$output" || true)
 rm -f "$output"
+[ "${returned:-1}" -eq 1 ] || { echo "FAILED: the rank that was stopped did not end with a clear error in time"; exit 1; }
 [ "$survivors" -eq 3 ] || { echo "FAILED: $survivors of 3 ranks got a clear error in time"; exit 1; }

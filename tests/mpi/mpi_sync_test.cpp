@@ -42,13 +42,46 @@ TEST_CASE("MpiSync: a sum that nobody reads does not hold up the end") {
   sync.start(counts.data(), 1, mb::Host{});
 }
 
+TEST_CASE("MpiSync: it outlives the communicator that it was given, and two of them mix as they like") {
+  MPI_Comm given = MPI_COMM_NULL;
+  MPI_Comm_dup(MPI_COMM_WORLD, &given);
+  const mb::MpiSync first(given);
+  const mb::MpiSync second(given);
+  MPI_Comm_free(&given);
+  std::vector<Counts> counts{{1, 2, 3}, {4}, {5, 6}, {7}};
+  for (std::size_t i = 0; i < 4; ++i) {
+    const bool mine = (i + static_cast<std::size_t>(first.rank())) % 2 == 0;  // each rank in an order of its own
+    const std::size_t of_first = i / 2 * 2;
+    const mb::MpiSync& sync = mine ? first : second;
+    Counts& sum = counts[mine ? of_first : of_first + 1];
+    sync.start(sum.data(), static_cast<std::int64_t>(sum.size()), mb::Host{});
+  }
+  for (std::size_t i = 4; i-- > 0;) (i % 2 == 0 ? first : second).finish(counts[i].data(), mb::Host{});
+  const std::int64_t ranks = first.ranks();
+  CHECK(counts == std::vector<Counts>{{ranks, 2 * ranks, 3 * ranks}, {4 * ranks}, {5 * ranks, 6 * ranks}, {7 * ranks}});
+}
+
+TEST_CASE("MpiSync: errors of MPI_COMM_WORLD are handled as before") {
+  MPI_Errhandler before = MPI_ERRHANDLER_NULL;
+  MPI_Comm_get_errhandler(MPI_COMM_WORLD, &before);
+  const mb::MpiSync sync(MPI_COMM_WORLD);
+  CHECK(sum_of(sync, Counts{1}) == Counts{sync.ranks()});
+  MPI_Errhandler after = MPI_ERRHANDLER_NULL;
+  MPI_Comm_get_errhandler(MPI_COMM_WORLD, &after);
+  CHECK(before == after);
+  MPI_Errhandler_free(&before);
+  MPI_Errhandler_free(&after);
+}
+
 TEST_CASE("MpiSync: what is no communicator is refused, and so is a timeout that is none") {
   CHECK_THROWS_AS(mb::MpiSync(MPI_Comm(MPI_COMM_NULL)), mb::InvalidArgument);
-  CHECK_THROWS_AS(mb::MpiSync(MPI_COMM_WORLD, mb::MpiSync::Seconds(0)), mb::InvalidArgument);
+  for (const double seconds : {0.0, -1.0, 2e9, std::numeric_limits<double>::quiet_NaN()}) {
+    CHECK_THROWS_AS(mb::MpiSync(MPI_COMM_WORLD, mb::MpiSync::Seconds(seconds)), mb::InvalidArgument);
+  }
   Counts counts{1};
   const mb::MpiSync sync(MPI_COMM_SELF);
   CHECK_THROWS_AS(sync.start(counts.data(), -1, mb::Host{}), mb::InvalidArgument);
-  CHECK_THROWS_AS(sync.start(counts.data(), std::int64_t{1} << 31, mb::Host{}), mb::InvalidArgument);
+  CHECK_THROWS_AS(sync.start(counts.data(), (std::int64_t{1} << 31) - 4, mb::Host{}), mb::InvalidArgument);
   static_assert(!std::is_constructible_v<mb::MpiSync, std::nullptr_t>);
 }
 

@@ -6,6 +6,8 @@
 #include <moe_balance/concepts.hpp>
 #include <moe_balance/error.hpp>
 
+#include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -32,7 +34,8 @@ class MpiSync {
   using Seconds = std::chrono::duration<double>;
 
   /// Collective over `communicator`, of which it keeps a duplicate, so that its messages meet nobody else's and its errors are returned to
-  /// it. `timeout` bounds each wait for the other ranks. Errors: InvalidArgument; SyncError when MPI fails.
+  /// it. `timeout` bounds each wait for the other ranks, this one too. Errors: InvalidArgument; SyncError when MPI fails or a rank does not
+  /// come within the timeout.
   explicit MpiSync(MPI_Comm communicator, Seconds timeout = std::chrono::seconds(60))
       : state_(std::make_shared<State>(communicator, timeout)) {}
   MpiSync(std::nullptr_t, Seconds = std::chrono::seconds(60)) = delete;
@@ -43,20 +46,20 @@ class MpiSync {
   /// Begins a sum of `n` counts; they are copied, and `counts` stays as it is until finish. A sum of the same counts that nobody has
   /// finished is completed first and given up. Errors: InvalidArgument; SyncError.
   void start(std::int64_t* counts, std::int64_t n, const Host& /*place*/) const {
-    MOEB_EXPECTS(n >= 0 && n <= std::numeric_limits<int>::max(), "MpiSync::start", "n", std::to_string(n),
-                 "0 to 2147483647");
+    constexpr std::int64_t most = std::numeric_limits<int>::max() - Sum::header;
+    MOEB_EXPECTS(n >= 0 && n <= most, "MpiSync::start", "n", std::to_string(n), "0 to " + std::to_string(most));
     state_->raise_earlier_failure("start");
     if (is_started(counts)) state_->put_aside(state_->completed("start", counts));
-    state_->start(counts, static_cast<int>(n));
+    state_->start(counts, n);
   }
 
-  /// Waits for the sum and writes it. Errors: SyncError, with `counts` as they were, when MPI fails or the sum does not complete within
-  /// the timeout.
+  /// Waits for the sum and writes it. Errors: SyncError, with `counts` as they were, when MPI fails, the sum does not complete within
+  /// the timeout, or ranks have started it with different numbers of counts.
   void finish(std::int64_t* counts, const Host& /*place*/) const {
     state_->raise_earlier_failure("finish");
     if (!is_started(counts)) return;
     std::unique_ptr<Sum> sum = state_->completed("finish", counts);
-    for (std::size_t i = 0; i < sum->counts.size(); ++i) counts[i] = sum->counts[i];
+    std::copy(sum->words.begin() + Sum::header, sum->words.end(), counts);
     state_->put_aside(std::move(sum));
   }
 
@@ -64,10 +67,36 @@ class MpiSync {
   [[nodiscard]] bool is_started(const std::int64_t* counts) const { return state_->under_way.count(counts) != 0; }
 
  private:
+  /// What MPI sums: a header, which tells whether all ranks give the same number of counts, and the counts. MPI itself does not find that out:
+  /// some ranks would get wrong sums. Sums of values and of their squares are those of equal values only where all are equal (else
+  /// their variance is not 0), and that for every rank alike; of both halves of n, so that no square overflows.
   struct Sum {
-    std::vector<std::int64_t> counts;
+    static constexpr std::int64_t header = 4;
+    std::vector<std::int64_t> words;
     MPI_Request request = MPI_REQUEST_NULL;
     std::int64_t index = 0;
+
+    [[nodiscard]] static std::array<std::int64_t, header> header_of(std::int64_t n) {
+      const std::int64_t low = n & 0xffff;
+      const std::int64_t high = n >> 16;
+      return {low, low * low, high, high * high};
+    }
+    void assign(const std::int64_t* counts, std::int64_t n) {
+      const auto begin = header_of(n);
+      words.assign(begin.begin(), begin.end());
+      words.insert(words.end(), counts, counts + n);
+    }
+    [[nodiscard]] std::int64_t size() const { return static_cast<std::int64_t>(words.size()) - header; }
+    [[nodiscard]] bool is_alike(std::int64_t ranks) const {
+      const auto own = header_of(size());
+      return std::equal(own.begin(), own.end(), words.begin(), [&](auto one, auto all) { return one * ranks == all; });
+    }
+  };
+
+  /// A communicator on its way; MPI writes to it until its request is complete.
+  struct Duplicate {
+    MPI_Comm communicator = MPI_COMM_NULL;
+    MPI_Request request = MPI_REQUEST_NULL;
   };
 
   struct State {
@@ -90,10 +119,10 @@ class MpiSync {
       int between_groups = 0;
       check(call, "MPI_Comm_test_inter", MPI_Comm_test_inter(given, &between_groups));
       MOEB_EXPECTS(between_groups == 0, call, "communicator", "an inter-communicator", "a communicator of one group");
-      check(call, "MPI_Comm_dup", MPI_Comm_dup(given, &communicator));
+      check(call, "MPI_Comm_rank", MPI_Comm_rank(given, &rank));
+      check(call, "MPI_Comm_size", MPI_Comm_size(given, &ranks));
+      duplicate(call, given);
       check(call, "MPI_Comm_set_errhandler", MPI_Comm_set_errhandler(communicator, MPI_ERRORS_RETURN));
-      check(call, "MPI_Comm_rank", MPI_Comm_rank(communicator, &rank));
-      check(call, "MPI_Comm_size", MPI_Comm_size(communicator, &ranks));
     }
     State(const State&) = delete;
     State& operator=(const State&) = delete;
@@ -103,7 +132,7 @@ class MpiSync {
       const auto deadline = std::chrono::steady_clock::now() + timeout;
       bool all_complete = failure.empty() && mpi_is_up();
       for (auto& [counts, sum] : under_way) {
-        if (!all_complete || test_until(*sum, deadline) != Wait::complete) {
+        if (!all_complete || test_until(sum->request, deadline) != Wait::complete) {
           all_complete = false;
           (void)sum.release();
         }
@@ -111,36 +140,27 @@ class MpiSync {
       if (all_complete && communicator != MPI_COMM_NULL) (void)MPI_Comm_free(&communicator);
     }
 
-    void start(const std::int64_t* counts, int n) {
+    void start(const std::int64_t* counts, std::int64_t n) {
       std::unique_ptr<Sum> sum = std::make_unique<Sum>();
       if (!idle.empty()) {
         sum = std::move(idle.back());
         idle.pop_back();
       }
-      sum->counts.assign(counts, counts + n);
+      sum->assign(counts, n);
       sum->index = started++;
       Sum& begun = *(under_way[counts] = std::move(sum));
       check("start", "MPI_Iallreduce",
-            MPI_Iallreduce(MPI_IN_PLACE, begun.counts.data(), n, MPI_INT64_T, MPI_SUM, communicator, &begun.request));
+            MPI_Iallreduce(MPI_IN_PLACE, begun.words.data(), static_cast<int>(begun.words.size()), MPI_INT64_T, MPI_SUM,
+                           communicator, &begun.request));
     }
 
     /// Waits for the sum of `counts` and takes it out.
     [[nodiscard]] std::unique_ptr<Sum> completed(const char* call, const std::int64_t* counts) {
       const auto found = under_way.find(counts);
       Sum& sum = *found->second;
-      const auto begin = std::chrono::steady_clock::now();
-      const auto deadline = begin + timeout;
-      const Wait wait = test_until(sum, deadline);
-      if (wait == Wait::late) {
-        const Seconds waited = std::chrono::steady_clock::now() - begin;
-        fail(call, "waited " + std::to_string(waited.count()) + " s for all ranks to join sum " + std::to_string(sum.index) +
-                       " of " + std::to_string(sum.counts.size()) + " counts; a rank has left, stalled or failed");
-      }
-      if (wait == Wait::failed) {
-        const Seconds waited = std::chrono::steady_clock::now() - begin;
-        fail(call,
-             "waited " + std::to_string(waited.count()) + " s for sum " + std::to_string(sum.index) + ", then " + failure);
-      }
+      const std::string what = "sum " + std::to_string(sum.index) + " of " + std::to_string(sum.size()) + " counts";
+      await(call, sum.request, what);
+      if (!sum.is_alike(ranks)) fail(call, "finds that other ranks gave another number of counts to " + what);
       std::unique_ptr<Sum> result = std::move(found->second);
       under_way.erase(found);
       return result;
@@ -153,6 +173,27 @@ class MpiSync {
     }
 
    private:
+    /// Where a rank does not come, the memory that MPI may still write to stays.
+    void duplicate(const char* call, MPI_Comm given) {
+      auto copy = std::make_unique<Duplicate>();
+      check(call, "MPI_Comm_idup", MPI_Comm_idup(given, &copy->communicator, &copy->request));
+      Duplicate& begun = *copy.release();
+      await(call, begun.request, "the group");
+      copy.reset(&begun);
+      communicator = copy->communicator;
+    }
+
+    /// Returns when the request is complete.
+    void await(const char* call, MPI_Request& request, const std::string& what) {
+      const auto begin = std::chrono::steady_clock::now();
+      const Wait wait = test_until(request, begin + timeout);
+      if (wait == Wait::complete) return;
+      const Seconds waited = std::chrono::steady_clock::now() - begin;
+      const std::string text = "waited " + std::to_string(waited.count()) + " s for ";
+      if (wait == Wait::failed) fail(call, text + what + ", then " + failure);
+      fail(call, text + "all ranks to join " + what + "; a rank has left, stalled or failed");
+    }
+
     enum class Wait : std::uint8_t { complete, late, failed };
 
     [[nodiscard]] static bool mpi_is_up() {
@@ -165,13 +206,12 @@ class MpiSync {
 
     /// Polls, at first as fast as others let it, then every 50 us, so that ranks that share a core get on.
     template <class Deadline>
-    [[nodiscard]] Wait test_until(Sum& sum, const Deadline& deadline) {
+    [[nodiscard]] Wait test_until(MPI_Request& request, const Deadline& deadline) {
       constexpr int eager_polls = 1000;
       for (std::int64_t poll = 0;; ++poll) {
         int complete = 0;
-        const int error = MPI_Test(&sum.request, &complete, MPI_STATUS_IGNORE);
-        if (error != MPI_SUCCESS) {
-          failure = "MPI_Test failed: " + text_of(error);
+        if (const int error = state_of(request, complete); error != MPI_SUCCESS) {
+          failure = "MPI failed: " + text_of(error);
           return Wait::failed;
         }
         if (complete != 0) return Wait::complete;
@@ -182,6 +222,30 @@ class MpiSync {
           std::this_thread::sleep_for(std::chrono::microseconds(50));
         }
       }
+    }
+
+    /// Errors of MPI_COMM_WORLD are returned while it lives. Open MPI hands an error of a sum over any communicator to that one's handler,
+    /// which by default ends the program.
+    struct ErrorsAreReturned {
+      MPI_Errhandler before = MPI_ERRHANDLER_NULL;
+      ErrorsAreReturned() {
+        (void)MPI_Comm_get_errhandler(MPI_COMM_WORLD, &before);
+        (void)MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
+      }
+      ErrorsAreReturned(const ErrorsAreReturned&) = delete;
+      ErrorsAreReturned& operator=(const ErrorsAreReturned&) = delete;
+      ~ErrorsAreReturned() {
+        (void)MPI_Comm_set_errhandler(MPI_COMM_WORLD, before);
+        (void)MPI_Errhandler_free(&before);
+      }
+    };
+
+    /// Frees the request when it is complete. The handler of MPI_COMM_WORLD is touched then only, not by every poll.
+    [[nodiscard]] static int state_of(MPI_Request& request, int& complete) {
+      const int error = MPI_Request_get_status(request, &complete, MPI_STATUS_IGNORE);
+      if (error != MPI_SUCCESS || complete == 0) return error;
+      const ErrorsAreReturned guard;
+      return MPI_Test(&request, &complete, MPI_STATUS_IGNORE);
     }
 
     void check(const char* call, const char* function, int error) {
@@ -201,7 +265,8 @@ class MpiSync {
     [[nodiscard]] static std::string text_of(int error) {
       char text[MPI_MAX_ERROR_STRING + 1] = {};
       int length = 0;
-      if (MPI_Error_string(error, text, &length) != MPI_SUCCESS) return "error " + std::to_string(error);
+      // Open MPI's own codes are negative, and it takes asking for their text as another error.
+      if (error < 0 || MPI_Error_string(error, text, &length) != MPI_SUCCESS) return "error " + std::to_string(error);
       return std::string(text, static_cast<std::size_t>(length));
     }
   };
