@@ -2,10 +2,11 @@
 // rank's micro-batch loss beside the global-batch loss, and one of the biases that the summed load has moved, alike on all.
 //
 // One process for all GPUs:   ./nccl_global_batch
-// One process per GPU:        mpirun -n 8 ./nccl_global_batch         (built with -DMOE_BALANCE_EXAMPLE_MPI and MPI)
+// One process per GPU:        mpirun -n 8 ./nccl_global_batch_mpi     (the same, built with -DMOE_BALANCE_EXAMPLE_MPI and MPI)
 #include <moe_balance/moe_balance.cuh>
 #include <moe_balance/sync/nccl.hpp>
 
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -44,6 +45,25 @@ std::vector<float> skewed_logits(int rank) {
     logits[i] = static_cast<float>(state >> 40) * 0x1p-24f + (favoured ? 1.0f : 0.0f);
   }
   return logits;
+}
+
+/// Waits until a call on a communicator that does not block is done, at most a minute.
+void await(ncclComm_t communicator, ncclResult_t state, const char* what) {
+  for (int polls = 0; state == ncclInProgress && polls < 60000; ++polls) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    nccl(ncclCommGetAsyncError(communicator, &state), "ncclCommGetAsyncError");
+  }
+  nccl(state, what);
+}
+
+/// Joins all ranks by a communicator that does not block, the only kind that can be aborted whatever the others do.
+ncclComm_t connect(const ncclUniqueId& id, int ranks, int rank) {
+  ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+  config.blocking = 0;
+  ncclComm_t communicator = nullptr;
+  const ncclResult_t state = ncclCommInitRankConfig(&communicator, ranks, id, rank, &config);
+  await(communicator, state, "ncclCommInitRankConfig");
+  return communicator;
 }
 
 /// One rank: a step of several micro-batches on the current device.
@@ -87,16 +107,23 @@ void train(ncclComm_t communicator) {
         stream);
     local.loss({.saved = local_saved.ref(), .experts = experts, .value = losses.data() + 1}, {}, stream);
 
+    // Before anything blocks, be it cudaStreamSynchronize or a copy to pageable memory: a rank that is lost must not hold this one up.
+    sync.wait(stream);
     std::vector<float> values(2), biases(experts);
-    cuda(cudaMemcpyAsync(values.data(), losses.data(), losses.bytes(), cudaMemcpyDeviceToHost, stream), "copying losses");
-    cuda(cudaMemcpyAsync(biases.data(), bias.data(), experts * sizeof(float), cudaMemcpyDeviceToHost, stream),
-         "copying biases");
-    sync.wait(stream);  // not cudaStreamSynchronize: a rank that is lost must not hold this one up
+    cuda(cudaMemcpy(values.data(), losses.data(), losses.bytes(), cudaMemcpyDeviceToHost), "copying losses");
+    cuda(cudaMemcpy(biases.data(), bias.data(), experts * sizeof(float), cudaMemcpyDeviceToHost), "copying biases");
     std::printf("rank %d of %d: micro-batch loss %.4f, global-batch loss %.4f, bias of expert 0 %+.4f\n", sync.rank(),
                 sync.ranks(), static_cast<double>(values[1]), static_cast<double>(values[0]),
                 static_cast<double>(biases[0]));
   }
   cuda(cudaStreamDestroy(stream), "destroying a stream");
+}
+
+/// After an error the communicator is left as it is: it may have been aborted.
+void run_rank(const ncclUniqueId& id, int ranks, int rank) {
+  const ncclComm_t communicator = connect(id, ranks, rank);
+  train(communicator);
+  nccl(ncclCommDestroy(communicator), "ncclCommDestroy");
 }
 
 int device_count() {
@@ -120,28 +147,23 @@ void run_as_rank() {
   ncclUniqueId id{};
   if (rank == 0) nccl(ncclGetUniqueId(&id), "ncclGetUniqueId");
   MPI_Bcast(&id, sizeof(id), MPI_BYTE, 0, MPI_COMM_WORLD);
-  ncclComm_t communicator = nullptr;
-  nccl(ncclCommInitRank(&communicator, ranks, id, rank), "ncclCommInitRank");
-  train(communicator);
-  nccl(ncclCommDestroy(communicator), "ncclCommDestroy");
+  run_rank(id, ranks, rank);
 }
 #else
 /// One thread for each GPU of this process.
 void run_in_one_process() {
   const int devices = device_count();
-  std::vector<ncclComm_t> communicators(static_cast<std::size_t>(devices));
-  nccl(ncclCommInitAll(communicators.data(), devices, nullptr), "ncclCommInitAll");
-  std::vector<std::string> errors(communicators.size());
+  ncclUniqueId id{};
+  nccl(ncclGetUniqueId(&id), "ncclGetUniqueId");
+  std::vector<std::string> errors(static_cast<std::size_t>(devices));
   std::vector<std::thread> threads;
   for (int device = 0; device < devices; ++device) {
     threads.emplace_back([&, device] {
-      const auto index = static_cast<std::size_t>(device);
       try {
         cuda(cudaSetDevice(device), "cudaSetDevice");
-        train(communicators[index]);
-        nccl(ncclCommDestroy(communicators[index]), "ncclCommDestroy");
+        run_rank(id, devices, device);
       } catch (const std::exception& error) {
-        errors[index] = error.what();
+        errors[static_cast<std::size_t>(device)] = error.what();
       }
     });
   }

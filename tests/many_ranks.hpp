@@ -296,6 +296,27 @@ void check_window(const Sync& sync) {
         oracle_counts(logits, second, split.total() - second, {}, oracle::softmax()));
 }
 
+/// A sum every third micro-batch: the two before it sum nothing, and it sees what all ranks have counted in all three.
+template <class Sync>
+void check_every_third(const Sync& sync) {
+  const mb::Router summing{mb::Softmax{}, mb::TopK<rank_k>{}, mb::GlobalBatchLoss{}, sync};
+  const mb::Router alone{mb::Softmax{}, mb::TopK<rank_k>{}, mb::GlobalBatchLoss{}};
+  const mb::Load load(rank_experts);
+  const Split split = ragged_split(8, sync.ranks(), 6);
+  const std::vector<float> logits = Random(46).normals(static_cast<std::size_t>(split.total() * rank_experts));
+  for (int m = 0; m < 6; ++m) {
+    const int first = split.first(m, sync.rank());
+    if (m % 3 != 2) {
+      RankCall(alone, logits, first, split.of(m, sync.rank())).forward({}, load.ref());
+      continue;
+    }
+    RankCall part(summing, logits, first, split.of(m, sync.rank()));
+    part.forward({}, load.ref());
+    CHECK(part.loss() >= 0);
+    CHECK(part.global_counts() == oracle_counts(logits, 0, split.first(m, 0) + split.of_all(m), {}, oracle::softmax()));
+  }
+}
+
 /// Each rank's tokens like experts of their own: unbalanced rank by rank, balanced over all of them.
 template <class Sync>
 void check_skew(const Sync& sync) {
@@ -409,6 +430,7 @@ void check_all_identities(const Sync& sync, const Sync& alone) {
   check_biases(sync, alone, splits[3]);
   check_bias_beside_loss(sync);
   check_window(sync);
+  check_every_third(sync);
   check_skew(sync);
   check_reuse(sync);
   check_different_layers(sync);

@@ -1,7 +1,9 @@
 // save_state and load_state: the layout byte for byte, what is refused, and training that resumes bit for bit.
 #include "many_ranks.hpp"
 
+#include <algorithm>
 #include <cstring>
+#include <fstream>
 #include <sstream>
 #include <string>
 
@@ -135,20 +137,17 @@ TEST_CASE("a truncated state is refused at every length and changes nothing") {
   }
 }
 
-TEST_CASE("a state with any byte changed is refused and changes nothing") {
+TEST_CASE("a state with any bit or byte changed is refused and changes nothing") {
   State state(3, 2, 3);
   const std::string whole = state.saved(7);
   State target(3, 2, 3);
   for (std::size_t i = 0; i < whole.size(); ++i) {
-    for (const int flip : {1, 0x80, 0xff, 0x20}) {
+    for (const int flip : {1, 2, 4, 8, 16, 32, 64, 128, 255}) {
       CAPTURE(i);
       std::string changed = whole;
       changed[i] = static_cast<char>(changed[i] ^ flip);
       const std::string message = target.refusal(changed);
-      const char* want = i < 8    ? "is no state"
-                         : i < 12 ? "has version"
-                         : i < 24 ? "allowed: 2 layers of 3"
-                                  : "is corrupted";
+      const char* want = i < 8 ? "is no state" : i < 12 ? "has version" : i < 24 ? "allowed: 2 layers of 3" : "is corrupted";
       CHECK(contains(message, want));
     }
   }
@@ -165,11 +164,30 @@ TEST_CASE("what is no state, of another version or another shape is refused") {
   CHECK(contains(same.refusal(with_checksum(newer)), "the state has version 2; allowed: 1"));
 }
 
+TEST_CASE("a header with huge numbers, or one of the other byte order, is refused before memory is taken for it") {
+  State target(3, 2, 3);
+  for (const std::uint64_t huge : {~std::uint64_t{0}, std::uint64_t{1} << 62, std::uint64_t{1} << 32 | 2}) {
+    std::string text = "MOEBSTAT";
+    append(text, 1, 4);
+    append(text, huge % (std::uint64_t{1} << 32), 4);
+    append(text, huge, 8);
+    append(text, 7, 8);
+    CHECK(contains(target.refusal(with_checksum(text)), "allowed: 2 layers of 3"));
+  }
+  State state(3, 2, 3);
+  std::string turned = state.saved(7);
+  std::reverse(turned.begin() + 8, turned.begin() + 12);
+  CHECK(contains(target.refusal(turned), "the state has version 16777216; allowed: 1"));
+}
+
 TEST_CASE("a stream that takes nothing, and references that do not fit each other, are errors") {
   State state(3, 2, 3);
   std::ostringstream full;
   full.setstate(std::ios::badbit);
   CHECK_THROWS_AS(mb::save_state(full, state.bias_ref(), state.load_ref(), 1), mb::StateError);
+  if (std::ofstream full_disk("/dev/full", std::ios::binary); full_disk.is_open()) {  // takes bytes into its buffer first
+    CHECK_THROWS_AS(mb::save_state(full_disk, state.bias_ref(), state.load_ref(), 1), mb::StateError);
+  }
   std::ostringstream out;
   const mb::BiasRef bias = state.bias_ref();
   const mb::LoadRef load = state.load_ref();
@@ -177,6 +195,8 @@ TEST_CASE("a stream that takes nothing, and references that do not fit each othe
   CHECK_THROWS_AS(mb::save_state(out, bias, {}, 1), mb::InvalidArgument);
   CHECK_THROWS_AS(mb::save_state(out, bias, load.layer(0), 1), mb::InvalidArgument);
   CHECK_THROWS_AS(mb::save_state(out, bias, load.layer(0, 2), 1), mb::InvalidArgument);
+  CHECK_THROWS_AS(mb::save_state(out, {state.bias.data(), 3, 2, 2}, load, 1), mb::InvalidArgument);  // rows would overlap
+  CHECK_THROWS_AS(mb::save_state(out, bias, {state.load.data(), 3, 2, -3}, 1), mb::InvalidArgument);
   CHECK(out.str().empty());
   std::istringstream in(state.saved(1));
   CHECK_THROWS_AS((void)mb::load_state(in, bias, load.layer(0)), mb::InvalidArgument);

@@ -99,10 +99,18 @@ TEST_CASE("ThreadSync: ranks that add different numbers of counts are told so") 
   CHECK(two == Counts{1, 2});
 }
 
+TEST_CASE("ThreadSync: a number of counts below 0 is refused, and the group goes on") {
+  const mb::ThreadSync sync = mb::ThreadSync::group(1)[0];
+  Counts counts{5};
+  CHECK_THROWS_AS(sync.start(counts.data(), -1, mb::Host{}), mb::InvalidArgument);
+  CHECK(sum_of(sync, counts) == Counts{5});
+}
+
 TEST_CASE("ThreadSync: a group has at least one rank and a timeout") {
   CHECK_THROWS_AS((void)mb::ThreadSync::group(0), mb::InvalidArgument);
-  CHECK_THROWS_AS((void)mb::ThreadSync::group(1, mb::ThreadSync::Seconds(0)), mb::InvalidArgument);
-  CHECK_THROWS_AS((void)mb::ThreadSync::group(1, mb::ThreadSync::Seconds(1e10)), mb::InvalidArgument);
+  for (const double seconds : {0.0, -1.0, 1e10, std::numeric_limits<double>::quiet_NaN()}) {
+    CHECK_THROWS_AS((void)mb::ThreadSync::group(1, mb::ThreadSync::Seconds(seconds)), mb::InvalidArgument);
+  }
 }
 
 TEST_CASE("finish_update refuses a load whose sum was not started") {

@@ -79,10 +79,13 @@ inline void check_state_arguments(const char* call, const BiasRef& bias, const L
   MOEB_EXPECTS(load.experts == bias.experts, call, "load.experts", std::to_string(load.experts),
                std::to_string(bias.experts));
   MOEB_EXPECTS(load.layers == bias.layers, call, "load.layers", std::to_string(load.layers), std::to_string(bias.layers));
+  const std::string least = std::to_string(bias.experts) + " or more, the experts of a layer";
+  MOEB_EXPECTS(bias.stride >= bias.experts, call, "bias.stride", std::to_string(bias.stride), least);
+  MOEB_EXPECTS(load.stride >= load.experts, call, "load.stride", std::to_string(load.stride), least);
 }
 
-/// Writes bias and load, in host memory, and the number of steps done. A router without a bias passes a bias of zeros.
-/// Errors: InvalidArgument; StateError when the stream does not take it.
+/// Writes bias and load, in host memory, and the number of steps done, and flushes the stream. A router without a bias passes a bias of
+/// zeros. Errors: InvalidArgument; StateError when the stream does not take it, on a full disk, say.
 inline void save_state(std::ostream& out, const BiasRef& bias, const LoadRef& load, std::int64_t step) {
   check_state_arguments("save_state", bias, load);
   StateBytes bytes;
@@ -98,7 +101,7 @@ inline void save_state(std::ostream& out, const BiasRef& bias, const LoadRef& lo
     for (int e = 0; e < load.experts; ++e) bytes.append(static_cast<std::uint64_t>(load.layer(l).counts[e]));
   }
   bytes.append(bytes.checksum(bytes.size()));
-  out.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  out.write(bytes.data(), static_cast<std::streamsize>(bytes.size())).flush();
   if (!out) raise<StateError>("moe_balance: save_state: the stream did not take " + std::to_string(bytes.size()) + " bytes");
 }
 

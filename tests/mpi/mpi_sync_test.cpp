@@ -21,6 +21,8 @@ TEST_CASE("MpiSync: the communicator that the user passes is the group") {
     const mb::MpiSync sync(pairs);
     const Counts sum = sum_of(sync, Counts{rank / 2, 1});
     CHECK(sum == Counts{rank / 2 * sync.ranks(), sync.ranks()});
+    check_bias_beside_loss(sync);  // each pair is a batch of its own
+    check_window(sync);
   }
   MPI_Comm_free(&pairs);
 }

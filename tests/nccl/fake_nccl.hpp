@@ -44,6 +44,7 @@ struct ncclComm {
   std::size_t issued = 0;
   ncclResult_t asynchronous = ncclSuccess;
   std::atomic<bool> aborted = false;
+  std::atomic<bool> in_collective = false;
 };
 
 namespace fake {
@@ -52,7 +53,9 @@ namespace fake {
 inline std::map<std::string, std::deque<int>> results;
 /// How often each function was called.
 inline std::map<std::string, int> calls;
-/// NCCL functions that were given an aborted communicator.
+/// What a collective does on the host, besides.
+inline std::function<void()> in_collective;
+/// NCCL functions that were given an aborted communicator, or aborted one that another thread was in a call on.
 inline std::vector<std::string> calls_after_abort;
 inline std::recursive_mutex mutex;  ///< of results, calls and calls_after_abort
 inline int devices = 1;
@@ -66,6 +69,7 @@ inline void reset() {
   results.clear();
   calls.clear();
   calls_after_abort.clear();
+  in_collective = nullptr;
   devices = 1;
 }
 
@@ -84,6 +88,15 @@ inline ncclResult_t nccl(const char* function, ncclComm_t communicator) {
   const std::lock_guard lock(mutex);
   if (communicator != nullptr && communicator->aborted) calls_after_abort.push_back(function);
   return result_of<ncclResult_t>(function);
+}
+
+/// A collective's part on the host; its result where the communicator is gone in the meantime.
+inline ncclResult_t collective(const char* function, ncclComm_t communicator) {
+  const ncclResult_t result = nccl(function, communicator);
+  communicator->in_collective = true;
+  if (in_collective) in_collective();
+  communicator->in_collective = false;
+  return communicator->aborted ? ncclInternalError : result;
 }
 
 inline cudaStream_t new_stream() {
@@ -267,12 +280,13 @@ ncclResult_t ncclCommGetAsyncError(ncclComm_t communicator, ncclResult_t* state)
 }
 ncclResult_t ncclCommAbort(ncclComm_t communicator) {
   const ncclResult_t result = fake::nccl("ncclCommAbort", communicator);
+  if (communicator->in_collective) fake::calls_after_abort.push_back("a collective");
   communicator->aborted = true;
   return result;
 }
 ncclResult_t ncclAllReduce(const void* send, void* receive, std::size_t count, ncclDataType_t type, ncclRedOp_t operation,
                            ncclComm_t communicator, cudaStream_t stream) {
-  const ncclResult_t result = fake::nccl("ncclAllReduce", communicator);
+  const ncclResult_t result = fake::collective("ncclAllReduce", communicator);
   if (result != ncclSuccess && result != ncclInProgress) return result;
   if (type != ncclInt64 || operation != ncclSum || send != receive) return ncclInvalidArgument;
   fake::enqueue_collective(send, count, communicator, stream, [=](const auto& parts) {
@@ -286,7 +300,7 @@ ncclResult_t ncclAllReduce(const void* send, void* receive, std::size_t count, n
 }
 ncclResult_t ncclAllGather(const void* send, void* receive, std::size_t count, ncclDataType_t type, ncclComm_t communicator,
                            cudaStream_t stream) {
-  const ncclResult_t result = fake::nccl("ncclAllGather", communicator);
+  const ncclResult_t result = fake::collective("ncclAllGather", communicator);
   if (result != ncclSuccess && result != ncclInProgress) return result;
   if (type != ncclInt64) return ncclInvalidArgument;
   fake::enqueue_collective(send, count, communicator, stream, [=](const auto& parts) {

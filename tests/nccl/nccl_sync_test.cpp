@@ -306,8 +306,9 @@ TEST_CASE("construction: a stream or memory that cannot be had is an error, and 
   }
   for (const char* function : {"ncclMemAlloc", "ncclCommWindowRegister"}) {
     Scene scene;
+    fake::Group group(2);
     fake::results[function] = {ncclSystemError};
-    CHECK(contains(error_of<mb::SyncError>([&] { (void)make<GatherSync>(scene.communicator()); }),
+    CHECK(contains(error_of<mb::SyncError>([&] { (void)make<GatherSync>(group.ranks[1]); }),
                    std::string(function) + " failed: unhandled system error"));
   }
 }
@@ -463,6 +464,42 @@ TEST_CASE("another thread may abort while this one waits") {
                  "wait: rank 0 of 2 finds its communicator aborted"));
   watchdog.join();
   CHECK(fake::calls["ncclCommAbort"] == 1);
+}
+
+TEST_CASE_TEMPLATE("a thread that aborts lets a call of NCCL of another thread end first", Sync, mb::NcclSync, GatherSync) {
+  Scene scene;
+  const Sync sync = make<Sync>(scene.communicator());
+  std::atomic<bool> has_begun = false;
+  fake::in_collective = [&] {
+    has_begun = true;
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  };
+  std::thread watchdog([&] {
+    while (!has_begun) std::this_thread::yield();
+    sync.abort("a rank died");
+  });
+  start(sync, scene);
+  watchdog.join();
+  CHECK(fake::calls["ncclCommAbort"] == 1);
+  CHECK(contains(error_of<mb::SyncError>([&] { start(sync, scene); }), "finds its communicator aborted"));
+}
+
+TEST_CASE("a call of NCCL that blocks for ever is aborted when the timeout is over, and says why") {
+  Scene scene;
+  const mb::NcclSync sync = make<mb::NcclSync>(scene.communicator(), 0.05);
+  std::atomic<bool> has_begun = false;
+  fake::in_collective = [&] {
+    has_begun = true;
+    while (!scene.communicator().aborted) std::this_thread::yield();
+  };
+  std::thread watchdog([&] {
+    while (!has_begun) std::this_thread::yield();
+    sync.abort("a rank died");
+  });
+  CHECK(contains(error_of<mb::SyncError>([&] { start(sync, scene); }), "gives up: a rank died"));
+  watchdog.join();
+  CHECK(fake::calls_after_abort == std::vector<std::string>{"a collective"});
+  fake::calls_after_abort.clear();
 }
 
 TEST_CASE("an abort that fails is said, too") {

@@ -10,6 +10,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -58,14 +59,11 @@ class NcclConnection {
   [[nodiscard]] ncclComm_t communicator() const { return communicator_; }
   [[nodiscard]] int rank() const { return rank_; }
   [[nodiscard]] int ranks() const { return ranks_; }
-  [[nodiscard]] bool has_failed() const {
-    const std::lock_guard lock(mutex_);
-    return !failure_.empty();
-  }
   /// Where the device sees whether a sum has failed.
   [[nodiscard]] const std::int32_t* failure_flag() const { return device_flag_; }
 
-  /// Aborts the communicator, for whom it is the user's decision; nothing where it has been aborted already.
+  /// Aborts the communicator, for whom it is the user's decision; nothing where it has been aborted already. Waits for a call of NCCL that
+  /// another thread is in, as NCCL demands, but no longer than the timeout: one that blocks may wait for a lost rank.
   void abort(const char* in, const std::string& what) { (void)abort_because(sentence(in) + what); }
 
   /// Raises SyncError when NCCL has met an error since the last call, or any call has failed before.
@@ -80,14 +78,23 @@ class NcclConnection {
     if (error != cudaSuccess) fail<CudaError>(in, std::string(what) + " failed: " + text_of(error));
   }
 
-  /// Raises on an error of an NCCL call. A communicator that does not block may still be at it: waits for that, up to the timeout.
-  void nccl(const char* in, const char* function, ncclResult_t result) {
+  /// Calls NCCL by f and raises on an error. A communicator that does not block may still be at it then: waits for that, up to the timeout.
+  template <class Function>
+  void nccl(const char* in, const char* function, const Function& f) {
     const auto begin = std::chrono::steady_clock::now();
+    ncclResult_t result = unless_aborted(in, f);
     while (result == ncclInProgress) {
       result = asynchronous_state(in);
       if (result == ncclInProgress) pause(in, function, begin);
     }
     if (result != ncclSuccess) fail<SyncError>(in, std::string(function) + " failed: " + text_of(result));
+  }
+
+  /// Calls f, unless the communicator has been aborted: for destructors.
+  template <class Function>
+  void nccl_at_end(const Function& f) const {
+    const std::lock_guard lock(mutex_);
+    if (failure_.empty()) (void)f();
   }
 
   /// Waits on the host until the stream has done all it holds; polls, so that a rank that left cannot hold it up for longer than the
@@ -110,14 +117,24 @@ class NcclConnection {
  private:
   static constexpr const char* call = "NcclSync";
 
-  /// Under the lock, so that no other thread aborts in between: an aborted communicator may not be asked.
-  [[nodiscard]] ncclResult_t asynchronous_state(const char* in) {
-    ncclResult_t state = ncclSuccess;
-    const ncclResult_t result = [&] {
+  /// What f, a call of NCCL, returns. No other thread aborts in between: an aborted communicator is gone. Not under the lock, as f may block.
+  template <class Function>
+  [[nodiscard]] ncclResult_t unless_aborted(const char* in, const Function& f) {
+    {
       const std::lock_guard lock(mutex_);
       if (!failure_.empty()) raise_aborted(in);
-      return ncclCommGetAsyncError(communicator_, &state);
-    }();
+      is_in_nccl_ = true;
+    }
+    const ncclResult_t result = f();
+    const std::lock_guard lock(mutex_);
+    is_in_nccl_ = false;
+    out_of_nccl_.notify_all();
+    return result;
+  }
+
+  [[nodiscard]] ncclResult_t asynchronous_state(const char* in) {
+    ncclResult_t state = ncclSuccess;
+    const ncclResult_t result = unless_aborted(in, [&] { return ncclCommGetAsyncError(communicator_, &state); });
     if (result != ncclSuccess) fail<SyncError>(in, "ncclCommGetAsyncError failed: " + text_of(result));
     return state;
   }
@@ -145,10 +162,11 @@ class NcclConnection {
   /// Whether this call is the one that aborts. The flag first: the abort lets streams go on with sums that are not complete, and an update behind
   /// one must leave bias and load as they are.
   [[nodiscard]] bool abort_because(const std::string& what) {
-    const std::lock_guard lock(mutex_);
+    std::unique_lock lock(mutex_);
     if (!failure_.empty()) return false;
     failure_ = what;
     std::atomic_ref<std::int32_t>(*host_flag_).store(1);
+    out_of_nccl_.wait_for(lock, timeout_, [&] { return !is_in_nccl_; });
     const ncclResult_t aborted = ncclCommAbort(communicator_);
     failure_ += aborted == ncclSuccess ? "; the communicator was aborted"
                                        : std::string("; aborting the communicator failed: ") + ncclGetErrorString(aborted);
@@ -181,8 +199,10 @@ class NcclConnection {
   int device_ = 0;
   int rank_ = 0;
   int ranks_ = 1;
-  mutable std::mutex mutex_;  ///< of failure_, and of the communicator's end
+  mutable std::mutex mutex_;  ///< of failure_ and is_in_nccl_, and of the communicator's end
+  std::condition_variable out_of_nccl_;
   std::string failure_;
+  bool is_in_nccl_ = false;
   struct FreeHostMemory {
     void operator()(std::int32_t* memory) const { (void)cudaFreeHost(memory); }
   };
@@ -197,9 +217,10 @@ class NcclAllReduce {
 
   void check(std::int64_t /*n*/) const {}
   void enqueue(std::int64_t* counts, std::int64_t n, cudaStream_t side) const {
-    connection_->nccl(
-        "start", "ncclAllReduce",
-        ncclAllReduce(counts, counts, static_cast<std::size_t>(n), ncclInt64, ncclSum, connection_->communicator(), side));
+    connection_->nccl("start", "ncclAllReduce", [&] {
+      return ncclAllReduce(counts, counts, static_cast<std::size_t>(n), ncclInt64, ncclSum, connection_->communicator(),
+                           side);
+    });
   }
 
  private:
@@ -207,14 +228,18 @@ class NcclAllReduce {
 };
 
 /// A handle; copies share their state: a stream of the highest priority, events, and what is under way. The communicator stays the user's, who
-/// keeps it alive as long as any copy, and calls nothing on it, not even ncclCommDestroy, after an error has aborted it. Best
-/// one of its own (ncclCommSplit), so that sums queue behind nobody else's. Used by one thread at a time, but for `abort`.
+/// keeps it alive as long as any copy, and calls nothing on it, not even ncclCommDestroy, after an error has aborted it. Used by one thread at a
+/// time, but for `abort`.
+///
+/// NCCL aborts safely only what does not block: make the communicator with config.blocking = 0 and wait until it is ready. A call on
+/// one that blocks may wait on the host for a lost rank, for ever. Best it is one of its own, so that sums queue behind nobody else's; which
+/// needs NCCL 2.26 with NCCL_LAUNCH_ORDER_IMPLICIT=1, as sums run beside what the other communicators of this device do: docs/distributed.md.
 ///
 /// `counts` is device memory, which must stay alive until finish of it, or `wait`, and what they enqueued, is done. In a CUDA graph, start and
 /// finish of a sum belong into one capture. The last copy goes when streams have passed all calls that used it.
 ///
-/// Where a rank leaves, the others' streams wait for it. A program that then blocks in cudaStreamSynchronize hangs; `wait(stream)`
-/// waits as well, finds NCCL's asynchronous errors, and after the timeout aborts the communicator and raises.
+/// Where a rank leaves, the others' streams wait for it. A program that then blocks in cudaStreamSynchronize, or copies to pageable
+/// memory, hangs; `wait(stream)` waits as well, finds NCCL's asynchronous errors, and after the timeout aborts the communicator and raises.
 template <class Exchange>
 class BasicNcclSync {
  public:
@@ -260,7 +285,7 @@ class BasicNcclSync {
   void check() const { state_->connection.check("check"); }
 
   /// Aborts the communicator where the user knows that a rank is lost: in place of ncclCommAbort, which would let an update go on with a sum that
-  /// is not complete. Every later call raises SyncError, which says `why`. Any thread may call it, while another one waits in any other call.
+  /// is not complete. Every later call raises SyncError, which says `why`. Any thread may call it, while another one is in any other call.
   void abort(const std::string& why) const { state_->connection.abort("abort", "gives up: " + why); }
 
   /// What kernels read of failures; see UpdateProblem.

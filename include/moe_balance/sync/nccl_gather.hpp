@@ -55,9 +55,9 @@ class NcclAllGather {
     connection_->cuda(
         "start", "copying counts",
         cudaMemcpyAsync(own, counts, static_cast<std::size_t>(n) * sizeof(std::int64_t), cudaMemcpyDeviceToDevice, side));
-    connection_->nccl(
-        "start", "ncclAllGather",
-        ncclAllGather(own, gathered, static_cast<std::size_t>(n), ncclInt64, connection_->communicator(), side));
+    connection_->nccl("start", "ncclAllGather", [&] {
+      return ncclAllGather(own, gathered, static_cast<std::size_t>(n), ncclInt64, connection_->communicator(), side);
+    });
     connection_->cuda("start", "summing counts", Launch::sum(gathered, connection_->ranks(), n, counts, side));
   }
 
@@ -92,15 +92,17 @@ class NcclAllGather {
     const std::size_t bytes =
         static_cast<std::size_t>(slot_words()) * static_cast<std::size_t>(options_.kept) * sizeof(std::int64_t);
     void* memory = nullptr;
-    connection_->nccl("NcclGatherSync", "ncclMemAlloc", ncclMemAlloc(&memory, bytes));
+    connection_->nccl("NcclGatherSync", "ncclMemAlloc", [&] { return ncclMemAlloc(&memory, bytes); });
     memory_.data = static_cast<std::int64_t*>(memory);
 #if NCCL_VERSION_CODE >= NCCL_VERSION(2, 27, 0)
-    connection_->nccl("NcclGatherSync", "ncclCommWindowRegister",
-                      ncclCommWindowRegister(connection_->communicator(), memory, bytes, &window_, NCCL_WIN_COLL_SYMMETRIC));
+    if (connection_->ranks() == 1) return;  // nobody to share it with
+    connection_->nccl("NcclGatherSync", "ncclCommWindowRegister", [&] {
+      return ncclCommWindowRegister(connection_->communicator(), memory, bytes, &window_, NCCL_WIN_COLL_SYMMETRIC);
+    });
   }
   void release() {
-    if (window_ != nullptr && !connection_->has_failed())
-      (void)ncclCommWindowDeregister(connection_->communicator(), window_);
+    if (window_ == nullptr) return;  // NCCL registers nothing where it has no symmetric memory
+    connection_->nccl_at_end([&] { return ncclCommWindowDeregister(connection_->communicator(), window_); });
   }
   ncclWindow_t window_ = nullptr;
 #else

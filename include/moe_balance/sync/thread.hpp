@@ -38,8 +38,9 @@ class ThreadSync {
   [[nodiscard]] int rank() const { return rank_; }
 
   /// Adds `n` counts to the sum; waits for nobody. A sum of the same counts that nobody has finished is given up.
-  /// Errors: SyncError when a rank has failed before, or adds another number of counts to this sum.
+  /// Errors: InvalidArgument; SyncError when a rank has failed before, or adds another number of counts to this sum.
   void start(std::int64_t* counts, std::int64_t n, const Host& /*place*/) const {
+    MOEB_EXPECTS(n >= 0, "ThreadSync::start", "n", std::to_string(n), "0 or more");
     const std::lock_guard lock(group_->mutex);
     raise_earlier_failure("start");
     Member& member = group_->members[own_index()];
