@@ -5,6 +5,8 @@
 #include <moe_balance/sync/mpi.hpp>
 
 #include <cstdio>
+#include <limits>
+#include <thread>
 
 namespace testing {
 
@@ -63,11 +65,29 @@ TEST_CASE("MpiSync: it outlives the communicator that it was given, and two of t
   CHECK(counts == std::vector<Counts>{{ranks, 2 * ranks, 3 * ranks}, {4 * ranks}, {5 * ranks, 6 * ranks}, {7 * ranks}});
 }
 
-TEST_CASE("MpiSync: errors of MPI_COMM_WORLD are handled as before") {
+TEST_CASE("MpiSync: threads may each have their own, and errors of MPI_COMM_WORLD are handled as before") {
+  int level = MPI_THREAD_SINGLE;
+  MPI_Query_thread(&level);
   MPI_Errhandler before = MPI_ERRHANDLER_NULL;
   MPI_Comm_get_errhandler(MPI_COMM_WORLD, &before);
-  const mb::MpiSync sync(MPI_COMM_WORLD);
-  CHECK(sum_of(sync, Counts{1}) == Counts{sync.ranks()});
+  const mb::MpiSync syncs[] = {mb::MpiSync(MPI_COMM_WORLD), mb::MpiSync(MPI_COMM_WORLD)};
+  bool are_right[] = {true, true};
+  const auto sum_often = [&](int thread) {
+    for (int i = 0; i < 200; ++i) {
+      const mb::MpiSync& sync = syncs[thread];
+      if (sum_of(sync, Counts{i + thread}) != Counts{sync.ranks() * (i + thread)}) are_right[thread] = false;
+    }
+  };
+  if (level == MPI_THREAD_MULTIPLE) {
+    std::thread other(sum_often, 1);
+    sum_often(0);
+    other.join();
+  } else {
+    sum_often(0);
+    sum_often(1);
+  }
+  CHECK(are_right[0]);
+  CHECK(are_right[1]);
   MPI_Errhandler after = MPI_ERRHANDLER_NULL;
   MPI_Comm_get_errhandler(MPI_COMM_WORLD, &after);
   CHECK(before == after);
@@ -90,7 +110,9 @@ TEST_CASE("MpiSync: what is no communicator is refused, and so is a timeout that
 }  // namespace testing
 
 int main(int argc, char** argv) {
-  MPI_Init(&argc, &argv);
+  int level = MPI_THREAD_SINGLE;
+  MPI_Init_thread(&argc, &argv, MPI_THREAD_MULTIPLE, &level);
+  const moe_balance::MpiSync outlives_mpi(MPI_COMM_WORLD);
   doctest::Context context(argc, argv);
   const int result = context.run();
   MPI_Finalize();

@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <unordered_map>
@@ -24,7 +25,8 @@
 MOEB_NAMESPACE_BEGIN
 
 /// A handle; copies share their state. Sums run in buffers of its own, so that MPI never writes into the caller's memory, not even after a
-/// timeout. Used by one thread at a time, one that MPI allows to call it; the last copy goes before MPI_Finalize.
+/// timeout. Used by one thread at a time, one that MPI allows to call it: with MPI_THREAD_MULTIPLE several threads may each have their own. The last
+/// copy goes before MPI_Finalize; one that goes later leaves its communicator to MPI.
 ///
 /// MPI has no way to cancel a sum that a dead rank holds up. After a SyncError every call raises again, and the program ends with MPI_Abort or
 /// std::_Exit: MPI_Finalize might wait for that rank for ever. An MPI that kills all ranks with the first, as mpirun does by default, or
@@ -224,9 +226,11 @@ class MpiSync {
       }
     }
 
-    /// Errors of MPI_COMM_WORLD are returned while it lives. Open MPI hands an error of a sum over any communicator to that one's handler,
-    /// which by default ends the program.
+    /// Errors of MPI_COMM_WORLD are returned while it lives, in one thread at a time, as each puts back the handler that it found. Open MPI
+    /// hands an error of a sum over any communicator to that handler, which by default ends the program.
     struct ErrorsAreReturned {
+      inline static std::mutex mutex;
+      std::lock_guard<std::mutex> lock{mutex};
       MPI_Errhandler before = MPI_ERRHANDLER_NULL;
       ErrorsAreReturned() {
         (void)MPI_Comm_get_errhandler(MPI_COMM_WORLD, &before);
