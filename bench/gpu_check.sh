@@ -160,6 +160,11 @@ tests cuda_graph 30 -R cuda_graph
 tests contract 90 -R 'cuda\.contract'
 tests golden 60 -R golden
 tests other_tests 120 -L cuda -E 'kernel_parameters|cuda_graph|cuda\.contract'
+if [ -x "$build/tests/nccl/nccl_device_test" ]; then
+  tests nccl 60 -R nccl_device
+else
+  echo "gpu_check: no NCCL 2.18 with its header was found, or its test did not build, so NcclSync was not checked" >&2
+fi
 for tool in memcheck racecheck initcheck synccheck; do
   begin_step "sanitizer_$tool" 100 bash bench/sanitize.sh "$tool" "$build"
 done

@@ -44,6 +44,9 @@ done
 BENCHMARK
 cp "$2/bench/router_gpu" "$2/bench/user_policy_gpu"
 chmod +x "$2"/bench/*
+mkdir -p "$2/tests/nccl"
+cp "$2/bench/repeat" "$2/tests/nccl/nccl_device_test"
+[[ $WRONG != *no_nccl* ]] || rm "$2/tests/nccl/nccl_device_test"
 [[ $WRONG != *build* ]] || { echo "error: it does not compile"; exit 1; }
 PROGRAM
 stand_in ctest <<'PROGRAM'
@@ -102,21 +105,22 @@ check no_folder '' 2 --dependencies "$folder/nowhere"
 expect no_folder 'nowhere is not a folder'
 
 check well '' 0 --jobs 3
-holds well 'report["passed"] and set(status.values()) == {"passed"} and len(status) == 15'
+holds well 'report["passed"] and set(status.values()) == {"passed"} and len(status) == 16'
 holds well 'report["machine"]["gpu"] == "NVIDIA Test 100" and report["machine"]["driver"] == "999.1" and report["machine"]["cuda"] == "13.0"'
 holds well '"--jobs 3" in report["machine"]["command"] and len(report["machine"]["date"]) == 20'
-holds well 'len(report["tests"]) == 5 and report["figures"]["router_gpu"]["benchmarks"][0]["median_us"] == 4.5'
+holds well 'len(report["tests"]) == 6 and report["figures"]["router_gpu"]["benchmarks"][0]["median_us"] == 4.5'
 holds well '"secret" not in json.dumps(report)'
 expect well '4.50 us (4.40 to 4.70)'
 expect well '10.0x'
 expect well 'ALL PASSED'
 grep -qx -- '-DCMAKE_CUDA_ARCHITECTURES=90-real' "$folder/build/options" || { echo "the card's architecture is not asked for"; exit 1; }
 
-check without_torch torch 0
-holds without_torch 'status["compare_torch"] == "skipped" and report["passed"]'
+check without_torch 'torch no_nccl' 0
+holds without_torch 'status["compare_torch"] == "skipped" and report["passed"] and len(status) == 15'
+expect without_torch 'so NcclSync was not checked'
 
 check wrong 'build skip race hang benchmark' 1 --step-limit 3
-holds wrong 'not report["passed"] and len(status) == 15'
+holds wrong 'not report["passed"] and len(status) == 16'
 holds wrong 'status["build"] == "failed" and status["golden"] == "failed" and status["sanitizer_racecheck"] == "failed"'
 holds wrong 'status["sanitizer_synccheck"] == "timed_out" and 2.5 < seconds["sanitizer_synccheck"] < 10'
 holds wrong 'status["benchmarks"] == "failed" and status["user_policy"] == "failed"'
@@ -126,5 +130,5 @@ expect wrong 'SOMETHING DID NOT PASS'
 expect wrong 'FAILED: broken'
 
 check late '' 1 --deadline 1
-holds late 'not report["passed"] and len(status) == 15 and set(status.values()) == {"out_of_time"}'
+holds late 'not report["passed"] and len(status) == 16 and set(status.values()) == {"out_of_time"}'
 echo "gpu_check.sh does what it says: 8 runs"

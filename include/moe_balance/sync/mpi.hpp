@@ -26,7 +26,7 @@ MOEB_NAMESPACE_BEGIN
 
 /// A handle; copies share their state. Sums run in buffers of its own, so that MPI never writes into the caller's memory, not even after a
 /// timeout. Used by one thread at a time, one that MPI allows to call it: with MPI_THREAD_MULTIPLE several threads may each have their own. The last
-/// copy goes before MPI_Finalize; one that goes later leaves its communicator to MPI.
+/// copy goes before MPI_Finalize; it waits for sums that nobody has read, up to the timeout. One that goes later leaves all to MPI.
 ///
 /// MPI has no way to cancel a sum that a dead rank holds up. After a SyncError every call raises again, and the program ends with MPI_Abort or
 /// std::_Exit: MPI_Finalize might wait for that rank for ever. An MPI that kills all ranks with the first, as mpirun does by default, or

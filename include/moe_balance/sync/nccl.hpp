@@ -123,11 +123,11 @@ class NcclConnection {
     {
       const std::lock_guard lock(mutex_);
       if (!failure_.empty()) raise_aborted(in);
-      is_in_nccl_ = true;
+      ++calls_in_nccl_;
     }
     const ncclResult_t result = f();
     const std::lock_guard lock(mutex_);
-    is_in_nccl_ = false;
+    --calls_in_nccl_;
     out_of_nccl_.notify_all();
     return result;
   }
@@ -166,7 +166,7 @@ class NcclConnection {
     if (!failure_.empty()) return false;
     failure_ = what;
     std::atomic_ref<std::int32_t>(*host_flag_).store(1);
-    out_of_nccl_.wait_for(lock, timeout_, [&] { return !is_in_nccl_; });
+    out_of_nccl_.wait_for(lock, timeout_, [&] { return calls_in_nccl_ == 0; });
     const ncclResult_t aborted = ncclCommAbort(communicator_);
     failure_ += aborted == ncclSuccess ? "; the communicator was aborted"
                                        : std::string("; aborting the communicator failed: ") + ncclGetErrorString(aborted);
@@ -199,10 +199,10 @@ class NcclConnection {
   int device_ = 0;
   int rank_ = 0;
   int ranks_ = 1;
-  mutable std::mutex mutex_;  ///< of failure_ and is_in_nccl_, and of the communicator's end
+  mutable std::mutex mutex_;  ///< of failure_ and calls_in_nccl_, and of the communicator's end
   std::condition_variable out_of_nccl_;
   std::string failure_;
-  bool is_in_nccl_ = false;
+  int calls_in_nccl_ = 0;
   struct FreeHostMemory {
     void operator()(std::int32_t* memory) const { (void)cudaFreeHost(memory); }
   };
