@@ -23,9 +23,9 @@ def missing_objects(objects):
 
 
 def symbols(path, flag):
-    """Names without versions; what may be absent (weak and undefined) is left out."""
+    """Names without versions; what may be absent (weak), or comes from Python or the loader, is left out."""
     lines = [line.split() for line in output("nm", "-D", flag, "--format=posix", str(path)).splitlines()]
-    return {line[0].split("@")[0] for line in lines if line[1] not in "wv"}
+    return {line[0].split("@")[0] for line in lines if line[1] not in "wv" and not re.match("_?Py|__", line[0])}
 
 
 def main():

@@ -14,7 +14,7 @@
 
 MOEB_NAMESPACE_BEGIN
 
-namespace pytorch {
+namespace MOEB_HIDDEN pytorch {
 
 /// Runs calls where the tensor lies; on a GPU on PyTorch's current stream of that device, which is the current device meanwhile. Nothing is awaited.
 struct CpuAndCuda {

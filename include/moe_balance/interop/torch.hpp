@@ -32,7 +32,7 @@
 
 MOEB_NAMESPACE_BEGIN
 
-namespace pytorch {
+namespace MOEB_HIDDEN pytorch {
 
 /// Runs calls on the CPU with PyTorch's number of threads; on a meta tensor nothing runs.
 struct Cpu {
@@ -55,11 +55,16 @@ struct Api {
     TORCH_CHECK(tensor.layout() == at::kStrided, "moe_balance: a tensor has the layout ", tensor.layout(),
                 "; allowed: strided");
     return {tensor.is_meta() ? nullptr : tensor.data_ptr(),
-            {tensor.is_cuda() ? torch_ops::device_cuda : torch_ops::device_cpu, tensor.is_cuda() ? static_cast<int>(tensor.get_device()) : 0},
+            device_of(tensor),
             static_cast<int>(tensor.dim()),
             torch_ops::dlpack_type(tensor.scalar_type()),
             tensor.sizes().data(),
             tensor.strides().data()};
+  }
+  [[nodiscard]] static torch_ops::TensorView::Device device_of(const Tensor& tensor) {
+    using torch_ops::TensorView;
+    if (tensor.is_cuda()) return {TensorView::cuda, static_cast<int>(tensor.get_device())};
+    return {tensor.is_meta() ? TensorView::meta : TensorView::cpu, 0};
   }
   [[nodiscard]] static ScalarType scalar_type(const Tensor& tensor) { return tensor.scalar_type(); }
   [[nodiscard]] static Tensor empty(const Tensor& like, std::initializer_list<std::int64_t> sizes, ScalarType type) {
@@ -208,6 +213,11 @@ void differentiate(::torch::Library& library, const std::string& name) {
                ::torch::dispatch(c10::DispatchKey::Autograd, ::torch::CppFunction::makeFromBoxedFunction<kernel>()));
 }
 
+/// Operators without a gradient pass autograd by; PyTorch 1.13 does so unasked for some devices only.
+inline void pass_autograd(::torch::Library& library, const std::string& name) {
+  library.impl(name.c_str(), ::torch::dispatch(c10::DispatchKey::Autograd, ::torch::CppFunction::makeFallthrough()));
+}
+
 template <class Devices, class Function>
 void implement(::torch::Library& library, const std::string& name, Function* function) {
   library.impl(name.c_str(), ::torch::dispatch(c10::DispatchKey::CPU, function));
@@ -228,6 +238,8 @@ void define_ops(::torch::Library& library, const std::string& prefix = "") {
   library.impl((prefix + "sizes").c_str(), &Ops<router, Devices>::sizes);
   detail::differentiate<&detail::differentiate_forward>(library, prefix + "forward");
   detail::differentiate<&detail::differentiate_once>(library, prefix + "backward");
+  detail::pass_autograd(library, prefix + "route");
+  detail::pass_autograd(library, prefix + "update");
 }
 
 /// Defines the operators of dispatch in a TORCH_LIBRARY, once for all its routers.
@@ -241,6 +253,7 @@ void define_dispatch_ops(::torch::Library& library) {
   detail::differentiate<&detail::differentiate_rows>(library, "combine");
   detail::differentiate<&detail::differentiate_once>(library, "permute_backward");
   detail::differentiate<&detail::differentiate_once>(library, "combine_backward");
+  detail::pass_autograd(library, "permutation");
 }
 
 }  // namespace pytorch

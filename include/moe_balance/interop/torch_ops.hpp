@@ -16,12 +16,13 @@
 #include <cstdint>
 #include <initializer_list>
 #include <limits>
+#include <string>
 #include <tuple>
 #include <type_traits>
 
 MOEB_NAMESPACE_BEGIN
 
-namespace torch_ops {
+namespace MOEB_HIDDEN torch_ops {
 
 /// The operators of a router; a prefix may stand before their names. Each signature is also their documentation in Python.
 ///   route    ids [T, K], best first (-1: none), weights [T, K] and tokens per expert [E], without a gradient.
@@ -56,9 +57,19 @@ inline constexpr const char* dispatch_schemas[] = {
 
 /// A tensor as dlpack.hpp reads it. Borrows shape and strides from the tensor.
 struct TensorView {
+  /// Device types: DLPack's, and one for tensors without data.
+  static constexpr int cpu = 1;
+  static constexpr int cuda = 2;
+  static constexpr int meta = 0;
+
   struct Device {
     int device_type;
     int device_id;
+
+    bool operator==(const Device&) const = default;
+    [[nodiscard]] std::string text() const {
+      return device_type == cpu ? "cpu" : device_type == cuda ? "cuda:" + std::to_string(device_id) : "meta";
+    }
   };
   struct Type {
     int code;
@@ -74,9 +85,6 @@ struct TensorView {
   std::uint64_t byte_offset = 0;
 };
 static_assert(DlpackTensor<TensorView>);
-
-inline constexpr int device_cpu = 1;
-inline constexpr int device_cuda = 2;
 
 /// How DLPack writes an element type of PyTorch; a type that no argument has becomes an opaque one (code 3).
 template <class ScalarType>
@@ -118,24 +126,21 @@ class Views {
   using Tensor = typename Api::Tensor;
   using Optional = typename Api::Optional;
 
-  Views(const char* call, const Tensor& first) : call_(call) {
-    const TensorView::Device device = Api::view(first).device;
-    if (device.device_type == device_cuda) device_ = {DlpackDevice::Kind::cuda, device.device_id};
-  }
+  Views(const char* call, const Tensor& first) : call_(call), device_(Api::view(first).device) {}
 
   [[nodiscard]] AnyMatrix matrix(const char* name, const Tensor& tensor) const {
-    return matrix_of_dlpack(call_, name, Api::view(tensor), device_);
+    return matrix_of_dlpack(call_, name, at_first(name, tensor));
   }
   [[nodiscard]] AnyMatrix matrix(const char* name, const Optional& tensor) const {
     return tensor.has_value() ? matrix(name, *tensor) : AnyMatrix{};
   }
   template <class T>
   [[nodiscard]] MatrixView<T> matrix(const char* name, const Tensor& tensor) const {
-    return matrix_of_dlpack<T>(call_, name, Api::view(tensor), device_);
+    return matrix_of_dlpack<T>(call_, name, at_first(name, tensor));
   }
   template <class T>
   [[nodiscard]] VectorView<T> vector(const char* name, const Tensor& tensor) const {
-    return vector_of_dlpack<T>(call_, name, Api::view(tensor), device_);
+    return vector_of_dlpack<T>(call_, name, at_first(name, tensor));
   }
   /// The elements of an optional [size] tensor; null where there is none.
   template <class T>
@@ -149,12 +154,12 @@ class Views {
   template <class T>
   [[nodiscard]] T* element(const char* name, const Optional& tensor) const {
     if (!tensor.has_value()) return nullptr;
-    TensorView view = Api::view(*tensor);
+    TensorView view = at_first(name, *tensor);
     std::int64_t size = 1;
     for (int i = 0; i < view.ndim; ++i) size *= view.shape[i];
     view.ndim = 1;
     view.shape = &size;
-    const VectorView<T> whole = vector_of_dlpack<T>(call_, name, view, device_);
+    const VectorView<T> whole = vector_of_dlpack<T>(call_, name, view);
     Validator{call_}.range({name, "size"}, whole.size, 1, 1);
     return whole.data;
   }
@@ -167,8 +172,17 @@ class Views {
   }
 
  private:
+  /// The tensor's view, for dlpack.hpp as if it lay on the CPU once its device has been checked.
+  [[nodiscard]] TensorView at_first(const char* name, const Tensor& tensor) const {
+    TensorView view = Api::view(tensor);
+    MOEB_EXPECTS(view.device == device_, call_, (std::string(name) + ".device").c_str(), view.device.text(),
+                 device_.text() + ", where the call's first tensor lies");
+    view.device = {TensorView::cpu, 0};
+    return view;
+  }
+
   const char* call_;
-  DlpackDevice device_{};
+  TensorView::Device device_;
 };
 
 /// Gradients arrive in whatever form autograd has, expanded from one element, say: as a tensor with rows. Empty stays empty.

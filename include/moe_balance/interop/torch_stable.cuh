@@ -20,7 +20,7 @@
 
 MOEB_NAMESPACE_BEGIN
 
-namespace pytorch_stable {
+namespace MOEB_HIDDEN pytorch_stable {
 
 /// Runs calls on PyTorch's current stream of the tensor's device, which is the current device meanwhile. Nothing is awaited.
 struct Cuda {

@@ -35,7 +35,7 @@
 
 MOEB_NAMESPACE_BEGIN
 
-namespace pytorch_stable {
+namespace MOEB_HIDDEN pytorch_stable {
 
 /// Runs calls on the CPU with PyTorch's number of threads.
 struct Cpu {
@@ -55,7 +55,7 @@ struct Api {
   [[nodiscard]] static torch_ops::TensorView view(const Tensor& tensor) {
     const bool cuda = tensor.is_cuda();
     return {tensor.data_ptr(),
-            {cuda ? torch_ops::device_cuda : torch_ops::device_cpu, cuda ? tensor.get_device_index() : 0},
+            {cuda ? torch_ops::TensorView::cuda : torch_ops::TensorView::cpu, cuda ? tensor.get_device_index() : 0},
             static_cast<int>(tensor.dim()),
             torch_ops::dlpack_type(tensor.scalar_type()),
             tensor.sizes().data(),
