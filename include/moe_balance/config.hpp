@@ -32,6 +32,9 @@
 #define MOEB_NO_UNROLL
 #endif
 
+// For what no other shared object may share: kernels, their launchers, and what registers functions of this object with a framework.
+#define MOEB_HIDDEN __attribute__((visibility("hidden")))
+
 #define MOEB_CONCATENATE_(a, b, c, d) a##b##_##c##_##d
 #define MOEB_CONCATENATE(a, b, c, d) MOEB_CONCATENATE_(a, b, c, d)
 

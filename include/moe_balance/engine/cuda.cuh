@@ -33,7 +33,6 @@
 #else
 #define MOEB_ARCH_NAMESPACE cuda_any
 #endif
-#define MOEB_HIDDEN __attribute__((visibility("hidden")))
 
 MOEB_NAMESPACE_BEGIN
 inline namespace MOEB_ARCH_NAMESPACE {

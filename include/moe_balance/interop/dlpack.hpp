@@ -56,11 +56,19 @@ inline constexpr int code_float = 2;
 inline constexpr int code_bfloat = 4;
 inline constexpr int code_bool = 6;
 
+/// "int64"; a type without such a name as its code, bits and lanes.
+[[nodiscard]] inline std::string type_text(int code, int bits, int lanes = 1) {
+  if (code == code_bool && bits == 8 && lanes == 1) return "bool";
+  if (code == code_bfloat && bits == 16 && lanes == 1) return "bfloat16";
+  if (code >= code_int && code <= code_float && lanes == 1) {
+    return (code == code_int ? "int" : code == code_unsigned ? "uint" : "float") + std::to_string(bits);
+  }
+  return "code " + std::to_string(code) + ", " + std::to_string(bits) + " bits, " + std::to_string(lanes) + " lanes";
+}
 template <DlpackTensor Tensor>
 [[nodiscard]] std::string type_text(const Tensor& tensor) {
-  return "code " + std::to_string(static_cast<int>(tensor.dtype.code)) + ", " +
-         std::to_string(static_cast<int>(tensor.dtype.bits)) + " bits, " +
-         std::to_string(static_cast<int>(tensor.dtype.lanes)) + " lanes";
+  return type_text(static_cast<int>(tensor.dtype.code), static_cast<int>(tensor.dtype.bits),
+                   static_cast<int>(tensor.dtype.lanes));
 }
 
 template <DlpackTensor Tensor>
@@ -111,7 +119,7 @@ template <DlpackTensor Tensor>
   if (has_type(tensor, code_float, 16)) return DataType::float16;
   if (has_type(tensor, code_float, 64)) return DataType::float64;
   fail_argument(call, (std::string(argument) + ".dtype").c_str(), type_text(tensor),
-                "float32, bfloat16, float16 or float64, 1 lane");
+                "float32, bfloat16, float16, float64");
 }
 
 /// Whether a tensor has elements of T; int32, int64, uint8 (bool, too) and float32 are what arguments have.
@@ -122,7 +130,7 @@ void expect_type(const char* call, const char* argument, const Tensor& tensor) {
   const bool is_byte = std::is_same_v<Element, std::uint8_t> && has_type(tensor, code_bool, 8);
   const int code = std::is_floating_point_v<Element> ? code_float : std::is_signed_v<Element> ? code_int : code_unsigned;
   MOEB_EXPECTS(is_byte || has_type(tensor, code, bits), call, (std::string(argument) + ".dtype").c_str(), type_text(tensor),
-               "code " + std::to_string(code) + ", " + std::to_string(bits) + " bits, 1 lane");
+               type_text(code, bits) + (bits == 8 ? ", bool" : ""));
 }
 
 }  // namespace dlpack

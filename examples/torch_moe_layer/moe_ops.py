@@ -1,0 +1,118 @@
+"""What a library of moe_balance/interop/torch_stable.hpp leaves to Python: autograd, and shapes for torch.compile and torch.export.
+
+PyTorch's stable ABI has no interface for either. A library of moe_balance/interop/torch.hpp brings both and needs none of this.
+Copy this file into your project: it depends on PyTorch only.
+"""
+
+import torch
+
+
+def register_router(namespace, prefix=""):
+    """Registers autograd and shapes of a router's operators, torch.ops.<namespace>.<prefix>forward and the others. Once per router."""
+    ops = getattr(torch.ops, namespace)
+    backward = getattr(ops, prefix + "backward")
+    sizes = getattr(ops, prefix + "sizes")
+    name = f"{namespace}::{prefix}"
+
+    def routing(logits):
+        tokens, experts = logits.shape
+        top_k = sizes(experts)[0]
+        weight_type = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        return (logits.new_empty(tokens, top_k, dtype=torch.int32), logits.new_empty(tokens, top_k, dtype=weight_type),
+                logits.new_empty(experts, dtype=torch.int64))
+
+    @torch.library.register_fake(name + "route")
+    def _(logits, bias=None, active=None):
+        return routing(logits)
+
+    @torch.library.register_fake(name + "forward")
+    def _(logits, bias=None, load=None, accumulate=True, active=None, sequences=1):
+        tokens, experts = logits.shape
+        _, words, words_per_token = sizes(experts, sequences)
+        saved = logits.new_empty(words + tokens * words_per_token, dtype=torch.int64)
+        return (*routing(logits), logits.new_empty((), dtype=torch.float32), saved)
+
+    @torch.library.register_fake(name + "backward")
+    def _(logits, experts, saved, grad_weights, grad_loss, active=None, sequences=1):
+        return logits.new_empty(logits.shape)
+
+    @torch.library.register_fake(name + "update")
+    def _(bias, load):
+        return None
+
+    def setup_context(ctx, inputs, output):
+        logits, _, _, _, active, sequences = inputs
+        experts, _, counts, _, saved = output
+        ctx.save_for_backward(logits, experts, saved, active)
+        ctx.sequences = sequences
+        ctx.mark_non_differentiable(experts, counts, saved)
+        ctx.set_materialize_grads(False)
+
+    def differentiate(ctx, _experts, grad_weights, _counts, grad_loss, _saved):
+        logits, experts, saved, active = ctx.saved_tensors
+        gradient = backward(logits, experts, saved, grad_weights, grad_loss, active, ctx.sequences)
+        return gradient, None, None, None, None, None
+
+    torch.library.register_autograd(name + "forward", differentiate, setup_context=setup_context)
+    _refuse_second_derivative(name + "backward")
+
+
+def register_dispatch(namespace):
+    """Registers autograd and shapes of permutation, permute and combine. Once per library."""
+    ops = getattr(torch.ops, namespace)
+    name = f"{namespace}::"
+
+    @torch.library.register_fake(name + "permutation")
+    def _(experts, expert_count, align=1):
+        slots = experts.shape[0] * experts.shape[1]
+        rows = (slots + torch.sym_min(expert_count, slots) * (align - 1)) // align * align
+        sizes = (expert_count + 1, experts.shape, rows, expert_count)
+        return tuple(experts.new_empty(size, dtype=torch.int64) for size in sizes)
+
+    @torch.library.register_fake(name + "permute")
+    def _(hidden, row_of_slot, slot_of_row, scale=None):
+        return hidden.new_empty(slot_of_row.shape[0], hidden.shape[1])
+
+    @torch.library.register_fake(name + "permute_backward")
+    def _(grad_permuted, row_of_slot, hidden=None, scale=None):
+        grad_hidden = grad_permuted.new_empty(row_of_slot.shape[0], grad_permuted.shape[1])
+        return grad_hidden, _gradient_of_factors(grad_permuted, scale)
+
+    @torch.library.register_fake(name + "combine")
+    def _(permuted, row_of_slot, slot_of_row, weights=None):
+        return permuted.new_empty(row_of_slot.shape[0], permuted.shape[1])
+
+    @torch.library.register_fake(name + "combine_backward")
+    def _(grad_combined, row_of_slot, slot_of_row, permuted=None, weights=None):
+        grad_permuted = grad_combined.new_empty(slot_of_row.shape[0], grad_combined.shape[1])
+        return grad_permuted, _gradient_of_factors(grad_combined, weights)
+
+    def setup_context(ctx, inputs, output):
+        rows, row_of_slot, slot_of_row, factors = inputs
+        ctx.save_for_backward(None if factors is None else rows, row_of_slot, slot_of_row, factors)
+
+    def differentiate_permute(ctx, gradient):
+        hidden, row_of_slot, _, scale = ctx.saved_tensors
+        grad_hidden, grad_scale = ops.permute_backward(gradient, row_of_slot, hidden, scale)
+        return grad_hidden, None, None, None if scale is None else grad_scale
+
+    def differentiate_combine(ctx, gradient):
+        permuted, row_of_slot, slot_of_row, weights = ctx.saved_tensors
+        grad_permuted, grad_weights = ops.combine_backward(gradient, row_of_slot, slot_of_row, permuted, weights)
+        return grad_permuted, None, None, None if weights is None else grad_weights
+
+    torch.library.register_autograd(name + "permute", differentiate_permute, setup_context=setup_context)
+    torch.library.register_autograd(name + "combine", differentiate_combine, setup_context=setup_context)
+    _refuse_second_derivative(name + "permute_backward")
+    _refuse_second_derivative(name + "combine_backward")
+
+
+def _gradient_of_factors(gradient, factors):
+    return gradient.new_empty(0, dtype=torch.float32) if factors is None else factors.new_empty(factors.shape)
+
+
+def _refuse_second_derivative(name):
+    def refuse(ctx, *gradients):
+        raise RuntimeError(f"moe_balance: {name}: the derivative is the second; allowed: the first")
+
+    torch.library.register_autograd(name, refuse)

@@ -1,0 +1,494 @@
+// The operators that PyTorch gets from a router, written once for both of its C++ interfaces: torch.hpp registers them with the classic one, torch_stable.hpp
+// with the stable ABI. Here is what they check, allocate and call; `Api` says how to look at a tensor and how to make one.
+//
+// T = tokens, E = experts, K = experts chosen per token, R = rows, H = hidden size, L = layers. Ids are int32: `.long()` makes indices of them. Tensors of
+// a call lie on one device, rows are contiguous, and a row may be followed by a gap. On a GPU calls are enqueued on PyTorch's current stream of that device,
+// with memory from its allocator. Operators write nothing but what they return; only `update` works in place.
+#pragma once
+
+#include <moe_balance/dispatch/permutation.hpp>
+#include <moe_balance/dispatch/permute.hpp>
+#include <moe_balance/interop/dlpack.hpp>
+#include <moe_balance/router.hpp>
+
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+#include <limits>
+#include <string>
+#include <tuple>
+#include <type_traits>
+
+MOEB_NAMESPACE_BEGIN
+
+namespace MOEB_HIDDEN torch_ops {
+
+/// The operators of a router; a prefix may stand before their names. Each signature is also their documentation in Python.
+///   route    ids [T, K], best first (-1: none), weights [T, K] and tokens per expert [E], without a gradient.
+///   forward  the same, the value of the balancing loss (0 without one), and what backward needs. Weights and loss have a gradient. `load` is read by
+///            a GlobalBatchLoss only: the step's counts so far, to which this call's are added first unless accumulate is False.
+///   backward the gradient of the logits.
+///   update   once per optimizer step: moves bias [L, E] or [E] and clears load, of the same shape, in place.
+///   sizes    K, and that saved has saved_words + T * saved_words_per_token elements: what tracing without data needs.
+inline constexpr const char* router_schemas[] = {
+    "route(Tensor logits, Tensor? bias=None, Tensor? active=None) -> (Tensor experts, Tensor weights, Tensor counts)",
+    "forward(Tensor logits, Tensor? bias=None, Tensor? load=None, bool accumulate=True, Tensor? active=None, "
+    "int sequences=1) -> (Tensor experts, Tensor weights, Tensor counts, Tensor loss, Tensor saved)",
+    "backward(Tensor logits, Tensor experts, Tensor saved, Tensor? grad_weights, Tensor? grad_loss, Tensor? active=None, "
+    "int sequences=1) -> Tensor",
+    "update(Tensor(a!)? bias, Tensor(b!) load) -> ()",
+    "sizes(int experts, int sequences=1) -> (int top_k, int saved_words, int saved_words_per_token)"};
+
+/// The operators of dispatch.
+///   permutation  offsets [E + 1], row_of_slot [T, K], slot_of_row [R], counts [E]: rows grouped by expert, each expert's padded to a multiple of align.
+///                R is what suffices for any ids, so that nobody waits for the GPU.
+///   permute      hidden states [T, H] as rows [R, H], times the slots' scale [T, K] where there is one; 0 in padding rows.
+///   combine      the experts' outputs [R, H] as tokens [T, H], times the slots' weights [T, K] where there are some.
+inline constexpr const char* dispatch_schemas[] = {
+    "permutation(Tensor experts, int expert_count, int align=1) -> (Tensor offsets, Tensor row_of_slot, "
+    "Tensor slot_of_row, Tensor counts)",
+    "permute(Tensor hidden, Tensor row_of_slot, Tensor slot_of_row, Tensor? scale=None) -> Tensor",
+    "permute_backward(Tensor grad_permuted, Tensor row_of_slot, Tensor? hidden=None, Tensor? scale=None) -> "
+    "(Tensor grad_hidden, Tensor grad_scale)",
+    "combine(Tensor permuted, Tensor row_of_slot, Tensor slot_of_row, Tensor? weights=None) -> Tensor",
+    "combine_backward(Tensor grad_combined, Tensor row_of_slot, Tensor slot_of_row, Tensor? permuted=None, "
+    "Tensor? weights=None) -> (Tensor grad_permuted, Tensor grad_weights)"};
+
+/// A tensor as dlpack.hpp reads it. Borrows shape and strides from the tensor.
+struct TensorView {
+  /// Device types: DLPack's, and one for tensors without data.
+  static constexpr int cpu = 1;
+  static constexpr int cuda = 2;
+  static constexpr int meta = 0;
+
+  struct Device {
+    int device_type;
+    int device_id;
+
+    bool operator==(const Device&) const = default;
+    [[nodiscard]] std::string text() const {
+      return device_type == cpu ? "cpu" : device_type == cuda ? "cuda:" + std::to_string(device_id) : "meta";
+    }
+  };
+  struct Type {
+    int code;
+    int bits;
+    int lanes;
+  };
+  void* data;
+  Device device;
+  int ndim;
+  Type dtype;
+  const std::int64_t* shape;
+  const std::int64_t* strides;
+  std::uint64_t byte_offset = 0;
+};
+static_assert(DlpackTensor<TensorView>);
+
+/// How DLPack writes an element type of PyTorch; a type that no argument has becomes an opaque one (code 3).
+template <class ScalarType>
+[[nodiscard]] TensorView::Type dlpack_type(ScalarType type) {
+  struct Entry {
+    ScalarType type;
+    int code;
+    int bits;
+  };
+  constexpr Entry entries[] = {
+      {ScalarType::Float, dlpack::code_float, 32},  {ScalarType::BFloat16, dlpack::code_bfloat, 16},
+      {ScalarType::Half, dlpack::code_float, 16},   {ScalarType::Double, dlpack::code_float, 64},
+      {ScalarType::Int, dlpack::code_int, 32},      {ScalarType::Long, dlpack::code_int, 64},
+      {ScalarType::Byte, dlpack::code_unsigned, 8}, {ScalarType::Bool, dlpack::code_bool, 8},
+      {ScalarType::Short, dlpack::code_int, 16},    {ScalarType::Char, dlpack::code_int, 8}};
+  for (const Entry& entry : entries) {
+    if (entry.type == type) return {entry.code, entry.bits, 1};
+  }
+  return {3, 0, 1};
+}
+
+/// What an interface of PyTorch has to offer. `run(tensor, call)` calls `call(place)` with the place where the tensor's calls run.
+template <class A>
+concept TensorApi = requires(const typename A::Tensor& tensor, const typename A::Optional& optional,
+                             std::initializer_list<std::int64_t> sizes, typename A::ScalarType type) {
+  { optional.has_value() } -> std::convertible_to<bool>;
+  { *optional } -> std::convertible_to<const typename A::Tensor&>;
+  { A::view(tensor) } -> std::same_as<TensorView>;
+  { A::scalar_type(tensor) } -> std::same_as<typename A::ScalarType>;
+  { A::empty(tensor, sizes, type) } -> std::same_as<typename A::Tensor>;
+  { A::contiguous(tensor) } -> std::same_as<typename A::Tensor>;
+  { A::clone(tensor) } -> std::same_as<typename A::Tensor>;
+};
+
+/// Views of the tensors of one call, each checked: type, dimensions, strides, and that it lies where the call's first tensor does. Sizes are the library's to check.
+template <TensorApi Api>
+class Views {
+ public:
+  using Tensor = typename Api::Tensor;
+  using Optional = typename Api::Optional;
+
+  Views(const char* call, const Tensor& first) : call_(call), device_(Api::view(first).device) {}
+
+  [[nodiscard]] AnyMatrix matrix(const char* name, const Tensor& tensor) const {
+    return matrix_of_dlpack(call_, name, at_first(name, tensor));
+  }
+  [[nodiscard]] AnyMatrix matrix(const char* name, const Optional& tensor) const {
+    return tensor.has_value() ? matrix(name, *tensor) : AnyMatrix{};
+  }
+  template <class T>
+  [[nodiscard]] MatrixView<T> matrix(const char* name, const Tensor& tensor) const {
+    return matrix_of_dlpack<T>(call_, name, at_first(name, tensor));
+  }
+  template <class T>
+  [[nodiscard]] VectorView<T> vector(const char* name, const Tensor& tensor) const {
+    return vector_of_dlpack<T>(call_, name, at_first(name, tensor));
+  }
+  /// The elements of an optional [size] tensor; null where there is none.
+  template <class T>
+  [[nodiscard]] T* elements(const char* name, const Optional& tensor, std::int64_t size) const {
+    if (!tensor.has_value()) return nullptr;
+    const VectorView<T> view = vector<T>(name, *tensor);
+    Validator{call_}.range({name, "size"}, view.size, size, size);
+    return view.data;
+  }
+  /// The one element of an optional tensor of any dimensions.
+  template <class T>
+  [[nodiscard]] T* element(const char* name, const Optional& tensor) const {
+    if (!tensor.has_value()) return nullptr;
+    TensorView view = at_first(name, *tensor);
+    std::int64_t size = 1;
+    for (int i = 0; i < view.ndim; ++i) size *= view.shape[i];
+    view.ndim = 1;
+    view.shape = &size;
+    const VectorView<T> whole = vector_of_dlpack<T>(call_, name, view);
+    Validator{call_}.range({name, "size"}, whole.size, 1, 1);
+    return whole.data;
+  }
+  /// A state of layers: [L, E], or [E] as one layer.
+  template <class T>
+  [[nodiscard]] MatrixView<T> layers(const char* name, const Tensor& tensor) const {
+    if (Api::view(tensor).ndim != 1) return matrix<T>(name, tensor);
+    const VectorView<T> layer = vector<T>(name, tensor);
+    return {layer.data, 1, layer.size};
+  }
+
+ private:
+  /// The tensor's view, for dlpack.hpp as if it lay on the CPU once its device has been checked.
+  [[nodiscard]] TensorView at_first(const char* name, const Tensor& tensor) const {
+    TensorView view = Api::view(tensor);
+    MOEB_EXPECTS(view.device == device_, call_, (std::string(name) + ".device").c_str(), view.device.text(),
+                 device_.text() + ", where the call's first tensor lies");
+    view.device = {TensorView::cpu, 0};
+    return view;
+  }
+
+  const char* call_;
+  TensorView::Device device_;
+};
+
+/// Gradients arrive in whatever form autograd has, expanded from one element, say: as a tensor with rows. Empty stays empty.
+template <TensorApi Api>
+[[nodiscard]] typename Api::Optional with_rows(const typename Api::Optional& gradient) {
+  if (!gradient.has_value()) return {};
+  return Api::contiguous(*gradient);
+}
+
+/// The operators of `router`, an object of static storage duration: what its fields are when a call is made counts.
+template <TensorApi Api, const auto& router>
+struct RouterOps {
+  using Tensor = typename Api::Tensor;
+  using Optional = typename Api::Optional;
+  using ScalarType = typename Api::ScalarType;
+  using RouterT = std::remove_cvref_t<decltype(router)>;
+  static constexpr std::int64_t k = RouterT::k;
+  static constexpr bool across_tokens = looks_across_tokens<decltype(RouterT::top_k)>;
+
+  static std::tuple<Tensor, Tensor, Tensor> route(const Tensor& logits, const Optional& bias, const Optional& active) {
+    const Views<Api> views("route", logits);
+    RouteArgs args;
+    const Routing routing(views, logits, bias, active, args);
+    Api::run(logits, [&](const auto& place) { router.route(args, routing.scratch(), place); });
+    return {routing.experts, routing.weights, routing.counts};
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& logits, const Optional& bias,
+                                                                    const Optional& load, bool accumulate,
+                                                                    const Optional& active, std::int64_t sequences) {
+    const Views<Api> views("forward", logits);
+    ForwardArgs args;
+    const Routing routing(views, logits, bias, active, args);
+    const Saved layout(shape_of("forward", args.logits, sequences));
+    const Tensor saved = Api::empty(logits, {layout.words()}, ScalarType::Long);
+    const Tensor loss = Api::empty(logits, {}, ScalarType::Float);
+    Optional load_after;  // a load of the call's own, to which its counts are added
+    if (RouterT::Traits::reads_global_batch && load.has_value()) load_after = Api::clone(*load);
+    args.load = {views.template elements<std::int64_t>("load", load_after, args.logits.columns), routing.experts_count()};
+    args.accumulate = accumulate && load_after.has_value();
+    args.saved = layout.sums(views.template vector<std::int64_t>("saved", saved).data);
+    args.chosen = layout.chosen(args.saved);
+    args.sequences.count = sequences;
+    Api::run(logits, [&](const auto& place) {
+      router.forward(args, routing.scratch(), place);
+      write_loss(args, views.template element<float>("loss", loss), place);
+    });
+    return {routing.experts, routing.weights, routing.counts, loss, saved};
+  }
+
+  static Tensor backward(const Tensor& logits, const Tensor& experts, const Tensor& saved, const Optional& grad_weights,
+                         const Optional& grad_loss, const Optional& active, std::int64_t sequences) {
+    const Views<Api> views("backward", logits);
+    BackwardArgs args;
+    args.logits = views.matrix("logits", logits);
+    const Shape shape = shape_of("backward", args.logits, sequences);
+    const Saved layout(shape);
+    const Tensor grad_logits = Api::empty(logits, {shape.tokens, shape.experts}, Api::scalar_type(logits));
+    const Optional dense = with_rows<Api>(grad_weights);
+    args.experts = views.template matrix<const std::int32_t>("experts", experts);
+    args.grad_weights = views.matrix("grad_weights", dense);
+    args.grad_logits = views.matrix("grad_logits", grad_logits);
+    args.saved = layout.sums(views.template elements<std::int64_t>("saved", Optional(saved), layout.words()));
+    args.chosen = layout.chosen(args.saved);
+    args.active = views.template elements<const std::uint8_t>("active", active, shape.tokens);
+    args.grad_loss = views.template element<const float>("grad_loss", grad_loss);
+    args.loss_scale = grad_loss.has_value() ? 1.0f : 0.0f;
+    args.sequences.count = sequences;
+    const Tensor workspace = scratch_for(logits, shape);
+    Api::run(logits, [&](const auto& place) { router.backward(args, as_workspace(workspace), place); });
+    return grad_logits;
+  }
+
+  static std::tuple<std::int64_t, std::int64_t, std::int64_t> sizes(std::int64_t experts, std::int64_t sequences) {
+    Validator{"sizes"}.range("experts", experts, 1, max_experts);
+    Validator{"sizes"}.range("sequences", sequences, 1, std::numeric_limits<std::int32_t>::max());
+    const Saved layout({0, static_cast<int>(experts), RouterT::Traits::reads_sequences ? sequences : 1});
+    return {k, layout.words(), across_tokens ? Saved::words_of_ids : 0};
+  }
+
+  static void update(const Optional& bias, const Tensor& load) {
+    const Views<Api> views("update", load);
+    const MatrixView<std::int64_t> counts = views.template layers<std::int64_t>("load", load);
+    const LoadRef load_ref{counts.data, static_cast<int>(counts.columns), counts.rows, counts.stride};
+    BiasRef bias_ref;
+    if (bias.has_value()) {
+      const MatrixView<float> view = views.template layers<float>("bias", *bias);
+      bias_ref = {view.data, static_cast<int>(view.columns), view.rows, view.stride};
+    }
+    Api::run(load, [&](const auto& place) { router.update(bias_ref, load_ref, Workspace{}, place); });
+  }
+
+ private:
+  /// What forward keeps for backward, in one tensor of int64: the sums of the losses and, where there is a capacity, ids before dropping.
+  struct Saved {
+    static constexpr std::int64_t words_of_ids = (k + 1) / 2;
+    Shape shape;
+    std::size_t sum_bytes;
+
+    explicit Saved(const Shape& its_shape) : shape(its_shape), sum_bytes(router.saved_bytes(its_shape)) {}
+    [[nodiscard]] std::int64_t words() const {
+      const std::int64_t of_sums = static_cast<std::int64_t>(sum_bytes / sizeof(std::int64_t));
+      return of_sums + (across_tokens ? shape.tokens * words_of_ids : 0);
+    }
+    [[nodiscard]] SavedRef sums(void* data) const { return {data, sum_bytes}; }
+    [[nodiscard]] MatrixView<std::int32_t> chosen(const SavedRef& sums) const {
+      if (!across_tokens || sums.data == nullptr) return {};
+      void* behind = static_cast<std::byte*>(sums.data) + sum_bytes;
+      return {static_cast<std::int32_t*>(behind), shape.tokens, k, 2 * words_of_ids};
+    }
+  };
+
+  /// The tensors that route and forward return, and the arguments that they share.
+  struct Routing {
+    Tensor experts;
+    Tensor weights;
+    Tensor counts;
+    Tensor workspace;
+    ConstAnyMatrix logits;
+
+    template <class Args>
+    Routing(const Views<Api>& views, const Tensor& of, const Optional& bias, const Optional& active, Args& args)
+        : Routing(views.matrix("logits", of), of) {
+      args.logits = logits;
+      args.experts = views.template matrix<std::int32_t>("experts", experts);
+      args.weights = views.matrix("weights", weights);
+      args.counts = views.template vector<std::int64_t>("counts", counts).data;
+      args.active = views.template elements<const std::uint8_t>("active", active, logits.rows);
+      args.bias = {views.template elements<float>("bias", bias, logits.columns), experts_count()};
+    }
+    [[nodiscard]] int experts_count() const { return static_cast<int>(logits.columns); }
+    [[nodiscard]] Workspace scratch() const { return as_workspace(workspace); }
+
+   private:
+    Routing(const ConstAnyMatrix& view, const Tensor& of)
+        : experts(Api::empty(of, {view.rows, k}, ScalarType::Int)),
+          weights(Api::empty(of, {view.rows, k}, view.type == DataType::float64 ? ScalarType::Double : ScalarType::Float)),
+          counts(Api::empty(of, {view.columns}, ScalarType::Long)),
+          workspace(scratch_for(of, {view.rows, static_cast<int>(view.columns)})),
+          logits(view) {}
+  };
+
+  /// Sequences count for a balancer that reads them; memory is allocated by their number.
+  [[nodiscard]] static Shape shape_of(const char* call, const ConstAnyMatrix& logits, std::int64_t sequences) {
+    const std::int64_t most = logits.rows > 0 ? logits.rows : std::numeric_limits<std::int32_t>::max();
+    Validator{call}.range("sequences", sequences, 1, most, "a divisor of the tokens");
+    return {logits.rows, static_cast<int>(logits.columns), RouterT::Traits::reads_sequences ? sequences : 1};
+  }
+
+  [[nodiscard]] static Tensor scratch_for(const Tensor& like, const Shape& shape) {
+    return Api::empty(like, {static_cast<std::int64_t>(router.workspace_bytes(shape))}, ScalarType::Byte);
+  }
+  [[nodiscard]] static Workspace as_workspace(const Tensor& bytes) {
+    const TensorView view = Api::view(bytes);
+    return {view.data, static_cast<std::size_t>(view.shape[0])};
+  }
+
+  /// The value of the loss, through the loss call where there is one; 0 otherwise.
+  template <class Place>
+  static void write_loss(const ForwardArgs& args, float* value, const Place& place) {
+    if constexpr (RouterT::loss_count > 0) {
+      router.loss({.saved = args.saved,
+                   .experts = static_cast<int>(args.logits.columns),
+                   .sequences = args.sequences,
+                   .value = value},
+                  Workspace{}, place);
+    } else {
+      Engine<Place>::clear(value, sizeof(float), place);
+    }
+  }
+};
+
+/// The operators of dispatch.
+template <TensorApi Api>
+struct DispatchOps {
+  using Tensor = typename Api::Tensor;
+  using Optional = typename Api::Optional;
+  using ScalarType = typename Api::ScalarType;
+
+  static std::tuple<Tensor, Tensor, Tensor, Tensor> permutation(const Tensor& experts, std::int64_t expert_count,
+                                                                std::int64_t align) {
+    const Views<Api> views("permutation", experts);
+    const Validator check{"permutation"};
+    check.range("expert_count", expert_count, 1, max_dispatch_experts);
+    check.range("align", align, 1, std::int64_t{1} << 30);
+    PermutationArgs args;
+    args.experts = views.template matrix<const std::int32_t>("experts", experts);
+    args.align = align;
+    const std::int64_t tokens = args.experts.rows;
+    const std::int64_t k = args.experts.columns;
+    const Tensor offsets = Api::empty(experts, {expert_count + 1}, ScalarType::Long);
+    const Tensor row_of_slot = Api::empty(experts, {tokens, k}, ScalarType::Long);
+    const Tensor slot_of_row =
+        Api::empty(experts, {permutation_rows(tokens, k, expert_count, align)}, ScalarType::Long);
+    const Tensor counts = Api::empty(experts, {expert_count}, ScalarType::Long);
+    const Tensor scratch = Api::empty(
+        experts, {static_cast<std::int64_t>(permutation_workspace_bytes(tokens, k, expert_count))}, ScalarType::Byte);
+    const VectorView<std::uint8_t> bytes = views.template vector<std::uint8_t>("workspace", scratch);
+    args.offsets = views.template vector<std::int64_t>("offsets", offsets);
+    args.row_of_slot = views.template matrix<std::int64_t>("row_of_slot", row_of_slot);
+    args.slot_of_row = views.template vector<std::int64_t>("slot_of_row", slot_of_row);
+    args.counts = views.template vector<std::int64_t>("counts", counts).data;
+    Api::run(experts, [&](const auto& place) {
+      moe_balance::permutation(args, {bytes.data, static_cast<std::size_t>(bytes.size)}, place);
+    });
+    return {offsets, row_of_slot, slot_of_row, counts};
+  }
+
+  static Tensor permute(const Tensor& hidden, const Tensor& row_of_slot, const Tensor& slot_of_row, const Optional& scale) {
+    const Views<Api> views("permute", hidden);
+    PermuteArgs args;
+    args.hidden = views.matrix("hidden", hidden);
+    const MatrixView<const std::int64_t> rows = views.template matrix<const std::int64_t>("row_of_slot", row_of_slot);
+    const Validator check{"permute"};
+    check.range({"row_of_slot", "rows"}, rows.rows, args.hidden.rows, args.hidden.rows, "the tokens of hidden");
+    check.range({"row_of_slot", "columns"}, rows.columns, 1, max_experts);
+    args.top_k = static_cast<int>(rows.columns);
+    args.slot_of_row = views.template vector<const std::int64_t>("slot_of_row", slot_of_row);
+    args.scale = views.matrix("scale", scale);
+    const Tensor permuted = Api::empty(hidden, {args.slot_of_row.size, args.hidden.columns}, Api::scalar_type(hidden));
+    args.permuted = views.matrix("permuted", permuted);
+    Api::run(hidden, [&](const auto& place) { moe_balance::permute(args, Workspace{}, place); });
+    return permuted;
+  }
+
+  /// grad_scale is empty without scale.
+  static std::tuple<Tensor, Tensor> permute_backward(const Tensor& grad_permuted, const Tensor& row_of_slot,
+                                                     const Optional& hidden, const Optional& scale) {
+    const Views<Api> views("permute_backward", grad_permuted);
+    const Tensor dense = Api::contiguous(grad_permuted);
+    PermuteBackwardArgs args;
+    args.grad_permuted = views.matrix("grad_permuted", dense);
+    args.row_of_slot = views.template matrix<const std::int64_t>("row_of_slot", row_of_slot);
+    args.scale = views.matrix("scale", scale);
+    args.hidden = views.matrix("hidden", hidden);
+    const Tensor grad_hidden =
+        Api::empty(dense, {args.row_of_slot.rows, args.grad_permuted.columns}, Api::scalar_type(dense));
+    const Tensor grad_scale = like_factors(dense, scale);
+    args.grad_hidden = views.matrix("grad_hidden", grad_hidden);
+    if (scale.has_value()) args.grad_scale = views.matrix("grad_scale", grad_scale);
+    Api::run(dense, [&](const auto& place) { moe_balance::permute_backward(args, Workspace{}, place); });
+    return {grad_hidden, grad_scale};
+  }
+
+  static Tensor combine(const Tensor& permuted, const Tensor& row_of_slot, const Tensor& slot_of_row,
+                        const Optional& weights) {
+    const Views<Api> views("combine", permuted);
+    CombineArgs args;
+    args.permuted = views.matrix("permuted", permuted);
+    args.row_of_slot = views.template matrix<const std::int64_t>("row_of_slot", row_of_slot);
+    (void)views.template elements<const std::int64_t>("slot_of_row", Optional(slot_of_row), args.permuted.rows);
+    args.weights = views.matrix("weights", weights);
+    const Tensor combined =
+        Api::empty(permuted, {args.row_of_slot.rows, args.permuted.columns}, Api::scalar_type(permuted));
+    args.combined = views.matrix("combined", combined);
+    Api::run(permuted, [&](const auto& place) { moe_balance::combine(args, Workspace{}, place); });
+    return combined;
+  }
+
+  /// grad_weights is empty without weights.
+  static std::tuple<Tensor, Tensor> combine_backward(const Tensor& grad_combined, const Tensor& row_of_slot,
+                                                     const Tensor& slot_of_row, const Optional& permuted,
+                                                     const Optional& weights) {
+    const Views<Api> views("combine_backward", grad_combined);
+    const Tensor dense = Api::contiguous(grad_combined);
+    CombineBackwardArgs args;
+    args.grad_combined = views.matrix("grad_combined", dense);
+    args.row_of_slot = views.template matrix<const std::int64_t>("row_of_slot", row_of_slot);
+    args.slot_of_row = views.template vector<const std::int64_t>("slot_of_row", slot_of_row);
+    args.weights = views.matrix("weights", weights);
+    args.permuted = views.matrix("permuted", permuted);
+    const Tensor grad_permuted =
+        Api::empty(dense, {args.slot_of_row.size, args.grad_combined.columns}, Api::scalar_type(dense));
+    const Tensor grad_weights = like_factors(dense, weights);
+    args.grad_permuted = views.matrix("grad_permuted", grad_permuted);
+    if (weights.has_value()) args.grad_weights = views.matrix("grad_weights", grad_weights);
+    Api::run(dense, [&](const auto& place) { moe_balance::combine_backward(args, Workspace{}, place); });
+    return {grad_permuted, grad_weights};
+  }
+
+ private:
+  /// The gradient of a slot's factors: of their shape and type, [0] where there are none.
+  [[nodiscard]] static Tensor like_factors(const Tensor& like, const Optional& factors) {
+    if (!factors.has_value()) return Api::empty(like, {0}, ScalarType::Float);
+    const TensorView view = Api::view(*factors);
+    return Api::empty(like, {view.shape[0], view.shape[1]}, Api::scalar_type(*factors));
+  }
+};
+
+/// Calls visit.operator()<function>(name) for each operator of Ops, a RouterOps or a DispatchOps, that takes tensors: all but sizes.
+template <class Ops, class Visitor>
+void for_each_router_op(const Visitor& visit) {
+  visit.template operator()<&Ops::route>("route");
+  visit.template operator()<&Ops::forward>("forward");
+  visit.template operator()<&Ops::backward>("backward");
+  visit.template operator()<&Ops::update>("update");
+}
+template <class Ops, class Visitor>
+void for_each_dispatch_op(const Visitor& visit) {
+  visit.template operator()<&Ops::permutation>("permutation");
+  visit.template operator()<&Ops::permute>("permute");
+  visit.template operator()<&Ops::permute_backward>("permute_backward");
+  visit.template operator()<&Ops::combine>("combine");
+  visit.template operator()<&Ops::combine_backward>("combine_backward");
+}
+
+}  // namespace torch_ops
+
+MOEB_NAMESPACE_END

@@ -1,0 +1,14 @@
+// The operators torch.ops.moeb_test through libtorch: torch_test.cpp and torch_test.py call them.
+#include <moe_balance/interop/torch.hpp>
+
+#include "torch_routers.hpp"
+
+TORCH_LIBRARY(moeb_test, m) {
+  namespace mb = moe_balance;
+  mb::pytorch::define_ops<routers::plain>(m, "plain_");
+  mb::pytorch::define_ops<routers::balanced>(m, "balanced_");
+  mb::pytorch::define_ops<routers::sequence>(m, "sequence_");
+  mb::pytorch::define_ops<routers::global_batch>(m, "global_batch_");
+  mb::pytorch::define_ops<routers::capacity>(m, "capacity_");
+  mb::pytorch::define_dispatch_ops(m);
+}

@@ -1,0 +1,14 @@
+// The operators through libtorch with CUDA: compiled, for machines that have no GPU.
+#include <moe_balance/interop/torch.cuh>
+
+namespace {
+
+namespace mb = moe_balance;
+const mb::Router balanced{mb::Sigmoid{}, mb::TopK<2>{}, mb::AuxLoss{}};
+
+}  // namespace
+
+TORCH_LIBRARY(moeb_test, m) {
+  mb::pytorch::define_ops<balanced, mb::pytorch::CpuAndCuda>(m);
+  mb::pytorch::define_dispatch_ops<mb::pytorch::CpuAndCuda>(m);
+}

@@ -1,0 +1,76 @@
+// The operators through libtorch, as a C++ program has them: plain functions of at::Tensor, and with autograd through the dispatcher.
+#include <doctest/doctest.h>
+#include <moe_balance/interop/torch.hpp>
+#include <torch/torch.h>
+
+#include "torch_routers.hpp"
+
+#include <string>
+#include <tuple>
+#include <vector>
+
+namespace mb = moe_balance;
+
+namespace {
+
+// An object that changes while the program runs, as a schedule of coefficients would.
+mb::Router scaled{mb::Softmax{}, mb::TopK<2>{.renormalise = true}};
+using Scaled = mb::pytorch::Ops<scaled>;
+
+using ForwardSchema = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>(
+    const at::Tensor&, const c10::optional<at::Tensor>&, const c10::optional<at::Tensor>&, bool,
+    const c10::optional<at::Tensor>&, std::int64_t);
+
+at::Tensor logits_far_from_ties() {
+  torch::manual_seed(3);
+  std::vector<at::Tensor> rows;
+  for (int t = 0; t < 10; ++t) rows.push_back(torch::linspace(-2, 2, 8).index_select(0, torch::randperm(8)));
+  return torch::stack(rows).to(torch::kDouble);
+}
+
+}  // namespace
+
+TEST_CASE("without autograd the operators are functions of tensors, and read the router as it is") {
+  const at::Tensor x = logits_far_from_ties();
+  const auto [values, indices] = torch::softmax(x, 1).topk(2, 1);
+  for (const float factor : {1.0f, 2.5f}) {
+    scaled.top_k.scaling_factor = factor;
+    const auto [ids, weights, counts] = Scaled::route(x, {}, {});
+    CHECK(torch::equal(ids.to(torch::kLong), indices));
+    CHECK(torch::allclose(weights, double{factor} * values / values.sum(1, true), 1e-12));
+    CHECK(torch::equal(counts, torch::bincount(indices.flatten(), {}, 8)));
+  }
+}
+
+TEST_CASE("through the dispatcher weights and loss have the gradients of the formulas") {
+  const at::Tensor x = logits_far_from_ties().requires_grad_();
+  const at::Tensor y = x.detach().clone().requires_grad_();
+  const at::Tensor bias = torch::linspace(0.0, 0.01, 8);
+  const auto forward =
+      c10::Dispatcher::singleton().findSchemaOrThrow("moeb_test::balanced_forward", "").typed<ForwardSchema>();
+  const auto [ids, weights, counts, loss, saved] = forward.call(x, bias, {}, true, {}, 1);
+  (weights.select(1, 0).sum() + 3 * loss).backward();
+
+  const at::Tensor scores = torch::softmax(y, 1);
+  const at::Tensor chosen = std::get<1>((scores + bias).topk(2, 1));
+  const at::Tensor picked = scores.gather(1, chosen);
+  const at::Tensor share = torch::bincount(chosen.flatten(), {}, 8) / 20.0;
+  const at::Tensor balance = 8 * (share * scores.mean(0)).sum() + 0.5 * torch::logsumexp(y, 1).square().mean();
+  ((picked / picked.sum(1, true)).select(1, 0).sum() + 3 * balance).backward();
+
+  CHECK(torch::equal(ids.to(torch::kLong), chosen));
+  CHECK(torch::allclose(loss.to(torch::kDouble), balance, 1e-6));
+  CHECK(torch::allclose(x.grad(), y.grad(), 1e-6, 2e-8));
+}
+
+TEST_CASE("errors are InvalidArgument and leave state alone") {
+  const at::Tensor bias = torch::ones({8});
+  const at::Tensor load = torch::ones({2, 8}, torch::kLong);
+  using Balanced = mb::pytorch::Ops<routers::balanced>;
+  CHECK_THROWS_WITH_AS(Balanced::update(bias, load), "moe_balance: update: bias.layers is 1; allowed: 2 (the layers of load)",
+                       mb::InvalidArgument);
+  CHECK(torch::equal(bias, torch::ones({8})));
+  CHECK(torch::equal(load, torch::ones({2, 8}, torch::kLong)));
+  CHECK_THROWS_WITH_AS(Scaled::route(torch::zeros({3, 8}).to_sparse(), {}, {}), doctest::Contains("allowed: strided"),
+                       c10::Error);
+}

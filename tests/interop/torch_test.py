@@ -1,0 +1,405 @@
+#!/usr/bin/env python3
+"""torch_test.py LIBRARY [MOE_OPS_FOLDER]: the operators of torch_ops.cpp, or of torch_ops_stable.cpp with what moe_ops.py registers, against the formulas
+written in plain PyTorch, whose own autograd is the judge of every gradient."""
+
+import importlib
+import itertools
+import math
+import sys
+import unittest
+
+import torch
+
+ops = None
+stable = len(sys.argv) > 2
+ROUTERS = ("plain", "balanced", "sequence", "global_batch", "capacity")
+TOKENS, EXPERTS, K = 12, 8, 2
+OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+
+
+def op(router, name):
+    return getattr(ops, f"{router}_{name}")
+
+
+def smooth_logits(seed, tokens=TOKENS, dtype=torch.float64):
+    """Logits that are far from any tie: a row is the same 8 values, in an order of its own, moved a little."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.stack([torch.randperm(EXPERTS, generator=generator) for _ in range(tokens)])
+    values = torch.linspace(-2, 2, EXPERTS, dtype=torch.float64)
+    return (values[order] + 0.05 * torch.rand(tokens, EXPERTS, generator=generator, dtype=torch.float64)).to(dtype)
+
+
+def balance_loss(probabilities, counts):
+    return EXPERTS * (counts / counts.sum() * probabilities.mean(0)).sum()
+
+
+class Expected:
+    """ids, weights, counts and loss of a router, from FORMULAS in double; x may need a gradient."""
+
+    def __init__(self, router, x, bias=None, load=None, sequences=1):
+        x = x.double()
+        bias = torch.zeros(EXPERTS) if bias is None else bias
+        if router == "sequence":
+            scores = torch.sigmoid(x)
+            groups = (scores + bias).reshape(-1, 4, EXPERTS // 4)
+            kept = groups.sum(2).topk(2, 1).indices
+            outside = torch.ones(len(x), 4, dtype=torch.bool).scatter(1, kept, False).repeat_interleave(EXPERTS // 4, 1)
+            ranking = (scores + bias).masked_fill(outside, -math.inf)
+        else:
+            scores = torch.softmax(x, 1)
+            ranking = (x if router == "plain" else scores) + bias
+            outside = None
+        chosen = ranking.detach().topk(K, 1).indices
+        self.weights = scores.gather(1, chosen)
+        if router == "plain":
+            self.weights = torch.softmax(x.gather(1, chosen), 1)
+        if router in ("balanced", "capacity", "sequence"):
+            self.weights = self.weights / self.weights.sum(1, keepdim=True)
+        if router == "global_batch":
+            self.weights = self.weights / self.weights.sum(1, keepdim=True)
+        if router == "sequence":
+            self.weights = 2.5 * self.weights
+        self.ids = chosen
+        self.counts = torch.bincount(chosen.flatten(), minlength=EXPERTS)
+        probabilities = scores / scores.sum(1, keepdim=True)
+        if router == "plain":
+            self.loss = torch.zeros((), dtype=torch.float64)
+        elif router == "balanced":
+            self.loss = balance_loss(probabilities, self.counts) + 0.5 * (torch.logsumexp(x, 1) ** 2).mean()
+        elif router == "sequence":
+            parts = zip(probabilities.chunk(sequences), chosen.chunk(sequences))
+            self.loss = sum(balance_loss(p, torch.bincount(c.flatten(), minlength=EXPERTS)) for p, c in parts) / sequences
+        elif router == "global_batch":
+            self.loss = balance_loss(probabilities, self.counts + load)
+        else:
+            self.loss = balance_loss(probabilities, self.counts)
+            self.drop(math.ceil(len(x) * K / EXPERTS * 0.75))
+
+    def drop(self, capacity):
+        """Each expert keeps the `capacity` slots with its largest weights."""
+        keep = torch.zeros_like(self.ids, dtype=torch.bool)
+        for expert in range(EXPERTS):
+            slots = (self.ids == expert).nonzero().tolist()
+            slots.sort(key=lambda slot: -self.weights[slot[0], slot[1]].item())
+            for t, k in slots[:capacity]:
+                keep[t, k] = True
+        assert not keep.all(), "nothing was dropped: the case tests nothing"
+        self.ids = self.ids.masked_fill(~keep, -1)
+        self.weights = self.weights * keep
+
+
+def state_of(router, seed=3):
+    """A bias where the router has one, a load where it reads one."""
+    generator = torch.Generator().manual_seed(seed)
+    bias = 0.02 * torch.rand(EXPERTS, generator=generator) if router in ("balanced", "sequence") else None
+    load = torch.randint(1, 9, (EXPERTS,), generator=generator) if router == "global_batch" else None
+    return bias, load
+
+
+class Routing(unittest.TestCase):
+    def test_results_and_gradients_are_those_of_the_formulas(self):
+        for router, seed in itertools.product(ROUTERS, range(3)):
+            with self.subTest(router=router, seed=seed):
+                bias, load = state_of(router)
+                sequences = 3 if router == "sequence" else 1
+                x = smooth_logits(seed).requires_grad_()
+                y = x.detach().clone().requires_grad_()
+                ids, weights, counts, loss, _ = op(router, "forward")(x, bias, load, sequences=sequences)
+                want = Expected(router, y, bias, load, sequences)
+                self.assertEqual(ids.dtype, torch.int32)
+                self.assertTrue(torch.equal(ids.long(), want.ids))
+                self.assertTrue(torch.equal(counts, want.counts))
+                torch.testing.assert_close(weights, want.weights, rtol=1e-12, atol=1e-14)
+                torch.testing.assert_close(loss.double(), want.loss, rtol=1e-6, atol=1e-7)
+                direction = torch.randn(weights.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+                ((weights * direction).sum() + 2 * loss).backward()
+                ((want.weights * direction).sum() + 2 * want.loss).backward()
+                torch.testing.assert_close(x.grad, y.grad, rtol=1e-6, atol=2e-8)
+
+    def test_route_agrees_with_forward(self):
+        for router in ROUTERS:
+            bias, load = state_of(router)
+            x = smooth_logits(7)
+            outputs = op(router, "forward")(x, bias, load)
+            for got, want in zip(op(router, "route")(x, bias), outputs):
+                self.assertTrue(torch.equal(got, want), router)
+
+    def test_each_part_has_a_gradient_of_its_own(self):
+        bias, _ = state_of("balanced")
+        x = smooth_logits(5).requires_grad_()
+        _, weights, _, loss, _ = ops.balanced_forward(x, bias)
+        self.assertTrue(weights.requires_grad and loss.requires_grad)
+        of_loss, = torch.autograd.grad(loss, x, retain_graph=True)
+        of_weights, = torch.autograd.grad(weights[:, 0].sum(), x, retain_graph=True)
+        both, = torch.autograd.grad(weights[:, 0].sum() + loss, x)
+        torch.testing.assert_close(of_loss + of_weights, both, rtol=1e-9, atol=1e-12)
+        want = Expected("balanced", y := x.detach().clone().requires_grad_(), bias)
+        torch.testing.assert_close(of_loss, torch.autograd.grad(want.loss, y)[0], rtol=1e-6, atol=2e-8)
+
+    def test_gradcheck(self):
+        for router in ROUTERS:
+            with self.subTest(router=router):
+                bias, load = state_of(router)
+                x = smooth_logits(1, tokens=6).requires_grad_()
+                forward = lambda x: op(router, "forward")(x, bias, load)
+                self.assertTrue(torch.autograd.gradcheck(lambda x: forward(x)[1], x))
+                if router != "plain":  # the value of the loss is a float32, from sums of fixed point: larger steps
+                    self.assertTrue(torch.autograd.gradcheck(lambda x: forward(x)[3].double(), x, eps=5e-3, atol=5e-4, rtol=1e-3))
+
+    def test_padding_counts_for_nothing(self):
+        bias, _ = state_of("balanced")
+        active = torch.ones(TOKENS, dtype=torch.bool)
+        active[[2, 7, 11]] = False
+        for mask in (active, active.to(torch.uint8)):
+            x = smooth_logits(4).requires_grad_()
+            ids, weights, counts, loss, _ = ops.balanced_forward(x, bias, active=mask)
+            want = Expected("balanced", y := x.detach()[active].requires_grad_(), bias)
+            self.assertTrue(torch.equal(ids[active].long(), want.ids) and (ids[~active] == -1).all() and (weights[~active] == 0).all())
+            self.assertTrue(torch.equal(counts, want.counts))
+            (weights.sum() + loss).backward()
+            (want.weights.sum() + want.loss).backward()
+            torch.testing.assert_close(x.grad[active], y.grad, rtol=1e-6, atol=2e-8)
+            self.assertEqual(x.grad[~active].abs().sum().item(), 0)
+
+    def test_a_recomputation_reads_the_load_as_it_is(self):
+        _, load = state_of("global_batch")
+        x = smooth_logits(6)
+        _, _, counts, first, saved = ops.global_batch_forward(x, None, load)
+        _, _, _, again, saved_again = ops.global_batch_forward(x, None, load + counts, accumulate=False)
+        self.assertTrue(torch.equal(first, again) and torch.equal(saved, saved_again))
+
+    def test_element_types(self):
+        for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)):
+            bias, _ = state_of("balanced")
+            x = smooth_logits(2, dtype=dtype).requires_grad_()
+            ids, weights, _, loss, _ = ops.balanced_forward(x, bias)
+            want = Expected("balanced", y := x.detach().double().requires_grad_(), bias)
+            self.assertEqual(weights.dtype, torch.float32)
+            self.assertTrue(torch.equal(ids.long(), want.ids))
+            torch.testing.assert_close(weights.double(), want.weights, rtol=1e-5, atol=1e-6)
+            (weights[:, 1].sum() + loss).backward()
+            (want.weights[:, 1].sum() + want.loss).backward()
+            self.assertEqual(x.grad.dtype, dtype)
+            torch.testing.assert_close(x.grad.double(), y.grad, rtol=tolerance, atol=tolerance * y.grad.abs().max().item())
+
+    def test_rows_may_lie_apart(self):
+        x = smooth_logits(8)
+        wide = torch.full((TOKENS, EXPERTS + 5), math.nan, dtype=torch.float64)
+        wide[:, 3:3 + EXPERTS] = x
+        strided = wide[:, 3:3 + EXPERTS].requires_grad_()
+        self.assertFalse(strided.is_contiguous())
+        for got, want in zip(ops.plain_route(strided), ops.plain_route(x)):
+            self.assertTrue(torch.equal(got, want))
+        weights = ops.plain_forward(strided)[1]
+        gradient, = torch.autograd.grad(weights, strided, torch.ones(K, TOKENS, dtype=torch.float64).t() * torch.tensor([1.0, 3.0]))
+        want = Expected("plain", y := x.clone().requires_grad_()).weights
+        torch.testing.assert_close(gradient, torch.autograd.grad((want * torch.tensor([1.0, 3.0])).sum(), y)[0])
+
+    def test_no_tokens(self):
+        ids, weights, counts, loss, _ = ops.balanced_forward(x := torch.zeros(0, EXPERTS, requires_grad=True), torch.zeros(EXPERTS))
+        self.assertEqual((tuple(ids.shape), tuple(weights.shape), counts.sum().item(), loss.item()), ((0, K), (0, K), 0, 0.0))
+        loss.backward()
+        self.assertEqual(tuple(x.grad.shape), (0, EXPERTS))
+
+    def test_update_moves_the_bias_and_clears_the_load(self):
+        for shape in ((EXPERTS,), (3, EXPERTS)):
+            load = torch.randint(0, 9, shape, generator=torch.Generator().manual_seed(1))
+            bias = torch.linspace(-1, 1, load.numel()).reshape(shape)
+            want = bias + 0.25 * torch.sign(load.double().mean(-1, keepdim=True) - load).float()
+            ops.balanced_update(bias, load)
+            torch.testing.assert_close(bias, want)
+            self.assertTrue((load == 0).all())
+        ops.global_batch_update(None, load := torch.ones(EXPERTS, dtype=torch.int64))
+        self.assertTrue((load == 0).all())
+
+    def test_second_derivatives_are_refused_when_they_are_asked_for(self):
+        x = smooth_logits(1).requires_grad_()
+        gradient, = torch.autograd.grad((ops.plain_forward(x)[1] ** 2).sum(), x, create_graph=True)
+        with self.assertRaisesRegex(RuntimeError, "moe_balance: moeb_test::plain_backward: the derivative is the second; allowed: the first"):
+            gradient.sum().backward()
+
+    def test_shapes_without_data(self):
+        def layer(x, bias):
+            routed = ops.balanced_forward(x, bias)
+            order = ops.permutation(ops.balanced_route(x, bias)[0], EXPERTS, 4)
+            rows = ops.permute(x, *order[1:3], routed[1])
+            return *routed, *order, rows, ops.combine(rows, *order[1:3])
+
+        bias, _ = state_of("balanced")
+        real = layer(smooth_logits(1).float(), bias)
+        shapes = layer(torch.empty(TOKENS, EXPERTS, device="meta"), bias.to("meta"))
+        self.assertEqual([(r.shape, r.dtype) for r in real], [(s.shape, s.dtype) for s in shapes])
+        self.assertTrue(all(s.is_meta for s in shapes))
+
+
+class Dispatch(unittest.TestCase):
+    def setUp(self):
+        self.ids = Expected("plain", smooth_logits(9)).ids.int()
+        self.ids[3, 1] = self.ids[5, 0] = -1
+        self.hidden = torch.randn(TOKENS, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        self.factors = torch.rand(TOKENS, K, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    def gather(self, hidden, row_of_slot, rows, factors=None):
+        """permute, slot by slot."""
+        out = [torch.zeros(hidden.shape[1], dtype=torch.float64)] * rows
+        for t, k in itertools.product(range(TOKENS), range(K)):
+            if row_of_slot[t, k] >= 0:
+                out[row_of_slot[t, k]] = hidden[t] * (1 if factors is None else factors[t, k])
+        return torch.stack(out)
+
+    def sum(self, rows, row_of_slot, factors=None):
+        """combine, slot by slot."""
+        factors = torch.ones(TOKENS, K, dtype=torch.float64) if factors is None else factors
+        padded = torch.cat([rows, torch.zeros(1, rows.shape[1], dtype=torch.float64)])
+        return (padded[row_of_slot] * factors[:, :, None]).sum(1)
+
+    def test_permutation_groups_slots_by_expert(self):
+        for align in (1, 4):
+            offsets, row_of_slot, slot_of_row, counts = ops.permutation(self.ids, EXPERTS, align)
+            self.assertEqual(counts.tolist(), [(self.ids == e).sum().item() for e in range(EXPERTS)])
+            self.assertEqual(offsets.tolist(), [0, *itertools.accumulate(-(-c // align) * align for c in counts.tolist())])
+            rows = []
+            for e in range(EXPERTS):
+                slots = (self.ids.flatten() == e).nonzero().flatten().tolist()
+                first = offsets[e].item()
+                self.assertEqual(slot_of_row[first:offsets[e + 1]].tolist(), slots + [-1] * (offsets[e + 1].item() - first - len(slots)))
+                rows += [(slot, first + i) for i, slot in enumerate(slots)]
+            want = torch.full((TOKENS * K,), -1)
+            for slot, row in rows:
+                want[slot] = row
+            self.assertTrue(torch.equal(row_of_slot.flatten(), want))
+
+    def test_rows_and_their_gradients(self):
+        _, row_of_slot, slot_of_row, _ = ops.permutation(self.ids, EXPERTS, 4)
+        rows = torch.randn(len(slot_of_row), 5, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+        for factors in (None, self.factors):
+            for got, want, start in (
+                (lambda h, f: ops.permute(h, row_of_slot, slot_of_row, f), lambda h, f: self.gather(h, row_of_slot, len(slot_of_row), f), self.hidden),
+                (lambda h, f: ops.combine(h, row_of_slot, slot_of_row, f), lambda h, f: self.sum(h, row_of_slot, f), rows)):
+                a, b = [(start.clone().requires_grad_(), None if factors is None else factors.clone().requires_grad_()) for _ in range(2)]
+                left, right = got(*a), want(*b)
+                torch.testing.assert_close(left, right)
+                direction = torch.randn(left.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+                (left * direction).sum().backward()
+                (right * direction).sum().backward()
+                torch.testing.assert_close(a[0].grad, b[0].grad)
+                if factors is not None:
+                    torch.testing.assert_close(a[1].grad, b[1].grad.masked_fill(row_of_slot < 0, 0))
+
+    def test_gradcheck(self):
+        _, row_of_slot, slot_of_row, _ = ops.permutation(self.ids, EXPERTS, 2)
+        h, f = self.hidden.requires_grad_(), self.factors.requires_grad_()
+        permute = lambda h, f=None: ops.permute(h, row_of_slot, slot_of_row, f)
+        combine = lambda r, f=None: ops.combine(r, row_of_slot, slot_of_row, f)
+        self.assertTrue(torch.autograd.gradcheck(permute, h) and torch.autograd.gradcheck(permute, (h, f)))
+        rows = permute(h).detach().requires_grad_()
+        self.assertTrue(torch.autograd.gradcheck(combine, rows) and torch.autograd.gradcheck(combine, (rows, f)))
+
+    def test_weights_of_a_router_meet_hidden_states_of_16_bits(self):
+        x = smooth_logits(9, dtype=torch.float32).requires_grad_()
+        hidden = self.hidden.bfloat16().requires_grad_()
+        ids, weights, _, _, _ = ops.plain_forward(x)
+        _, row_of_slot, slot_of_row, _ = ops.permutation(ids, EXPERTS)
+        output = ops.combine(ops.permute(hidden, row_of_slot, slot_of_row), row_of_slot, slot_of_row, weights)
+        torch.testing.assert_close(output, hidden, rtol=1e-2, atol=1e-2)  # weights sum to 1
+        output.sum().backward()
+        self.assertEqual((x.grad.dtype, hidden.grad.dtype), (torch.float32, torch.bfloat16))
+
+
+class Errors(unittest.TestCase):
+    def test_errors_name_argument_value_and_what_is_allowed(self):
+        x = smooth_logits(0)
+        bias = torch.zeros(EXPERTS)
+        ids = torch.zeros(TOKENS, K, dtype=torch.int32)
+        rows, slots = torch.zeros(TOKENS, K, dtype=torch.int64), torch.zeros(TOKENS * K, dtype=torch.int64)
+        cases = (
+            (lambda: ops.plain_route(x.long()), "route: logits.dtype is int64; allowed: float32, bfloat16, float16, float64"),
+            (lambda: ops.plain_route(x.t()), "route: logits.strides[1] is 8; allowed: 1: rows must be contiguous"),
+            (lambda: ops.plain_route(x[None]), "route: logits.ndim is 3; allowed: 2"),
+            (lambda: ops.plain_route(x[:, :1]), "route: top_k.k is 2; allowed: 1 (K may not exceed the experts)"),
+            (lambda: ops.plain_route(torch.zeros(2, 4096)), "route: logits.columns is 4096; allowed: 1 to 2048 (experts)"),
+            (lambda: ops.balanced_forward(x), "forward: bias.data is null"),
+            (lambda: ops.balanced_forward(x, bias[:3]), "forward: bias.size is 3; allowed: 8"),
+            (lambda: ops.balanced_forward(x, bias.double()), "forward: bias.dtype is float64; allowed: float32"),
+            (lambda: ops.global_batch_forward(x), "forward: load.counts is null"),
+            (lambda: ops.global_batch_forward(x, None, bias), "forward: load.dtype is float32; allowed: int64"),
+            (lambda: ops.balanced_forward(x, bias, active=bias), "forward: active.dtype is float32; allowed: uint8, bool"),
+            (lambda: ops.sequence_forward(x, sequences=0), "forward: sequences is 0; allowed: 1 to 12"),
+            (lambda: ops.sequence_forward(x, sequences=5), "forward: sequences.count is 5; allowed: a divisor of the 12 tokens"),
+            (lambda: ops.balanced_backward(x, ids, slots[:1], None, None), "backward: saved.size is 1; allowed: 18"),
+            (lambda: ops.balanced_update(bias, rows), "update: bias.experts is 8; allowed: 2"),
+            (lambda: ops.balanced_update(None, torch.ones(EXPERTS, dtype=torch.int64)), "update: bias.data is null"),
+            (lambda: ops.permutation(ids.long(), EXPERTS), "permutation: experts.dtype is int64; allowed: int32"),
+            (lambda: ops.permutation(ids, 0), "permutation: expert_count is 0; allowed: 1 to 4096"),
+            (lambda: ops.permutation(ids + 9, EXPERTS), "permutation: experts[0] is 9; allowed: -1 to 7"),
+            (lambda: ops.permute(x, rows[:3], slots), "permute: row_of_slot.rows is 3; allowed: 12 (the tokens of hidden)"),
+            (lambda: ops.permute(x, rows, slots + 99), "permute: slot_of_row[0] is 99; allowed: -1 to 23"),
+            (lambda: ops.combine(x, rows, slots), "combine: slot_of_row.size is 24; allowed: 12"),
+            (lambda: ops.combine(x, rows, slots[:TOKENS], torch.zeros(TOKENS, K).half()), "combine: weights.type is float16; allowed: float64"),
+        )
+        for call, message in cases:
+            with self.subTest(message=message), self.assertRaises((RuntimeError, ValueError)) as raised:
+                call()
+            self.assertIn("moe_balance: " + message, str(raised.exception))
+        self.assertTrue((bias == 0).all() and (rows == 0).all())
+
+    @unittest.skipIf(stable, "Python's meta functions, which are called then, check nothing")
+    def test_tensors_lie_on_one_device(self):
+        with self.assertRaisesRegex(ValueError, "route: bias.device is meta; allowed: cpu, where the call's first tensor lies"):
+            ops.plain_route(smooth_logits(0), torch.zeros(EXPERTS, device="meta"))
+
+
+@unittest.skipUnless(stable, "PyTorch 1.13 has neither opcheck nor compile")
+class Tracing(unittest.TestCase):
+    def test_opcheck(self):
+        bias, load = state_of("balanced")[0], state_of("global_batch")[1]
+        x = smooth_logits(0).requires_grad_()
+        # Not traced by opcheck, which adds up all outputs and cannot add floats to counts; the next test traces them.
+        checks = [(ops.balanced_forward, (x, bias)), (ops.global_batch_forward, (x, None, load)), (ops.capacity_forward, (x,)),
+                  (ops.sequence_forward, (x, None, None, True, None, 3)), (ops.plain_route, (x.detach(),)),
+                  (ops.balanced_update, (bias, torch.ones(EXPERTS, dtype=torch.int64)))]
+        ids = ops.plain_route(x)[0]
+        _, row_of_slot, slot_of_row, _ = ops.permutation(ids, EXPERTS, 4)
+        factors = torch.rand(TOKENS, K, dtype=torch.float64, requires_grad=True)
+        checks += [(ops.permutation, (ids, EXPERTS, 4)), (ops.permute, (x, row_of_slot, slot_of_row, factors)),
+                   (ops.combine, (torch.randn(len(slot_of_row), 5, dtype=torch.float64, requires_grad=True), row_of_slot, slot_of_row, factors))]
+        for function, arguments in checks:
+            with self.subTest(function=str(function)):
+                skipped = ("test_aot_dispatch_dynamic",) if "forward" in str(function) else ()
+                torch.library.opcheck(function, arguments, test_utils=[t for t in OPCHECKS if t not in skipped])
+
+    def test_compile_traces_a_layer(self):
+        def layer(x, hidden):
+            ids, weights, _, loss, _ = ops.balanced_forward(x, torch.zeros(EXPERTS))
+            _, row_of_slot, slot_of_row, _ = ops.permutation(ids, EXPERTS, 4)
+            rows = torch.tanh(ops.permute(hidden, row_of_slot, slot_of_row))
+            return (ops.combine(rows, row_of_slot, slot_of_row, weights) ** 2).sum() + loss
+
+        compiled = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=True)
+        for tokens in (TOKENS, TOKENS + 4):
+            gradients = []
+            for function in (layer, compiled):
+                x = smooth_logits(1, tokens).requires_grad_()
+                hidden = torch.linspace(-1, 1, tokens * 5, dtype=torch.float64).reshape(tokens, 5).requires_grad_()
+                function(x, hidden).backward()
+                gradients.append((x.grad, hidden.grad))
+            for got, want in zip(*gradients):
+                self.assertTrue(torch.equal(got, want))
+
+
+def main():
+    global ops
+    torch.set_num_threads(1)
+    torch.ops.load_library(sys.argv[1])
+    ops = torch.ops.moeb_test
+    if stable:
+        sys.path.insert(0, sys.argv[2])
+        moe_ops = importlib.import_module("moe_ops")
+        for router in ROUTERS:
+            moe_ops.register_router("moeb_test", router + "_")
+        moe_ops.register_dispatch("moeb_test")
+    print(f"PyTorch {torch.__version__}, {'the stable ABI' if stable else 'libtorch'}")
+    unittest.main(argv=sys.argv[:1], verbosity=1)
+
+
+main()
