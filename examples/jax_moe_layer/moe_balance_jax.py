@@ -22,14 +22,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-HANDLERS = ("route", "forward", "backward", "update", "permutation", "permute", "permute_backward", "combine", "combine_backward")
+HANDLERS = ("route", "forward", "backward", "loss", "update", "permutation", "permute", "permute_backward", "combine", "combine_backward")
 
 
 class Sizes(ctypes.Structure):
     """struct moe_balance::xla::Sizes."""
     _fields_ = [(name, ctypes.c_int64) for name in (
-        "top_k", "losses", "has_bias", "needs_load", "has_capacity", "saved_bytes", "workspace_bytes", "permutation_rows",
-        "permutation_workspace")]
+        "top_k", "losses", "has_bias", "needs_load", "reads_global_batch", "reads_step", "has_capacity", "saved_bytes", "workspace_bytes",
+        "permutation_rows", "permutation_workspace")]
 
 
 class Status(NamedTuple):
@@ -67,6 +67,7 @@ class Options(NamedTuple):
     weights_dtype: np.dtype
     sequences: int
     token_major: bool
+    axis_name: object
 
 
 def as_int32(words):
@@ -158,18 +159,21 @@ class MoeBalance:
         return Routing(ids, weights, jnp.zeros((), jnp.float32), jnp.zeros((0,), jnp.float32), as_int32(counts),
                        jnp.zeros((0, 2), jnp.int32), as_int32(kept), status_of(status))
 
-    def forward(self, logits, bias=None, load=None, active=None, weights_dtype=None, sequences=1, token_major=False):
+    def forward(self, logits, bias=None, load=None, active=None, weights_dtype=None, sequences=1, token_major=False,
+                axis_name=None):
         """Training: weights and loss that can be differentiated in the logits [T, E], and the load with this call's tokens added.
 
         bias float32 [E] and load int32 [E, 2], where the router has a bias or a global-batch loss; active bool [T]: False marks padding; sequences: equal
-        sequences in the batch, one behind the other or, with token_major, interleaved. Recomputation (jax.checkpoint) counts no token twice, as long
+        sequences in the batch, one behind the other or, with token_major, interleaved; axis_name: the mesh axes under shard_map whose devices share
+        the batch, for a global-batch loss: each device's loss then reads the counts of all, and their mean is that of the whole batch. Recomputation (jax.checkpoint) counts no token twice, as long
         as the load is taken from the results.
         """
         expect_matrix("forward", "logits", logits)
         sizes = self.sizes(*logits.shape, sequences)
         expect(bias is not None or not sizes.has_bias, "forward", "bias", None, "float32 [E], as new_bias makes it")
         expect(load is not None or not sizes.needs_load, "forward", "load", None, "int32 [E, 2], as new_load makes it")
-        options = Options(np.dtype(weights_dtype or weights_type(logits)), sequences, token_major)
+        expect(axis_name is None or sizes.reads_global_batch, "forward", "axis_name", axis_name, "None: no loss reads other devices' counts")
+        options = Options(np.dtype(weights_dtype or weights_type(logits)), sequences, token_major, axis_name)
         return forward(self, options, logits, left_out() if bias is None else bias,
                        jnp.zeros((0, 2), jnp.int32) if load is None else load, left_out(jnp.bool_) if active is None else active)
 
@@ -223,6 +227,10 @@ def forward_and_saved(moe, options, logits, bias, load, active):
                shape(jnp.uint8, sizes.workspace_bytes)]
     ids, weights, loss, losses, counts, load, saved, chosen, kept, status, _ = moe.call(
         "forward", results, logits, bias, load, active, aliases={2: 5}, sequences=options.sequences, token_major=options.token_major)
+    if options.axis_name is not None:
+        total = from_int32(jax.lax.psum(as_int32(load if sizes.reads_step else counts), options.axis_name))
+        results = [shape(jnp.uint8, sizes.saved_bytes), shape(jnp.float32), shape(jnp.float32, sizes.losses)]
+        saved, loss, losses = moe.call("loss", results, saved, total, aliases={0: 0}, sequences=options.sequences)
     routing = Routing(ids, weights, loss, losses, as_int32(counts), load, as_int32(kept), status_of(status))
     return routing, (logits, bias, active, ids, chosen, saved)
 

@@ -32,4 +32,6 @@ moe_balance_add_python_test(interop.jax jax python ${CMAKE_CURRENT_SOURCE_DIR}/j
 moe_balance_add_python_test(interop.jax_moe_layer jax python ${example}/main.py ${example_library})
 set_tests_properties(interop.jax PROPERTIES FIXTURES_REQUIRED "python_jax;jax_handlers")
 set_tests_properties(interop.jax_moe_layer PROPERTIES FIXTURES_REQUIRED "python_jax;jax_moe_layer_handlers")
-set_tests_properties(interop.jax interop.jax_moe_layer PROPERTIES ENVIRONMENT "JAX_PLATFORMS=cpu;PYTHONDONTWRITEBYTECODE=1")
+moe_balance_add_python_test(interop.jax_page jax ${MOE_BALANCE_BASH} ${CMAKE_CURRENT_SOURCE_DIR}/jax_page.sh ${PROJECT_SOURCE_DIR}/docs/interop_jax.md
+  ${CMAKE_CURRENT_BINARY_DIR}/jax/page ${example} ${CMAKE_CXX_COMPILER_LAUNCHER} ${CMAKE_CXX_COMPILER} ${options})
+set_tests_properties(interop.jax interop.jax_moe_layer interop.jax_page PROPERTIES ENVIRONMENT "JAX_PLATFORMS=cpu;PYTHONDONTWRITEBYTECODE=1")

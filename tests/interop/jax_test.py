@@ -300,13 +300,25 @@ def test_operands_are_left_as_they_were():
     moe.update(bias, words)
     for array, copy in zip((logits, bias, words), before):
         same(array, copy)
-    # The same without aliases: then the handler copies.
-    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (bias, words)]
-    new_bias, new_load = moe.call("update", shapes, bias, words)
-    same(new_bias, moe.update(bias, words)[0])
-    same(new_load, jnp.zeros_like(words))
-    same(words, before[2])
     same(as_int32(aliased.load), load + aliased.counts)
+
+
+class Unaliased(MoeBalance):
+    """A caller that aliases nothing."""
+
+    def call(self, *arguments, aliases=None, **attributes):
+        return super().call(*arguments, **attributes)
+
+
+def test_handlers_copy_what_is_not_aliased():
+    logits, bias, load, _, _ = inputs(jnp.float32)
+    words = from_int32(load)
+    results = []
+    for moe in (MOE["sigmoid"], Unaliased(sys.argv[1], "sigmoid")):
+        results.append((moe.forward(logits, bias=bias, load=words).load, *moe.update(bias, words)))
+    for aliased, copied in zip(*results):
+        same(copied, aliased)
+    same(as_int32(words), load)
 
 
 def test_recomputation_and_scans_count_each_token_once():
@@ -355,24 +367,52 @@ def test_vmap_is_one_call_per_element():
             near(got[i], wanted, 1e-6)
 
 
-def test_devices_sum_their_loads_before_update():
-    moe = MOE["sigmoid"]
-    logits, bias, load, _, _ = inputs(jnp.float32)
+def on_two_devices(function, inputs, outputs):
+    """A function of data-parallel devices; True in `inputs` and `outputs` for what they have parts of."""
     assert len(jax.devices()) == 2
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
-    spec = jax.sharding.PartitionSpec
+    specs = [tuple(jax.sharding.PartitionSpec("data") if divided else jax.sharding.PartitionSpec() for divided in sides)
+             for sides in (inputs, outputs)]
+    return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs[0], out_specs=specs[1], check_vma=False))
+
+
+def test_devices_sum_their_loads_before_update():
+    moe = MOE["sigmoid"]
+    logits, bias, _, _, _ = inputs(jnp.float32)
 
     def step(logits, bias):
         routing = moe.forward(logits, bias=bias, load=moe.new_load(EXPERTS))
         load = from_int32(jax.lax.psum(as_int32(routing.load), "data"))
         return routing.experts, moe.update(bias, load)[0]
 
-    sharded = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(spec("data"), spec()), out_specs=(spec("data"), spec()),
-                                    check_vma=False))
-    ids, new_bias = sharded(logits, bias)
+    ids, new_bias = on_two_devices(step, (True, False), (True, False))(logits, bias)
     whole = moe.forward(logits, bias=bias, load=moe.new_load(EXPERTS))
     same(ids, whole.experts)
     same(new_bias, moe.update(bias, whole.load)[0])
+
+
+def test_a_global_batch_loss_reads_the_counts_of_all_devices():
+    moe = MOE["global_batch"]
+    logits, _, load, _, _ = inputs(jnp.float32)
+    halves = jnp.stack([load // 3, load - load // 3])  # of micro-batches before, as devices have them
+
+    def step(logits, load):
+        def loss(logits):
+            routing = moe.forward(logits, load=from_int32(load[0]), axis_name="data")
+            return routing.loss, routing
+
+        (value, routing), slope = jax.value_and_grad(loss, has_aux=True)(logits)
+        return value[None], routing.losses, as_int32(routing.load)[None], slope
+
+    losses, parts, loads, slope = on_two_devices(step, (True, True), (True, True, True, True))(logits, halves)
+    ids, every = chosen_ids("global_batch", logits, 0.0), jnp.ones(TOKENS)
+    whole, wanted = jax.value_and_grad(lambda x: loss_of("global_batch", x, ids, every, load, 1))(logits)
+    near(losses.mean(), whole, 2e-6)
+    near(slope / 2, wanted, 3e-6)
+    same(parts, losses)
+    same(loads, halves + jnp.stack([counts_of(part, jnp.ones(len(part))) for part in jnp.split(ids, 2)]))
+    own = moe.forward(logits[:TOKENS // 2], load=from_int32(halves[0])).loss
+    assert abs(own - losses[0]) > 1e-4
 
 
 def test_threads_may_call_at_the_same_time():
@@ -513,11 +553,13 @@ def test_errors_name_the_call_the_argument_and_what_is_allowed():
         (["forward", "weights.type is bfloat16", "float32"], lambda: moe.forward(logits, bias=bias, load=words, weights_dtype=jnp.bfloat16)),
         (["route", "top_k.groups is 4", "a divisor of the 15 experts"], lambda: moe.route(logits[:, :15])),
         (["route", "top_k.k is 2", "allowed: 1 (K may not exceed"], lambda: MOE["softmax"].route(logits[:, :1])),
+        (["loss", "balancer is without a global-batch loss", "one with it"], lambda: losses_of("softmax", EXPERTS)),
+        (["loss", "saved.size is 392", "368 (bytes that"], lambda: losses_of("global_batch", EXPERTS - 1)),
         (["update", "bias.experts is 15", "16"], lambda: moe.update(bias[:-1], words)),
         (["update", "bias.rank is 1", "2"], lambda: moe.update(bias, words[None])),
         (["update", "bias.data is null"], lambda: moe.update(None, words)),
-        (["permutation", "experts[7] is 16", "-1 to 15"], lambda: moe_ids(16)),
-        (["permutation", "experts[7] is -2", "-1 to 15"], lambda: moe_ids(-2)),
+        (["permutation", "experts[7] is 16", "-1 to 15"], lambda: permutation_with(16)),
+        (["permutation", "experts[7] is -2", "-1 to 15"], lambda: permutation_with(-2)),
         (["permutation", "experts.dtype is F32", "S32"], lambda: MOE["softmax"].permutation(logits[:, :2], EXPERTS)),
         (["route", "threads is -1", "0 to 2147483647"], lambda: MoeBalance(sys.argv[1], "softmax", threads=-1).route(logits)),
     ]
@@ -525,7 +567,13 @@ def test_errors_name_the_call_the_argument_and_what_is_allowed():
         raises(RUNTIME, ["INVALID_ARGUMENT: moe_balance: " + message[0] + ": " + message[1]] + message[2:], call)
 
 
-def moe_ids(wrong):
+def losses_of(name, experts):
+    saved = jnp.zeros(MOE[name].sizes(0, EXPERTS).saved_bytes, jnp.uint8)
+    results = [jax.ShapeDtypeStruct(s, d) for s, d in ((saved.shape, jnp.uint8), ((), jnp.float32), ((0,), jnp.float32))]
+    return MOE[name].call("loss", results, saved, jnp.zeros((experts, 2), jnp.int32), sequences=1)
+
+
+def permutation_with(wrong):
     return MOE["softmax"].permutation(some_ids().at[3, 1].set(wrong), EXPERTS)
 
 
@@ -558,6 +606,7 @@ def test_python_says_what_is_missing_before_anything_runs():
     logits = inputs(jnp.float32)[0]
     raises(ValueError, ["forward: bias is None", "new_bias"], lambda: MOE["sigmoid"].forward(logits))
     raises(ValueError, ["forward: load is None", "new_load"], lambda: MOE["global_batch"].forward(logits))
+    raises(ValueError, ["forward: axis_name is data", "None"], lambda: MOE["softmax"].forward(logits, axis_name="data"))
     raises(ValueError, ["forward: logits.ndim is 3", "2"], lambda: MOE["softmax"].forward(logits[None]))
     raises(ValueError, ["permutation: ids.shape[1] is 16", "2"], lambda: MOE["softmax"].permutation(logits, EXPERTS))
     raises(AttributeError, ["absent_route"], lambda: MoeBalance(sys.argv[1], "absent"))

@@ -18,6 +18,7 @@
 //                                                                             new load?, saved U8, chosen? S32 [T,K], kept_counts?, status, workspace
 //   backward          logits, experts, chosen?, grad_weights? [T,K],          grad_logits [T,E], workspace
 //                     grad_loss F32 [], saved, active?
+//   loss              saved, global_counts int64 [E]                          saved with these counts, loss, losses
 //   update            bias? F32 [E] or [L,E], load int64 [E] or [L,E]         new bias?, new load
 //   permutation       experts S32 [T,K]                                       offsets int64 [E+1], row_of_slot int64 [T,K], slot_of_row int64 [R],
 //                                                                             counts int64 [E], status, workspace U8
@@ -27,8 +28,10 @@
 //   combine_backward  grad_combined [T,H], row_of_slot, slot_of_row,          grad_permuted [R,H], grad_weights? [T,K], status
 //                     weights?, permuted?
 //
+// `loss` is for a global-batch loss over several devices: XLA sums the counts that `forward` gave, and `saved` with the sum goes to `backward`.
+//
 // Attributes, int64 each: `threads` of all (Host::threads: 0 takes all cores for the time of the call, which blocks the XLA thread that makes it; a
-// GPU ignores it); `sequences` and `token_major` (0 or 1) of forward and backward, for SequenceLoss; `align` and `rows_per_expert` of permutation;
+// GPU ignores it); `sequences` and `token_major` (0 or 1) of forward and backward (loss takes the first), for SequenceLoss; `align` and `rows_per_expert` of permutation;
 // `top_k` of permute.
 //
 // Nothing is changed in place: forward and update copy load and bias to their results first, unless the caller aliases the two
@@ -131,10 +134,21 @@ struct Handled {
   using Traits = typename RouterT::Traits;
   using Selection = std::remove_cvref_t<decltype(router.top_k)>;
   static_assert(!is_replaying<Selection>, "a selection that replays needs ids, which these handlers do not take");
+  static_assert(
+      std::is_same_v<std::remove_cvref_t<decltype(router.sync)>, SingleDevice>,
+      "XLA may drop or repeat a call, which a sum over ranks does not survive: let XLA sum the load before update");
   static constexpr bool has_bias = Traits::biases > 0;
-  static constexpr bool needs_load = has_bias || Traits::reads_global_batch;
+  static constexpr bool reads_global_batch = Traits::reads_global_batch;
+  static constexpr bool needs_load = has_bias || reads_global_batch;
   static constexpr bool has_capacity = looks_across_tokens<Selection>;
 };
+
+/// Bytes of `saved`, whose size does not depend on the tokens.
+template <const auto& router>
+[[nodiscard]] std::int64_t saved_bytes_of(std::int64_t experts, std::int64_t sequences) {
+  return static_cast<std::int64_t>(
+      router.saved_bytes({.tokens = 0, .experts = static_cast<int>(experts), .sequences = sequences}));
+}
 
 /// The members that RouteArgs and ForwardArgs share.
 template <class Args>
@@ -170,18 +184,15 @@ template <const auto& router, class Place, class Tag = EngineTagOf<Place>>
 
 /// The loss and its parts; zeros where there is none.
 template <const auto& router, class Place, class Tag = EngineTagOf<Place>>
-void write_losses(const Reader& read, const ForwardArgs& args, const Operand& loss, const Operand& losses,
-                  const Place& place) {
+void write_losses(const Reader& read, const SavedRef& saved, std::int64_t experts, const Sequences& sequences,
+                  const Operand& loss, const Operand& losses, const Place& place) {
   constexpr int count = Handled<router>::RouterT::loss_count;
   float* const value = read.scalar<float>("loss", loss);
   float* const parts = read.optional_array<float>("losses", losses, count, "losses of the balancer");
   if constexpr (count > 0) {
-    router.loss({.saved = args.saved,
-                 .experts = static_cast<int>(args.logits.columns),
-                 .sequences = args.sequences,
-                 .value = value,
-                 .part_values = parts},
-                {}, place);
+    router.loss(
+        {.saved = saved, .experts = static_cast<int>(experts), .sequences = sequences, .value = value, .part_values = parts},
+        {}, place);
   } else {
     Engine<Place>::clear(value, sizeof(float), place);
   }
@@ -210,7 +221,27 @@ template <const auto& router, class Place, class Tag = EngineTagOf<Place>>
     args.status = cleared_status(read, *status, there);
     carry_over(old_load, args.load.counts, static_cast<std::size_t>(size) * sizeof(std::int64_t), there);
     router.forward(args, read.workspace(*workspace), there);
-    write_losses<router>(read, args, *loss, *losses, there);
+    write_losses<router>(read, args.saved, size, args.sequences, *loss, *losses, there);
+  });
+}
+
+template <const auto& router, class Place, class Tag = EngineTagOf<Place>>
+[[nodiscard]] ffi::Error loss(Place place, Threads threads, SequenceCount sequences, Operand saved, Operand global_counts,
+                              Result new_saved, Result loss, Result losses) {
+  return guarded([&] {
+    const Reader read{"loss"};
+    const Place there = with_threads(read.call, place, *threads);
+    MOEB_EXPECTS(Handled<router>::reads_global_batch, read.call, "balancer", "without a global-batch loss", "one with it");
+    const VectorView<std::int64_t> counts = read.vector_of<std::int64_t>("global_counts", global_counts);
+    const auto experts = static_cast<int>(counts.size);
+    const std::int64_t bytes = saved_bytes_of<router>(experts, *sequences);
+    const void* old = read.array<std::uint8_t>("saved", saved, bytes, "bytes that forward has written");
+    void* data = read.array<std::uint8_t>("new saved", *new_saved, bytes, "the bytes of saved");
+    carry_over(old, data, static_cast<std::size_t>(bytes), there);
+    using Layout = SavedLayout<std::remove_cvref_t<decltype(router.balancer)>>;
+    carry_over(counts.data, Layout{counts.size, *sequences}.view(data).global_counts, global_counts.size_bytes(), there);
+    write_losses<router>(read, {data, static_cast<std::size_t>(bytes)}, counts.size, sequences_of(*sequences, 0), *loss,
+                         *losses, there);
   });
 }
 
@@ -374,6 +405,8 @@ struct Sizes {
   std::int64_t losses;                 ///< elements of the result `losses`
   std::int64_t has_bias;               ///< 0 or 1: update moves a bias
   std::int64_t needs_load;             ///< 0 or 1: forward needs a load
+  std::int64_t reads_global_batch;     ///< 0 or 1: `loss` serves this router
+  std::int64_t reads_step;             ///< 0 or 1: global_counts are sums of new loads, of counts otherwise
   std::int64_t has_capacity;           ///< 0 or 1: `chosen` and `kept_counts` are results
   std::int64_t saved_bytes;            ///< of forward
   std::int64_t workspace_bytes;        ///< of route, forward and backward
@@ -389,8 +422,10 @@ template <const auto& router>
           .losses = RouterT::loss_count,
           .has_bias = Handled<router>::has_bias,
           .needs_load = Handled<router>::needs_load,
+          .reads_global_batch = Handled<router>::reads_global_batch,
+          .reads_step = count_windows(router.balancer).step > 0,
           .has_capacity = Handled<router>::has_capacity,
-          .saved_bytes = static_cast<std::int64_t>(router.saved_bytes(shape)),
+          .saved_bytes = saved_bytes_of<router>(experts, sequences),
           .workspace_bytes = static_cast<std::int64_t>(router.workspace_bytes(shape)),
           .permutation_rows = permutation_rows(tokens, RouterT::k, experts, align),
           .permutation_workspace = static_cast<std::int64_t>(permutation_workspace_bytes(tokens, RouterT::k, experts))};
@@ -412,12 +447,13 @@ MOEB_NAMESPACE_END
     return ::moe_balance::xla::run<__VA_ARGS__>(call_frame);                                               \
   }
 
-/// Defines NAME_route, NAME_forward, NAME_backward, NAME_update, NAME_permutation, NAME_permute, NAME_permute_backward, NAME_combine,
+/// Defines NAME_route, NAME_forward, NAME_backward, NAME_loss, NAME_update, NAME_permutation, NAME_permute, NAME_permute_backward, NAME_combine,
 /// NAME_combine_backward and NAME_sizes. `router` names a Router of static storage duration, `place` is moe_balance::Host or cudaStream_t.
 #define MOEB_XLA_HANDLERS(name, router, place)                                                                    \
   MOEB_XLA_HANDLER(name##_route, ::moe_balance::xla::route<router, place>)                                        \
   MOEB_XLA_HANDLER(name##_forward, ::moe_balance::xla::forward<router, place>)                                    \
   MOEB_XLA_HANDLER(name##_backward, ::moe_balance::xla::backward<router, place>)                                  \
+  MOEB_XLA_HANDLER(name##_loss, ::moe_balance::xla::loss<router, place>)                                          \
   MOEB_XLA_HANDLER(name##_update, ::moe_balance::xla::update<router, place>)                                      \
   MOEB_XLA_HANDLER(name##_permutation, ::moe_balance::xla::permutation<place>)                                    \
   MOEB_XLA_HANDLER(name##_permute, ::moe_balance::xla::permute<place>)                                            \
