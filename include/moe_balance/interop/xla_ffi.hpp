@@ -1,0 +1,467 @@
+// Handlers of XLA's foreign-function interface, for JAX and other front ends: a router of yours and the dispatch calls, on the CPU. xla_ffi.cuh adds GPUs.
+//
+//   // handlers.cpp: g++ -std=c++20 -O2 -fPIC -shared -I include -isystem $(python3 -c "import jax; print(jax.ffi.include_dir())") handlers.cpp
+//   #include <moe_balance/interop/xla_ffi.hpp>
+//   constexpr mb::Router router{mb::Softmax{}, mb::TopK<2>{}, mb::AuxLoss{}};
+//   MOEB_XLA_HANDLERS(my_moe, router, mb::Host)
+//
+// defines the C symbols my_moe_route, my_moe_forward, ..., to be registered with XLA, and my_moe_sizes, which says how large the results are that only
+// the router knows. examples/jax_moe_layer/moe_balance_jax.py does so and adds the gradients.
+//
+// T = tokens, E = experts, K = experts per token, L = layers, R = rows, H = hidden size; "floats" are F32, BF16, F16, and F64 on the CPU. int64 arrays
+// may be S32 [..., 2]; an empty buffer leaves an optional (?) operand or result out; `status` is int64 [4], the counters of Status, of this call alone.
+//
+//   handler           operands                                                results
+//   route             logits [T,E], bias? F32 [E], active? U8 or PRED [T]     experts S32 [T,K], weights [T,K], counts int64 [E],
+//                                                                             kept_counts? int64 [E], status, workspace U8
+//   forward           logits, bias?, load? int64 [E], active?                 experts, weights, loss F32 [], losses F32 [number of losses], counts,
+//                                                                             new load?, saved U8, chosen? S32 [T,K], kept_counts?, status, workspace
+//   backward          logits, experts, chosen?, grad_weights? [T,K],          grad_logits [T,E], workspace
+//                     grad_loss F32 [], saved, active?
+//   loss              saved, global_counts int64 [E]                          saved with these counts, loss, losses
+//   update            bias? F32 [E] or [L,E], load int64 [E] or [L,E]         new bias?, new load
+//   permutation       experts S32 [T,K]                                       offsets int64 [E+1], row_of_slot int64 [T,K], slot_of_row int64 [R],
+//                                                                             counts int64 [E], status, workspace U8
+//   permute           hidden [T,H], slot_of_row, scale? [T,K]                 permuted [R,H], status
+//   permute_backward  grad_permuted [R,H], row_of_slot, scale?, hidden?       grad_hidden [T,H], grad_scale? [T,K], status
+//   combine           permuted [R,H], row_of_slot, weights? [T,K]             combined [T,H], status
+//   combine_backward  grad_combined [T,H], row_of_slot, slot_of_row,          grad_permuted [R,H], grad_weights? [T,K], status
+//                     weights?, permuted?
+//
+// `loss` is for a global-batch loss over several devices: XLA sums the counts that `forward` gave, and `saved` with the sum goes to `backward`.
+//
+// Attributes, int64 each: `threads` of all (Host::threads: 0 takes all cores for the time of the call, which blocks the XLA thread that makes it; a
+// GPU ignores it); `sequences` and `token_major` (0 or 1) of forward and backward (loss takes the first), for SequenceLoss; `align` and `rows_per_expert` of permutation;
+// `top_k` of permute.
+//
+// Nothing is changed in place: forward and update copy load and bias to their results first, unless the caller aliases the two
+// (input_output_aliases). Workspaces are results, to be ignored: no handler allocates device memory. Whatever is wrong becomes an error of XLA, with the
+// library's message and code INVALID_ARGUMENT, INTERNAL for what is not the caller's fault; no exception leaves a handler.
+// Interface: https://openxla.org/xla/custom_call
+#pragma once
+
+#include <moe_balance/dispatch/host.hpp>
+#include <moe_balance/dispatch/permutation.hpp>
+#include <moe_balance/dispatch/permute.hpp>
+#include <moe_balance/engine/host.hpp>
+#include <moe_balance/interop/xla_buffers.hpp>
+#include <moe_balance/router.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <limits>
+#include <optional>
+#include <type_traits>
+
+/// XLA has nothing to say of the CPU that a handler runs on; `threads` is an attribute.
+template <>
+struct xla::ffi::CtxBinding<moe_balance::Host> {
+  using Ctx = moe_balance::Host;
+};
+template <>
+struct xla::ffi::CtxDecoding<moe_balance::Host> {
+  using Type = moe_balance::Host;
+  static std::optional<Type> Decode(const XLA_FFI_Api* /*api*/, XLA_FFI_ExecutionContext* /*context*/,
+                                    DiagnosticEngine& /*diagnostic*/) {
+    return Type{};
+  }
+};
+
+MOEB_NAMESPACE_BEGIN
+
+namespace xla {
+
+// Attributes by their names.
+inline constexpr char threads_name[] = "threads";
+inline constexpr char sequences_name[] = "sequences";
+inline constexpr char token_major_name[] = "token_major";
+inline constexpr char align_name[] = "align";
+inline constexpr char rows_per_expert_name[] = "rows_per_expert";
+inline constexpr char top_k_name[] = "top_k";
+using Threads = ffi::Attr<std::int64_t, threads_name>;
+using SequenceCount = ffi::Attr<std::int64_t, sequences_name>;
+using TokenMajor = ffi::Attr<std::int64_t, token_major_name>;
+using Align = ffi::Attr<std::int64_t, align_name>;
+using RowsPerExpert = ffi::Attr<std::int64_t, rows_per_expert_name>;
+using TopKCount = ffi::Attr<std::int64_t, top_k_name>;
+
+/// A place with the threads that a call asked for; a GPU has no use for them.
+template <class Place>
+[[nodiscard]] Place with_threads(const char* call, Place place, std::int64_t threads) {
+  Validator{call}.range("threads", threads, 0, std::numeric_limits<int>::max(), "0: all cores");
+  if constexpr (std::is_same_v<Place, Host>) place.threads = static_cast<int>(threads);
+  return place;
+}
+
+/// Runs `call`; whatever it throws becomes an error of XLA.
+template <class Call>
+[[nodiscard]] ffi::Error guarded(const Call& call) noexcept {
+  try {
+    call();
+    return ffi::Error::Success();
+  } catch (const InvalidArgument& error) {
+    return ffi::Error::InvalidArgument(error.what());
+  } catch (const std::exception& error) {
+    return ffi::Error::Internal(error.what());
+  } catch (...) {
+    return ffi::Error::Internal("moe_balance: an exception of unknown type");
+  }
+}
+
+/// Brings an operand's contents to the result that replaces it. Aliased buffers are one already.
+template <class Place, class Tag = EngineTagOf<Place>>
+void carry_over(const void* from, void* to, std::size_t bytes, const Place& place) {
+  if (from != to && bytes != 0) Engine<Place>::copy(to, from, bytes, place);
+}
+
+template <class Place, class Tag = EngineTagOf<Place>>
+[[nodiscard]] Status* cleared_status(const Reader& read, const Operand& buffer, const Place& place) {
+  Status* status = read.status(buffer);
+  Engine<Place>::clear(status, sizeof(Status), place);
+  return status;
+}
+
+[[nodiscard]] inline Sequences sequences_of(std::int64_t count, std::int64_t token_major) {
+  const Sequences::Layout layout = token_major != 0 ? Sequences::Layout::token_major : Sequences::Layout::sequence_major;
+  return {.count = count, .layout = layout};
+}
+
+/// What handlers of a router need of it.
+template <const auto& router>
+struct Handled {
+  using RouterT = std::remove_cvref_t<decltype(router)>;
+  using Traits = typename RouterT::Traits;
+  using Selection = std::remove_cvref_t<decltype(router.top_k)>;
+  static_assert(!is_replaying<Selection>, "a selection that replays needs ids, which these handlers do not take");
+  static_assert(
+      std::is_same_v<std::remove_cvref_t<decltype(router.sync)>, SingleDevice>,
+      "XLA may drop or repeat a call, which a sum over ranks does not survive: let XLA sum the load before update");
+  static constexpr bool has_bias = Traits::biases > 0;
+  static constexpr bool reads_global_batch = Traits::reads_global_batch;
+  static constexpr bool needs_load = has_bias || reads_global_batch;
+  static constexpr bool has_capacity = looks_across_tokens<Selection>;
+};
+
+/// Bytes of `saved`, whose size does not depend on the tokens.
+template <const auto& router>
+[[nodiscard]] std::int64_t saved_bytes_of(std::int64_t experts, std::int64_t sequences) {
+  return static_cast<std::int64_t>(
+      router.saved_bytes({.tokens = 0, .experts = static_cast<int>(experts), .sequences = sequences}));
+}
+
+/// The members that RouteArgs and ForwardArgs share.
+template <class Args>
+void fill(Args& args, const Reader& read, const Operand& logits, const Operand& bias, const Operand& active,
+          const Operand& experts, const Operand& weights, const Operand& counts, const Operand& kept_counts) {
+  args.logits = read.matrix("logits", logits);
+  const std::int64_t tokens = args.logits.rows;
+  const std::int64_t expert_count = args.logits.columns;
+  const char* const experts_of_logits = "the experts of logits";
+  if (float* data = read.optional_array<float>("bias", bias, expert_count, experts_of_logits)) {
+    args.bias = BiasRef{data, static_cast<int>(expert_count)};
+  }
+  args.active = read.optional_array<std::uint8_t>("active", active, tokens, "the tokens of logits");
+  args.experts = read.matrix_of<std::int32_t>("experts", experts);
+  args.weights = read.matrix("weights", weights);
+  args.counts = read.optional_array<std::int64_t>("counts", counts, expert_count, experts_of_logits);
+  args.kept_counts = read.optional_array<std::int64_t>("kept_counts", kept_counts, expert_count, experts_of_logits);
+}
+
+template <const auto& router, class Place, class Tag = EngineTagOf<Place>>
+[[nodiscard]] ffi::Error route(Place place, Threads threads, Operand logits, Operand bias, Operand active, Result experts,
+                               Result weights, Result counts, Result kept_counts, Result status, Result workspace) {
+  static_assert(sizeof(Handled<router>) > 0);
+  return guarded([&] {
+    const Reader read{"route"};
+    const Place there = with_threads(read.call, place, *threads);
+    RouteArgs args;
+    fill(args, read, logits, bias, active, *experts, *weights, *counts, *kept_counts);
+    args.status = cleared_status(read, *status, there);
+    router.route(args, read.workspace(*workspace), there);
+  });
+}
+
+/// The loss and its parts; zeros where there is none.
+template <const auto& router, class Place, class Tag = EngineTagOf<Place>>
+void write_losses(const Reader& read, const SavedRef& saved, std::int64_t experts, const Sequences& sequences,
+                  const Operand& loss, const Operand& losses, const Place& place) {
+  constexpr int count = Handled<router>::RouterT::loss_count;
+  float* const value = read.scalar<float>("loss", loss);
+  float* const parts = read.optional_array<float>("losses", losses, count, "losses of the balancer");
+  if constexpr (count > 0) {
+    router.loss(
+        {.saved = saved, .experts = static_cast<int>(experts), .sequences = sequences, .value = value, .part_values = parts},
+        {}, place);
+  } else {
+    Engine<Place>::clear(value, sizeof(float), place);
+  }
+}
+
+template <const auto& router, class Place, class Tag = EngineTagOf<Place>>
+[[nodiscard]] ffi::Error forward(Place place, Threads threads, SequenceCount sequences, TokenMajor token_major,
+                                 Operand logits, Operand bias, Operand load, Operand active, Result experts, Result weights,
+                                 Result loss, Result losses, Result counts, Result new_load, Result saved, Result chosen,
+                                 Result kept_counts, Result status, Result workspace) {
+  static_assert(sizeof(Handled<router>) > 0);
+  return guarded([&] {
+    const Reader read{"forward"};
+    const Place there = with_threads(read.call, place, *threads);
+    ForwardArgs args;
+    fill(args, read, logits, bias, active, *experts, *weights, *counts, *kept_counts);
+    const std::int64_t size = args.logits.columns;
+    const std::int64_t* old_load = read.optional_array<std::int64_t>("load", load, size, "the experts of logits");
+    if (old_load != nullptr) {
+      std::int64_t* data = read.array<std::int64_t>("new load", *new_load, size, "the experts of logits");
+      args.load = LoadRef{data, static_cast<int>(size)};
+    }
+    args.saved = read.saved(*saved);
+    args.sequences = sequences_of(*sequences, *token_major);
+    if constexpr (Handled<router>::has_capacity) args.chosen = read.matrix_of<std::int32_t>("chosen", *chosen);
+    args.status = cleared_status(read, *status, there);
+    carry_over(old_load, args.load.counts, static_cast<std::size_t>(size) * sizeof(std::int64_t), there);
+    router.forward(args, read.workspace(*workspace), there);
+    write_losses<router>(read, args.saved, size, args.sequences, *loss, *losses, there);
+  });
+}
+
+template <const auto& router, class Place, class Tag = EngineTagOf<Place>>
+[[nodiscard]] ffi::Error loss(Place place, Threads threads, SequenceCount sequences, Operand saved, Operand global_counts,
+                              Result new_saved, Result loss, Result losses) {
+  return guarded([&] {
+    const Reader read{"loss"};
+    const Place there = with_threads(read.call, place, *threads);
+    MOEB_EXPECTS(Handled<router>::reads_global_batch, read.call, "balancer", "without a global-batch loss", "one with it");
+    const VectorView<std::int64_t> counts = read.vector_of<std::int64_t>("global_counts", global_counts);
+    const auto experts = static_cast<int>(counts.size);
+    const std::int64_t bytes = saved_bytes_of<router>(experts, *sequences);
+    const void* old = read.array<std::uint8_t>("saved", saved, bytes, "bytes that forward has written");
+    void* data = read.array<std::uint8_t>("new saved", *new_saved, bytes, "the bytes of saved");
+    carry_over(old, data, static_cast<std::size_t>(bytes), there);
+    using Layout = SavedLayout<std::remove_cvref_t<decltype(router.balancer)>>;
+    carry_over(counts.data, Layout{counts.size, *sequences}.view(data).global_counts, global_counts.size_bytes(), there);
+    write_losses<router>(read, {data, static_cast<std::size_t>(bytes)}, counts.size, sequences_of(*sequences, 0), *loss,
+                         *losses, there);
+  });
+}
+
+template <const auto& router, class Place, class Tag = EngineTagOf<Place>>
+[[nodiscard]] ffi::Error backward(Place place, Threads threads, SequenceCount sequences, TokenMajor token_major,
+                                  Operand logits, Operand experts, Operand chosen, Operand grad_weights, Operand grad_loss,
+                                  Operand saved, Operand active, Result grad_logits, Result workspace) {
+  static_assert(sizeof(Handled<router>) > 0);
+  return guarded([&] {
+    const Reader read{"backward"};
+    const Place there = with_threads(read.call, place, *threads);
+    BackwardArgs args;
+    args.logits = read.matrix("logits", logits);
+    args.experts = read.matrix_of<std::int32_t>("experts", experts);
+    if constexpr (Handled<router>::has_capacity) args.chosen = read.matrix_of<std::int32_t>("chosen", chosen);
+    args.grad_weights = read.optional_matrix("grad_weights", grad_weights);
+    args.grad_logits = read.matrix("grad_logits", *grad_logits);
+    args.grad_loss = read.scalar<float>("grad_loss", grad_loss);
+    args.saved = read.saved(saved);
+    args.sequences = sequences_of(*sequences, *token_major);
+    args.active = read.optional_array<std::uint8_t>("active", active, args.logits.rows, "the tokens of logits");
+    router.backward(args, read.workspace(*workspace), there);
+  });
+}
+
+/// One layer or many: [E] or [L, E].
+template <class Ref, class T>
+[[nodiscard]] Ref layers_of(const Reader& read, const char* name, const Operand& buffer, bool many) {
+  if (many) {
+    const MatrixView<T> view = read.matrix_of<T>(name, buffer);
+    return {view.data, static_cast<int>(view.columns), view.rows};
+  }
+  const VectorView<T> view = read.vector_of<T>(name, buffer);
+  return {view.data, static_cast<int>(view.size)};
+}
+
+template <const auto& router, class Place, class Tag = EngineTagOf<Place>>
+[[nodiscard]] ffi::Error update(Place place, Threads threads, Operand bias, Operand load, Result new_bias, Result new_load) {
+  static_assert(sizeof(Handled<router>) > 0);
+  return guarded([&] {
+    const Reader read{"update"};
+    const Place there = with_threads(read.call, place, *threads);
+    const std::size_t words = load.element_type() == ffi::S64 ? 1 : 2;
+    const bool many = load.dimensions().size() >= 1 + words;
+    const LoadRef old_counts = layers_of<LoadRef, std::int64_t>(read, "load", load, many);
+    const LoadRef counts = layers_of<LoadRef, std::int64_t>(read, "new load", *new_load, many);
+    const Validator check{read.call};
+    check.range("new load.layers", counts.layers, old_counts.layers, old_counts.layers, "the layers of load");
+    check.range("new load.experts", counts.experts, old_counts.experts, old_counts.experts, "the experts of load");
+    BiasRef biases{};
+    if (!Reader::is_empty(bias)) {
+      const BiasRef old_biases = layers_of<BiasRef, float>(read, "bias", bias, many);
+      biases = layers_of<BiasRef, float>(read, "new bias", *new_bias, many);
+      check.range("bias.layers", old_biases.layers, counts.layers, counts.layers, "the layers of load");
+      check.range("bias.experts", old_biases.experts, counts.experts, counts.experts, "the experts of load");
+      check.range("new bias.layers", biases.layers, counts.layers, counts.layers, "the layers of load");
+      check.range("new bias.experts", biases.experts, counts.experts, counts.experts, "the experts of load");
+    }
+    carry_over(load.untyped_data(), counts.counts, new_load->size_bytes(), there);
+    if (biases.data != nullptr) carry_over(bias.untyped_data(), biases.data, bias.size_bytes(), there);
+    router.update(biases, counts, {}, there);
+  });
+}
+
+template <class Place, class Tag = EngineTagOf<Place>>
+[[nodiscard]] ffi::Error permutation(Place place, Threads threads, Align align, RowsPerExpert rows_per_expert,
+                                     Operand experts, Result offsets, Result row_of_slot, Result slot_of_row, Result counts,
+                                     Result status, Result workspace) {
+  return guarded([&] {
+    const Reader read{"permutation"};
+    const Place there = with_threads(read.call, place, *threads);
+    PermutationArgs args;
+    args.experts = read.matrix_of<std::int32_t>("experts", experts);
+    args.offsets = read.vector_of<std::int64_t>("offsets", *offsets);
+    args.row_of_slot = read.matrix_of<std::int64_t>("row_of_slot", *row_of_slot);
+    args.slot_of_row = read.vector_of<std::int64_t>("slot_of_row", *slot_of_row);
+    args.align = *align;
+    args.rows_per_expert = *rows_per_expert;
+    args.counts = read.optional_array<std::int64_t>("counts", *counts, args.offsets.size - 1, "one less than offsets");
+    args.status = cleared_status(read, *status, there);
+    moe_balance::permutation(args, read.workspace(*workspace), there);
+  });
+}
+
+template <class Place, class Tag = EngineTagOf<Place>>
+[[nodiscard]] ffi::Error permute(Place place, Threads threads, TopKCount top_k, Operand hidden, Operand slot_of_row,
+                                 Operand scale, Result permuted, Result status) {
+  return guarded([&] {
+    const Reader read{"permute"};
+    const Place there = with_threads(read.call, place, *threads);
+    Validator{read.call}.range("top_k", *top_k, 1, max_experts);
+    PermuteArgs args;
+    args.hidden = read.matrix("hidden", hidden);
+    args.slot_of_row = read.vector_of<std::int64_t>("slot_of_row", slot_of_row);
+    args.scale = read.optional_matrix("scale", scale);
+    args.permuted = read.matrix("permuted", *permuted);
+    args.top_k = static_cast<int>(*top_k);
+    args.status = cleared_status(read, *status, there);
+    moe_balance::permute(args, {}, there);
+  });
+}
+
+template <class Place, class Tag = EngineTagOf<Place>>
+[[nodiscard]] ffi::Error permute_backward(Place place, Threads threads, Operand grad_permuted, Operand row_of_slot,
+                                          Operand scale, Operand hidden, Result grad_hidden, Result grad_scale,
+                                          Result status) {
+  return guarded([&] {
+    const Reader read{"permute_backward"};
+    const Place there = with_threads(read.call, place, *threads);
+    PermuteBackwardArgs args;
+    args.grad_permuted = read.matrix("grad_permuted", grad_permuted);
+    args.row_of_slot = read.matrix_of<std::int64_t>("row_of_slot", row_of_slot);
+    args.scale = read.optional_matrix("scale", scale);
+    args.hidden = read.optional_matrix("hidden", hidden);
+    args.grad_hidden = read.matrix("grad_hidden", *grad_hidden);
+    args.grad_scale = read.optional_matrix("grad_scale", *grad_scale);
+    args.status = cleared_status(read, *status, there);
+    moe_balance::permute_backward(args, {}, there);
+  });
+}
+
+template <class Place, class Tag = EngineTagOf<Place>>
+[[nodiscard]] ffi::Error combine(Place place, Threads threads, Operand permuted, Operand row_of_slot, Operand weights,
+                                 Result combined, Result status) {
+  return guarded([&] {
+    const Reader read{"combine"};
+    const Place there = with_threads(read.call, place, *threads);
+    CombineArgs args;
+    args.permuted = read.matrix("permuted", permuted);
+    args.row_of_slot = read.matrix_of<std::int64_t>("row_of_slot", row_of_slot);
+    args.weights = read.optional_matrix("weights", weights);
+    args.combined = read.matrix("combined", *combined);
+    args.status = cleared_status(read, *status, there);
+    moe_balance::combine(args, {}, there);
+  });
+}
+
+template <class Place, class Tag = EngineTagOf<Place>>
+[[nodiscard]] ffi::Error combine_backward(Place place, Threads threads, Operand grad_combined, Operand row_of_slot,
+                                          Operand slot_of_row, Operand weights, Operand permuted, Result grad_permuted,
+                                          Result grad_weights, Result status) {
+  return guarded([&] {
+    const Reader read{"combine_backward"};
+    const Place there = with_threads(read.call, place, *threads);
+    CombineBackwardArgs args;
+    args.grad_combined = read.matrix("grad_combined", grad_combined);
+    args.row_of_slot = read.matrix_of<std::int64_t>("row_of_slot", row_of_slot);
+    args.slot_of_row = read.vector_of<std::int64_t>("slot_of_row", slot_of_row);
+    args.weights = read.optional_matrix("weights", weights);
+    args.permuted = read.optional_matrix("permuted", permuted);
+    args.grad_permuted = read.matrix("grad_permuted", *grad_permuted);
+    args.grad_weights = read.optional_matrix("grad_weights", *grad_weights);
+    args.status = cleared_status(read, *status, there);
+    moe_balance::combine_backward(args, {}, there);
+  });
+}
+
+/// What Python cannot know of a router: how large some results are, and which operands it needs. All int64, for ctypes.
+struct Sizes {
+  std::int64_t top_k;
+  std::int64_t losses;                 ///< elements of the result `losses`
+  std::int64_t has_bias;               ///< 0 or 1: update moves a bias
+  std::int64_t needs_load;             ///< 0 or 1: forward needs a load
+  std::int64_t reads_global_batch;     ///< 0 or 1: `loss` serves this router
+  std::int64_t reads_step;             ///< 0 or 1: global_counts are sums of new loads, of counts otherwise
+  std::int64_t has_capacity;           ///< 0 or 1: `chosen` and `kept_counts` are results
+  std::int64_t saved_bytes;            ///< of forward
+  std::int64_t workspace_bytes;        ///< of route, forward and backward
+  std::int64_t permutation_rows;       ///< R, for these ids and `align`
+  std::int64_t permutation_workspace;  ///< bytes
+};
+
+template <const auto& router>
+[[nodiscard]] Sizes sizes(std::int64_t tokens, std::int64_t experts, std::int64_t sequences, std::int64_t align) {
+  using RouterT = typename Handled<router>::RouterT;
+  const Shape shape{.tokens = tokens, .experts = static_cast<int>(experts), .sequences = sequences};
+  return {.top_k = RouterT::k,
+          .losses = RouterT::loss_count,
+          .has_bias = Handled<router>::has_bias,
+          .needs_load = Handled<router>::needs_load,
+          .reads_global_batch = Handled<router>::reads_global_batch,
+          .reads_step = count_windows(router.balancer).step > 0,
+          .has_capacity = Handled<router>::has_capacity,
+          .saved_bytes = saved_bytes_of<router>(experts, sequences),
+          .workspace_bytes = static_cast<std::int64_t>(router.workspace_bytes(shape)),
+          .permutation_rows = permutation_rows(tokens, RouterT::k, experts, align),
+          .permutation_workspace = static_cast<std::int64_t>(permutation_workspace_bytes(tokens, RouterT::k, experts))};
+}
+
+/// Calls a handler with what XLA hands over.
+template <auto handler>
+[[nodiscard]] XLA_FFI_Error* run(XLA_FFI_CallFrame* frame) {
+  static const auto bound = ffi::Ffi::BindTo(handler);
+  return bound->Call(frame);
+}
+
+}  // namespace xla
+
+MOEB_NAMESPACE_END
+
+#define MOEB_XLA_HANDLER(symbol, ...)                                                                      \
+  extern "C" __attribute__((visibility("default"))) XLA_FFI_Error* symbol(XLA_FFI_CallFrame* call_frame) { \
+    return ::moe_balance::xla::run<__VA_ARGS__>(call_frame);                                               \
+  }
+
+/// Defines NAME_route, NAME_forward, NAME_backward, NAME_loss, NAME_update, NAME_permutation, NAME_permute, NAME_permute_backward, NAME_combine,
+/// NAME_combine_backward and NAME_sizes. `router` names a Router of static storage duration, `place` is moe_balance::Host or cudaStream_t.
+#define MOEB_XLA_HANDLERS(name, router, place)                                                                    \
+  MOEB_XLA_HANDLER(name##_route, ::moe_balance::xla::route<router, place>)                                        \
+  MOEB_XLA_HANDLER(name##_forward, ::moe_balance::xla::forward<router, place>)                                    \
+  MOEB_XLA_HANDLER(name##_backward, ::moe_balance::xla::backward<router, place>)                                  \
+  MOEB_XLA_HANDLER(name##_loss, ::moe_balance::xla::loss<router, place>)                                          \
+  MOEB_XLA_HANDLER(name##_update, ::moe_balance::xla::update<router, place>)                                      \
+  MOEB_XLA_HANDLER(name##_permutation, ::moe_balance::xla::permutation<place>)                                    \
+  MOEB_XLA_HANDLER(name##_permute, ::moe_balance::xla::permute<place>)                                            \
+  MOEB_XLA_HANDLER(name##_permute_backward, ::moe_balance::xla::permute_backward<place>)                          \
+  MOEB_XLA_HANDLER(name##_combine, ::moe_balance::xla::combine<place>)                                            \
+  MOEB_XLA_HANDLER(name##_combine_backward, ::moe_balance::xla::combine_backward<place>)                          \
+  extern "C" __attribute__((visibility("default"))) void name##_sizes(std::int64_t tokens, std::int64_t experts,  \
+                                                                      std::int64_t sequences, std::int64_t align, \
+                                                                      ::moe_balance::xla::Sizes* result) {        \
+    *result = ::moe_balance::xla::sizes<router>(tokens, experts, sequences, align);                               \
+  }

@@ -1,0 +1,24 @@
+// Routers of jax_test.py as XLA's handlers: every kind of scoring, balancer and result that handlers treat differently.
+#include <moe_balance/interop/xla_ffi.hpp>
+#include <moe_balance/moe_balance.hpp>
+
+namespace mb = moe_balance;
+
+namespace {
+constexpr mb::Router softmax{mb::Softmax{}, mb::TopK<2>{},
+                             mb::Combine{mb::AuxLoss{.coefficient = 0.5f}, mb::ZLoss{.coefficient = 0.25f}}};
+constexpr mb::Router sigmoid{mb::Sigmoid{}, mb::GroupLimitedTopK<4>{.groups = 4, .groups_kept = 2, .scaling_factor = 2.5f},
+                             mb::Combine{mb::LossFreeBias{.update_rate = 0.125f}, mb::SequenceLoss{.coefficient = 0.5f}}};
+constexpr mb::Router global_batch{mb::Softmax{}, mb::TopK<2>{}, mb::GlobalBatchLoss{.coefficient = 0.5f}};
+constexpr mb::Router selected{mb::SoftmaxOverSelected{}, mb::TopK<3>{}};
+constexpr mb::Router capacity{mb::Softmax{}, mb::WithCapacity<mb::TopK<2>>{.capacity_factor = 0.75},
+                              mb::AuxLoss{.coefficient = 0.5f}};
+}  // namespace
+
+MOEB_XLA_HANDLERS(softmax, softmax, mb::Host)
+MOEB_XLA_HANDLERS(sigmoid, sigmoid, mb::Host)
+MOEB_XLA_HANDLERS(global_batch, global_batch, mb::Host)
+MOEB_XLA_HANDLERS(selected, selected, mb::Host)
+MOEB_XLA_HANDLERS(capacity, capacity, mb::Host)
+// One handler by itself, through XLA's own macro.
+XLA_FFI_DEFINE_HANDLER_SYMBOL(softmax_route_by_xla, (mb::xla::route<softmax, mb::Host>));
