@@ -3,6 +3,7 @@
 
 #include "bodies/dispatch.hpp"
 #include "bodies/dispatch_errors.hpp"
+#include "bodies/forward_and_permute.hpp"
 #include "bodies/route_and_permute.hpp"
 
 #include <utility>
@@ -13,6 +14,9 @@ TEST_CASE_TEMPLATE_INVOKE(dispatch_random, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_corners, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_many, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_most_experts, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_sorting, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_very_many_experts, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_most_sorted_experts, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_fixed_rows, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_hidden_sizes, HostEngine);
 
@@ -22,6 +26,11 @@ TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_rows, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_indices, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(route_and_permute_same, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(route_and_permute_errors, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_same, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_sizes, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_replay, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_capacity, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_errors, HostEngine);
 
 TEST_CASE("dispatch: any number of threads and any instruction set give the same bits") {
   for (const mb::DataType type : {mb::DataType::float32, mb::DataType::float16}) {

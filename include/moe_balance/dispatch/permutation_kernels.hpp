@@ -63,6 +63,37 @@ struct PermutationProblem {
   return rows_per_expert > 0 ? rows_per_expert : (count + align - 1) / align * align;
 }
 
+/// Rows behind an expert's last slot, rows behind the last expert, and the experts of blocks of rows. `offset` has E + 1 entries, `slots_of(e)`
+/// says how many slots expert e has.
+template <class BlockT, class TileT, class SlotsOf>
+MOEB_INLINE void mark_padding(const BlockT& block, const TileT& tile, const PermutationProblem& problem,
+                              const std::int64_t* offset, const SlotsOf& slots_of) {
+  for_each_item_of_tile(block, tile, problem.expert_count, [&](std::int64_t e) MOEB_LAMBDA {
+    const std::int64_t end = offset[e + 1];
+    for (std::int64_t r = offset[e] + slots_of(e) + tile.lane(); r < end; r += TileT::width) problem.slot_of_row[r] = -1;
+    if (problem.expert_of_block == nullptr) return;
+    const std::int64_t last = end / problem.block_size;
+    for (std::int64_t i = offset[e] / problem.block_size + tile.lane(); i < last; i += TileT::width) {
+      problem.expert_of_block[i] = static_cast<std::int32_t>(e);
+    }
+  });
+  const std::int64_t used = offset[problem.expert_count];
+  for_each_item_of_thread(block, problem.rows - used,
+                          [&](std::int64_t i) MOEB_LAMBDA { problem.slot_of_row[used + i] = -1; });
+  if (problem.expert_of_block == nullptr) return;
+  const std::int64_t used_blocks = used / problem.block_size;
+  for_each_item_of_thread(block, problem.row_blocks - used_blocks,
+                          [&](std::int64_t i) MOEB_LAMBDA { problem.expert_of_block[used_blocks + i] = -1; });
+}
+
+/// The row of an expert's `place`-th slot, -1 where rows_per_expert leaves it none. Never one beyond the last: ids and counts that disagree, which only
+/// wrong offsets of sequences in device memory can bring about, must not lead outside.
+[[nodiscard]] MOEB_INLINE std::int64_t row_of_place(const PermutationProblem& problem, std::int64_t offset,
+                                                    std::int64_t place) {
+  const bool has_row = problem.rows_per_expert == 0 || place < problem.rows_per_expert;
+  return has_row && offset + place < problem.rows ? offset + place : -1;
+}
+
 /// First launch: one row of the histogram per block.
 struct CountSlots {
   static constexpr bool uses_shared = true;
@@ -130,7 +161,7 @@ struct PlaceSlots {
     find_offsets(block, tile, problem, shared);
     block.barrier();
     start_tiles(block, problem, tiles, shared);
-    mark_padding(block, tile, problem, shared);
+    mark_padding(block, tile, problem, shared.offset, [&](std::int64_t e) MOEB_LAMBDA { return shared.total[e]; });
     block.barrier();
     rank(block, tile, problem, range, shared);
   }
@@ -226,30 +257,6 @@ struct PlaceSlots {
     }
   }
 
-  /// Rows behind an expert's last slot, rows behind the last expert, and the experts of blocks of rows.
-  template <class BlockT, class TileT>
-  MOEB_INLINE static void mark_padding(const BlockT& block, const TileT& tile, const PermutationProblem& problem,
-                                       const Shared& shared) {
-    for_each_item_of_tile(block, tile, problem.expert_count, [&](std::int64_t e) MOEB_LAMBDA {
-      const std::int64_t end = shared.offset[e + 1];
-      for (std::int64_t r = shared.offset[e] + shared.total[e] + tile.lane(); r < end; r += TileT::width) {
-        problem.slot_of_row[r] = -1;
-      }
-      if (problem.expert_of_block == nullptr) return;
-      const std::int64_t last = end / problem.block_size;
-      for (std::int64_t i = shared.offset[e] / problem.block_size + tile.lane(); i < last; i += TileT::width) {
-        problem.expert_of_block[i] = static_cast<std::int32_t>(e);
-      }
-    });
-    const std::int64_t used = shared.offset[problem.expert_count];
-    for_each_item_of_thread(block, problem.rows - used,
-                            [&](std::int64_t i) MOEB_LAMBDA { problem.slot_of_row[used + i] = -1; });
-    if (problem.expert_of_block == nullptr) return;
-    const std::int64_t used_blocks = used / problem.block_size;
-    for_each_item_of_thread(block, problem.row_blocks - used_blocks,
-                            [&](std::int64_t i) MOEB_LAMBDA { problem.expert_of_block[used_blocks + i] = -1; });
-  }
-
   /// The tile walks its range in order, one slot per lane at a time.
   template <class BlockT, class TileT>
   MOEB_INLINE static void rank(const BlockT& block, const TileT& tile, const PermutationProblem& problem,
@@ -262,9 +269,7 @@ struct PlaceSlots {
       const int before = count_bits(peers & lanes_below(tile.lane()));
       std::int64_t row = -1;
       if (expert >= 0) {
-        const std::int64_t place = shared.earlier[expert] + counts[expert] + before;
-        const bool has_row = problem.rows_per_expert == 0 || place < problem.rows_per_expert;
-        row = has_row ? shared.offset[expert] + place : -1;
+        row = row_of_place(problem, shared.offset[expert], shared.earlier[expert] + counts[expert] + before);
       }
       tile.barrier();
       if (expert >= 0 && before == 0) counts[expert] += count_bits(peers);
