@@ -143,4 +143,21 @@ TEST_CASE_TEMPLATE_DEFINE("dispatch: hidden sizes around a pack, a warp's packs 
   }
 }
 
+TEST_CASE_TEMPLATE_DEFINE("dispatch: sums run over k in order, each term after the one before", Engine, dispatch_sum_order) {
+  const Engine engine;
+  for (const std::int64_t hidden : {1, 8, 70}) {
+    DispatchProblem p = dispatch_problem(17, 1, 3, 3, hidden, 1, 2);
+    p.ids = {1, 0, 2};
+    p.weights = {1, 1, 1};
+    p.expert_outputs.clear();
+    for (const double row : {-1e8, 1e8, 1.0})
+      p.expert_outputs.insert(p.expert_outputs.end(), static_cast<std::size_t>(hidden), row);
+    const DispatchResults got = run_dispatch(engine, p);
+    const std::vector<double> ones(static_cast<std::size_t>(hidden), 1.0);  // (1e8 - 1e8) + 1; any other order loses the 1
+    CHECK(decoded(p.type, got.combined) == ones);
+    CHECK(decoded(p.type, got.summed) == ones);
+    CHECK(decoded(p.type, got.grad_hidden) == ones);
+  }
+}
+
 }  // namespace testing

@@ -91,10 +91,7 @@ inline void check_permutation(const PermutationArgs& args, Workspace workspace) 
   check.matrix("experts", args.experts, tokens, k);
   check.vector("offsets", args.offsets, 2, max_dispatch_experts + 1, "one more than the experts");
   check.matrix("row_of_slot", args.row_of_slot, tokens, k);
-  check.range("align", args.align, 1, std::int64_t{1} << 30);
-  check.range("rows_per_expert", args.rows_per_expert, 0, std::int64_t{1} << 40);
-  MOEB_EXPECTS(args.rows_per_expert % args.align == 0, "permutation", "rows_per_expert",
-               std::to_string(args.rows_per_expert), "0, or a multiple of align = " + std::to_string(args.align));
+  check.rows(args.align, args.rows_per_expert);
   const std::int64_t experts = args.offsets.size - 1;
   const std::int64_t rows =
       args.rows_per_expert > 0 ? experts * args.rows_per_expert : permutation_rows(tokens, k, experts, args.align);

@@ -94,6 +94,22 @@ MOEB_INLINE void mark_padding(const BlockT& block, const TileT& tile, const Perm
   return has_row && offset + place < problem.rows ? offset + place : -1;
 }
 
+/// Calls store(e, first row of e) for every expert, and store(E, all rows); rows_of(e) is how many e has. Each thread has a run of neighbouring
+/// experts; `sums` has a word of shared memory for each tile.
+template <class BlockT, class TileT, class RowsOf, class Store>
+MOEB_INLINE void for_each_offset(const BlockT& block, const TileT& tile, std::int64_t experts, std::int64_t* sums,
+                                 const RowsOf& rows_of, const Store& store) {
+  const ItemRange run = range_of_part(experts, block.thread(), block.threads());
+  std::int64_t rows = 0;
+  for (std::int64_t e = run.first; e < run.last; ++e) rows += rows_of(e);
+  std::int64_t next = sum_of_earlier_threads(block, tile, rows, sums);
+  for (std::int64_t e = run.first; e < run.last; ++e) {
+    store(e, next);
+    next += rows_of(e);
+  }
+  if (block.thread() == block.threads() - 1) store(experts, next);
+}
+
 /// First launch: one row of the histogram per block.
 struct CountSlots {
   static constexpr bool uses_shared = true;
@@ -218,28 +234,18 @@ struct PlaceSlots {
     }
   }
 
-  /// Each thread has a run of neighbouring experts.
   template <class BlockT, class TileT>
   MOEB_INLINE static void find_offsets(const BlockT& block, const TileT& tile, const PermutationProblem& problem,
                                        const Shared& shared) {
-    const ItemRange run = range_of_part(problem.expert_count, block.thread(), block.threads());
-    std::int64_t rows = 0;
-    for (std::int64_t e = run.first; e < run.last; ++e) {
-      rows += rows_of_expert(shared.total[e], problem.align, problem.rows_per_expert);
-    }
-    std::int64_t next = sum_of_earlier_threads(block, tile, rows, shared.sums);
-    for (std::int64_t e = run.first; e < run.last; ++e) {
-      shared.offset[e] = next;
-      if (block.index() == 0) {
-        problem.offsets[e] = next;
-        if (problem.counts != nullptr) problem.counts[e] = shared.total[e];
-      }
-      next += rows_of_expert(shared.total[e], problem.align, problem.rows_per_expert);
-    }
-    if (block.thread() == block.threads() - 1) {
-      shared.offset[problem.expert_count] = next;
-      if (block.index() == 0) problem.offsets[problem.expert_count] = next;
-    }
+    const auto rows_of = [&](std::int64_t e)
+                             MOEB_LAMBDA { return rows_of_expert(shared.total[e], problem.align, problem.rows_per_expert); };
+    for_each_offset(block, tile, problem.expert_count, shared.sums, rows_of,
+                    [&](std::int64_t e, std::int64_t row) MOEB_LAMBDA {
+                      shared.offset[e] = row;
+                      if (block.index() != 0) return;
+                      problem.offsets[e] = row;
+                      if (e < problem.expert_count && problem.counts != nullptr) problem.counts[e] = shared.total[e];
+                    });
   }
 
   /// Turns the tiles' counts into the slots of earlier tiles.
