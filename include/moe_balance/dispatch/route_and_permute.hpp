@@ -105,6 +105,8 @@ struct CountingSync {
     requires SyncPolicyOn<Sync, Place>
   void finish(std::int64_t* counts, const CountingPlace<Place, Tag>& counting) const { sync.finish(counts, counting.place); }
 };
+template <class Sync>
+CountingSync(Sync) -> CountingSync<Sync>;
 
 namespace detail {
 
