@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Times dispatch on the CPU beside PyTorch's argsort + index_select + index_add, in one run, and prints one line a case.
+"""Times dispatch on the CPU, by itself and with routing, beside PyTorch's argsort + index_select + index_add, in one run, and prints one line a case.
 
 Usage: compare_torch_dispatch.py LIBRARY [--tokens N] [--experts N] [--top-k N] [--hidden N] [--threads N] [--repeats N] [--json FILE]
 LIBRARY is bench/compare_dispatch.cpp as a shared library; `bash bench/compare_torch_dispatch.sh` builds it and calls this.
@@ -13,6 +13,7 @@ import sys
 
 import torch
 
+import compare_torch
 from compare_timing import paired, report, use_threads
 
 
@@ -20,7 +21,9 @@ class Call(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in ("tokens", "k", "experts", "hidden", "rows")] + [
         (name, ctypes.c_void_p) for name in ("ids", "weights", "states", "offsets", "row_of_slot", "slot_of_row", "permuted",
                                              "combined", "grad_permuted", "grad_weights", "workspace")] + [
-        ("workspace_bytes", ctypes.c_int64), ("threads", ctypes.c_int64)]
+        ("workspace_bytes", ctypes.c_int64), ("threads", ctypes.c_int64)] + [
+        (name, ctypes.c_void_p) for name in ("logits", "bias", "counts", "load", "saved")] + [
+        ("saved_bytes", ctypes.c_int64), ("routed_ids", ctypes.c_void_p), ("routed_weights", ctypes.c_void_p)]
 
 
 class Problem:
@@ -32,9 +35,9 @@ class Problem:
         self.ids = torch.rand(tokens, experts, generator=generator).topk(k)[1].to(torch.int32).contiguous()
         self.weights = torch.rand(tokens, k, generator=generator)
         self.states = torch.randn(tokens, hidden, generator=generator)
-        for name in ("rows_needed", "workspace_needed"):
+        for name, arguments in (("rows_needed", 4), ("workspace_needed", 3), ("saved_needed", 1)):
             getattr(library, name).restype = ctypes.c_int64
-            getattr(library, name).argtypes = [ctypes.c_int64] * (4 if name == "rows_needed" else 3)
+            getattr(library, name).argtypes = [ctypes.c_int64] * arguments
         self.rows = library.rows_needed(tokens, k, experts, 1)
         self.offsets = torch.zeros(experts + 1, dtype=torch.int64)
         self.row_of_slot = torch.zeros(tokens, k, dtype=torch.int64)
@@ -44,18 +47,33 @@ class Problem:
         self.grad_permuted = torch.zeros(self.rows, hidden)
         self.grad_weights = torch.zeros(tokens, k)
         self.workspace = torch.zeros(library.workspace_needed(tokens, k, experts) // 8 + 2, dtype=torch.int64)
+        self.logits = torch.randn(tokens, experts, generator=generator)
+        self.bias = 0.1 * torch.randn(experts, generator=generator)
+        self.counts = torch.zeros(experts, dtype=torch.int64)
+        self.load = torch.zeros(experts, dtype=torch.int64)
+        self.saved = torch.zeros(library.saved_needed(experts), dtype=torch.uint8)
+        self.routed_ids = torch.zeros(tokens, compare_torch.K, dtype=torch.int32)
+        self.routed_weights = torch.zeros(tokens, compare_torch.K)
         tensors = [getattr(self, name).data_ptr() for name in ("ids", "weights", "states", "offsets", "row_of_slot", "slot_of_row",
                                                                "permuted", "combined", "grad_permuted", "grad_weights", "workspace")]
-        self.call = Call(tokens, k, experts, hidden, self.rows, *tensors, self.workspace.numel() * 8, threads)
+        self.call = Call(tokens, k, experts, hidden, self.rows, *tensors, self.workspace.numel() * 8, threads, self.logits.data_ptr(),
+                         self.bias.data_ptr(), self.counts.data_ptr(), self.load.data_ptr(), self.saved.data_ptr(),
+                         self.saved.numel(), self.routed_ids.data_ptr(), self.routed_weights.data_ptr())
 
 
-def torch_permutation(problem):
-    flat = problem.ids.flatten()
+def torch_permutation(problem, ids=None, counts=None):
+    flat = (problem.ids if ids is None else ids).flatten()
     order = torch.argsort(flat, stable=True)
     rows = torch.empty_like(order)
     rows[order] = torch.arange(order.numel())
-    counts = torch.bincount(flat, minlength=problem.experts)
-    return order, rows.view(problem.tokens, problem.k), torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+    counts = torch.bincount(flat, minlength=problem.experts) if counts is None else counts
+    return order, rows.view(problem.tokens, -1), torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+
+
+def torch_routed(problem, route):
+    """compare_torch.py's routing and the permutation of its ids; counts are its own."""
+    ids, _, counts, *_ = route(problem, problem.logits)
+    return ids, torch_permutation(problem, ids, counts)
 
 
 def torch_permute(problem, order):
@@ -73,6 +91,25 @@ def torch_combine_backward(problem, order, permuted):
     grad_weights = torch.empty(order.numel())
     grad_weights[order] = (grads * permuted).sum(1)
     return grad_permuted, grad_weights.view(problem.tokens, problem.k)
+
+
+def compare_routing(library, problem, shape, repeats, results):
+    """Routing with counts and sums, then the stable permutation; whether both sides give the same."""
+    agree = True
+    for title, name, route in (("softmax", "softmax_and_permutation", compare_torch.torch_softmax),
+                               ("sigmoid + bias, 8 groups keep 4", "sigmoid_groups_and_permutation", compare_torch.torch_sigmoid_groups)):
+        call, ours = ctypes.byref(problem.call), getattr(library, name)
+        bias = problem.bias.clone()
+        if route is compare_torch.torch_softmax:
+            problem.bias.zero_()
+        ours(call)
+        ids, (order, rows, offsets) = torch_routed(problem, route)
+        agree = agree and bool((problem.routed_ids == ids).all() and (problem.slot_of_row == order).all()
+                               and (problem.row_of_slot == rows).all() and (problem.offsets == offsets).all())
+        report(f"{title}, counts, permutation, {shape}",
+               paired(lambda: ours(call), lambda: torch_routed(problem, route), repeats), results)
+        problem.bias.copy_(bias)
+    return agree
 
 
 def close(a, b):
@@ -96,10 +133,13 @@ def main():
     call = ctypes.byref(problem.call)
     results = []
     shape = f"T={args.tokens} E={args.experts} K={args.top_k}"
+    print(f"compare_torch_dispatch.py {' '.join(sys.argv[2:])}: {compare_torch.cpu_name()}, {torch.get_num_threads()} threads, "
+          f"PyTorch {torch.__version__}, {datetime.date.today().isoformat()}")
 
+    routing_agrees = args.top_k != compare_torch.K or compare_routing(library, problem, shape, args.repeats, results)
     library.permutation(call)
     order, rows, offsets = torch_permutation(problem)
-    agree = bool((problem.slot_of_row == order).all() and (problem.row_of_slot == rows).all() and (problem.offsets == offsets).all())
+    agree = routing_agrees and bool((problem.slot_of_row == order).all() and (problem.row_of_slot == rows).all() and (problem.offsets == offsets).all())
     report(f"stable permutation, {shape}", paired(lambda: library.permutation(call), lambda: torch_permutation(problem), args.repeats),
            results)
     shape += f" H={args.hidden}"

@@ -156,10 +156,10 @@ step configure 60 cmake -S . -B "$build" "${generator[@]}" -DCMAKE_BUILD_TYPE=Re
 step build 270 cmake --build "$build" --parallel "$jobs" --target all gpu_benchmarks -- "${keep_going[@]}"
 
 tests kernel_parameters 30 -R kernel_parameters
-tests cuda_graph 30 -R cuda_graph
+tests cuda_graph 40 -R 'cuda_graph|dispatch_graph'
 tests contract 90 -R 'cuda\.contract'
 tests golden 60 -R golden
-tests other_tests 120 -L cuda -E 'kernel_parameters|cuda_graph|cuda\.contract'
+tests other_tests 120 -L cuda -E 'kernel_parameters|cuda_graph|dispatch_graph|cuda\.contract'
 if [ -x "$build/tests/nccl/nccl_device_test" ]; then
   tests nccl 60 -R nccl_device
 else
@@ -171,6 +171,7 @@ done
 finish_steps
 step repeats 60 "$build/bench/repeat" --repeats 100
 step benchmarks 90 "$build/bench/router_gpu" --benchmark_out_format=json "--benchmark_out=$work/figures/router_gpu.json"
+step dispatch 40 "$build/bench/dispatch_gpu" --benchmark_out_format=json "--benchmark_out=$work/figures/dispatch_gpu.json"
 step user_policy 20 "$build/bench/user_policy_gpu" '--benchmark_filter=forward/softplus_top4/float32/E256/T8192/' \
   --benchmark_out_format=json "--benchmark_out=$work/figures/user_policy_gpu.json"
 step compare_torch 120 "$python" bench/compare_torch.py "$build/bench/libcompare_cuda.so" --device cuda --compile --seconds 80 \

@@ -213,15 +213,16 @@ class Timer {
   return known[{bytes, cache, launch}] = 2 * static_cast<double>(half) / quantile(seconds, 0.5);
 }
 
-template <class Router>
-void time_on_gpu(benchmark::State& state, const Router& router, const Problem& problem, Cache cache, Launch launch) {
+/// Times step.run(stream) for steps that `make_step(seed, stream)` makes; each call moves `bytes` and serves `tokens`.
+template <class MakeStep>
+void time_steps(benchmark::State& state, double bytes, std::int64_t tokens, Cache cache, Launch launch,
+                const MakeStep& make_step) {
   guarded(state, [&] {
-    const double bytes = bytes_of(problem, Router::k);
     const int calls = calls_of(cache, bytes);
     const int sets = cache == Cache::cold ? calls : 1;
     const cudaStream_t stream = timer().stream();
-    std::vector<Step<Router, cudaStream_t>> steps;
-    for (int set = 0; set < sets; ++set) steps.emplace_back(router, problem, static_cast<std::uint64_t>(set), stream);
+    std::vector<decltype(make_step(std::uint64_t{}, stream))> steps;
+    for (int set = 0; set < sets; ++set) steps.push_back(make_step(static_cast<std::uint64_t>(set), stream));
     const std::vector<double> seconds =
         timer().seconds(cache, launch, calls, [&](int i) { steps[static_cast<std::size_t>(i % sets)].run(stream); });
     state.counters["late"] = timer().late();
@@ -229,7 +230,7 @@ void time_on_gpu(benchmark::State& state, const Router& router, const Problem& p
     for (auto _ : state) state.SetIterationTime(seconds[next++ % seconds.size()]);
 
     const double median = quantile(seconds, 0.5);
-    state.SetItemsProcessed(state.iterations() * problem.tokens);
+    state.SetItemsProcessed(state.iterations() * tokens);
     state.SetBytesProcessed(static_cast<std::int64_t>(static_cast<double>(state.iterations()) * bytes));
     state.counters["median_us"] = 1e6 * median;
     state.counters["p10_us"] = 1e6 * quantile(seconds, 0.1);
@@ -262,18 +263,26 @@ void time_on_gpu(benchmark::State& state, const Router& router, const Problem& p
            {"cuda_runtime", std::to_string(runtime)}}};
 }
 
+/// Registers a benchmark of the GPU.
+template <class Run>
+void add_case(const std::string& name, bool by_default, Cache cache, Launch launch, const Run& run) {
+  registry().machine = gpu_machine;
+  const std::string how = std::string(cache == Cache::warm ? "/warm" : "/cold") + (launch == Launch::graph ? "/graph" : "");
+  registry().cases.push_back({name + how, by_default, run, [](benchmark::internal::Benchmark* it) {
+                                it->UseManualTime()->Iterations(batches)->Unit(benchmark::kMicrosecond);
+                              }});
+}
+
 /// Registers one kind of work of a router on the GPU, with a warm and a cold L2 cache, and small calls also in a CUDA graph.
 template <class Router>
 void add_on_gpu(const std::string& name, const Router& router, Work work, const std::vector<int>& typical) {
-  registry().machine = gpu_machine;
   const auto add_one = [&](const Problem& problem, bool by_default, Cache cache, Launch launch) {
-    const std::string how =
-        std::string(cache == Cache::warm ? "/warm" : "/cold") + (launch == Launch::graph ? "/graph" : "");
-    registry().cases.push_back({name_of(problem, name) + how, by_default,
-                                [=](benchmark::State& state) { time_on_gpu(state, router, problem, cache, launch); },
-                                [](benchmark::internal::Benchmark* it) {
-                                  it->UseManualTime()->Iterations(batches)->Unit(benchmark::kMicrosecond);
-                                }});
+    add_case(name_of(problem, name), by_default, cache, launch, [=](benchmark::State& state) {
+      time_steps(state, bytes_of(problem, Router::k), problem.tokens, cache, launch,
+                 [&](std::uint64_t seed, cudaStream_t stream) {
+                   return Step<Router, cudaStream_t>(router, problem, seed, stream);
+                 });
+    });
   };
   for_each_problem(router, work, typical, {16, 64, 8192, 32768}, [&](const Problem& problem, bool by_default) {
     const bool decodes = problem.tokens <= decode_tokens;

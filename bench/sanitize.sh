@@ -24,6 +24,9 @@ cases() {
 echo "== $tool: repeat --small"
 "${run[@]}" "$build/bench/repeat" --small --repeats 1 || failed=1
 cases cuda_graph_test_cuda 'contract 12*'
+cases dispatch_graph_test_cuda 'contract 12*'
+cases dispatch_test_cuda 'dispatch: many slots*'
+cases dispatch_test_cuda 'dispatch: more experts than*'
 cases contract_selection_test_cuda 'contract 5*'
 cases contract_selection_test_cuda 'contract 6: T = 0*'
 cases balancer_test_cuda 'SequenceLoss*'

@@ -112,7 +112,7 @@ class Memory {
         grad_loss_(engine, std::vector<float>{inputs.grad_loss.value_or(0.0f)}),
         loss_(engine, std::vector<float>{-1.0f}),
         parts_(engine, std::vector<float>(static_cast<std::size_t>(inputs.loss_parts), -1.0f)),
-        status_(engine, std::vector<std::int64_t>{0, 0}),
+        status_(engine, std::vector<std::int64_t>(sizeof(mb::Status) / sizeof(std::int64_t))),
         workspace_(engine, std::vector<std::max_align_t>(blocks(workspace_bytes))),
         workspace_bytes_(workspace_bytes),
         saved_(engine, std::vector<std::int64_t>(saved_bytes / sizeof(std::int64_t), 0x3c3c3c3c3c3c)),
@@ -180,7 +180,7 @@ class Memory {
     result.parts = parts_.values();
     result.saved = saved_.values();
     const std::vector<std::int64_t> status = status_.values();
-    result.status = mb::Status{status[0], status[1]};
+    result.status = mb::Status{status[0], status[1], status[2], status[3]};
     return result;
   }
 

@@ -1,25 +1,11 @@
 // CONTRACT.md lines 12 and 13 on a GPU: calls only enqueue, so a CUDA graph captures them; one graph serves many batch sizes.
-#include "engine_cuda.cuh"
+#include "cuda_graph.cuh"
 
 #include "bodies/everything.hpp"
 
 namespace testing {
 
 namespace {
-
-/// What `enqueue` puts on the engine's stream, as a graph. Capturing in global mode fails on any allocation, synchronisation or use
-/// of the default stream.
-template <class Enqueue>
-std::shared_ptr<CUgraphExec_st> captured(const CudaEngine& engine, const Enqueue& enqueue) {
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t executable = nullptr;
-  cuda_check(cudaStreamBeginCapture(engine.place(), cudaStreamCaptureModeGlobal), "cudaStreamBeginCapture");
-  enqueue();
-  cuda_check(cudaStreamEndCapture(engine.place(), &graph), "cudaStreamEndCapture");
-  cuda_check(cudaGraphInstantiate(&executable, graph, 0), "cudaGraphInstantiate");
-  cuda_check(cudaGraphDestroy(graph), "cudaGraphDestroy");
-  return std::shared_ptr<CUgraphExec_st>(executable, [](cudaGraphExec_t held) { (void)cudaGraphExecDestroy(held); });
-}
 
 const mb::Router router{mb::Sigmoid{}, mb::TopK<4>{}, everything()};
 
@@ -36,9 +22,9 @@ TEST_CASE("contract 12: forward, loss and backward are captured in a CUDA graph 
     router.backward(memory.backward_args(), memory.workspace(), engine.place());
   });
   CHECK(memory.outcome().load == inputs.load);  // captured, not run
-  cuda_check(cudaGraphLaunch(graph.get(), engine.place()), "cudaGraphLaunch");
+  replay(engine, graph);
   CHECK(same_bits(memory.outcome(), direct));
-  cuda_check(cudaGraphLaunch(graph.get(), engine.place()), "cudaGraphLaunch");
+  replay(engine, graph);
   const Outcome twice = memory.outcome();
   for (std::size_t e = 0; e < 160; ++e) CHECK(twice.load[e] == inputs.load[e] + 2 * direct.counts[e]);
 }
@@ -52,7 +38,7 @@ TEST_CASE("contract 12: route and update are captured in a CUDA graph") {
     router.route(memory.route_args(), memory.workspace(), engine.place());
     router.update(args.bias, args.load, memory.workspace(), engine.place());
   });
-  cuda_check(cudaGraphLaunch(graph.get(), engine.place()), "cudaGraphLaunch");
+  replay(engine, graph);
   const Outcome outcome = memory.outcome();
   CHECK(outcome.experts == route(engine, router, inputs).experts);
   CHECK(outcome.load == zero_load(160));
@@ -80,7 +66,7 @@ TEST_CASE("contract 13: one captured graph serves every batch size through token
   });
   for (const std::int64_t count : {200, 0, 1, 37, 199}) {
     cuda_check(cudaMemcpy(tokens.data(), &count, sizeof count, cudaMemcpyHostToDevice), "cudaMemcpy");
-    cuda_check(cudaGraphLaunch(graph.get(), engine.place()), "cudaGraphLaunch");
+    replay(engine, graph);
     Outcome replayed = memory.outcome();
     replayed.status = {};
     Inputs direct_inputs = inputs;

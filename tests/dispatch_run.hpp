@@ -27,6 +27,7 @@ struct DispatchProblem {
   mb::DataType type = mb::DataType::float32;
   mb::DataType factor_type = mb::DataType::float32;
   mb::Padding padding = mb::Padding::zero;
+  bool sorts = false;             ///< by sorting, whatever the number of experts
   std::vector<std::int32_t> ids;  ///< [T, K] without excess
   std::vector<double> hidden_states;
   std::vector<double> weights;
@@ -122,22 +123,26 @@ DispatchResults run_dispatch(const Engine& engine, const DispatchProblem& p, mb:
   Longs row_of_slot(engine, std::vector<std::int64_t>(size(p.tokens * (p.k + p.stride_excess)), 99));
   Longs slot_of_row(engine, std::vector<std::int64_t>(size(rows), 99));
   Ints expert_of_block(engine, std::vector<std::int32_t>(size(row_blocks), 99));
-  const std::size_t bytes = mb::permutation_workspace_bytes(p.tokens, p.k, p.experts);
+  const std::size_t bytes = p.sorts ? mb::detail::SortScratch::bytes(p.slots(), p.experts)
+                                    : mb::permutation_workspace_bytes(p.tokens, p.k, p.experts);
   typename Engine::template Array<std::max_align_t> scratch(engine, std::vector<std::max_align_t>(bytes / 16 + 1));
   const mb::Workspace workspace{scratch.data(), bytes};
   const mb::MatrixView<std::int64_t> row_view(row_of_slot.data(), p.tokens, p.k, p.k + p.stride_excess);
   const mb::VectorView<std::int64_t> slot_view(slot_of_row.data(), rows);
-  mb::permutation({.experts = {ids.data(), p.tokens, p.k, p.k + p.stride_excess},
-                   .offsets = {offsets.data(), p.experts + 1},
-                   .row_of_slot = row_view,
-                   .slot_of_row = slot_view,
-                   .align = p.align,
-                   .rows_per_expert = p.rows_per_expert,
-                   .counts = counts.data(),
-                   .block_size = p.block_size,
-                   .expert_of_block = {expert_of_block.data(), row_blocks},
-                   .status = status},
-                  workspace, engine.place());
+  const mb::PermutationArgs order{.experts = {ids.data(), p.tokens, p.k, p.k + p.stride_excess},
+                                  .offsets = {offsets.data(), p.experts + 1},
+                                  .row_of_slot = row_view,
+                                  .slot_of_row = slot_view,
+                                  .align = p.align,
+                                  .rows_per_expert = p.rows_per_expert,
+                                  .counts = counts.data(),
+                                  .block_size = p.block_size,
+                                  .expert_of_block = {expert_of_block.data(), row_blocks},
+                                  .status = status};
+  if (p.sorts)
+    mb::detail::permutation_by_sorting(order, workspace, engine.place());
+  else
+    mb::permutation(order, workspace, engine.place());
 
   using Typed = TypedMatrix<Engine>;
   const std::int64_t x = p.stride_excess;

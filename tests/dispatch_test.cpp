@@ -3,8 +3,12 @@
 
 #include "bodies/dispatch.hpp"
 #include "bodies/dispatch_errors.hpp"
+#include "bodies/forward_and_permute.hpp"
 #include "bodies/route_and_permute.hpp"
 
+#include <sys/mman.h>
+
+#include <memory>
 #include <utility>
 
 namespace testing {
@@ -13,7 +17,11 @@ TEST_CASE_TEMPLATE_INVOKE(dispatch_random, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_corners, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_many, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_most_experts, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_sorting, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_very_many_experts, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_most_sorted_experts, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_fixed_rows, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_sum_order, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_hidden_sizes, HostEngine);
 
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_permutation, HostEngine);
@@ -22,6 +30,11 @@ TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_rows, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_indices, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(route_and_permute_same, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(route_and_permute_errors, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_same, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_sizes, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_replay, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_capacity, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_errors, HostEngine);
 
 TEST_CASE("dispatch: any number of threads and any instruction set give the same bits") {
   for (const mb::DataType type : {mb::DataType::float32, mb::DataType::float16}) {
@@ -167,6 +180,64 @@ TEST_CASE("dispatch: sizes beyond 2^31 and 2^32 do not wrap") {
   CHECK(&slots[tokens * 8 - 1] - base == (tokens - 1) * 9 + 7);
   const mb::AnyMatrix rows(base, mb::DataType::float32, tokens, 7168, 7168);
   CHECK(mb::row_pointer<float>(rows, tokens - 1) - reinterpret_cast<float*>(base) == (tokens - 1) * 7168);
+}
+
+/// Address space for `size` elements, of which only pages that are touched take memory; null where the system refuses.
+template <class T>
+std::unique_ptr<T, void (*)(T*)> reserved(std::int64_t size) {
+  // In front of the elements a page holds the length, for munmap.
+  constexpr std::size_t page = 4096;
+  const std::size_t bytes = page + static_cast<std::size_t>(size) * sizeof(T);
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) return {nullptr, [](T*) {}};
+  *static_cast<std::size_t*>(memory) = bytes;
+  return {reinterpret_cast<T*>(static_cast<std::byte*>(memory) + page), [](T* first) {
+            void* start = reinterpret_cast<std::byte*>(first) - page;
+            munmap(start, *static_cast<std::size_t*>(start));
+          }};
+}
+
+TEST_CASE("dispatch: T * K * H beyond 2^31 and 2^32: the last token and the last row are found where they lie") {
+  constexpr std::int64_t tokens = (std::int64_t{1} << 20) + 3;
+  constexpr std::int64_t k = 8;
+  constexpr std::int64_t hidden = 640;
+  constexpr std::int64_t rows = tokens * k;
+  static_assert(rows * hidden > std::int64_t{1} << 32);
+  const auto states = reserved<float>(tokens * hidden);
+  const auto outputs = reserved<float>(rows * hidden);
+  const auto slot_of_row = reserved<std::int64_t>(rows);
+  const auto row_of_slot = reserved<std::int64_t>(rows);
+  const auto dots = reserved<float>(rows);
+  if (!states || !outputs || !slot_of_row || !row_of_slot || !dots) {
+    MESSAGE("left out: the system does not reserve 24 GiB of address space");
+    return;
+  }
+  // One block for each item, so that the last block does the last item alone.
+  const auto last_of = [](std::int64_t items, const auto& body, const auto& problem) {
+    body(mb::HostBlock{nullptr, items - 1, items}, mb::SerialTile{}, problem);
+  };
+  const mb::AnyMatrix state_view = mb::MatrixView<float>(states.get(), tokens, hidden);
+  const mb::AnyMatrix row_view = mb::MatrixView<float>(outputs.get(), rows, hidden);
+  const mb::MatrixView<const std::int64_t> rows_of(row_of_slot.get(), tokens, k);
+  float* last_state = states.get() + (tokens - 1) * hidden;
+  for (std::int64_t c = 0; c < hidden; ++c) last_state[c] = static_cast<float>(c % 7 + 1);
+  slot_of_row.get()[rows - 1] = rows - 1;
+
+  last_of(rows, mb::GatherRows<float>{},
+          mb::GatherProblem{state_view, row_view, slot_of_row.get(), rows, k, {}, true, true, nullptr});
+  const float* last_row = outputs.get() + (rows - 1) * hidden;
+  CHECK(std::equal(last_row, last_row + hidden, last_state));
+
+  for (std::int64_t i = 0; i < k; ++i) row_of_slot.get()[rows - k + i] = i == 2 ? rows - 1 : -1;
+  last_of(tokens, mb::CombineRows<float>{}, mb::CombineProblem{row_view, state_view, rows_of, {}, true, nullptr});
+  CHECK(std::equal(last_row, last_row + hidden, last_state));
+
+  row_of_slot.get()[rows - 1] = rows - 1;
+  last_of(rows, mb::DotSlots<float>{},
+          mb::DotProblem{state_view, row_view, rows_of, mb::MatrixView<float>(dots.get(), tokens, k), true});
+  float want = 0;
+  for (std::int64_t c = 0; c < hidden; ++c) want += last_row[c] * last_row[c];
+  CHECK(dots.get()[rows - 1] == want);
 }
 
 }  // namespace testing

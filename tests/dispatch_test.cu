@@ -4,7 +4,10 @@
 
 #include "bodies/dispatch.hpp"
 #include "bodies/dispatch_errors.hpp"
+#include "bodies/forward_and_permute.hpp"
 #include "bodies/route_and_permute.hpp"
+
+#include <moe_balance/dispatch/many_experts.cuh>
 
 namespace testing {
 
@@ -12,7 +15,11 @@ TEST_CASE_TEMPLATE_INVOKE(dispatch_random, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_corners, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_many, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_most_experts, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_sorting, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_very_many_experts, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_most_sorted_experts, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_fixed_rows, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_sum_order, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_hidden_sizes, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_permutation, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_overlap, CudaEngine);
@@ -20,6 +27,21 @@ TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_rows, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_indices, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(route_and_permute_same, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(route_and_permute_errors, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_same, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_sizes, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_replay, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_capacity, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_errors, CudaEngine);
+
+TEST_CASE("dispatch: what CUB asks for fits what permutation_workspace_bytes reserves for it") {
+  for (const std::int64_t slots : {0, 1, 1000, 100'000, 3'000'000, 1 << 28}) {
+    for (const std::int64_t experts : {1, 4097, 70'000, mb::max_dispatch_experts}) {
+      CAPTURE(slots);
+      CAPTURE(experts);
+      CHECK_NOTHROW(mb::CudaDispatchEngine::check_sort("permutation", slots, experts, CudaEngine{}.place()));
+    }
+  }
+}
 
 TEST_CASE("dispatch: GPU = CPU, bit for bit") {
   for (const mb::DataType type : {mb::DataType::float32, mb::DataType::bfloat16, mb::DataType::float16}) {

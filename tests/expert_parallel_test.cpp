@@ -9,6 +9,7 @@ TEST_CASE_TEMPLATE_INVOKE(local_ranges, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(tensor_masks, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(shared_appended, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(splits, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(offsets_of_counts, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(parallel_errors, HostEngine);
 
 }  // namespace testing

@@ -9,6 +9,7 @@ TEST_CASE_TEMPLATE_INVOKE(local_ranges, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(tensor_masks, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(shared_appended, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(splits, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(offsets_of_counts, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(parallel_errors, CudaEngine);
 
 }  // namespace testing

@@ -4,19 +4,27 @@
 
 #include "bodies/dispatch.hpp"
 #include "bodies/dispatch_errors.hpp"
+#include "bodies/forward_and_permute.hpp"
 #include "bodies/route_and_permute.hpp"
-#include "engine_host.hpp"
 
 namespace testing {
 
 TEST_CASE_TEMPLATE_INVOKE(dispatch_corners, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_fixed_rows, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_sum_order, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_sorting, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_very_many_experts, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_permutation, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_overlap, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_rows, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_indices, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(route_and_permute_same, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(route_and_permute_errors, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_same, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_sizes, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_replay, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_capacity, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_errors, FiberEngine);
 
 TEST_CASE("dispatch: fibers = CPU, bit for bit") {
   Random random(41);
@@ -33,6 +41,43 @@ TEST_CASE("dispatch: fibers = CPU, bit for bit") {
     CAPTURE(round);
     const DispatchResults host = run_dispatch(HostEngine{.threads = 1}, p);
     CHECK(run_dispatch(FiberEngine{.seed = seed + 1, .multiprocessors = 1 + round % 3}, p) == host);
+  }
+}
+
+/// Two ranks with the same tokens; only for memory that the host can read.
+struct DoublingSync {
+  int* sums;
+  [[nodiscard]] int ranks() const { return 2; }
+  template <class Place>
+  void start(std::int64_t* counts, std::int64_t n, const Place&) const {
+    for (std::int64_t i = 0; i < n; ++i) counts[i] *= 2;
+    ++*sums;
+  }
+  template <class Place>
+  void finish(std::int64_t*, const Place&) const {}
+};
+
+TEST_CASE("forward_and_permute sums over ranks as forward does") {
+  int sums = 0;
+  const mb::Router router{mb::Sigmoid{}, mb::TopK<4>{}, mb::GlobalBatchLoss{.coefficient = 0.5f}, DoublingSync{&sums}};
+  Inputs inputs = full_inputs(36, 90, 24, 4);
+  inputs.loss_parts = 1;
+  check_fused<FiberEngine>(router, inputs);
+  CHECK(sums == 2);
+}
+
+TEST_CASE("forward_and_permute: offsets of sequences that no check can see lead nowhere") {
+  const mb::Router router{mb::Sigmoid{}, mb::TopK<4>{}, mb::SequenceLoss{}};
+  Random random(37);
+  for (int round = 0; round < 8; ++round) {
+    Inputs inputs = full_inputs(38, 60, 24, 4);
+    inputs.loss_parts = 1;
+    inputs.layout = mb::Sequences::Layout::offsets;
+    inputs.sequences = 5;
+    for (int i = 0; i <= 5; ++i) inputs.offsets.push_back(random.integer(-40, 100));
+    const TrainedAndPermuted got = trained_and_permuted(FiberEngine{}, router, inputs, true);
+    CHECK(got.offsets[24] <= static_cast<std::int64_t>(got.slot_of_row.size()));
+    for (const std::int64_t slot : got.slot_of_row) CHECK((slot >= -1 && slot < 240));
   }
 }
 

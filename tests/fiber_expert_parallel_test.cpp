@@ -10,6 +10,7 @@ TEST_CASE_TEMPLATE_INVOKE(local_ranges, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(tensor_masks, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(shared_appended, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(splits, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(offsets_of_counts, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(parallel_errors, FiberEngine);
 
 }  // namespace testing

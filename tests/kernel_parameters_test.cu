@@ -126,6 +126,26 @@ TEST_CASE("rule 8: and the dispatch kernels' structs") {
   check_echo<SharedExpertsProblem, &SharedExpertsProblem::experts, &SharedExpertsProblem::weights, &SharedExpertsProblem::all_experts,
              &SharedExpertsProblem::all_weights, &SharedExpertsProblem::first_shared, &SharedExpertsProblem::weight,
              &SharedExpertsProblem::active>();
+  using mb::SortProblem;
+  check_echo<SortProblem, &SortProblem::permutation, &SortProblem::keys, &SortProblem::slots, &SortProblem::first_sorted,
+             &SortProblem::slot_count>();
+  using mb::ExpertOffsetsProblem;
+  check_echo<ExpertOffsetsProblem, &ExpertOffsetsProblem::counts, &ExpertOffsetsProblem::experts, &ExpertOffsetsProblem::offsets,
+             &ExpertOffsetsProblem::align, &ExpertOffsetsProblem::rows_per_expert, &ExpertOffsetsProblem::invalid>();
+  using mb::RankSplitsProblem;
+  check_echo<RankSplitsProblem, &RankSplitsProblem::offsets, &RankSplitsProblem::counts, &RankSplitsProblem::experts,
+             &RankSplitsProblem::ranks, &RankSplitsProblem::send_counts, &RankSplitsProblem::send_offsets,
+             &RankSplitsProblem::invalid>();
+  using Map = mb::MapIdsProblem<mb::ToPhysical>;
+  check_echo<Map, &Map::experts, &Map::mapped, &Map::mapping, &Map::invalid>();
+  using mb::ToPhysical;
+  check_echo<ToPhysical, &ToPhysical::logical_to_physical, &ToPhysical::replica_count, &ToPhysical::rank, &ToPhysical::first_token,
+             &ToPhysical::step>();
+  using mb::RenormaliseProblem;
+  check_echo<RenormaliseProblem, &RenormaliseProblem::chosen, &RenormaliseProblem::experts, &RenormaliseProblem::weights,
+             &RenormaliseProblem::scaling_factor>();
+  using mb::MaskProblem;
+  check_echo<MaskProblem, &MaskProblem::experts, &MaskProblem::grad_weights, &MaskProblem::masked>();
 }
 
 }  // namespace testing

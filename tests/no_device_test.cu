@@ -122,3 +122,11 @@ TEST_CASE("without a device bad arguments are still InvalidArgument, and the CPU
   CHECK(step.load[0] == 0);
   CHECK(cudaPeekAtLastError() == untouched);
 }
+
+TEST_CASE("without many_experts.cuh more experts than a block can count are refused with an error that names it") {
+  CHECK_THROWS_WITH_AS(
+      mb::CudaDispatchEngine::check_sort("permutation", 10, 5000, cudaStream_t{}),
+      "moe_balance: permutation: offsets.size is 5001; allowed: 2 to 4097 in a program none of whose files includes "
+      "<moe_balance/dispatch/many_experts.cuh>",
+      mb::InvalidArgument);
+}

@@ -120,6 +120,57 @@ TEST_CASE("placement: near the best of all placements where all can be tried") {
   CHECK(sum / cases <= 1.02);
 }
 
+/// EPLB's greedy rules in plain words: each further replica goes to the expert whose replicas carry most; then the heaviest replica first, each to the
+/// least loaded rank that has room.
+struct GreedyOracle {
+  Ids replicas;
+  double busiest_load = 0;
+
+  GreedyOracle(const Counts& counts, int places, int ranks) : replicas(counts.size(), 1) {
+    const auto load = [&](std::size_t e) { return static_cast<double>(counts[e]) / replicas[e]; };
+    for (int extra = static_cast<int>(counts.size()); extra < places; ++extra) {
+      std::size_t heaviest = 0;
+      for (std::size_t e = 1; e < counts.size(); ++e) heaviest = load(e) > load(heaviest) ? e : heaviest;
+      ++replicas[heaviest];
+    }
+    std::vector<double> loads;
+    for (std::size_t e = 0; e < counts.size(); ++e)
+      loads.insert(loads.end(), static_cast<std::size_t>(replicas[e]), load(e));
+    std::sort(loads.rbegin(), loads.rend());
+    std::vector<double> rank_load(static_cast<std::size_t>(ranks), 0.0);
+    std::vector<int> room(static_cast<std::size_t>(ranks), places / ranks);
+    for (const double each : loads) {
+      std::size_t lightest = rank_load.size();
+      for (std::size_t r = 0; r < rank_load.size(); ++r) {
+        if (room[r] > 0 && (lightest == rank_load.size() || rank_load[r] < rank_load[lightest])) lightest = r;
+      }
+      rank_load[lightest] += each;
+      --room[lightest];
+    }
+    busiest_load = *std::max_element(rank_load.begin(), rank_load.end());
+  }
+};
+
+TEST_CASE("placement: starts as the greedy rules say, and ends no worse") {
+  Random random(97);
+  for (int round = 0; round < 30; ++round) {
+    const int ranks = random.integer(1, 8);
+    const int experts = random.integer(ranks, 40);
+    const int places = (experts + ranks - 1) / ranks * ranks + ranks * random.integer(0, 3);
+    const Counts counts = skewed_counts(random, experts, round % 2 == 0 ? 0.4 : 1.6);
+    const mb::PlacementArgs args{.counts = {counts.data(), experts}, .physical_experts = places, .ranks = ranks};
+    const GreedyOracle greedy(counts, places, ranks);
+    mb::detail::PlacementWork work(args);
+    work.start_from_counts();
+    const mb::Placement start = work.finished({});
+    CAPTURE(round);
+    check_valid(start, experts, places);
+    CHECK(start.replica_count == greedy.replicas);
+    CHECK(busiest(counts, start.logical_of_physical, ranks) == doctest::Approx(greedy.busiest_load));
+    CHECK(mb::place_experts(args).busiest <= greedy.busiest_load * (1 + 1e-9));
+  }
+}
+
 TEST_CASE("placement: far better than experts in order, at the sizes of models") {
   Random random(92);
   const Counts counts = skewed_counts(random, 256, 1.0);

@@ -11,6 +11,7 @@
 #include <moe_balance/balancer/z_loss.hpp>
 #include <moe_balance/compiled_router.hpp>
 #include <moe_balance/dispatch/capacity.hpp>
+#include <moe_balance/dispatch/expert_offsets.hpp>
 #include <moe_balance/dispatch/expert_parallel.hpp>
 #include <moe_balance/dispatch/host.hpp>
 #include <moe_balance/dispatch/permutation.hpp>

@@ -65,12 +65,54 @@ TEST_CASE_TEMPLATE_DEFINE("dispatch: many slots, so that every part and tile has
   check_dispatch(dispatch_problem(9, 1300, 2, 3, 2, 1), run_dispatch(engine, dispatch_problem(9, 1300, 2, 3, 2, 1)));
 }
 
-TEST_CASE_TEMPLATE_DEFINE("dispatch: the most experts", Engine, dispatch_most_experts) {
+TEST_CASE_TEMPLATE_DEFINE("dispatch: the most experts that are counted", Engine, dispatch_most_experts) {
   const Engine engine;
   for (const std::int64_t experts : {2049, 4096}) {
     const DispatchProblem p = dispatch_problem(10, 300, 2, experts, 2, 8);
     check_dispatch(p, run_dispatch(engine, p));
   }
+}
+
+TEST_CASE_TEMPLATE_DEFINE("dispatch: sorting gives what counting gives, bit for bit", Engine, dispatch_sorting) {
+  const Engine engine;
+  Random random(15);
+  for (int round = 0; round < 16; ++round) {
+    const auto seed = static_cast<std::uint64_t>(100 + round);
+    const int aligns[] = {1, 3, 8, 64};
+    // Up to a block of CUB's, and more; one digit of a sort, and more.
+    const std::int64_t tokens = round % 8 == 7 ? 3000 : random.integer(0, 70);
+    DispatchProblem p = dispatch_problem(seed, tokens, random.integer(1, 4), random.integer(1, round % 4 == 0 ? 4096 : 40),
+                                         1, aligns[round % 4], round % 5 == 4 ? random.integer(1, 3) : 0);
+    p.stride_excess = round % 3 == 0 ? 2 : 0;
+    p.spare_rows = round % 3 == 1 ? p.align : 0;
+    if (round % 4 == 3) p.rows_per_expert = p.align * random.integer(1, 2);
+    if (p.k > p.experts) continue;
+    fill_values(p, random);
+    CAPTURE(round);
+    const DispatchResults counted = run_dispatch(engine, p);
+    p.sorts = true;
+    const DispatchResults sorted = run_dispatch(engine, p);
+    CHECK(sorted == counted);
+    check_dispatch(p, sorted);
+  }
+}
+
+/// Beyond max_counted_experts, where the public call sorts by itself.
+template <class Engine>
+void check_very_many_experts(std::int64_t tokens, std::int64_t experts, std::int64_t align, int kind) {
+  CAPTURE(experts);
+  DispatchProblem p = dispatch_problem(16, tokens, 3, experts, 1, align, kind);
+  if (tokens > 0) p.ids[0] = static_cast<std::int32_t>(experts) - 1;
+  check_dispatch(p, run_dispatch(Engine{}, p));
+}
+TEST_CASE_TEMPLATE_DEFINE("dispatch: more experts than a block can count", Engine, dispatch_very_many_experts) {
+  check_very_many_experts<Engine>(200, 4097, 8, 0);
+  check_very_many_experts<Engine>(40, 70000, 2, 0);
+  check_very_many_experts<Engine>(40, 70000, 1, 1);
+  check_very_many_experts<Engine>(0, 5000, 4, 0);
+}
+TEST_CASE_TEMPLATE_DEFINE("dispatch: the most experts that can be sorted", Engine, dispatch_most_sorted_experts) {
+  check_very_many_experts<Engine>(20, mb::max_dispatch_experts, 2, 0);
 }
 
 TEST_CASE_TEMPLATE_DEFINE("dispatch: a fixed number of rows per expert leaves later slots without one", Engine,
@@ -98,6 +140,23 @@ TEST_CASE_TEMPLATE_DEFINE("dispatch: hidden sizes around a pack, a warp's packs 
       CAPTURE(hidden);
       check_dispatch(p, run_dispatch(engine, p));
     }
+  }
+}
+
+TEST_CASE_TEMPLATE_DEFINE("dispatch: sums run over k in order, each term after the one before", Engine, dispatch_sum_order) {
+  const Engine engine;
+  for (const std::int64_t hidden : {1, 8, 70}) {
+    DispatchProblem p = dispatch_problem(17, 1, 3, 3, hidden, 1, 2);
+    p.ids = {1, 0, 2};
+    p.weights = {1, 1, 1};
+    p.expert_outputs.clear();
+    for (const double row : {-1e8, 1e8, 1.0})
+      p.expert_outputs.insert(p.expert_outputs.end(), static_cast<std::size_t>(hidden), row);
+    const DispatchResults got = run_dispatch(engine, p);
+    const std::vector<double> ones(static_cast<std::size_t>(hidden), 1.0);  // (1e8 - 1e8) + 1; any other order loses the 1
+    CHECK(decoded(p.type, got.combined) == ones);
+    CHECK(decoded(p.type, got.summed) == ones);
+    CHECK(decoded(p.type, got.grad_hidden) == ones);
   }
 }
 

@@ -115,7 +115,7 @@ TEST_CASE_TEMPLATE_DEFINE("dispatch refuses a permutation's bad views", Engine, 
   refuse("experts.data", [](Args& args, Memory&) { args.experts.data = nullptr; });
   refuse("experts.stride", [](Args& args, Memory&) { args.experts.stride = 1; });
   refuse("offsets.size", [](Args& args, Memory&) { args.offsets.size = 1; });
-  refuse("offsets.size", [](Args& args, Memory&) { args.offsets.size = 4098; });
+  refuse("offsets.size", [](Args& args, Memory&) { args.offsets.size = mb::max_dispatch_experts + 2; });
   refuse("offsets.data", [](Args& args, Memory&) { args.offsets.data = nullptr; });
   refuse("row_of_slot.rows", [](Args& args, Memory&) { args.row_of_slot.rows = 2; });
   refuse("row_of_slot.columns", [](Args& args, Memory&) { args.row_of_slot.columns = 1; });

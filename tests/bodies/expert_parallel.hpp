@@ -160,6 +160,55 @@ TEST_CASE_TEMPLATE_DEFINE("expert parallelism: ranks are sent the rows of their 
   CHECK(send_offsets.values() == std::vector<std::int64_t>{0, 8, 32, 40});
 }
 
+TEST_CASE_TEMPLATE_DEFINE("expert parallelism: offsets follow from counts, with the rows that a permutation gives", Engine,
+                          offsets_of_counts) {
+  const Engine engine;
+  using Longs = typename Engine::template Array<std::int64_t>;
+  const auto offsets_of = [&](const std::vector<std::int64_t>& count_values, std::int64_t align, std::int64_t rows_each,
+                              mb::Status* status = nullptr) {
+    const auto experts = static_cast<std::int64_t>(count_values.size());
+    Longs counts(engine, count_values), offsets(engine, std::vector<std::int64_t>(count_values.size() + 1, 77));
+    mb::expert_offsets({.counts = {counts.data(), experts},
+                        .offsets = {offsets.data(), experts + 1},
+                        .align = align,
+                        .rows_per_expert = rows_each,
+                        .status = status},
+                       {}, engine.place());
+    engine.wait();
+    return offsets.values();
+  };
+  using Offsets = std::vector<std::int64_t>;
+  CHECK(offsets_of({3, 0, 9, 1}, 1, 0) == Offsets{0, 3, 3, 12, 13});
+  CHECK(offsets_of({3, 0, 9, 8}, 8, 0) == Offsets{0, 8, 8, 24, 32});
+  CHECK(offsets_of({3, 0, 9}, 4, 12) == Offsets{0, 12, 24, 36});
+  CHECK(offsets_of({std::int64_t{1} << 40, 1}, 1, 0) == Offsets{0, std::int64_t{1} << 40, (std::int64_t{1} << 40) + 1});
+  Random random(86);
+  std::vector<std::int64_t> many;
+  Offsets want{0};
+  for (int e = 0; e < 5000; ++e) {
+    many.push_back(random.integer(0, 9));
+    want.push_back(want.back() + (many.back() + 3) / 4 * 4);
+  }
+  CHECK(offsets_of(many, 4, 0) == want);
+
+  for (const std::int64_t bad : {std::int64_t{-1}, (std::int64_t{1} << 40) + 1}) {
+    if constexpr (mb::DispatchEngine<decltype(engine.place())>::reads_arguments) {
+      CHECK_THROWS_WITH_AS((void)offsets_of({3, bad}, 1, 0), doctest::Contains("expert_offsets: counts[1] is"),
+                           mb::InvalidArgument);
+    } else {
+      typename Engine::template Array<mb::Status> status(engine, {mb::Status{}});
+      CHECK(offsets_of({3, bad, 2}, 1, 0, status.data()) == Offsets{0, 3, 3, 5});
+      CHECK(status.values()[0].invalid_rows == 1);
+    }
+  }
+  CHECK_THROWS_WITH_AS((void)offsets_of({3}, 0, 0), doctest::Contains("expert_offsets: align is 0"), mb::InvalidArgument);
+  CHECK_THROWS_WITH_AS((void)offsets_of({3}, 4, 6), doctest::Contains("expert_offsets: rows_per_expert is 6"),
+                       mb::InvalidArgument);
+  Longs shared(engine, {1, 2, 3});
+  CHECK_THROWS_WITH_AS(mb::expert_offsets({.counts = {shared.data(), 2}, .offsets = {shared.data(), 3}}, {}, engine.place()),
+                       doctest::Contains("expert_offsets: offsets is memory that counts shares"), mb::InvalidArgument);
+}
+
 /// offsets and counts that disagree, and ids that no map has: refused where the call can look, counted elsewhere.
 TEST_CASE_TEMPLATE_DEFINE("expert parallelism: what disagrees is refused, or counted where it cannot be seen before", Engine,
                           parallel_errors) {
@@ -233,6 +282,14 @@ TEST_CASE_TEMPLATE_DEFINE("expert parallelism: what disagrees is refused, or cou
                                           .expert_count = 1},
                                          {}, engine.place()),
                        doctest::Contains("local_experts: local_experts is memory that experts shares"), mb::InvalidArgument);
+  Ids table(engine, {0, 1, 2, 3});
+  CHECK_THROWS_WITH_AS(mb::physical_experts({.experts = mb::MatrixView<const std::int32_t>(ids.data(), 1, 2),
+                                             .physical_experts = {table.data(), 1, 2},
+                                             .logical_to_physical = {table.data() + 1, 2, 1},
+                                             .replica_count = {ids.data(), 2}},
+                                            {}, engine.place()),
+                       doctest::Contains("physical_experts: physical_experts is memory that logical_to_physical shares"),
+                       mb::InvalidArgument);
   Ids out(engine, {0, 1});
   CHECK_THROWS_WITH_AS(mb::tensor_parallel_mask({.experts = mb::MatrixView<const std::int32_t>(ids.data(), 1, 2),
                                                  .masked_experts = {out.data(), 1, 2},

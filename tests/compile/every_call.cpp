@@ -24,6 +24,8 @@ struct Everything {
   mb::TensorParallelMaskArgs mask;
   mb::SharedExpertsArgs shared;
   mb::RankSplitsArgs splits;
+  mb::ExpertOffsetsArgs offsets;
+  mb::PlacementArgs placement;
 };
 
 void every_call(const Everything& args, mb::Workspace workspace);
@@ -59,40 +61,13 @@ void every_call_of_dispatch(const Everything& args, mb::Workspace workspace) {
   mb::tensor_parallel_mask(args.mask, workspace, host);
   mb::append_shared_experts(args.shared, workspace, host);
   mb::rank_splits(args.splits, workspace, host);
+  mb::expert_offsets(args.offsets, workspace, host);
+  (void)mb::place_experts(args.placement);
+  const mb::Router router{mb::Softmax{}, mb::TopK<8>{}, mb::AuxLoss{}};
+  mb::route_and_permute(router, args.route, args.permutation, workspace, host);
+  mb::forward_and_permute(router, args.forward, args.permutation, workspace, host);
 }
 
 void every_call_of_state(const Everything& args, std::stringstream& stream) {
   mb::save_state(stream, args.bias, args.load, mb::load_state(stream, args.bias, args.load));
-}
-
-struct DispatchCalls {
-  mb::PermutationArgs permutation;
-  mb::PermuteArgs permute;
-  mb::PermuteBackwardArgs permute_backward;
-  mb::CombineArgs combine;
-  mb::CombineBackwardArgs combine_backward;
-  mb::CapacityArgs capacity;
-  mb::PhysicalExpertsArgs physical_experts;
-  mb::LocalExpertsArgs local_experts;
-  mb::TensorParallelMaskArgs tensor_parallel_mask;
-  mb::SharedExpertsArgs shared_experts;
-  mb::RankSplitsArgs rank_splits;
-  mb::PlacementArgs placement;
-};
-
-mb::Placement every_dispatch_call(const DispatchCalls& calls, mb::Workspace workspace);
-mb::Placement every_dispatch_call(const DispatchCalls& calls, mb::Workspace workspace) {
-  const mb::Host host{};
-  mb::permutation(calls.permutation, workspace, host);
-  mb::permute(calls.permute, workspace, host);
-  mb::permute_backward(calls.permute_backward, workspace, host);
-  mb::combine(calls.combine, workspace, host);
-  mb::combine_backward(calls.combine_backward, workspace, host);
-  mb::limit_to_capacity(calls.capacity, workspace, host);
-  mb::physical_experts(calls.physical_experts, workspace, host);
-  mb::local_experts(calls.local_experts, workspace, host);
-  mb::tensor_parallel_mask(calls.tensor_parallel_mask, workspace, host);
-  mb::append_shared_experts(calls.shared_experts, workspace, host);
-  mb::rank_splits(calls.rank_splits, workspace, host);
-  return mb::place_experts(calls.placement);
 }

@@ -55,11 +55,17 @@ struct DispatchCalls {
   mb::PhysicalExpertsArgs physical_experts;
   mb::SharedExpertsArgs shared_experts;
   mb::RankSplitsArgs rank_splits;
+  mb::ExpertOffsetsArgs expert_offsets;
+  mb::LocalExpertsArgs local_experts;
+  mb::TensorParallelMaskArgs tensor_parallel_mask;
 };
 
 void dispatch(const Calls& calls, const DispatchCalls& dispatch, cudaStream_t stream);
 void dispatch(const Calls& calls, const DispatchCalls& dispatch, cudaStream_t stream) {
   mb::route_and_permute(mb::Router{mb::Softmax{}, mb::TopK<8>{}}, calls.route, dispatch.permutation, calls.workspace, stream);
+  mb::forward_and_permute(mb::Router{mb::Sigmoid{}, mb::GroupLimitedTopK<8>{.groups = 8, .groups_kept = 4, .scaling_factor = 2.5f},
+                                     mb::Combine{mb::LossFreeBias{.update_rate = 1e-3f}, mb::SequenceLoss{.coefficient = 1e-4f}}},
+                          calls.forward, dispatch.permutation, calls.workspace, stream);
   mb::permutation(dispatch.permutation, calls.workspace, stream);
   mb::permute(dispatch.permute, calls.workspace, stream);
   mb::permute_backward(dispatch.permute_backward, calls.workspace, stream);
@@ -69,4 +75,7 @@ void dispatch(const Calls& calls, const DispatchCalls& dispatch, cudaStream_t st
   mb::physical_experts(dispatch.physical_experts, calls.workspace, stream);
   mb::append_shared_experts(dispatch.shared_experts, calls.workspace, stream);
   mb::rank_splits(dispatch.rank_splits, calls.workspace, stream);
+  mb::expert_offsets(dispatch.expert_offsets, calls.workspace, stream);
+  mb::local_experts(dispatch.local_experts, calls.workspace, stream);
+  mb::tensor_parallel_mask(dispatch.tensor_parallel_mask, calls.workspace, stream);
 }

@@ -25,7 +25,7 @@ awk '
   /Used [0-9]+ registers/ {
     sub(/.*: /, "")
     tier = name
-    if (sub(/^moe_balance_(forward|backward)</, "", tier)) {
+    if (sub(/^moe_balance_(forward|forward_and_count|backward)</, "", tier)) {
       sub(/,.*/, "", tier)
       if (!(tier in budget)) { ++bad; print "FAILED " name ": tuning.hpp has no tier " tier }
       else if ($2 > budget[tier]) { ++bad; print "FAILED " name ": " $2 " registers, and its tier may have " budget[tier] }

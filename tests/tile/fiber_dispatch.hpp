@@ -4,6 +4,7 @@
 #include "fiber_engine.hpp"
 
 #include <moe_balance/dispatch/engine.hpp>
+#include <moe_balance/dispatch/host_sort.hpp>
 #include <moe_balance/dispatch/route_and_permute.hpp>
 
 #include <algorithm>
@@ -37,6 +38,15 @@ struct DispatchEngine<testing::Fibers> {
   }
   [[nodiscard]] static constexpr int tiles(int /*experts*/) { return 3; }
 
+  /// What is CUB's on a GPU is the CPU's here: only kernels of our own run on fibers.
+  static void check_sort(const char* /*call*/, std::int64_t /*slots*/, std::int64_t /*experts*/, const Fibers&) {}
+  static void sort(SlotPairs& pairs, std::int64_t n, int bits, const Workspace& scratch, const Fibers&) {
+    sort_on_host(pairs, n, bits, scratch.data, 1);
+  }
+  static void sum(std::int64_t* values, std::int64_t n, const Workspace& /*scratch*/, const Fibers&) {
+    sum_on_host(values, n);
+  }
+
   template <class Body, class Problem>
   static void launch(const char* /*call*/, const LaunchSize& size, const Body& body, const Problem& problem,
                      const Fibers& place) {
@@ -46,16 +56,18 @@ struct DispatchEngine<testing::Fibers> {
   }
 
   template <class Problem>
-  static void route_and_count(const Problem& problem, const Totals& totals, std::int32_t* histogram, std::int64_t rows,
-                              const Fibers& place) {
+  static void forward_and_count(const Problem& problem, const Totals& totals, std::int32_t* histogram, std::int64_t rows,
+                                const Fibers& place) {
     with_tier(static_cast<int>(problem.logits.columns), [&](auto tier_index) {
       constexpr int index = decltype(tier_index)::value;
       constexpr CudaTier tier = cuda_tiers[index];
-      constexpr std::size_t shared_bytes = ForwardShared<decltype(problem.balancer), tier.max_experts, false>::bytes(0);
-      testing::launch_fibers(place, rows, 1, 64, shared_bytes, [&](const testing::FiberBlock& block) {
-        const testing::FiberTile<tier.width> tile{block.group, block.thread()};
-        route_and_count_kernel<KernelConfig<index>>(block, tile, problem, totals, histogram);
-      });
+      constexpr int threads = 64;
+      using Shared = ForwardShared<decltype(problem.balancer), tier.max_experts, tier.private_rows>;
+      testing::launch_fibers(place, rows, 1, threads, Shared::bytes(threads / tier.width),
+                             [&](const testing::FiberBlock& block) {
+                               const testing::FiberTile<tier.width> tile{block.group, block.thread()};
+                               forward_and_count_kernel<KernelConfig<index>>(block, tile, problem, totals, histogram);
+                             });
     });
   }
 };

@@ -31,6 +31,15 @@ struct PermutationArgs {
   Status* status = nullptr;  ///< optional; on a GPU counts ids outside [-1, E), which are taken as -1
 };
 
+/// From slots per expert, which a router counts or other ranks send, to the rows that experts get.
+struct ExpertOffsetsArgs {
+  VectorView<const std::int64_t> counts;  ///< [E], each 0 to 2^40
+  VectorView<std::int64_t> offsets;       ///< [E + 1] out
+  std::int64_t align = 1;                 ///< as PermutationArgs::align
+  std::int64_t rows_per_expert = 0;       ///< as PermutationArgs::rows_per_expert
+  Status* status = nullptr;  ///< optional; on a GPU counts (invalid_rows) counts outside their range, taken as 0
+};
+
 /// Rows of hidden states from tokens: permuted[r] = hidden[token of r] (* scale of its slot).
 struct PermuteArgs {
   ConstAnyMatrix hidden;                       ///< [T, H]

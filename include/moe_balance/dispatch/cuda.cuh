@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 MOEB_NAMESPACE_BEGIN
 inline namespace MOEB_ARCH_NAMESPACE {
@@ -21,12 +22,22 @@ __global__ void __launch_bounds__(32 * dispatch_tuning.tiles, dispatch_tuning.bl
 
 template <int Tier, class Problem>
 __global__ void __launch_bounds__(cuda_tiers[Tier].threads, cuda_tiers[Tier].blocks_per_sm) MOEB_HIDDEN
-    moe_balance_route_and_count(const __grid_constant__ Problem problem, const __grid_constant__ Totals totals,
-                                std::int32_t* histogram) {
+    moe_balance_forward_and_count(const __grid_constant__ Problem problem, const __grid_constant__ Totals totals,
+                                  std::int32_t* histogram) {
   extern __shared__ __align__(16) std::byte moe_balance_shared[];
-  route_and_count_kernel<KernelConfig<Tier>>(CudaBlock{moe_balance_shared}, CudaTile<cuda_tiers[Tier].width>{}, problem,
-                                             totals, histogram);
+  forward_and_count_kernel<KernelConfig<Tier>>(CudaBlock{moe_balance_shared}, CudaTile<cuda_tiers[Tier].width>{}, problem,
+                                               totals, histogram);
 }
+
+/// CUB's sort and scan. dispatch/many_experts.cuh compiles and registers them, once for the program (of files with the same architectures) that it
+/// is part of: a permutation of up to max_counted_experts needs neither, and its users should not wait for them to compile.
+struct MOEB_HIDDEN DeviceSorting {
+  /// Bytes that a sort of so many pairs, and a scan over so many experts, need.
+  std::size_t (*scratch_bytes)(std::int64_t slots, std::int64_t experts) = nullptr;
+  void (*sort)(SlotPairs& pairs, std::int64_t n, int bits, const Workspace& scratch, cudaStream_t stream) = nullptr;
+  void (*sum)(std::int64_t* values, std::int64_t n, const Workspace& scratch, cudaStream_t stream) = nullptr;
+};
+MOEB_HIDDEN inline DeviceSorting device_sorting{};
 
 struct MOEB_HIDDEN CudaDispatchEngine {
   static constexpr bool serves_float64 = false;
@@ -58,35 +69,55 @@ struct MOEB_HIDDEN CudaDispatchEngine {
     return experts <= dispatch_tuning.many_experts ? dispatch_tuning.tiles : dispatch_tuning.tiles_for_many_experts;
   }
 
+  /// Before a permutation by sorting, of which nothing is written yet.
+  static void check_sort(const char* call, std::int64_t slots, std::int64_t experts, cudaStream_t /*stream*/) {
+    MOEB_EXPECTS(device_sorting.sort != nullptr, call, "offsets.size", std::to_string(experts + 1),
+                 "2 to " + std::to_string(max_counted_experts + 1) +
+                     " in a program none of whose files includes <moe_balance/dispatch/many_experts.cuh>");
+    const std::size_t needed = device_sorting.scratch_bytes(slots, experts);
+    const std::size_t reserved = detail::SortScratch::engine_bytes(slots, experts);
+    MOEB_EXPECTS(needed <= reserved, call, "workspace.bytes", "short by " + std::to_string(needed - reserved),
+                 "what this version of CUB asks for; please report it");
+  }
+  static void sort(SlotPairs& pairs, std::int64_t n, int bits, const Workspace& scratch, cudaStream_t stream) {
+    device_sorting.sort(pairs, n, bits, scratch, stream);
+  }
+  static void sum(std::int64_t* values, std::int64_t n, const Workspace& scratch, cudaStream_t stream) {
+    device_sorting.sum(values, n, scratch, stream);
+  }
+
   template <class Body, class Problem>
   static void launch(const char* call, const LaunchSize& size, const Body& body, const Problem& problem,
                      cudaStream_t stream) {
     const auto kernel = moe_balance_dispatch<Body, Problem>;
-    if (size.shared_bytes > 48 * 1024) {
-      check_cuda(
-          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(size.shared_bytes)),
-          call);
-    }
+    allow_shared_bytes(call, kernel, size.shared_bytes);
     kernel<<<static_cast<unsigned>(size.blocks), 32 * static_cast<unsigned>(size.tiles), size.shared_bytes, stream>>>(
         body, problem);
     check_cuda(cudaGetLastError(), call);
   }
 
-  /// The routing kernel of route_and_permute, one block per row of the histogram.
+  /// The routing kernel of the fused calls, one block per row of the histogram.
   template <class Problem>
-  static void route_and_count(const Problem& problem, const Totals& totals, std::int32_t* histogram, std::int64_t rows,
-                              cudaStream_t stream) {
+  static void forward_and_count(const Problem& problem, const Totals& totals, std::int32_t* histogram, std::int64_t rows,
+                                cudaStream_t stream) {
     with_tier(static_cast<int>(problem.logits.columns), [&](auto tier_index) {
       constexpr int index = decltype(tier_index)::value;
-      constexpr CudaTier tier = cuda_tiers[index];
-      constexpr std::size_t shared_bytes = ForwardShared<decltype(problem.balancer), tier.max_experts, false>::bytes(0);
-      moe_balance_route_and_count<index, Problem>
-          <<<static_cast<unsigned>(rows), tier.threads, shared_bytes, stream>>>(problem, totals, histogram);
+      constexpr std::size_t shared_bytes = forward_shared_bytes<decltype(problem.balancer), index>();
+      const auto kernel = moe_balance_forward_and_count<index, Problem>;
+      allow_shared_bytes("forward_and_permute", kernel, shared_bytes);
+      kernel<<<static_cast<unsigned>(rows), cuda_tiers[index].threads, shared_bytes, stream>>>(problem, totals, histogram);
     });
-    check_cuda(cudaGetLastError(), "launching route_and_permute");
+    check_cuda(cudaGetLastError(), "launching forward_and_permute");
   }
 
  private:
+  /// What a kernel has without asking is 48 KiB.
+  template <class Kernel>
+  static void allow_shared_bytes(const char* call, Kernel kernel, std::size_t bytes) {
+    if (bytes <= 48 * 1024) return;
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), call);
+  }
+
   [[nodiscard]] static std::int64_t blocks_for(std::int64_t useful) {
     int device = 0;
     int multiprocessors = 0;

@@ -200,11 +200,10 @@ struct SplitOverRanks {
 namespace detail {
 
 template <class Place, class Mapping, class Tag = EngineTagOf<Place>>
-void map_ids(const DispatchValidator& check, const MatrixView<const std::int32_t>& experts, const char* name,
+void map_ids(const DispatchValidator& check, const MatrixView<const std::int32_t>& experts,
              const MatrixView<std::int32_t>& mapped, const Mapping& mapping, std::int64_t* invalid, const Place& place) {
   const MapIdsProblem<Mapping> problem{experts, mapped, mapping, invalid};
   const LaunchSize size = DispatchEngine<Place>::for_items(experts.rows * experts.columns, place);
-  check.apart({region(name, mapped), region("experts", experts)});
   DispatchEngine<Place>::launch(check.call, size, MapIds{}, problem, place);
 }
 
@@ -213,6 +212,7 @@ inline void check_ids(const DispatchValidator& check, const MatrixView<const std
   check.shape("experts", experts, 1, max_experts);
   check.matrix("experts", experts, experts.rows, experts.columns);
   check.matrix(name, mapped, experts.rows, experts.columns);
+  check.apart({region(name, mapped), region("experts", experts)});
 }
 
 /// On the CPU every slot must have a physical expert.
@@ -249,10 +249,12 @@ void physical_experts(const PhysicalExpertsArgs& args, Workspace /*workspace*/, 
   check.range("rank", args.rank, 0, std::numeric_limits<std::int32_t>::max());
   check.range("first_token", args.first_token, 0, std::int64_t{1} << 62);
   check.optional_pointer("status", args.status, alignof(Status));
+  check.apart({region("physical_experts", args.physical_experts), region("logical_to_physical", args.logical_to_physical),
+               region("replica_count", args.replica_count)});
   const ToPhysical mapping{args.logical_to_physical, args.replica_count.data, args.rank, args.first_token,
                            args.rule == ReplicaRule::spread ? 23333 : 1};
   if constexpr (Engine::reads_arguments) detail::check_physical(args, mapping);
-  detail::map_ids(check, args.experts, "physical_experts", args.physical_experts, mapping,
+  detail::map_ids(check, args.experts, args.physical_experts, mapping,
                   args.status == nullptr ? nullptr : &args.status->invalid_experts, place);
 }
 
@@ -264,8 +266,7 @@ void local_experts(const LocalExpertsArgs& args, Workspace /*workspace*/, const 
   detail::check_ids(check, args.experts, "local_experts", args.local_experts);
   check.range("first_expert", args.first_expert, 0, max_dispatch_experts);
   check.range("expert_count", args.expert_count, 1, max_dispatch_experts);
-  detail::map_ids(check, args.experts, "local_experts", args.local_experts, ToLocal{args.first_expert, args.expert_count},
-                  nullptr, place);
+  detail::map_ids(check, args.experts, args.local_experts, ToLocal{args.first_expert, args.expert_count}, nullptr, place);
 }
 
 /// Keeps the slots that this one of several ranks with the same tokens is to send, so that every slot is sent once. One launch on a GPU.
@@ -278,7 +279,7 @@ void tensor_parallel_mask(const TensorParallelMaskArgs& args, Workspace /*worksp
   check.range("experts_per_rank", args.experts_per_rank, 1, max_dispatch_experts);
   check.range("tensor_ranks", args.tensor_ranks, 1, std::numeric_limits<std::int32_t>::max());
   check.range("tensor_rank", args.tensor_rank, 0, args.tensor_ranks - 1);
-  detail::map_ids(check, args.experts, "masked_experts", args.masked_experts,
+  detail::map_ids(check, args.experts, args.masked_experts,
                   ToTensorRank{args.experts_per_rank, args.tensor_ranks, args.tensor_rank}, nullptr, place);
 }
 
@@ -302,7 +303,8 @@ void append_shared_experts(const SharedExpertsArgs& args, Workspace /*workspace*
                "float64", "float32, bfloat16, float16; float64 on the CPU only");
   check.range("first_shared", args.first_shared, 0, max_dispatch_experts);
   check.apart({region("all_experts", args.all_experts), region("all_weights", args.all_weights),
-               region("experts", args.experts), region("weights", args.weights)});
+               region("experts", args.experts), region("weights", args.weights),
+               MemoryRegion("active", args.active, args.active == nullptr ? 0 : tokens, false)});
   const SharedExpertsProblem problem{args.experts,      args.weights, args.all_experts, args.all_weights,
                                      args.first_shared, args.weight,  args.active};
   detail::in_real_type_of<Place>(args.weights.type, [&](auto real) {

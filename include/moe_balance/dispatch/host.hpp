@@ -2,6 +2,7 @@
 #pragma once
 
 #include <moe_balance/dispatch/engine.hpp>
+#include <moe_balance/dispatch/host_sort.hpp>
 #include <moe_balance/engine/host.hpp>
 
 #include <algorithm>
@@ -39,7 +40,7 @@ struct DispatchEngine<Host> {
   /// Routing and counting are two passes over a CPU's cache.
   static constexpr bool fuses_routing = false;
   /// What a block's shared memory may need: the counts of all experts, see PlaceSlots.
-  static constexpr std::size_t shared_bytes = static_cast<std::size_t>(max_dispatch_experts) * 32 + 1024;
+  static constexpr std::size_t shared_bytes = static_cast<std::size_t>(max_counted_experts) * 32 + 1024;
 
   static void check(const char* call, const Host& host) { Engine<Host>::check(call, host); }
   static void clear(void* data, std::size_t bytes, const Host& host) { Engine<Host>::clear(data, bytes, host); }
@@ -66,6 +67,14 @@ struct DispatchEngine<Host> {
                                    blocks(slots, dispatch_tuning.slots_per_thread, host)));
   }
   [[nodiscard]] static constexpr int tiles(int /*experts*/) { return 1; }
+
+  static void check_sort(const char* /*call*/, std::int64_t /*slots*/, std::int64_t /*experts*/, const Host& /*host*/) {}
+  static void sort(SlotPairs& pairs, std::int64_t n, int bits, const Workspace& scratch, const Host& host) {
+    sort_on_host(pairs, n, bits, scratch.data, blocks(n, dispatch_tuning.slots_per_thread, host));
+  }
+  static void sum(std::int64_t* values, std::int64_t n, const Workspace& /*scratch*/, const Host& /*host*/) {
+    sum_on_host(values, n);
+  }
 
   template <class Body, class Problem>
   static void launch(const char* /*call*/, const LaunchSize& size, const Body& body, const Problem& problem,

@@ -4,9 +4,11 @@
 #include <moe_balance/dispatch/arguments.hpp>
 #include <moe_balance/dispatch/engine.hpp>
 #include <moe_balance/dispatch/permutation_kernels.hpp>
+#include <moe_balance/dispatch/sort_kernels.hpp>
 #include <moe_balance/dispatch/validate.hpp>
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -26,8 +28,53 @@ MOEB_NAMESPACE_BEGIN
   return (slots + std::min(experts, slots) * (align - 1)) / align * align;
 }
 
+namespace detail {
+
+/// The workspace of a permutation by sorting, in this order: a word for invalid ids, pairs, where experts begin, and the engine's scratch.
+struct SortScratch {
+  std::int64_t* invalid;
+  SlotPairs pairs;
+  std::int64_t* first_sorted;
+  Workspace engine;
+
+  SortScratch(void* data, std::int64_t slots, std::int64_t experts) {
+    std::size_t used = 0;
+    const auto take = [&](std::size_t bytes) {
+      std::byte* start = static_cast<std::byte*>(data) + used;
+      used += rounded(bytes);
+      return start;
+    };
+    const auto n = static_cast<std::size_t>(slots);
+    invalid = reinterpret_cast<std::int64_t*>(take(sizeof(std::int64_t)));
+    for (std::int64_t*& half : pairs.slots) half = reinterpret_cast<std::int64_t*>(take(n * sizeof(std::int64_t)));
+    for (std::uint32_t*& half : pairs.keys) half = reinterpret_cast<std::uint32_t*>(take(n * sizeof(std::uint32_t)));
+    first_sorted = reinterpret_cast<std::int64_t*>(take(words_of(experts)));
+    engine = {static_cast<std::byte*>(data) + used, engine_bytes(slots, experts)};
+  }
+
+  [[nodiscard]] static std::size_t bytes(std::int64_t slots, std::int64_t experts) {
+    const auto n = static_cast<std::size_t>(slots);
+    return rounded(sizeof(std::int64_t)) + 2 * rounded(n * sizeof(std::int64_t)) + 2 * rounded(n * sizeof(std::uint32_t)) +
+           rounded(words_of(experts)) + engine_bytes(slots, experts);
+  }
+  /// What an engine's sort and scan may use.
+  [[nodiscard]] static std::size_t engine_bytes(std::int64_t slots, std::int64_t experts) {
+    return dispatch_tuning.sort_scratch_bytes +
+           dispatch_tuning.sort_scratch_bytes_per_item * static_cast<std::size_t>(slots + experts);
+  }
+
+ private:
+  [[nodiscard]] static constexpr std::size_t rounded(std::size_t bytes) { return (bytes + 15) / 16 * 16; }
+  [[nodiscard]] static constexpr std::size_t words_of(std::int64_t experts) {
+    return static_cast<std::size_t>(experts + 1) * sizeof(std::int64_t);
+  }
+};
+
+}  // namespace detail
+
 /// Bytes of Workspace that permutation needs, on any engine.
 [[nodiscard]] inline std::size_t permutation_workspace_bytes(std::int64_t tokens, std::int64_t k, std::int64_t experts) {
+  if (experts > max_counted_experts) return detail::SortScratch::bytes(tokens * k, experts);
   const auto counts = static_cast<std::size_t>(permutation_parts(tokens * k) * experts);
   return 16 + counts * sizeof(std::int32_t);
 }
@@ -44,10 +91,7 @@ inline void check_permutation(const PermutationArgs& args, Workspace workspace) 
   check.matrix("experts", args.experts, tokens, k);
   check.vector("offsets", args.offsets, 2, max_dispatch_experts + 1, "one more than the experts");
   check.matrix("row_of_slot", args.row_of_slot, tokens, k);
-  check.range("align", args.align, 1, std::int64_t{1} << 30);
-  check.range("rows_per_expert", args.rows_per_expert, 0, std::int64_t{1} << 40);
-  MOEB_EXPECTS(args.rows_per_expert % args.align == 0, "permutation", "rows_per_expert",
-               std::to_string(args.rows_per_expert), "0, or a multiple of align = " + std::to_string(args.align));
+  check.rows(args.align, args.rows_per_expert);
   const std::int64_t experts = args.offsets.size - 1;
   const std::int64_t rows =
       args.rows_per_expert > 0 ? experts * args.rows_per_expert : permutation_rows(tokens, k, experts, args.align);
@@ -109,19 +153,39 @@ void place_slots(const PermutationProblem& problem, std::int64_t blocks, const P
                  problem, place);
 }
 
-}  // namespace detail
-
-/// Sorts the slots of `experts` by expert, stably: expert e's slots get the rows offsets[e], offsets[e] + 1, ... in token order (k order within
-/// a token), then padding rows up to offsets[e + 1]. Rows from offsets[E] on are padding too. K may not exceed max_experts; E is 1 to
-/// max_dispatch_experts. Two launches on a GPU, none of which waits for the host; all memory must stay alive until they are done.
-/// Errors: InvalidArgument before any output is written, on the CPU also for an id outside [-1, E).
-template <DispatchPlace Place, class Tag = EngineTagOf<Place>>
-void permutation(const PermutationArgs& args, Workspace workspace, const Place& place) {
+/// The permutation by sorting, whatever the number of experts; `workspace` has SortScratch::bytes. Arguments are checked.
+template <class Place, class Tag = EngineTagOf<Place>>
+void permutation_by_sorting(const PermutationArgs& args, const Workspace& workspace, const Place& place) {
   using Engine = DispatchEngine<Place>;
-  Engine::check("permutation", place);
-  detail::check_permutation(args, workspace);
   const std::int64_t slots = args.experts.rows * args.experts.columns;
-  PermutationProblem problem = detail::permutation_problem(args);
+  const std::int64_t experts = args.offsets.size - 1;
+  Engine::check_sort("permutation", slots, experts, place);
+  SortScratch scratch(workspace.data, slots, experts);
+  SortProblem problem{permutation_problem(args), scratch.pairs.keys[0], scratch.pairs.slots[0], scratch.first_sorted, slots};
+  if constexpr (Engine::reads_arguments) {
+    *scratch.invalid = 0;
+    problem.permutation.invalid = scratch.invalid;
+  }
+  Engine::launch("permutation", Engine::for_items(slots, place), MakePairs{}, problem, place);
+  if constexpr (Engine::reads_arguments) {
+    if (*scratch.invalid != 0) refuse_ids("permutation", args.experts, experts);
+  }
+  Engine::sort(scratch.pairs, slots, static_cast<int>(std::bit_width(static_cast<std::uint64_t>(experts))), scratch.engine,
+               place);
+  problem.keys = scratch.pairs.keys[scratch.pairs.current];
+  problem.slots = scratch.pairs.slots[scratch.pairs.current];
+  Engine::launch("permutation", Engine::for_items(experts + 1, place), FindRows{}, problem, place);
+  Engine::sum(args.offsets.data, experts + 1, scratch.engine, place);
+  Engine::launch("permutation", Engine::for_items(std::max(args.slot_of_row.size, experts), place), PlacePairs{}, problem,
+                 place);
+}
+
+/// The permutation by counting, for up to max_counted_experts. Arguments are checked.
+template <class Place, class Tag = EngineTagOf<Place>>
+void permutation_by_counting(const PermutationArgs& args, const Workspace& workspace, const Place& place) {
+  using Engine = DispatchEngine<Place>;
+  const std::int64_t slots = args.experts.rows * args.experts.columns;
+  PermutationProblem problem = permutation_problem(args);
   problem.histogram = reinterpret_cast<std::int32_t*>(static_cast<std::byte*>(workspace.data) + 16);
   problem.histogram_rows = Engine::parts(slots, permutation_parts(slots), place);
   auto* found_invalid = static_cast<std::int64_t*>(workspace.data);
@@ -133,9 +197,28 @@ void permutation(const PermutationArgs& args, Workspace workspace, const Place& 
   Engine::launch("permutation", {problem.histogram_rows, Engine::tiles(experts), CountSlots::shared_bytes(experts)},
                  CountSlots{}, problem, place);
   if constexpr (Engine::reads_arguments) {
-    if (*found_invalid != 0) detail::refuse_ids("permutation", args.experts, experts);
+    if (*found_invalid != 0) refuse_ids("permutation", args.experts, experts);
   }
-  detail::place_slots(problem, problem.histogram_rows, place);
+  place_slots(problem, problem.histogram_rows, place);
+}
+
+}  // namespace detail
+
+/// Groups the slots of `experts` by expert, stably: expert e's slots get the rows offsets[e], offsets[e] + 1, ... in token order (k order within
+/// a token), then padding rows up to offsets[e + 1]. Rows from offsets[E] on are padding too. K may not exceed max_experts; E is 1 to
+/// max_dispatch_experts.
+/// Up to max_counted_experts two launches on a GPU. Beyond, slots are sorted, with the same result: three launches of our own and those of
+/// CUB's radix sort (one for few slots, else three and one per eight bits of the ids) and scan (two), which only a program has one of whose
+/// files includes dispatch/many_experts.cuh. Nothing waits for the host or allocates; all memory must stay alive until the launches are done.
+/// Errors: InvalidArgument before any output is written, on the CPU also for an id outside [-1, E).
+template <DispatchPlace Place, class Tag = EngineTagOf<Place>>
+void permutation(const PermutationArgs& args, Workspace workspace, const Place& place) {
+  DispatchEngine<Place>::check("permutation", place);
+  detail::check_permutation(args, workspace);
+  if (args.offsets.size - 1 > max_counted_experts)
+    detail::permutation_by_sorting(args, workspace, place);
+  else
+    detail::permutation_by_counting(args, workspace, place);
 }
 
 MOEB_NAMESPACE_END

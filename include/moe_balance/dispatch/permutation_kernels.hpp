@@ -63,6 +63,53 @@ struct PermutationProblem {
   return rows_per_expert > 0 ? rows_per_expert : (count + align - 1) / align * align;
 }
 
+/// Rows behind an expert's last slot, rows behind the last expert, and the experts of blocks of rows. `offset` has E + 1 entries, `slots_of(e)`
+/// says how many slots expert e has.
+template <class BlockT, class TileT, class SlotsOf>
+MOEB_INLINE void mark_padding(const BlockT& block, const TileT& tile, const PermutationProblem& problem,
+                              const std::int64_t* offset, const SlotsOf& slots_of) {
+  for_each_item_of_tile(block, tile, problem.expert_count, [&](std::int64_t e) MOEB_LAMBDA {
+    const std::int64_t end = offset[e + 1];
+    for (std::int64_t r = offset[e] + slots_of(e) + tile.lane(); r < end; r += TileT::width) problem.slot_of_row[r] = -1;
+    if (problem.expert_of_block == nullptr) return;
+    const std::int64_t last = end / problem.block_size;
+    for (std::int64_t i = offset[e] / problem.block_size + tile.lane(); i < last; i += TileT::width) {
+      problem.expert_of_block[i] = static_cast<std::int32_t>(e);
+    }
+  });
+  const std::int64_t used = offset[problem.expert_count];
+  for_each_item_of_thread(block, problem.rows - used,
+                          [&](std::int64_t i) MOEB_LAMBDA { problem.slot_of_row[used + i] = -1; });
+  if (problem.expert_of_block == nullptr) return;
+  const std::int64_t used_blocks = used / problem.block_size;
+  for_each_item_of_thread(block, problem.row_blocks - used_blocks,
+                          [&](std::int64_t i) MOEB_LAMBDA { problem.expert_of_block[used_blocks + i] = -1; });
+}
+
+/// The row of an expert's `place`-th slot, -1 where rows_per_expert leaves it none. Never one beyond the last: ids and counts that disagree, which only
+/// wrong offsets of sequences in device memory can bring about, must not lead outside.
+[[nodiscard]] MOEB_INLINE std::int64_t row_of_place(const PermutationProblem& problem, std::int64_t offset,
+                                                    std::int64_t place) {
+  const bool has_row = problem.rows_per_expert == 0 || place < problem.rows_per_expert;
+  return has_row && offset + place < problem.rows ? offset + place : -1;
+}
+
+/// Calls store(e, first row of e) for every expert, and store(E, all rows); rows_of(e) is how many e has. Each thread has a run of neighbouring
+/// experts; `sums` has a word of shared memory for each tile.
+template <class BlockT, class TileT, class RowsOf, class Store>
+MOEB_INLINE void for_each_offset(const BlockT& block, const TileT& tile, std::int64_t experts, std::int64_t* sums,
+                                 const RowsOf& rows_of, const Store& store) {
+  const ItemRange run = range_of_part(experts, block.thread(), block.threads());
+  std::int64_t rows = 0;
+  for (std::int64_t e = run.first; e < run.last; ++e) rows += rows_of(e);
+  std::int64_t next = sum_of_earlier_threads(block, tile, rows, sums);
+  for (std::int64_t e = run.first; e < run.last; ++e) {
+    store(e, next);
+    next += rows_of(e);
+  }
+  if (block.thread() == block.threads() - 1) store(experts, next);
+}
+
 /// First launch: one row of the histogram per block.
 struct CountSlots {
   static constexpr bool uses_shared = true;
@@ -130,7 +177,7 @@ struct PlaceSlots {
     find_offsets(block, tile, problem, shared);
     block.barrier();
     start_tiles(block, problem, tiles, shared);
-    mark_padding(block, tile, problem, shared);
+    mark_padding(block, tile, problem, shared.offset, [&](std::int64_t e) MOEB_LAMBDA { return shared.total[e]; });
     block.barrier();
     rank(block, tile, problem, range, shared);
   }
@@ -187,28 +234,18 @@ struct PlaceSlots {
     }
   }
 
-  /// Each thread has a run of neighbouring experts.
   template <class BlockT, class TileT>
   MOEB_INLINE static void find_offsets(const BlockT& block, const TileT& tile, const PermutationProblem& problem,
                                        const Shared& shared) {
-    const ItemRange run = range_of_part(problem.expert_count, block.thread(), block.threads());
-    std::int64_t rows = 0;
-    for (std::int64_t e = run.first; e < run.last; ++e) {
-      rows += rows_of_expert(shared.total[e], problem.align, problem.rows_per_expert);
-    }
-    std::int64_t next = sum_of_earlier_threads(block, tile, rows, shared.sums);
-    for (std::int64_t e = run.first; e < run.last; ++e) {
-      shared.offset[e] = next;
-      if (block.index() == 0) {
-        problem.offsets[e] = next;
-        if (problem.counts != nullptr) problem.counts[e] = shared.total[e];
-      }
-      next += rows_of_expert(shared.total[e], problem.align, problem.rows_per_expert);
-    }
-    if (block.thread() == block.threads() - 1) {
-      shared.offset[problem.expert_count] = next;
-      if (block.index() == 0) problem.offsets[problem.expert_count] = next;
-    }
+    const auto rows_of = [&](std::int64_t e)
+                             MOEB_LAMBDA { return rows_of_expert(shared.total[e], problem.align, problem.rows_per_expert); };
+    for_each_offset(block, tile, problem.expert_count, shared.sums, rows_of,
+                    [&](std::int64_t e, std::int64_t row) MOEB_LAMBDA {
+                      shared.offset[e] = row;
+                      if (block.index() != 0) return;
+                      problem.offsets[e] = row;
+                      if (e < problem.expert_count && problem.counts != nullptr) problem.counts[e] = shared.total[e];
+                    });
   }
 
   /// Turns the tiles' counts into the slots of earlier tiles.
@@ -226,30 +263,6 @@ struct PlaceSlots {
     }
   }
 
-  /// Rows behind an expert's last slot, rows behind the last expert, and the experts of blocks of rows.
-  template <class BlockT, class TileT>
-  MOEB_INLINE static void mark_padding(const BlockT& block, const TileT& tile, const PermutationProblem& problem,
-                                       const Shared& shared) {
-    for_each_item_of_tile(block, tile, problem.expert_count, [&](std::int64_t e) MOEB_LAMBDA {
-      const std::int64_t end = shared.offset[e + 1];
-      for (std::int64_t r = shared.offset[e] + shared.total[e] + tile.lane(); r < end; r += TileT::width) {
-        problem.slot_of_row[r] = -1;
-      }
-      if (problem.expert_of_block == nullptr) return;
-      const std::int64_t last = end / problem.block_size;
-      for (std::int64_t i = shared.offset[e] / problem.block_size + tile.lane(); i < last; i += TileT::width) {
-        problem.expert_of_block[i] = static_cast<std::int32_t>(e);
-      }
-    });
-    const std::int64_t used = shared.offset[problem.expert_count];
-    for_each_item_of_thread(block, problem.rows - used,
-                            [&](std::int64_t i) MOEB_LAMBDA { problem.slot_of_row[used + i] = -1; });
-    if (problem.expert_of_block == nullptr) return;
-    const std::int64_t used_blocks = used / problem.block_size;
-    for_each_item_of_thread(block, problem.row_blocks - used_blocks,
-                            [&](std::int64_t i) MOEB_LAMBDA { problem.expert_of_block[used_blocks + i] = -1; });
-  }
-
   /// The tile walks its range in order, one slot per lane at a time.
   template <class BlockT, class TileT>
   MOEB_INLINE static void rank(const BlockT& block, const TileT& tile, const PermutationProblem& problem,
@@ -262,9 +275,7 @@ struct PlaceSlots {
       const int before = count_bits(peers & lanes_below(tile.lane()));
       std::int64_t row = -1;
       if (expert >= 0) {
-        const std::int64_t place = shared.earlier[expert] + counts[expert] + before;
-        const bool has_row = problem.rows_per_expert == 0 || place < problem.rows_per_expert;
-        row = has_row ? shared.offset[expert] + place : -1;
+        row = row_of_place(problem, shared.offset[expert], shared.earlier[expert] + counts[expert] + before);
       }
       tile.barrier();
       if (expert >= 0 && before == 0) counts[expert] += count_bits(peers);

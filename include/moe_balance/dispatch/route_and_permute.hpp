@@ -1,11 +1,13 @@
-// route_and_permute: from logits straight to ids, weights and the permutation. On a GPU two launches: the routing kernel runs over contiguous ranges of
-// tokens and leaves each range's counts, which is all that the permutation's second kernel needs.
+// route_and_permute and forward_and_permute: from logits straight to ids, weights and the permutation, with all that training needs in the second.
+// On a GPU two launches: the routing kernel runs over contiguous ranges of tokens and leaves each range's counts, which is all that the
+// permutation's second kernel needs.
 #pragma once
 
 #include <moe_balance/arguments.hpp>
 #include <moe_balance/concepts.hpp>
 #include <moe_balance/dispatch/permutation.hpp>
 #include <moe_balance/engine/kernels.hpp>
+#include <moe_balance/router.hpp>
 #include <moe_balance/shape.hpp>
 
 #include <algorithm>
@@ -15,38 +17,42 @@
 
 MOEB_NAMESPACE_BEGIN
 
-/// The forward pass of a router without a balancer, whose blocks have contiguous ranges of tokens. Block b leaves its counts in row b of
-/// the histogram.
+/// The indices in `segment` of its tokens among `range`, which lie in order in every layout.
+[[nodiscard]] MOEB_INLINE ItemRange items_of_segment(const Segments& segments, std::int64_t segment,
+                                                     const ItemRange& range) {
+  const std::int64_t size = segments.size(segment);
+  const std::int64_t step = segments.sequences.layout == Sequences::Layout::token_major ? segments.count() : 1;
+  const auto bounded = [&](std::int64_t token) MOEB_LAMBDA {
+    const std::int64_t index = (token - segments.token(segment, 0) + step - 1) / step;
+    return index < 0 ? 0 : index > size ? size : index;
+  };
+  return {bounded(range.first), bounded(range.last)};
+}
+
+/// The forward pass by blocks that have contiguous ranges of tokens. Block b leaves its counts in row b of the histogram.
 template <class Config, class BlockT, class TileT, class Problem>
-MOEB_HOST_DEVICE inline void route_and_count_kernel(const BlockT& block, const TileT& tile, const Problem& problem,
-                                                    const Totals& totals, std::int32_t* histogram) {
-  using Balancer = decltype(problem.balancer);
-  using Shared = ForwardShared<Balancer, Config::max_experts, false>;
-  using LayoutT = Layout<TileT, Config::max_experts>;
-  const int experts = static_cast<int>(problem.logits.columns);
-  const LayoutT layout{experts, tile.lane()};
-  const Shared shared{block.shared()};
-  for (int e = block.thread(); e < Config::max_experts; e += block.threads()) {
-    shared.bias()[e] = problem.bias != nullptr && e < experts ? problem.bias[e] : 0.0f;
-    shared.counts()[e] = 0;
-  }
-  if (block.thread() == 0) *shared.tokens() = {};
-  block.barrier();
-
-  RegisterSums<LayoutT> sums(nullptr, 0);
-  KernelSink<BlockT, RegisterSums<LayoutT>, Balancer> sink{block, shared.counts(), shared.loss_counts(), sums};
-  const ItemRange range = range_of_part(problem.logits.rows, block.index(), block.blocks());
+MOEB_HOST_DEVICE inline void forward_and_count_kernel(const BlockT& block, const TileT& tile, const Problem& problem,
+                                                      const Totals& totals, std::int32_t* histogram) {
+  ForwardPass<Config, BlockT, TileT, Problem> pass(block, tile, problem);
+  std::int32_t* row = histogram + block.index() * pass.experts;
+  for (int e = block.thread(); e < pass.experts; e += block.threads()) row[e] = 0;
+  ItemRange range = range_of_part(problem.logits.rows, block.index(), block.blocks());
   const int tiles = block.threads() / TileT::width;
-  for (std::int64_t token = range.first + block.thread() / TileT::width; token < range.last; token += tiles) {
-    forward_token<float>(problem, tile, layout, token, shared.bias(), sink);
+  for (std::int64_t segment = 0; segment < problem.segments.count(); ++segment) {
+    const ItemRange items = items_of_segment(problem.segments, segment, range);
+    if (items.first >= items.last) continue;
+    pass.start_segment();
+    auto sink = pass.sink();
+    for (std::int64_t i = items.first + block.thread() / TileT::width; i < items.last; i += tiles) {
+      forward_token<float>(problem, tile, pass.layout, problem.segments.token(segment, i), pass.shared.bias(), sink);
+    }
+    pass.finish_segment(sink, totals, segment);
+    for (int e = block.thread(); e < pass.experts; e += block.threads()) row[e] += pass.shared.counts()[e];
+    // Offsets in device memory may be wrong: no token may be counted twice, or the permutation would need more rows than there are.
+    if (problem.segments.sequences.layout == Sequences::Layout::offsets) {
+      range.first = problem.segments.token(segment, items.last - 1) + 1;
+    }
   }
-  add_tokens_shared(block, shared.tokens(), sink.tokens, 0);
-  block.barrier();
-
-  for (int e = block.thread(); e < experts; e += block.threads())
-    histogram[block.index() * experts + e] = shared.counts()[e];
-  const auto add = [&](std::int64_t* to, std::int64_t value) { block.add_global(to, value); };
-  if (block.thread() == 0) add_token_totals<Balancer>(totals, 0, *shared.tokens(), add);
 }
 
 /// A place that routes as `place` does, and leaves the counts of `histogram_rows` ranges of tokens.
@@ -57,20 +63,25 @@ struct CountingPlace {
   std::int64_t histogram_rows;
 };
 
-/// Router::route on a CountingPlace launches the kernel that routes and counts.
+/// Router's calls on a CountingPlace launch the kernel that routes and counts.
 template <class Place, class Tag>
 struct Engine<CountingPlace<Place, Tag>> {
+  using Counting = CountingPlace<Place, Tag>;
   static constexpr bool serves_float64 = false;
 
-  static void check(const char* call, const CountingPlace<Place, Tag>& counting) {
-    DispatchEngine<Place>::check(call, counting.place);
+  static void check(const char* call, const Counting& counting) { Engine<Place>::check(call, counting.place); }
+  static void clear(void* data, std::size_t bytes, const Counting& counting) {
+    Engine<Place>::clear(data, bytes, counting.place);
   }
-  static void clear(void* data, std::size_t bytes, const CountingPlace<Place, Tag>& counting) {
-    DispatchEngine<Place>::clear(data, bytes, counting.place);
+  static void copy(void* to, const void* from, std::size_t bytes, const Counting& counting) {
+    Engine<Place>::copy(to, from, bytes, counting.place);
+  }
+  static void publish(std::int64_t* load, std::int64_t* counts, int experts, bool accumulate, const Counting& counting) {
+    Engine<Place>::publish(load, counts, experts, accumulate, counting.place);
   }
   template <class Real, class Problem>
-  static void forward(const Problem& problem, const Totals& totals, const CountingPlace<Place, Tag>& counting) {
-    DispatchEngine<Place>::route_and_count(problem, totals, counting.histogram, counting.histogram_rows, counting.place);
+  static void forward(const Problem& problem, const Totals& totals, const Counting& counting) {
+    DispatchEngine<Place>::forward_and_count(problem, totals, counting.histogram, counting.histogram_rows, counting.place);
   }
 };
 
@@ -78,6 +89,24 @@ template <class Place, class Tag>
 struct EngineTag<CountingPlace<Place, Tag>> {
   using type = Tag;
 };
+
+/// A Sync that sums where a CountingPlace routes.
+template <class Sync>
+struct CountingSync {
+  Sync sync;
+
+  [[nodiscard]] int ranks() const { return sync.ranks(); }
+  template <class Place, class Tag>
+    requires SyncPolicyOn<Sync, Place>
+  void start(std::int64_t* counts, std::int64_t n, const CountingPlace<Place, Tag>& counting) const {
+    sync.start(counts, n, counting.place);
+  }
+  template <class Place, class Tag>
+    requires SyncPolicyOn<Sync, Place>
+  void finish(std::int64_t* counts, const CountingPlace<Place, Tag>& counting) const { sync.finish(counts, counting.place); }
+};
+template <class Sync>
+CountingSync(Sync) -> CountingSync<Sync>;
 
 namespace detail {
 
@@ -96,7 +125,7 @@ struct FusedParts {
 
 }  // namespace detail
 
-/// Bytes of Workspace that route_and_permute needs.
+/// Bytes of Workspace that route_and_permute and forward_and_permute need.
 template <class RouterT>
 [[nodiscard]] std::size_t route_and_permute_workspace_bytes(const RouterT& router, const Shape& shape) {
   const std::size_t routing = (router.workspace_bytes(shape) + 15) / 16 * 16;
@@ -105,36 +134,75 @@ template <class RouterT>
   return routing + std::max(counts, permutation_workspace_bytes(shape.tokens, RouterT::k, shape.experts));
 }
 
-/// router.route(route) and permutation(order) in one: `order.experts` is route.experts whatever it says, and counts go to order.counts. On a
-/// GPU two launches, for selections that look across tokens as many as the two calls have. Errors: as those calls.
-template <class RouterT, DispatchPlace Place, class Tag = EngineTagOf<Place>>
-void route_and_permute(const RouterT& router, const RouteArgs& route, PermutationArgs order, Workspace workspace,
-                       const Place& place) {
-  using Engine = DispatchEngine<Place>;
-  const Shape shape{route.logits.rows, static_cast<int>(route.logits.columns)};
-  const DispatchValidator check{{"route_and_permute"}};
+namespace detail {
+
+/// Checks what the two halves of a fused call share, and gives the workspace of the second.
+template <class RouterT, class Args>
+[[nodiscard]] Workspace check_fused(const char* call, const RouterT& router, const Args& args, const PermutationArgs& order,
+                                    const Workspace& workspace) {
+  const Shape shape{args.logits.rows, static_cast<int>(args.logits.columns)};
+  const DispatchValidator check{{call}};
   check.range("logits.rows", shape.tokens, 0, dispatch_tuning.most_slots_per_part);
-  check.range("logits.columns", route.logits.columns, 1, max_experts, "experts");
+  check.range("logits.columns", args.logits.columns, 1, max_experts, "experts");
   check.range("offsets.size", order.offsets.size, shape.experts + 1, shape.experts + 1,
               "one more than the experts of logits");
-  MOEB_EXPECTS(route.counts == nullptr, "route_and_permute", "route.counts", "given", "null: counts go to order.counts");
+  MOEB_EXPECTS(args.counts == nullptr, call, "counts", "given", "null: counts go to order.counts");
   check.memory("workspace", workspace.data, workspace.bytes, route_and_permute_workspace_bytes(router, shape), 16);
   const std::size_t routing_bytes = (router.workspace_bytes(shape) + 15) / 16 * 16;
   const Workspace rest{static_cast<std::byte*>(workspace.data) + routing_bytes, workspace.bytes - routing_bytes};
-  order.experts = route.experts;
-  detail::check_permutation(order, rest);
-  using Selection = std::remove_cvref_t<decltype(router.top_k)>;
-  if constexpr (Engine::fuses_routing && !looks_across_tokens<Selection>) {
-    const detail::FusedParts parts(shape.tokens, RouterT::k);
-    PermutationProblem problem = detail::permutation_problem(order);
+  check_permutation(order, rest);
+  return rest;
+}
+
+/// route(place) and then the permutation of the ids it wrote; where the engine fuses them, route(counting place) and the permutation's
+/// second launch.
+template <class RouterT, class Place, class Route, class Tag = EngineTagOf<Place>>
+void route_then_permute(std::int64_t tokens, const PermutationArgs& order, const Workspace& rest, const Place& place,
+                        const Route& route) {
+  using Selection = std::remove_cvref_t<decltype(RouterT::top_k)>;
+  if constexpr (DispatchEngine<Place>::fuses_routing && !looks_across_tokens<Selection>) {
+    const FusedParts parts(tokens, RouterT::k);
+    PermutationProblem problem = permutation_problem(order);
     problem.histogram = static_cast<std::int32_t*>(rest.data);
     problem.histogram_rows = parts.rows();
-    router.route(route, workspace, CountingPlace<Place>{place, problem.histogram, problem.histogram_rows});
-    detail::place_slots(problem, parts.blocks, place);
+    route(CountingPlace<Place>{place, problem.histogram, problem.histogram_rows});
+    place_slots(problem, parts.blocks, place);
   } else {
-    router.route(route, workspace, place);
+    route(place);
     permutation(order, rest, place);
   }
+}
+
+}  // namespace detail
+
+/// router.route(args) and permutation(order) in one: `order.experts` is args.experts whatever it says, and counts go to order.counts. On a
+/// GPU two launches, for selections that look across tokens as many as the two calls have. Errors: as those calls.
+template <class RouterT, DispatchPlace Place, class Tag = EngineTagOf<Place>>
+void route_and_permute(const RouterT& router, const RouteArgs& args, PermutationArgs order, Workspace workspace,
+                       const Place& place) {
+  order.experts = args.experts;
+  const Workspace rest = detail::check_fused("route_and_permute", router, args, order, workspace);
+  detail::route_then_permute<RouterT>(args.logits.rows, order, rest, place,
+                                      [&](const auto& where) { router.route(args, workspace, where); });
+}
+
+/// router.forward(args) and permutation(order) in one, with the same `saved`, `load` and status as those: `order.experts` is args.experts
+/// whatever it says, and counts go to order.counts. On a GPU two launches, where forward itself needs one; as many more as forward has
+/// for a global-batch loss that reads the step's load, and for selections that look across tokens as many as the two calls have. Errors: as
+/// those calls.
+template <class RouterT, DispatchPlace Place, class Tag = EngineTagOf<Place>>
+void forward_and_permute(const RouterT& router, const ForwardArgs& args, PermutationArgs order, Workspace workspace,
+                         const Place& place) {
+  order.experts = args.experts;
+  const Workspace rest = detail::check_fused("forward_and_permute", router, args, order, workspace);
+  detail::route_then_permute<RouterT>(args.logits.rows, order, rest, place, [&](const auto& where) {
+    if constexpr (std::is_same_v<std::remove_cvref_t<decltype(where)>, Place>) {
+      router.forward(args, workspace, where);
+    } else {
+      const Router counting{router.scoring, router.top_k, router.balancer, CountingSync{router.sync}};
+      counting.forward(args, workspace, where);
+    }
+  });
 }
 
 MOEB_NAMESPACE_END

@@ -153,6 +153,8 @@ struct GatherRows {
       constexpr int count = decltype(n)::value;
       if constexpr (count == Pack<T>::size) {
         *reinterpret_cast<Pack<T>*>(to + c) = *reinterpret_cast<const Pack<T>*>(from + c);
+      } else if constexpr (count == 1) {
+        to[c] = from[c];
       } else {
         __builtin_memcpy(to + c, from + c, count * sizeof(T));
       }

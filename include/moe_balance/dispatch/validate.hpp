@@ -57,6 +57,14 @@ struct DispatchValidator : Validator {
     matrix_of(name, view, size_of(view.type), rows, columns);
   }
 
+  /// How many rows an expert gets.
+  void rows(std::int64_t align, std::int64_t rows_per_expert) const {
+    range("align", align, 1, std::int64_t{1} << 30);
+    range("rows_per_expert", rows_per_expert, 0, std::int64_t{1} << 40);
+    MOEB_EXPECTS(rows_per_expert % align == 0, call, "rows_per_expert", std::to_string(rows_per_expert),
+                 "0, or a multiple of align = " + std::to_string(align));
+  }
+
   /// rows and columns of a first matrix, by which others are judged.
   template <class View>
   void shape(const char* name, const View& view, std::int64_t least_columns, std::int64_t most_columns) const {

@@ -152,26 +152,37 @@ MOEB_HOST_DEVICE inline void add_tokens_shared(const BlockT& block, Tokens* shar
   }
 }
 
-/// Logits to ids, weights, counts, probability sums, token losses and status, in one pass. Blocks stride over the tokens of a segment, rows
-/// of blocks over segments; sums meet in shared memory and go to global memory once per block and segment.
+/// The shared memory of a block of forward, its lane's part in the sums, and where they go.
 template <class Config, class BlockT, class TileT, class Problem>
-MOEB_HOST_DEVICE inline void forward_kernel(const BlockT& block, const TileT& tile, const Problem& problem,
-                                            const Totals& totals) {
-  using Balancer = decltype(problem.balancer);
+struct ForwardPass {
+  using Balancer = decltype(Problem::balancer);
   using Shared = ForwardShared<Balancer, Config::max_experts, Config::private_rows>;
   using LayoutT = Layout<TileT, Config::max_experts>;
   using Sums = typename Config::template Sums<LayoutT>;
-  const int experts = static_cast<int>(problem.logits.columns);
-  const LayoutT layout{experts, tile.lane()};
-  const Shared shared{block.shared()};
-  const int tile_index = block.thread() / TileT::width;
-  const int tiles = block.threads() / TileT::width;
-  for (int e = block.thread(); e < Config::max_experts; e += block.threads()) {
-    shared.bias()[e] = problem.bias != nullptr && e < experts ? problem.bias[e] : 0.0f;
-  }
-  Sums sums(shared.private_row(tile_index), tile.lane());
+  using Sink = KernelSink<BlockT, Sums, Balancer>;
 
-  for (std::int64_t segment = block.row(); segment < problem.segments.count(); segment += block.rows()) {
+  const BlockT& block;
+  const TileT& tile;
+  const Problem& problem;
+  int experts;
+  LayoutT layout;
+  Shared shared;
+  Sums sums;
+
+  MOEB_HOST_DEVICE ForwardPass(const BlockT& own_block, const TileT& own_tile, const Problem& of)
+      : block(own_block),
+        tile(own_tile),
+        problem(of),
+        experts(static_cast<int>(of.logits.columns)),
+        layout{experts, own_tile.lane()},
+        shared{own_block.shared()},
+        sums(shared.private_row(own_block.thread() / TileT::width), own_tile.lane()) {
+    for (int e = block.thread(); e < Config::max_experts; e += block.threads()) {
+      shared.bias()[e] = problem.bias != nullptr && e < experts ? problem.bias[e] : 0.0f;
+    }
+  }
+
+  MOEB_HOST_DEVICE void start_segment() {
     for (int e = block.thread(); e < Config::max_experts; e += block.threads()) {
       shared.counts()[e] = 0;
       shared.loss_counts()[e] = 0;
@@ -180,17 +191,12 @@ MOEB_HOST_DEVICE inline void forward_kernel(const BlockT& block, const TileT& ti
     if (block.thread() == 0) *shared.tokens() = {};
     if constexpr (Shared::has_probabilities) for_each_slot(layout, [&](int slot) { sums[slot] = 0; });
     block.barrier();
+  }
 
-    KernelSink<BlockT, Sums, Balancer> sink{block, shared.counts(), shared.loss_counts(), sums};
-    const std::int64_t size = problem.segments.size(segment);
-    const std::int64_t stride = block.blocks() * tiles;
-    for (std::int64_t i = block.index() * tiles + tile_index; i < size; i += stride) {
-      if (i + stride < size) {
-        prefetch_row<RowUse::read>(layout, problem.logits, problem.segments.token(segment, i + stride));
-      }
-      forward_token<float>(problem, tile, layout, problem.segments.token(segment, i), shared.bias(), sink);
-    }
+  [[nodiscard]] MOEB_HOST_DEVICE Sink sink() { return {block, shared.counts(), shared.loss_counts(), sums}; }
 
+  /// No barrier at the end: the next segment starts by clearing, and each thread clears what it alone has just read.
+  MOEB_HOST_DEVICE void finish_segment(const Sink& sink, const Totals& totals, std::int64_t segment) {
     if constexpr (Shared::has_probabilities) {
       for_each_slot(layout, [&](int slot) {
         if (layout.holds_expert(slot)) block.add_shared(shared.probabilities() + layout.expert(slot), sums[slot]);
@@ -206,7 +212,28 @@ MOEB_HOST_DEVICE inline void forward_kernel(const BlockT& block, const TileT& ti
                                   add);
     }
     if (block.thread() == 0) add_token_totals<Balancer>(totals, segment, *shared.tokens(), add);
-    // No barrier: the next segment starts by clearing, and each thread clears what it alone has just read.
+  }
+};
+
+/// Logits to ids, weights, counts, probability sums, token losses and status, in one pass. Blocks stride over the tokens of a segment, rows
+/// of blocks over segments; sums meet in shared memory and go to global memory once per block and segment.
+template <class Config, class BlockT, class TileT, class Problem>
+MOEB_HOST_DEVICE inline void forward_kernel(const BlockT& block, const TileT& tile, const Problem& problem,
+                                            const Totals& totals) {
+  ForwardPass<Config, BlockT, TileT, Problem> pass(block, tile, problem);
+  const int tiles = block.threads() / TileT::width;
+  for (std::int64_t segment = block.row(); segment < problem.segments.count(); segment += block.rows()) {
+    pass.start_segment();
+    auto sink = pass.sink();
+    const std::int64_t size = problem.segments.size(segment);
+    const std::int64_t stride = block.blocks() * tiles;
+    for (std::int64_t i = block.index() * tiles + block.thread() / TileT::width; i < size; i += stride) {
+      if (i + stride < size) {
+        prefetch_row<RowUse::read>(pass.layout, problem.logits, problem.segments.token(segment, i + stride));
+      }
+      forward_token<float>(problem, tile, pass.layout, problem.segments.token(segment, i), pass.shared.bias(), sink);
+    }
+    pass.finish_segment(sink, totals, segment);
   }
 }
 

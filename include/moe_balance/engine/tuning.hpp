@@ -37,11 +37,22 @@ struct DispatchTuning {
   /// Fewest elements of rows, and fewest slots, worth a further CPU thread.
   std::int64_t elements_per_thread = 65536;
   std::int64_t slots_per_thread = 16384;
+  /// Sorting on the CPU: bits of a pass, so that a part's counts stay in the first-level cache, and most parts.
+  int sort_bits = 11;
+  std::int64_t most_sort_parts = 16;
+  /// Scratch of a sort and a scan, of bytes and of bytes per slot and expert: what CUB asks for is less, and checked before each call.
+  std::size_t sort_scratch_bytes = std::size_t{1} << 18;
+  std::size_t sort_scratch_bytes_per_item = 2;
 };
 inline constexpr DispatchTuning dispatch_tuning{};
 
 /// The most experts, replicas counted apart, that tokens are dispatched to.
-inline constexpr int max_dispatch_experts = 4096;
+inline constexpr int max_dispatch_experts = 1 << 20;
+/// The most whose slots a permutation counts, because a block's shared memory holds their counts (160 KiB of the 163 KiB that sm_80 has). The slots
+/// of more are sorted.
+inline constexpr int max_counted_experts = 4096;
+/// The most replicas that place_experts places: its search takes time that grows with their square.
+inline constexpr int max_placed_experts = 4096;
 
 /// A CUDA kernel is compiled per tier: experts up to `max_experts`, `width` lanes per token, so that a lane holds max_experts / width
 /// scores in registers.

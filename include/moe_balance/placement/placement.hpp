@@ -295,11 +295,11 @@ class PlacementWork {
 inline void check_placement(const PlacementArgs& args) {
   const Validator check{"place_experts"};
   constexpr int most = std::numeric_limits<std::int32_t>::max();
-  check.range("counts.size", args.counts.size, 1, max_dispatch_experts, "experts");
+  check.range("counts.size", args.counts.size, 1, max_placed_experts, "experts");
   check.pointer("counts.data", args.counts.data, alignof(std::int64_t));
   const auto experts = static_cast<int>(args.counts.size);
-  check.range("ranks", args.ranks, 1, max_dispatch_experts);
-  check.range("physical_experts", args.physical_experts, experts, max_dispatch_experts, "at least the experts");
+  check.range("ranks", args.ranks, 1, max_placed_experts);
+  check.range("physical_experts", args.physical_experts, experts, max_placed_experts, "at least the experts");
   MOEB_EXPECTS(args.physical_experts % args.ranks == 0, "place_experts", "physical_experts",
                std::to_string(args.physical_experts), "a multiple of the " + std::to_string(args.ranks) + " ranks");
   MOEB_EXPECTS(args.nodes >= 1 && args.ranks % args.nodes == 0, "place_experts", "nodes", std::to_string(args.nodes),
