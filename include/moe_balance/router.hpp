@@ -303,7 +303,7 @@ struct Router {
     const std::int64_t experts = args.logits.columns;
     check.logits(args.logits, k, on_host);
     if constexpr (is_over_selected<Scoring>) {
-      MOEB_EXPECTS(k > 1, "backward", "top_k.k", std::to_string(k),
+      MOEB_EXPECTS(k > 1, "backward", "top_k.k", k,
                    "2 or more with SoftmaxOverSelected: a softmax over one expert is 1 and has no gradient");
     }
     check.matrix("experts", args.experts, tokens, k);

@@ -37,6 +37,18 @@ void print_balancer(const char* name, std::integer_sequence<int, Tier...>) {
   (print_shared<Balancer, Tier>(name), ...);
 }
 
+/// Blocks an SM holds of a forward kernel with a loss, with this many KiB of shared memory.
+template <int Tier>
+constexpr int resident_with_loss(std::size_t shared_kib) {
+  constexpr std::size_t bytes = mb::forward_shared_bytes<mb::AuxLoss, Tier>();
+  return mb::resident_blocks(mb::cuda_tiers[Tier], bytes, shared_kib * 1024);
+}
+constexpr int sm_80 = 164;
+constexpr int sm_90 = 228;
+static_assert(resident_with_loss<6>(sm_80) == 1 && resident_with_loss<6>(sm_90) == 2, "96 KiB a block");
+static_assert(resident_with_loss<5>(sm_80) == 2 && resident_with_loss<4>(sm_80) == 1, "registers bind");
+static_assert(resident_with_loss<6>(0) == 1, "a grid has blocks");
+
 }  // namespace
 
 int main() {

@@ -97,7 +97,7 @@ struct Engine<testing::FibersOfTiers<Tiers...>> {
     with_own_tier(static_cast<int>(problem.logits.columns), [&](auto index) {
       constexpr int tier_index = decltype(index)::value;
       constexpr CudaTier tier = small_block(cuda_tiers[tier_index]);
-      const GridShape grid(tier, problem.segments, place.multiprocessors);
+      const GridShape grid(tier, problem.segments, place.multiprocessors, tier.blocks_per_sm);
       using Shared = ForwardShared<decltype(problem.balancer), tier.max_experts, tier.private_rows>;
       testing::launch_fibers(place, grid.columns, grid.rows, tier.threads,
                              Shared::bytes(tier.threads / tier.width) - place.faults.less_shared_bytes,
@@ -113,7 +113,7 @@ struct Engine<testing::FibersOfTiers<Tiers...>> {
     with_own_tier(static_cast<int>(problem.logits.columns), [&](auto index) {
       constexpr int tier_index = decltype(index)::value;
       constexpr CudaTier tier = small_block(cuda_tiers[tier_index]);
-      const GridShape grid(tier, problem.segments, place.multiprocessors);
+      const GridShape grid(tier, problem.segments, place.multiprocessors, tier.blocks_per_sm);
       testing::launch_fibers(place, grid.columns, grid.rows, tier.threads,
                              backward_shared_bytes<decltype(problem.balancer), tier.max_experts>(),
                              [&](const FiberBlock& block) {

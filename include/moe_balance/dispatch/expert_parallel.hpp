@@ -225,8 +225,8 @@ inline void check_physical(const PhysicalExpertsArgs& args, const ToPhysical& ma
       check.range({"experts", t * args.experts.columns + k}, id, -1, args.logical_to_physical.rows - 1, "-1: an empty slot");
       check.range({"replica_count", id}, args.replica_count.data[id], 1, args.logical_to_physical.columns,
                   "the columns of logical_to_physical");
-      fail_argument("physical_experts", ArgumentName("logical_to_physical", id).text().c_str(), "negative",
-                    "ids of physical experts in the first replica_count columns");
+      fail_argument("physical_experts", ArgumentName("logical_to_physical", id), "negative",
+                    {"ids of physical experts in the first replica_count columns"});
     }
   }
 }
@@ -333,8 +333,8 @@ void rank_splits(const RankSplitsArgs& args, Workspace /*workspace*/, const Plac
                region("offsets", args.offsets), MemoryRegion("counts", args.counts, experts * 8, false)});
   if constexpr (Engine::reads_arguments) {
     for (std::int64_t e = 0; e < experts; ++e) {
-      MOEB_EXPECTS(offsets_agree(args.offsets.data, args.counts, e), "rank_splits",
-                   ArgumentName("offsets", e + 1).text().c_str(), std::to_string(args.offsets.data[e + 1]),
+      MOEB_EXPECTS(offsets_agree(args.offsets.data, args.counts, e), "rank_splits", ArgumentName("offsets", e + 1),
+                   std::to_string(args.offsets.data[e + 1]),
                    "at least " + std::to_string(args.offsets.data[e] + (args.counts == nullptr ? 0 : args.counts[e])) +
                        ": ascending, with room for counts");
     }

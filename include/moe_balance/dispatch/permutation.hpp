@@ -120,7 +120,7 @@ inline void check_permutation(const PermutationArgs& args, Workspace workspace) 
       Validator{call}.range({"experts", t * ids.columns + k}, id, -1, experts - 1, "-1: an empty slot");
     }
   }
-  fail_argument(call, "experts", "changing", "ids that do not change during the call");
+  fail_argument(call, "experts", "changing", {"ids that do not change during the call"});
 }
 
 /// The kernels' problem, but for its histogram.

@@ -76,20 +76,20 @@ struct DispatchValidator : Validator {
   void hidden(const char* name, const View& view, bool serves_float64) const {
     shape(name, view, 1, std::numeric_limits<std::int32_t>::max());
     matrix(name, view, view.rows, view.columns);
-    MOEB_EXPECTS(serves_float64 || view.type != DataType::float64, call, ArgumentName(name, "type").text().c_str(),
-                 "float64", "float32, bfloat16, float16; float64 on the CPU only");
+    MOEB_EXPECTS(serves_float64 || view.type != DataType::float64, call, ArgumentName(name, "type"), "float64",
+                 "float32, bfloat16, float16; float64 on the CPU only");
   }
 
   /// Factors of slots: float32 or the hidden states' type; float64 with float64.
   void type_beside(const char* name, DataType type, DataType hidden) const {
     MOEB_EXPECTS(type == hidden || (hidden != DataType::float64 && type == DataType::float32), call,
-                 ArgumentName(name, "type").text().c_str(), name_of(type),
+                 ArgumentName(name, "type"), name_of(type),
                  hidden == DataType::float64 ? "float64, as the hidden states"
                                              : std::string("float32 or the hidden states' ") + name_of(hidden));
   }
 
   void same_type(const char* name, DataType type, const char* other, DataType other_type) const {
-    MOEB_EXPECTS(type == other_type, call, ArgumentName(name, "type").text().c_str(), name_of(type),
+    MOEB_EXPECTS(type == other_type, call, ArgumentName(name, "type"), name_of(type),
                  std::string(name_of(other_type)) + ", as " + other);
   }
 

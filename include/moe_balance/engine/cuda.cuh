@@ -120,11 +120,14 @@ struct MOEB_HIDDEN CudaEngine {
       constexpr CudaTier tier = cuda_tiers[index];
       constexpr std::size_t shared_bytes = forward_shared_bytes<decltype(problem.balancer), index>();
       const auto kernel = moe_balance_forward<index, Problem>;
+      int blocks_per_sm = tier.blocks_per_sm;
       if constexpr (shared_bytes > 48 * 1024) {
+        const int shared_per_sm = device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+        blocks_per_sm = resident_blocks(tier, shared_bytes, static_cast<std::size_t>(shared_per_sm));
         check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
                    "reserving shared memory for forward");
       }
-      const dim3 grid = grid_of(GridShape(tier, problem.segments, multiprocessors));
+      const dim3 grid = grid_of(GridShape(tier, problem.segments, multiprocessors, blocks_per_sm));
       kernel<<<grid, tier.threads, shared_bytes, stream>>>(problem, totals);
     });
     check_cuda(cudaGetLastError(), "launching forward");
@@ -137,7 +140,7 @@ struct MOEB_HIDDEN CudaEngine {
       constexpr int index = decltype(tier_index)::value;
       constexpr CudaTier tier = cuda_tiers[index];
       constexpr std::size_t shared_bytes = backward_shared_bytes<decltype(problem.balancer), tier.max_experts>();
-      const dim3 grid = grid_of(GridShape(tier, problem.segments, multiprocessors));
+      const dim3 grid = grid_of(GridShape(tier, problem.segments, multiprocessors, tier.blocks_per_sm));
       moe_balance_backward<index, Problem><<<grid, tier.threads, shared_bytes, stream>>>(problem);
     });
     check_cuda(cudaGetLastError(), "launching backward");
@@ -182,11 +185,15 @@ struct MOEB_HIDDEN CudaEngine {
 
   [[nodiscard]] static int multiprocessor_count(const char* call) {
     check_no_earlier_error(call);
+    return device_attribute(cudaDevAttrMultiProcessorCount);
+  }
+
+  [[nodiscard]] static int device_attribute(cudaDeviceAttr attribute) {
     int device = 0;
-    int count = 0;
+    int value = 0;
     check_cuda(cudaGetDevice(&device), "finding the current device");
-    check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "reading the device's size");
-    return count;
+    check_cuda(cudaDeviceGetAttribute(&value, attribute, device), "reading the device's size");
+    return value;
   }
 };
 

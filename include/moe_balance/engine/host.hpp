@@ -12,7 +12,6 @@
 #include <atomic>
 #include <cstdint>
 #include <cstring>
-#include <string>
 #include <system_error>
 #include <thread>
 #include <type_traits>
@@ -66,13 +65,28 @@ void run_with(InstructionSet /*wanted*/, const Function& f) {
 }
 #endif
 
+/// f(part, parts) without f's type, so that starting threads is compiled once in a file and not once for every loop. Refers to f.
+class PartFunction {
+ public:
+  template <class Function>
+  explicit PartFunction(const Function& f)
+      : function_(&f),
+        call_([](const void* function, int part, int parts) { (*static_cast<const Function*>(function))(part, parts); }) {}
+  void operator()(int part, int parts) const { call_(function_, part, parts); }
+
+ private:
+  const void* function_;
+  void (*call_)(const void*, int, int);
+};
+
 /// Starts a thread for each part from `next` on; leaves `next` at the first that the system refused.
-template <class Function>
-void start_threads(std::vector<std::thread>& threads, int& next, int parts, const Function& f) {
+inline void start_threads(std::vector<std::thread>& threads, int& next, int parts, const PartFunction& f) {
 #if defined(__cpp_exceptions)
   try {
 #endif
-    for (; next < parts; ++next) threads.emplace_back([&f, part = next, parts] { f(part, parts); });
+    for (; next < parts; ++next) {
+      threads[static_cast<std::size_t>(next - 1)] = std::thread([&f, part = next, parts] { f(part, parts); });
+    }
 #if defined(__cpp_exceptions)
   } catch (const std::system_error&) {
   }
@@ -80,15 +94,17 @@ void start_threads(std::vector<std::thread>& threads, int& next, int parts, cons
 }
 
 /// Runs f(part, parts) on several threads; the calling thread takes part 0, and the parts of threads that could not be started.
-template <class Function>
-void run_parallel(int parts, const Function& f) {
-  std::vector<std::thread> others;
-  others.reserve(static_cast<std::size_t>(parts - 1));
+inline void run_parts(int parts, const PartFunction& f) {
+  std::vector<std::thread> others(static_cast<std::size_t>(parts - 1));
   int started = 1;
   start_threads(others, started, parts, f);
   f(0, parts);
   for (int part = started; part < parts; ++part) f(part, parts);
-  for (std::thread& other : others) other.join();
+  for (int part = 1; part < started; ++part) others[static_cast<std::size_t>(part - 1)].join();
+}
+template <class Function>
+void run_parallel(int parts, const Function& f) {
+  run_parts(parts, PartFunction(f));
 }
 
 [[nodiscard]] inline int thread_count(const Host& host, std::int64_t tokens, int experts) {
@@ -147,7 +163,7 @@ struct Engine<Host> {
   using HostLayout = Layout<SerialTile, max_experts>;
 
   static void check(const char* call, const Host& host) {
-    MOEB_EXPECTS(host.threads >= 0, call, "host.threads", std::to_string(host.threads), "0 (all cores) or more");
+    MOEB_EXPECTS(host.threads >= 0, call, "host.threads", host.threads, "0 (all cores) or more");
   }
 
   static void clear(void* data, std::size_t bytes, const Host& /*host*/) {
@@ -163,7 +179,7 @@ struct Engine<Host> {
     const int experts = static_cast<int>(problem.logits.columns);
     const int threads = thread_count(host, problem.segments.tokens, experts);
     run_parallel(threads, [&](int part, int parts) {
-      run_with(host.instructions, [&]() MOEB_LAMBDA { forward_part<Real>(problem, totals, experts, part, parts); });
+      run_loop<Real>(host, [&]() MOEB_LAMBDA { forward_part<Real>(problem, totals, experts, part, parts); });
     });
   }
 
@@ -172,7 +188,7 @@ struct Engine<Host> {
     const int experts = static_cast<int>(problem.logits.columns);
     const int threads = thread_count(host, problem.segments.tokens, experts);
     run_parallel(threads, [&](int part, int parts) {
-      run_with(host.instructions, [&]() MOEB_LAMBDA { backward_part<Real>(problem, experts, part, parts); });
+      run_loop<Real>(host, [&]() MOEB_LAMBDA { backward_part<Real>(problem, experts, part, parts); });
     });
   }
 
@@ -191,6 +207,15 @@ struct Engine<Host> {
   }
 
  private:
+  /// float64 is for checks: its loops are compiled once, for the program's own instructions.
+  template <class Real, class Loop>
+  static void run_loop(const Host& host, const Loop& loop) {
+    if constexpr (std::is_same_v<Real, double>)
+      loop();
+    else
+      run_with(host.instructions, loop);
+  }
+
   template <class Real, class Problem>
   MOEB_INLINE static void forward_part(const Problem& problem, const Totals& totals, int experts, int part, int parts) {
     const SerialTile tile;

@@ -71,9 +71,9 @@ struct GridShape {
   std::int64_t columns;
   std::int64_t rows;
 
-  GridShape(const CudaTier& tier, const Segments& segments, int multiprocessors) {
+  GridShape(const CudaTier& tier, const Segments& segments, int multiprocessors, int blocks_per_sm) {
     const std::int64_t tiles_per_block = tier.threads / tier.width;
-    const std::int64_t resident = std::int64_t{multiprocessors} * tier.blocks_per_sm;
+    const std::int64_t resident = std::int64_t{multiprocessors} * blocks_per_sm;
     rows = std::clamp<std::int64_t>(segments.count(), 1, std::min<std::int64_t>(resident, 65535));
     const std::int64_t tokens_per_row = (segments.tokens + rows - 1) / rows;
     const std::int64_t useful = (tokens_per_row + tiles_per_block - 1) / tiles_per_block;

@@ -3,6 +3,7 @@
 
 #include <moe_balance/config.hpp>
 
+#include <cstddef>
 #include <cstdint>
 
 MOEB_NAMESPACE_BEGIN
@@ -60,7 +61,7 @@ struct CudaTier {
   int max_experts;
   int width;
   int threads;        ///< per block
-  int blocks_per_sm;  ///< the persistent grid's size, and what registers must leave room for
+  int blocks_per_sm;  ///< what registers must leave room for, and the persistent grid's size where shared memory has room, too
   bool private_rows;  ///< probability sums in shared memory: more than 16 per lane would not fit registers
 };
 
@@ -78,6 +79,15 @@ inline constexpr CudaTier cuda_tiers[] = {
   constexpr int most = 255;
   const int share = registers_per_sm / (tier.threads * tier.blocks_per_sm) / 8 * 8;
   return share < most ? share : most;
+}
+
+/// How many blocks of a tier an SM holds at once, by registers and by shared memory: with a loss a block of the 2048-expert tier takes 96 KiB, so that one
+/// fits the 164 KiB of sm_80 and two the 228 KiB of sm_90 and sm_100.
+[[nodiscard]] constexpr int resident_blocks(const CudaTier& tier, std::size_t shared_bytes, std::size_t shared_per_sm) {
+  constexpr std::size_t reserved_per_block = 1024;
+  const std::size_t fitting = shared_per_sm / (shared_bytes + reserved_per_block);
+  if (fitting >= static_cast<std::size_t>(tier.blocks_per_sm)) return tier.blocks_per_sm;
+  return fitting == 0 ? 1 : static_cast<int>(fitting);
 }
 
 inline constexpr int cuda_tier_count = sizeof(cuda_tiers) / sizeof(cuda_tiers[0]);

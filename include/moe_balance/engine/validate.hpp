@@ -27,44 +27,23 @@ MOEB_NAMESPACE_BEGIN
   return "unknown";
 }
 
-/// What a message calls an argument: name, name.field, or name[index]. Put together only when a check fails: checks do not allocate.
-struct ArgumentName {
-  const char* name;
-  const char* field = nullptr;
-  std::int64_t index = -1;
-
-  constexpr ArgumentName(const char* whole) : name(whole) {}
-  constexpr ArgumentName(const char* owner, const char* member) : name(owner), field(member) {}
-  constexpr ArgumentName(const char* array, std::int64_t element) : name(array), index(element) {}
-
-  [[nodiscard]] std::string text() const {
-    std::string result = name;
-    if (field != nullptr) result += std::string(".") + field;
-    if (index >= 0) result += "[" + std::to_string(index) + "]";
-    return result;
-  }
-};
-
 /// Argument checks of one call; `call` is its name in messages.
 struct Validator {
   const char* call;
 
   void range(const ArgumentName& argument, std::int64_t value, std::int64_t least, std::int64_t most,
              const char* why = nullptr) const {
-    MOEB_EXPECTS(value >= least && value <= most, call, argument.text().c_str(), std::to_string(value),
-                 (least == most ? std::to_string(least) : std::to_string(least) + " to " + std::to_string(most)) +
-                     (why == nullptr ? std::string() : std::string(" (") + why + ")"));
+    if (value < least || value > most) fail_range(argument, value, least, most, why);
   }
 
   void pointer(const ArgumentName& argument, const void* data, std::size_t alignment) const {
-    MOEB_EXPECTS(data != nullptr, call, argument.text().c_str(), "null", "a pointer to the caller's memory");
+    MOEB_EXPECTS(data != nullptr, call, argument, "null", "a pointer to the caller's memory");
     optional_pointer(argument, data, alignment);
   }
 
   void optional_pointer(const ArgumentName& argument, const void* data, std::size_t alignment) const {
     const auto address = reinterpret_cast<std::uintptr_t>(data);
-    MOEB_EXPECTS(address % alignment == 0, call, argument.text().c_str(), "at address " + std::to_string(address),
-                 "addresses that are multiples of " + std::to_string(alignment));
+    if (address % alignment != 0) fail_alignment(argument, address, alignment);
   }
 
   void matrix(const char* name, const void* data, std::size_t element, std::int64_t rows, std::int64_t columns,
@@ -98,9 +77,9 @@ struct Validator {
   /// Weights and gradients: float32 or the logits' type; float64 with float64.
   void type_beside_logits(const char* name, DataType type, DataType logits_type) const {
     const bool both_double = logits_type == DataType::float64;
-    MOEB_EXPECTS(type == logits_type || (!both_double && type == DataType::float32), call,
-                 ArgumentName(name, "type").text().c_str(), name_of(type),
-                 both_double ? "float64, as the logits" : std::string("float32 or the logits' ") + name_of(logits_type));
+    MOEB_EXPECTS(type == logits_type || (!both_double && type == DataType::float32), call, ArgumentName(name, "type"),
+                 name_of(type), both_double ? "" : "float32 or the logits' ",
+                 both_double ? "float64, as the logits" : name_of(logits_type));
   }
 
   void bias(const BiasRef& view, std::int64_t experts, bool required) const {
@@ -128,8 +107,7 @@ struct Validator {
   void sequences(const Sequences& view, std::int64_t tokens, bool on_host) const {
     range("sequences.count", view.count, 1, std::numeric_limits<std::int32_t>::max());
     if (view.layout != Sequences::Layout::offsets) {
-      MOEB_EXPECTS(tokens % view.count == 0, call, "sequences.count", std::to_string(view.count),
-                   "a divisor of the " + std::to_string(tokens) + " tokens");
+      MOEB_EXPECTS(tokens % view.count == 0, call, "sequences.count", view.count, "a divisor of the ", tokens, " tokens");
       return;
     }
     pointer("sequences.offsets", view.offsets, alignof(std::int64_t));
@@ -139,6 +117,22 @@ struct Validator {
       const std::int64_t most = s == 0 ? 0 : tokens;
       range({"sequences.offsets", s}, view.offsets[s], least, most);
     }
+  }
+
+ private:
+  [[noreturn, gnu::noinline, gnu::cold]] void fail_range(const ArgumentName& argument, std::int64_t value,
+                                                         std::int64_t least, std::int64_t most, const char* why) const {
+    std::string allowed;
+    append_pieces(allowed, {least});
+    if (least != most) append_pieces(allowed, {" to ", most});
+    if (why != nullptr) append_pieces(allowed, {" (", why, ")"});
+    fail_argument(call, argument, value, {allowed});
+  }
+  [[noreturn, gnu::noinline, gnu::cold]] void fail_alignment(const ArgumentName& argument, std::uintptr_t address,
+                                                             std::size_t alignment) const {
+    std::string value;
+    append_pieces(value, {"at address ", address});
+    fail_argument(call, argument, value, {"addresses that are multiples of ", alignment});
   }
 };
 

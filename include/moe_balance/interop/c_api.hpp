@@ -115,7 +115,7 @@ class AnyRouter final : public moeb_router {
     if constexpr (PresetT::loss_count > 0)
       router_.loss(args, {}, Host{});
     else
-      fail_argument("loss", "router", "a preset without a loss", "one for which moeb_has_loss is not 0");
+      fail_argument("loss", "router", "a preset without a loss", {"one for which moeb_has_loss is not 0"});
   }
   void update(BiasRef bias, LoadRef load) const override { router_.update(bias, load, {}, Host{}); }
 
@@ -148,7 +148,7 @@ static_assert(static_cast<int>(DataType::float32) == moeb_float32 && static_cast
   if (preset == "switch") return std::make_unique<AnyRouter<presets::Switch<>>>();
   if (preset == "llama4") return std::make_unique<AnyRouter<presets::Llama4<>>>();
   fail_argument("moeb_router_create", "preset", "\"" + preset + "\"",
-                "deepseek_v3, deepseek_v2, mixtral, qwen3, gpt_oss, olmoe, switch, llama4");
+                {"deepseek_v3, deepseek_v2, mixtral, qwen3, gpt_oss, olmoe, switch, llama4"});
 }
 
 }  // namespace c_api

@@ -93,20 +93,29 @@ struct LaneMaxima {
       first[c] = second[c] = excluded_key<K>;
       first_slot[c] = second_slot[c] = 0;
     }
-    const int blocks = layout.blocks();
-    for (int block = 0; block < blocks; ++block) {
-      const int start = block * LayoutT::block_size;
+    const int rows = LayoutT::in_registers ? LayoutT::capacity / columns : layout.blocks() * LayoutT::block_size / columns;
+    const auto offer = [&](int row, int c) MOEB_LAMBDA {
+      const std::int32_t slot = row * columns + c;
+      const K key = keys[slot];
+      const bool leads = key > first[c];
+      const bool follows = key > second[c];
+      second[c] = leads ? first[c] : follows ? key : second[c];
+      second_slot[c] = leads ? first_slot[c] : follows ? slot : second_slot[c];
+      first[c] = leads ? key : first[c];
+      first_slot[c] = leads ? slot : first_slot[c];
+    };
+    // Two rows at a time: a CPU's running bests are memory, and would wait for their own stores after every row.
+    MOEB_UNROLL
+    for (int row = 0; row + 1 < rows; row += 2) {
       MOEB_UNROLL
-      for (int i = 0; i < LayoutT::block_size; ++i) {
-        const int c = i % columns;
-        const K key = keys[start + i];
-        const bool leads = key > first[c];
-        const bool follows = key > second[c];
-        second[c] = leads ? first[c] : follows ? key : second[c];
-        second_slot[c] = leads ? first_slot[c] : follows ? start + i : second_slot[c];
-        first[c] = leads ? key : first[c];
-        first_slot[c] = leads ? start + i : first_slot[c];
+      for (int c = 0; c < columns; ++c) {
+        offer(row, c);
+        offer(row + 1, c);
       }
+    }
+    if (rows % 2 != 0) {
+      MOEB_UNROLL
+      for (int c = 0; c < columns; ++c) offer(rows - 1, c);
     }
     tournament.start(first, first_slot);
   }

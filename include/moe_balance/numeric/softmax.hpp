@@ -22,9 +22,10 @@ struct SoftmaxRow {
   [[nodiscard]] MOEB_INLINE Real log_sum_exp() const { return add(maximum, log(sum)); }
 };
 
-/// The largest finite value of a row; 0 where none is finite.
-template <class TileT, class LayoutT, class Real>
-[[nodiscard]] MOEB_INLINE Real row_maximum(const TileT& tile, const LayoutT& layout, const Slots<Real, LayoutT>& values) {
+/// The largest admit(value) of a row that is not NaN; -infinity where there is none.
+template <class TileT, class LayoutT, class Real, class Admit>
+[[nodiscard]] MOEB_INLINE Real maximum_of(const TileT& tile, const LayoutT& layout, const Slots<Real, LayoutT>& values,
+                                          const Admit& admit) {
   constexpr int columns = TileT::columns;
   Real column[columns];
   MOEB_UNROLL
@@ -35,8 +36,7 @@ template <class TileT, class LayoutT, class Real>
     MOEB_UNROLL
     for (int i = 0; i < LayoutT::block_size; ++i) {
       const int c = i % columns;
-      const Real value = values[first + i];
-      column[c] = larger_of(choose(value < infinity<Real>, value, -infinity<Real>), column[c]);  // NaN is not below
+      column[c] = larger_of(admit(values[first + i]), column[c]);  // NaN is not larger
     }
   }
   fold_by_halves<columns / 2>(column, [](Real a, Real b) MOEB_LAMBDA { return larger_of(b, a); });
@@ -45,6 +45,17 @@ template <class TileT, class LayoutT, class Real>
   for (int distance = TileT::width / 2; distance >= 1; distance /= 2) {
     const Real other = tile.shuffle_xor(result, distance);
     result = other > result ? other : result;
+  }
+  return result;
+}
+
+/// The largest finite value of a row; 0 where none is finite. Few rows have an infinite logit: only they are read a second time.
+template <class TileT, class LayoutT, class Real>
+[[nodiscard]] MOEB_INLINE Real row_maximum(const TileT& tile, const LayoutT& layout, const Slots<Real, LayoutT>& values) {
+  Real result = maximum_of(tile, layout, values, [](Real value) MOEB_LAMBDA { return value; });
+  if (result == infinity<Real>) {
+    result = maximum_of(tile, layout, values,
+                        [](Real value) MOEB_LAMBDA { return choose(value < infinity<Real>, value, -infinity<Real>); });
   }
   // Adding +0: -0 and +0 compare equal, so either may have won.
   return choose(result == -infinity<Real>, Real(0), add(result, Real(0)));
@@ -58,9 +69,10 @@ template <class TileT, class LayoutT, class Real>
   SoftmaxRow<Real> row;
   row.maximum = row_maximum(tile, layout, logits);
   row.sum = canonical_sum<Real>(tile, layout, [&](int slot, Real sum) MOEB_LAMBDA {
-    const Real e = row.exponential(logits[slot]);
+    const Real difference = sub(logits[slot], row.maximum);
+    const Real e = exp_of_difference(difference);
     exponentials[slot] = e;
-    return add(sum, choose(e < infinity<Real>, e, Real(0)));  // false for NaN, too
+    return add(sum, choose(difference <= Real(0), e, Real(0)));  // false for infinity and NaN
   });
   row.sum = row.sum == Real(0) ? Real(1) : row.sum;  // where no logit is finite
   row.inverse_sum = reciprocal_in_range(row.sum);    // 1 to E

@@ -11,7 +11,6 @@
 
 #include <cstdint>
 #include <limits>
-#include <string>
 
 MOEB_NAMESPACE_BEGIN
 
@@ -31,16 +30,14 @@ struct GroupLimitedTopK {
   [[nodiscard]] MOEB_INLINE constexpr Weighting weighting() const { return {renormalise, scaling_factor}; }
 
   void check(const char* call, int experts) const {
-    MOEB_EXPECTS(groups >= 1 && groups <= max_groups && experts % groups == 0, call, "top_k.groups", std::to_string(groups),
-                 "a divisor of the " + std::to_string(experts) + " experts, 1 to " + std::to_string(max_groups));
+    MOEB_EXPECTS(groups >= 1 && groups <= max_groups && experts % groups == 0, call, "top_k.groups", groups,
+                 "a divisor of the ", experts, " experts, 1 to ", max_groups);
     const int size = experts / groups;
     MOEB_EXPECTS(groups_kept >= 1 && groups_kept <= groups && groups_kept * size >= K, call, "top_k.groups_kept",
-                 std::to_string(groups_kept),
-                 "1 to " + std::to_string(groups) + " groups of " + std::to_string(size) +
-                     " experts, together at least K = " + std::to_string(K));
+                 groups_kept, "1 to ", groups, " groups of ", size, " experts, together at least K = ", K);
     const int most = size < max_group_score_top ? size : max_group_score_top;
-    MOEB_EXPECTS(group_score_top >= 1 && group_score_top <= most, call, "top_k.group_score_top",
-                 std::to_string(group_score_top), "1 to " + std::to_string(most));
+    MOEB_EXPECTS(group_score_top >= 1 && group_score_top <= most, call, "top_k.group_score_top", group_score_top, "1 to ",
+                 most);
   }
 
   /// Excludes the keys of all groups but the `groups_kept` best; equal group scores go to the smaller group.
