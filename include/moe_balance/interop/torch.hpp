@@ -176,7 +176,7 @@ struct Once : ::torch::autograd::Function<Once> {
     return call_below_autograd(op, arguments);
   }
   static variable_list backward(AutogradContext* context, const variable_list& /*gradients*/) {
-    fail_argument(context->saved_data["name"].toStringRef().c_str(), "the derivative", "the second", "the first");
+    fail_argument(context->saved_data["name"].toStringRef().c_str(), "the derivative", "the second", {"the first"});
   }
 };
 

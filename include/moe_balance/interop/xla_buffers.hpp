@@ -156,7 +156,7 @@ struct Reader {
       case ffi::F64:
         return DataType::float64;
       default:
-        fail_argument(call, (std::string(name) + ".dtype").c_str(), text_of(buffer.element_type()), "F32, BF16, F16, F64");
+        fail_argument(call, (std::string(name) + ".dtype").c_str(), text_of(buffer.element_type()), {"F32, BF16, F16, F64"});
     }
   }
 };
