@@ -17,6 +17,10 @@ SYSTEM = re.compile(r"^#\s*include\s*<([^>]+)>\s*$")
 NOTICE = """// moe_balance {version}, all of <{header}> in one file, made by cmake/amalgamate.py. Do not edit.
 // Apache License 2.0: https://www.apache.org/licenses/LICENSE-2.0
 #pragma once
+#if defined(MOEB_SINGLE_FILE)
+#error "moe_balance: two single files in one translation unit; allowed: one (moe_balance.cuh has all of moe_balance.hpp)"
+#endif
+#define MOEB_SINGLE_FILE
 """
 
 

@@ -23,23 +23,37 @@ MOEB_NAMESPACE_BEGIN
 template <class RouterT, class Place = Host>
 class CompiledRouter {
  public:
+  /// K, the experts chosen per token.
   static constexpr int k = RouterT::k;
+  /// Balancing losses, the length of LossArgs::part_values.
   static constexpr int loss_count = RouterT::loss_count;
 
+  /// Its options stay run-time values.
   RouterT router{};
 
+  /// The router as its type makes it.
   CompiledRouter() = default;
+  /// A router with other options.
   explicit CompiledRouter(const RouterT& its_router) : router(its_router) {}
 
+  /// See Router::saved_bytes.
   [[nodiscard]] std::size_t saved_bytes(const Shape& shape) const { return router.saved_bytes(shape); }
+  /// See Router::workspace_bytes.
   [[nodiscard]] std::size_t workspace_bytes(const Shape& shape) const { return router.workspace_bytes(shape); }
 
+  /// See Router::route.
   void route(const RouteArgs& args, Workspace workspace, const Place& place) const;
+  /// See Router::forward.
   void forward(const ForwardArgs& args, Workspace workspace, const Place& place) const;
+  /// See Router::backward.
   void backward(const BackwardArgs& args, Workspace workspace, const Place& place) const;
+  /// See Router::loss.
   void loss(const LossArgs& args, Workspace workspace, const Place& place) const requires(RouterT::loss_count > 0);
+  /// See Router::update.
   void update(BiasRef bias, LoadRef load, Workspace workspace, const Place& place) const;
+  /// See Router::start_update.
   void start_update(LoadRef load, Workspace workspace, const Place& place) const;
+  /// See Router::finish_update.
   void finish_update(BiasRef bias, LoadRef load, Workspace workspace, const Place& place) const;
 };
 

@@ -35,6 +35,7 @@ concept RowScoring = std::is_trivially_copyable_v<S> &&
   { S::normalised } -> std::convertible_to<bool>;
 };
 
+/// What a Router takes as scoring.
 template <class S>
 concept ScoringPolicy = ElementwiseScoring<S> || RowScoring<S>;
 
@@ -60,8 +61,8 @@ inline constexpr bool is_over_selected<S> = S::over_selected;
 
 /// How chosen scores become weights: divided by their sum (+ 1e-20) when K > 1, then multiplied.
 struct Weighting {
-  bool renormalise = true;
-  float scaling_factor = 1.0f;
+  bool renormalise = true;      ///< where K > 1
+  float scaling_factor = 1.0f;  ///< multiplies every weight
 };
 
 /// Chooses K experts from ranking keys. `narrow` may exclude experts before the K best are taken; `check` throws for shapes that the
@@ -99,13 +100,15 @@ inline constexpr bool looks_across_tokens<P> = P::looks_across_tokens;
 
 /// Tokens per expert as a balancer sees them: of a micro-batch, a sequence or the global batch, by its scope.
 struct LoadView {
-  const std::int64_t* counts = nullptr;
-  int expert_count = 0;
-  std::int64_t assignments = 0;
-  int assignments_per_token = 1;
-  int rank_count = 1;
+  const std::int64_t* counts = nullptr;  ///< [E], where the balancer runs
+  int expert_count = 0;                  ///< E
+  std::int64_t assignments = 0;          ///< see total()
+  int assignments_per_token = 1;         ///< K
+  int rank_count = 1;                    ///< see ranks()
 
+  /// E.
   [[nodiscard]] MOEB_INLINE int experts() const { return expert_count; }
+  /// Tokens of one expert.
   [[nodiscard]] MOEB_INLINE std::int64_t count(int expert) const { return counts[expert]; }
   /// All assignments: K for each active token, empty slots included; of the global batch (and in next_bias) the sum of the counts.
   [[nodiscard]] MOEB_INLINE std::int64_t total() const { return assignments; }
@@ -153,6 +156,7 @@ concept IdleBalancer = requires {
   typename B::is_idle;
 };
 
+/// What a Router takes as balancer: one or more of the parts above, a combination, or nothing at all.
 template <class B>
 concept BalancerPolicy = std::is_trivially_copyable_v<B> &&
     (LossBalancer<B> || BiasBalancer<B> || TokenLossBalancer<B> || CombinedBalancer<B> || IdleBalancer<B>);

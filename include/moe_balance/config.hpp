@@ -3,9 +3,13 @@
 
 #include <moe_balance/version.hpp>
 
-// MOEB_HOST_DEVICE marks whatever runs on both sides, user policies included. MOEB_INLINE also asks host compilers to inline it whatever they
-// think of its size: the CPU engine compiles its loops once per instruction set, and what is not inlined is compiled for the oldest.
-// MOEB_LAMBDA asks the same for a lambda, after its parameters.
+/// \def MOEB_HOST_DEVICE
+/// Marks whatever runs on both sides, user policies included: `__host__ __device__` for nvcc, nothing elsewhere.
+/// \def MOEB_INLINE
+/// Also asks host compilers to inline it whatever they think of its size: the CPU engine compiles its loops once per instruction set, and what
+/// is not inlined is compiled for the oldest.
+/// \def MOEB_LAMBDA
+/// Asks the same for a lambda, after its parameters.
 #if defined(__CUDACC__)
 #define MOEB_HOST_DEVICE __host__ __device__
 #define MOEB_INLINE __host__ __device__ inline
@@ -16,6 +20,7 @@
 #define MOEB_LAMBDA __attribute__((always_inline))
 #endif
 
+/// \cond
 // Before a function that templates for both sides call but that only ever runs on the CPU: nvcc does not complain of what it calls.
 #if defined(__CUDACC__)
 #define MOEB_NO_EXECUTION_CHECK _Pragma("nv_exec_check_disable")
@@ -38,12 +43,16 @@
 #define MOEB_CONCATENATE_(a, b, c, d) a##b##_##c##_##d
 #define MOEB_CONCATENATE(a, b, c, d) MOEB_CONCATENATE_(a, b, c, d)
 
+/// \endcond
+
 /// Everything lives in `moe_balance`, inside an inline namespace that carries the version, so that two shared objects built
 /// against different versions never share a symbol.
 #define MOEB_VERSION_NAMESPACE MOEB_CONCATENATE(v, MOEB_VERSION_MAJOR, MOEB_VERSION_MINOR, MOEB_VERSION_PATCH)
+/// Opens the library's namespaces.
 #define MOEB_NAMESPACE_BEGIN \
   namespace moe_balance {    \
   inline namespace MOEB_VERSION_NAMESPACE {
+/// Closes them.
 #define MOEB_NAMESPACE_END \
   }                        \
   }

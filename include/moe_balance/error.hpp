@@ -47,6 +47,7 @@ inline void print_error(const char* message) {
   std::fprintf(stderr, "%s\n", message);
 }
 
+/// What set_error_handler has set.
 #if defined(__cpp_exceptions)
 inline std::atomic<ErrorHandler> error_handler{nullptr};
 #else

@@ -32,10 +32,14 @@ struct Allocator<Host> {
 template <class T, class Place = Host>
 class Buffer {
  public:
+  /// Errors: std::bad_alloc; CudaError on a GPU, where the memory is zeroed on the stream.
   explicit Buffer(std::size_t size, const Place& place = {})
       : memory_(Allocator<Place>::allocate_zeroed(size * sizeof(T), place)), size_(size) {}
+  /// The first element, in the place; valid as long as the buffer.
   [[nodiscard]] T* data() const { return static_cast<T*>(memory_.get()); }
+  /// Elements.
   [[nodiscard]] std::size_t size() const { return size_; }
+  /// Bytes of all elements.
   [[nodiscard]] std::size_t bytes() const { return size_ * sizeof(T); }
 
  private:
@@ -47,9 +51,12 @@ class Buffer {
 template <class Place = Host>
 class Bias {
  public:
+  /// [layers, experts], zeroed.
   explicit Bias(int experts, std::int64_t layers = 1, const Place& place = {})
       : buffer_(static_cast<std::size_t>(experts * layers), place), experts_(experts), layers_(layers) {}
+  /// For the calls of a router; valid as long as this object.
   [[nodiscard]] BiasRef ref() const { return {buffer_.data(), experts_, layers_}; }
+  /// [layers, experts], in the place.
   [[nodiscard]] float* data() const { return buffer_.data(); }
 
  private:
@@ -62,9 +69,12 @@ class Bias {
 template <class Place = Host>
 class Load {
  public:
+  /// [layers, experts], zeroed.
   explicit Load(int experts, std::int64_t layers = 1, const Place& place = {})
       : buffer_(static_cast<std::size_t>(experts * layers), place), experts_(experts), layers_(layers) {}
+  /// For the calls of a router; valid as long as this object.
   [[nodiscard]] LoadRef ref() const { return {buffer_.data(), experts_, layers_}; }
+  /// [layers, experts], in the place.
   [[nodiscard]] std::int64_t* data() const { return buffer_.data(); }
 
  private:
@@ -77,13 +87,16 @@ class Load {
 template <class Place = Host>
 class Saved {
  public:
+  /// Router::saved_bytes(shape) bytes.
   template <class Router>
   Saved(const Router& router, const Shape& shape, const Place& place = {}) : buffer_(router.saved_bytes(shape), place) {}
+  /// For forward, backward and loss; valid as long as this object.
   [[nodiscard]] SavedRef ref() const { return {buffer_.data(), buffer_.bytes()}; }
 
  private:
   Buffer<std::byte, Place> buffer_;
 };
+/// On the CPU unless a place is named.
 template <class Router>
 Saved(const Router&, const Shape&) -> Saved<Host>;
 

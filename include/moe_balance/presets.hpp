@@ -35,21 +35,28 @@ template <class M>
 concept Model = ScoringPolicy<std::remove_const_t<decltype(M::scoring)>> &&
     TopKPolicy<std::remove_const_t<decltype(M::top_k)>> && BalancerPolicy<std::remove_const_t<decltype(M::balancer)>>;
 
+/// The scoring of a model.
 template <Model M>
 using ScoringOf = std::remove_const_t<decltype(M::scoring)>;
+/// The selection of a model.
 template <Model M>
 using TopKOf = std::remove_const_t<decltype(M::top_k)>;
+/// The balancer of a model.
 template <Model M>
 using BalancerOf = std::remove_const_t<decltype(M::balancer)>;
 
 /// The router of model M. A balancer of the published type has the published coefficients, another type its own defaults.
 template <Model M, BalancerPolicy Balancer = BalancerOf<M>, SyncPolicy Sync = SingleDevice>
 struct Preset : Router<ScoringOf<M>, TopKOf<M>, Balancer, Sync> {
+  /// The router that a preset is.
   using Base = Router<ScoringOf<M>, TopKOf<M>, Balancer, Sync>;
 
+  /// As published.
   constexpr Preset() requires(std::default_initializable<Sync>) : Preset(published_or_default(), Sync{}) {}
+  /// With another balancer of this type.
   constexpr explicit Preset(const Balancer& its_balancer) requires(std::default_initializable<Sync>)
       : Preset(its_balancer, Sync{}) {}
+  /// With another balancer and Sync of these types.
   constexpr Preset(const Balancer& its_balancer, const Sync& its_sync)
       : Base{M::scoring, M::top_k, its_balancer, its_sync} {}
 

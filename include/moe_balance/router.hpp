@@ -30,6 +30,7 @@ struct Router {
   static_assert(requirements::of_balancer<Balancer>() && BalancerPolicy<Balancer>);
   static_assert(requirements::of_sync<Sync>() && SyncPolicy<Sync>);
 
+  /// What the balancer is made of.
   using Traits = BalancerTraits<Balancer>;
   static_assert(Traits::biases <= 1, "at most one part of a balancer may have a bias");
   static_assert(Traits::plain_losses == 0 || Traits::plain_losses == Traits::losses,
@@ -42,10 +43,10 @@ struct Router {
   /// Balancing losses, the length of LossArgs::part_values.
   static constexpr int loss_count = Traits::losses + Traits::token_losses;
 
-  Scoring scoring{};
-  TopKT top_k{};
-  Balancer balancer{};
-  Sync sync{};
+  Scoring scoring{};    ///< from logits to scores
+  TopKT top_k{};        ///< from scores to K experts and their weights
+  Balancer balancer{};  ///< bias, losses, or none
+  Sync sync{};          ///< sums counts over ranks
 
   /// Bytes of SavedRef for one forward of this shape; 0 where the balancer has no loss.
   [[nodiscard]] std::size_t saved_bytes(const Shape& shape) const {

@@ -71,6 +71,7 @@ class StateBytes {
   std::vector<unsigned char> bytes_;
 };
 
+/// What save_state and load_state ask of their arguments. Errors: InvalidArgument.
 inline void check_state_arguments(const char* call, const BiasRef& bias, const LoadRef& load) {
   MOEB_EXPECTS(bias.data != nullptr, call, "bias.data", "null", "a pointer to the caller's memory, on the host");
   MOEB_EXPECTS(load.counts != nullptr, call, "load.counts", "null", "a pointer to the caller's memory, on the host");

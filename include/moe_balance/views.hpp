@@ -12,16 +12,18 @@ MOEB_NAMESPACE_BEGIN
 /// Element types of logits, weights and their gradients. float64 is for checks, on the CPU only.
 enum class DataType : std::uint8_t { float32, bfloat16, float16, float64 };
 
+/// Bytes of one element.
 [[nodiscard]] MOEB_HOST_DEVICE constexpr std::size_t size_of(DataType type) {
   return type == DataType::float64 ? 8 : type == DataType::float32 ? 4 : 2;
 }
 
 /// Storage of the two 16-bit types on compilers without CUDA's own (moe_balance.cuh also accepts __nv_bfloat16 and __half).
 struct bfloat16 {
-  std::uint16_t bits = 0;
+  std::uint16_t bits = 0;  ///< sign, 8 bits of exponent, 7 of fraction
 };
+/// See bfloat16.
 struct float16 {
-  std::uint16_t bits = 0;
+  std::uint16_t bits = 0;  ///< sign, 5 bits of exponent, 10 of fraction (IEEE 754 binary16)
 };
 
 /// Maps an element type to its DataType; specialise it for a framework's own 16-bit types.
@@ -47,14 +49,17 @@ struct DataTypeOf<float16> {
 /// A row-major matrix: element (r, c) is data[r * stride + c]. `stride` counts elements, not bytes.
 template <class T>
 struct MatrixView {
-  T* data = nullptr;
-  std::int64_t rows = 0;
-  std::int64_t columns = 0;
-  std::int64_t stride = 0;
+  T* data = nullptr;         ///< element (0, 0); null only where an argument is left out or the matrix is empty
+  std::int64_t rows = 0;     ///< 0 or more
+  std::int64_t columns = 0;  ///< 0 or more
+  std::int64_t stride = 0;   ///< elements from row to row, at least `columns`
 
+  /// No matrix: an optional argument that is left out.
   constexpr MatrixView() = default;
+  /// Rows that lie one behind the other.
   MOEB_HOST_DEVICE constexpr MatrixView(T* pointer, std::int64_t row_count, std::int64_t column_count)
       : MatrixView(pointer, row_count, column_count, column_count) {}
+  /// Rows that lie `row_stride` elements apart.
   MOEB_HOST_DEVICE constexpr MatrixView(T* pointer, std::int64_t row_count, std::int64_t column_count,
                                         std::int64_t row_stride)
       : data(pointer), rows(row_count), columns(column_count), stride(row_stride) {}
@@ -68,10 +73,12 @@ struct MatrixView {
 /// `size` contiguous elements.
 template <class T>
 struct VectorView {
-  T* data = nullptr;
-  std::int64_t size = 0;
+  T* data = nullptr;      ///< the first element
+  std::int64_t size = 0;  ///< elements, 0 or more
 
+  /// No vector: an optional argument that is left out.
   constexpr VectorView() = default;
+  /// `count` elements from `pointer` on.
   MOEB_HOST_DEVICE constexpr VectorView(T* pointer, std::int64_t count) : data(pointer), size(count) {}
   /// A view of non-const elements is also a view of const ones.
   template <class U>
@@ -82,43 +89,55 @@ struct VectorView {
 /// A matrix whose element type is known at run time only, so that one argument struct serves every type.
 template <bool Const>
 struct BasicAnyMatrix {
+  /// Elements are written through AnyMatrix only.
   using Pointer = std::conditional_t<Const, const void*, void*>;
-  Pointer data = nullptr;
-  DataType type = DataType::float32;
-  std::int64_t rows = 0;
-  std::int64_t columns = 0;
-  std::int64_t stride = 0;
+  Pointer data = nullptr;             ///< element (0, 0)
+  DataType type = DataType::float32;  ///< of the elements
+  std::int64_t rows = 0;              ///< 0 or more
+  std::int64_t columns = 0;           ///< 0 or more
+  std::int64_t stride = 0;            ///< elements, not bytes, from row to row
 
+  /// No matrix: an optional argument that is left out.
   constexpr BasicAnyMatrix() = default;
+  /// From a framework that knows its types at run time only.
   MOEB_HOST_DEVICE constexpr BasicAnyMatrix(Pointer pointer, DataType element_type, std::int64_t row_count,
                                             std::int64_t column_count, std::int64_t row_stride)
       : data(pointer), type(element_type), rows(row_count), columns(column_count), stride(row_stride) {}
+  /// From a typed view.
   template <class T>
     requires(Const || !std::is_const_v<T>)
   MOEB_HOST_DEVICE constexpr BasicAnyMatrix(const MatrixView<T>& view)
       : BasicAnyMatrix(view.data, DataTypeOf<std::remove_const_t<T>>::value, view.rows, view.columns, view.stride) {}
+  /// A matrix that may be written may also be read.
   template <bool Other>
     requires(Const && !Other)
   MOEB_HOST_DEVICE constexpr BasicAnyMatrix(const BasicAnyMatrix<Other>& other)
       : BasicAnyMatrix(other.data, other.type, other.rows, other.columns, other.stride) {}
 };
+/// A matrix that a call writes.
 using AnyMatrix = BasicAnyMatrix<false>;
+/// A matrix that a call only reads.
 using ConstAnyMatrix = BasicAnyMatrix<true>;
 
 /// The selection bias of one or of all layers: float [layers, experts], row l at data + l * stride. Owned by the caller, kept
 /// across steps, checkpointed. forward and route read one layer (`layer(l)`), update writes all of them.
 struct BiasRef {
-  float* data = nullptr;
-  int experts = 0;
-  std::int64_t layers = 1;
-  std::int64_t stride = 0;
+  float* data = nullptr;    ///< layer 0, expert 0
+  int experts = 0;          ///< E; of the longest layer
+  std::int64_t layers = 1;  ///< L
+  std::int64_t stride = 0;  ///< elements from layer to layer, at least `experts`
 
+  /// None: for routers and calls that need none.
   constexpr BiasRef() = default;
+  /// Layers that lie one behind the other.
   MOEB_HOST_DEVICE constexpr BiasRef(float* pointer, int expert_count, std::int64_t layer_count = 1)
       : BiasRef(pointer, expert_count, layer_count, expert_count) {}
+  /// Layers that lie `layer_stride` elements apart.
   MOEB_HOST_DEVICE constexpr BiasRef(float* pointer, int expert_count, std::int64_t layer_count, std::int64_t layer_stride)
       : data(pointer), experts(expert_count), layers(layer_count), stride(layer_stride) {}
+  /// One layer, for forward and route.
   [[nodiscard]] MOEB_HOST_DEVICE constexpr BiasRef layer(std::int64_t index) const { return layer(index, experts); }
+  /// One layer that has fewer experts than the longest.
   [[nodiscard]] MOEB_HOST_DEVICE constexpr BiasRef layer(std::int64_t index, int its_experts) const {
     return {data + index * stride, its_experts, 1, stride};
   }
@@ -129,20 +148,25 @@ struct BiasRef {
 /// Layers with different numbers of experts share one block whose rows are as long as the longest: `experts_of_layer` then has each
 /// layer's own number, and forward takes `layer(l, its experts)`.
 struct LoadRef {
-  std::int64_t* counts = nullptr;
-  int experts = 0;
-  std::int64_t layers = 1;
-  std::int64_t stride = 0;
+  std::int64_t* counts = nullptr;  ///< layer 0, expert 0
+  int experts = 0;                 ///< E; of the longest layer
+  std::int64_t layers = 1;         ///< L
+  std::int64_t stride = 0;         ///< elements from layer to layer, at least `experts`
   const std::int32_t* experts_of_layer =
       nullptr;  ///< [layers], each 1 to experts; where the call runs; null: all have `experts`
 
+  /// None: for routers and calls that need none.
   constexpr LoadRef() = default;
+  /// Layers that lie one behind the other.
   MOEB_HOST_DEVICE constexpr LoadRef(std::int64_t* pointer, int expert_count, std::int64_t layer_count = 1)
       : LoadRef(pointer, expert_count, layer_count, expert_count) {}
+  /// Layers that lie `layer_stride` elements apart.
   MOEB_HOST_DEVICE constexpr LoadRef(std::int64_t* pointer, int expert_count, std::int64_t layer_count,
                                      std::int64_t layer_stride)
       : counts(pointer), experts(expert_count), layers(layer_count), stride(layer_stride) {}
+  /// One layer, for forward and route.
   [[nodiscard]] MOEB_HOST_DEVICE constexpr LoadRef layer(std::int64_t index) const { return layer(index, experts); }
+  /// One layer that has fewer experts than the longest.
   [[nodiscard]] MOEB_HOST_DEVICE constexpr LoadRef layer(std::int64_t index, int its_experts) const {
     return {counts + index * stride, its_experts, 1, stride};
   }
@@ -151,15 +175,15 @@ struct LoadRef {
 /// What forward keeps for backward and loss: `Router::saved_bytes(shape)` bytes, 8-byte aligned, one per forward whose backward
 /// is still to come. Its contents need no initialisation.
 struct SavedRef {
-  void* data = nullptr;
-  std::size_t bytes = 0;
+  void* data = nullptr;   ///< where the call runs
+  std::size_t bytes = 0;  ///< at least Router::saved_bytes
 };
 
 /// Scratch of `Router::workspace_bytes(shape)` bytes, 16-byte aligned; contents need no initialisation. Calls that may run at the
 /// same time (two streams, two threads) need one each. May be empty where workspace_bytes is 0.
 struct Workspace {
-  void* data = nullptr;
-  std::size_t bytes = 0;
+  void* data = nullptr;   ///< where the call runs
+  std::size_t bytes = 0;  ///< at least workspace_bytes of the call
 };
 
 /// Counters that calls add to (never clear). The caller zeroes them and reads them when it likes; on a GPU they are device memory.
@@ -172,13 +196,14 @@ struct Status {
 
 /// How tokens belong to sequences, for SequenceLoss.
 struct Sequences {
+  /// The order of tokens.
   enum class Layout : std::uint8_t {
     sequence_major,  ///< token t belongs to sequence t / (tokens / count)
     token_major,     ///< token t belongs to sequence t % count
     offsets          ///< sequence s holds tokens offsets[s] to offsets[s + 1] - 1
   };
-  std::int64_t count = 1;
-  Layout layout = Layout::sequence_major;
+  std::int64_t count = 1;                  ///< sequences, 1 or more
+  Layout layout = Layout::sequence_major;  ///< the order of this batch
   const std::int64_t* offsets =
       nullptr;  ///< [count + 1], ascending, first 0, last tokens; where the call runs (Layout::offsets)
 };
@@ -197,7 +222,7 @@ enum class InstructionSet : std::uint8_t { automatic, baseline, x86_64_v3, x86_6
 /// Where a call runs on the CPU. Calls return when the work is done.
 struct Host {
   int threads = 0;  ///< 0 = all cores that the process may use; small calls use fewer
-  InstructionSet instructions = InstructionSet::automatic;
+  InstructionSet instructions = InstructionSet::automatic;  ///< for measurements; the result is the same
 };
 
 MOEB_NAMESPACE_END

@@ -18,4 +18,3 @@ if grep -n '#include <moe_balance/' "$header"; then echo "an include of the libr
 
 "$@" -std=c++20 -O0 -Wall -Wextra -Wpedantic -Werror "-I$build" "$root/tests/packaging/consumer/consumer.cpp" -o "$build/consumer" -pthread
 "$build/consumer"
-"$python" "$root/cmake/amalgamate.py" "$build/moe_balance.cuh" moe_balance.cuh

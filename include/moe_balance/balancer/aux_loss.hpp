@@ -11,8 +11,8 @@ MOEB_NAMESPACE_BEGIN
 struct AuxLoss {
   static constexpr LossScope scope = LossScope::micro_batch;
 
-  float coefficient = 1e-2f;
-  LossScale scale = LossScale::per_assignment;
+  float coefficient = 1e-2f;                    ///< a balanced router's loss
+  LossScale scale = LossScale::per_assignment;  ///< whether `coefficient` is that, or a K-th of it
 
   [[nodiscard]] MOEB_INLINE float slope(int expert, const LoadView& load) const {
     return switch_slope(coefficient, scale, expert, load);

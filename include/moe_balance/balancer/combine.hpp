@@ -14,25 +14,31 @@ MOEB_NAMESPACE_BEGIN
 template <class... Parts>
 struct Combine;
 
+/// A single part.
 template <class First>
 struct Combine<First> {
   static_assert(requirements::of_balancer<First>() && BalancerPolicy<First>);
   using is_combination = void;
-  First first{};
+  First first{};  ///< keeps its own coefficient
 
+  /// Each part with its defaults.
   constexpr Combine() = default;
+  /// From its part.
   MOEB_INLINE constexpr explicit Combine(First part) : first(part) {}
 };
 
+/// A part and the others.
 template <class First, class... Rest>
   requires(sizeof...(Rest) > 0)
 struct Combine<First, Rest...> {
   static_assert(requirements::of_balancer<First>() && BalancerPolicy<First>);
   using is_combination = void;
-  First first{};
-  Combine<Rest...> rest{};
+  First first{};            ///< keeps its own coefficient
+  Combine<Rest...> rest{};  ///< the other parts
 
+  /// Each part with its defaults.
   constexpr Combine() = default;
+  /// From its parts.
   MOEB_INLINE constexpr explicit Combine(First part, Rest... others) : first(part), rest(others...) {}
 };
 template <class... Parts>
@@ -60,6 +66,7 @@ template <class Part, class Real>
   else
     return static_cast<Real>(part.token_loss(static_cast<float>(log_sum_exp)));
 }
+/// See token_loss_of.
 template <class Part, class Real>
 [[nodiscard]] MOEB_INLINE Real token_slope_of(const Part& part, Real log_sum_exp) {
   Real slope;
@@ -102,6 +109,7 @@ struct WindowCount {
   int step = 0;
   int micro_batch = 0;
 };
+/// Over all parts.
 template <class Balancer>
 [[nodiscard]] constexpr WindowCount count_windows(const Balancer& balancer) {
   if constexpr (CombinedBalancer<Balancer>) {

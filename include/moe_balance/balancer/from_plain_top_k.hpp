@@ -15,7 +15,7 @@ struct FromPlainTopK {
   static constexpr bool counts_plain_top_k = true;
   static constexpr LossScope scope = loss_scope<Loss>;
 
-  Loss loss{};
+  Loss loss{};  ///< what reads the counts
 
   [[nodiscard]] MOEB_INLINE float slope(int expert, const LoadView& load) const { return loss.slope(expert, load); }
 };

@@ -20,10 +20,10 @@ enum class GlobalBatchScale : std::uint8_t { paper, megatron_core };
 struct GlobalBatchLoss {
   static constexpr LossScope scope = LossScope::global_batch;
 
-  float coefficient = 1e-2f;
-  LossScale scale = LossScale::per_assignment;
-  GlobalBatchScale global_scale = GlobalBatchScale::paper;
-  GlobalBatchWindow window = GlobalBatchWindow::step;
+  float coefficient = 1e-2f;                                ///< a balanced router's loss
+  LossScale scale = LossScale::per_assignment;              ///< whether `coefficient` is that, or a K-th of it
+  GlobalBatchScale global_scale = GlobalBatchScale::paper;  ///< the size of the loss
+  GlobalBatchWindow window = GlobalBatchWindow::step;       ///< which micro-batches F counts
 
   [[nodiscard]] MOEB_INLINE float slope(int expert, const LoadView& load) const {
     const float whole = switch_slope(coefficient, scale, expert, load);

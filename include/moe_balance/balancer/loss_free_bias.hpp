@@ -14,9 +14,9 @@ MOEB_NAMESPACE_BEGIN
 enum class Centring : std::uint8_t { none, bias, step };
 
 struct LossFreeBias {
-  float update_rate = 1e-3f;
-  Centring centring = Centring::none;
-  bool frozen = false;  ///< update leaves the bias as it is (and still clears the load)
+  float update_rate = 1e-3f;           ///< u, the step of each bias, in units of scores
+  Centring centring = Centring::none;  ///< against a common drift
+  bool frozen = false;                 ///< update leaves the bias as it is (and still clears the load)
 
   [[nodiscard]] MOEB_INLINE float next_bias(float bias, int expert, const LoadView& load) const {
     const std::int64_t excess = load.count(expert) * load.experts() - load.total();  // E (c_i - mean), exact

@@ -11,8 +11,8 @@ MOEB_NAMESPACE_BEGIN
 struct SequenceLoss {
   static constexpr LossScope scope = LossScope::sequence;
 
-  float coefficient = 1e-4f;
-  LossScale scale = LossScale::per_assignment;
+  float coefficient = 1e-4f;                    ///< a balanced router's loss
+  LossScale scale = LossScale::per_assignment;  ///< whether `coefficient` is that, or a K-th of it
 
   [[nodiscard]] MOEB_INLINE float slope(int expert, const LoadView& load) const {
     return switch_slope(coefficient, scale, expert, load);

@@ -8,7 +8,7 @@
 MOEB_NAMESPACE_BEGIN
 
 struct ZLoss {
-  float coefficient = 1e-3f;
+  float coefficient = 1e-3f;  ///< multiplies the mean over active tokens
 
   template <class Real>
   [[nodiscard]] MOEB_INLINE Real token_loss(Real logsumexp) const {

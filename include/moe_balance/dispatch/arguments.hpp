@@ -46,9 +46,9 @@ struct PermuteArgs {
   VectorView<const std::int64_t> slot_of_row;  ///< [R], from permutation
   AnyMatrix permuted;                          ///< [R, H] out, of hidden's type
   int top_k = 1;                               ///< K
-  ConstAnyMatrix scale{};  ///< [T, K], optional: weights on the experts' inputs (Llama 4); float32 or hidden's type
-  Padding padding = Padding::zero;
-  Status* status = nullptr;  ///< optional; on a GPU counts entries of slot_of_row outside [-1, T * K), taken as -1
+  ConstAnyMatrix scale{};           ///< [T, K], optional: weights on the experts' inputs (Llama 4); float32 or hidden's type
+  Padding padding = Padding::zero;  ///< what becomes of padding rows
+  Status* status = nullptr;         ///< optional; on a GPU counts entries of slot_of_row outside [-1, T * K), taken as -1
 };
 
 /// grad_hidden[t] = sum over k of grad_permuted[row of (t, k)] (* scale), and the gradient of scale.
@@ -80,7 +80,7 @@ struct CombineBackwardArgs {
   ConstAnyMatrix weights{};                    ///< as given to combine
   ConstAnyMatrix permuted{};                   ///< [R, H], as given to combine; needed for grad_weights
   AnyMatrix grad_weights{};                    ///< [T, K] out, optional; float32 or grad_combined's type; 0 for empty slots
-  Padding padding = Padding::zero;
+  Padding padding = Padding::zero;             ///< what becomes of padding rows
   Status* status = nullptr;  ///< optional; on a GPU counts entries of either index outside its range, taken as -1
 };
 

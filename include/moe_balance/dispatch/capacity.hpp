@@ -34,15 +34,16 @@ enum class DropBy : std::uint8_t {
   return std::max<std::int64_t>(1, static_cast<std::int64_t>(std::ceil(slots * capacity_factor)));
 }
 
+/// The arguments of limit_to_capacity. T = tokens, E = experts, K = slots per token.
 struct CapacityArgs {
   MatrixView<const std::int32_t> chosen;  ///< [T, K]: ids before dropping; -1: an empty slot
   MatrixView<std::int32_t> experts;       ///< [T, K] out: ids after dropping, -1 for dropped slots
   AnyMatrix weights;                      ///< [T, K] in and out: what slots are ranked by; 0 for dropped slots after
   int expert_count = 0;                   ///< E
   std::int64_t capacity = 0;              ///< most slots per expert
-  DropBy drop = DropBy::score;
-  bool renormalise = false;  ///< weights of tokens that lost a slot become scaling_factor * weight / sum of the kept
-  float scaling_factor = 1.0f;
+  DropBy drop = DropBy::score;            ///< which slots stay
+  bool renormalise = false;     ///< weights of tokens that lost a slot become scaling_factor * weight / sum of the kept
+  float scaling_factor = 1.0f;  ///< with renormalise
   std::int64_t* kept_counts = nullptr;  ///< [E] out, optional: slots per expert after dropping
   Status* status = nullptr;             ///< optional: counts dropped slots and, on a GPU, ids outside [-1, E), taken as -1
 };
@@ -138,7 +139,7 @@ struct WithCapacity {
   DropBy drop = DropBy::score;   ///< by weight (as Megatron-Core), or by position
   bool renormalise = false;      ///< the kept weights of a token that lost a slot sum to scaling_factor again
   bool pad = false;              ///< rows_per_expert is C, so that every expert gets the same number of rows
-  Selection selection{};
+  Selection selection{};         ///< what chooses, before dropping
 
   [[nodiscard]] MOEB_INLINE constexpr Weighting weighting() const { return selection.weighting(); }
   template <class Real, class TileT, class LayoutT, class Keys>
@@ -172,6 +173,7 @@ struct WithCapacity {
     return pad ? (capacity(shape) + align - 1) / align * align : 0;
   }
 
+  /// What Router::workspace_bytes is with it.
   [[nodiscard]] std::size_t workspace_bytes(const Shape& shape) const {
     return slot_bytes(shape.tokens) + capacity_workspace_bytes(shape.tokens, k, shape.experts);
   }

@@ -20,6 +20,7 @@ enum class ReplicaRule : std::uint8_t {
   round_robin  ///< (rank + token) % replicas
 };
 
+/// The arguments of physical_experts.
 struct PhysicalExpertsArgs {
   MatrixView<const std::int32_t> experts;              ///< [T, K]: logical ids, -1: empty
   MatrixView<std::int32_t> physical_experts;           ///< [T, K] out
@@ -27,10 +28,11 @@ struct PhysicalExpertsArgs {
   VectorView<const std::int32_t> replica_count;        ///< [E]: 1 to most replicas
   std::int64_t rank = 0;                               ///< this rank, 0 or more
   std::int64_t first_token = 0;                        ///< the rule's token of row 0
-  ReplicaRule rule = ReplicaRule::spread;
+  ReplicaRule rule = ReplicaRule::spread;              ///< which replica a token goes to
   Status* status = nullptr;  ///< optional; on a GPU counts slots whose expert or replicas are invalid: they become -1
 };
 
+/// The arguments of local_experts.
 struct LocalExpertsArgs {
   MatrixView<const std::int32_t> experts;  ///< [T, K]
   MatrixView<std::int32_t> local_experts;  ///< [T, K] out: id - first_expert inside the range, -1 outside
@@ -38,6 +40,7 @@ struct LocalExpertsArgs {
   int expert_count = 0;                    ///< of this rank
 };
 
+/// The arguments of tensor_parallel_mask.
 struct TensorParallelMaskArgs {
   MatrixView<const std::int32_t> experts;   ///< [T, K]
   MatrixView<std::int32_t> masked_experts;  ///< [T, K] out: the id where this rank sends the slot, else -1
@@ -46,6 +49,7 @@ struct TensorParallelMaskArgs {
   int tensor_rank = 0;                      ///< this one: it sends what goes to ranks r with r % tensor_ranks == tensor_rank
 };
 
+/// The arguments of append_shared_experts.
 struct SharedExpertsArgs {
   MatrixView<const std::int32_t> experts;  ///< [T, K]
   ConstAnyMatrix weights;                  ///< [T, K]
@@ -56,6 +60,7 @@ struct SharedExpertsArgs {
   const std::uint8_t* active = nullptr;    ///< [T], optional: 0 marks a padding token
 };
 
+/// The arguments of rank_splits.
 struct RankSplitsArgs {
   VectorView<const std::int64_t> offsets;  ///< [E + 1], from permutation: experts of one rank are neighbours
   VectorView<std::int64_t> send_counts;    ///< [ranks] out: rows, padding included, for each rank; ranks divide E

@@ -1,4 +1,4 @@
-/* A plain C interface to the routers of published models (presets.hpp), on the CPU. C11, C++ and anything with a foreign-function interface.
+/** \file c_api.h \brief A plain C interface to the routers of published models (presets.hpp), on the CPU. C11, C++ and anything with a foreign-function interface.
  *
  * One C++ file of the program or shared object includes c_api.hpp, which defines these functions; all others include this header only.
  *
@@ -11,6 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/** Before every function: exported, unless a program that links the definitions in says otherwise. */
 #if !defined(MOEB_C_API)
 #define MOEB_C_API __attribute__((visibility("default")))
 #endif
@@ -27,24 +28,24 @@ enum { moeb_float32 = 0, moeb_bfloat16 = 1, moeb_float16 = 2, moeb_float64 = 3 }
 
 /** A row-major matrix; `stride` counts elements from row to row. */
 typedef struct moeb_matrix {
-  void* data;
-  int32_t type; /**< moeb_float32, ... */
-  int64_t rows;
-  int64_t columns;
-  int64_t stride;
+  void* data;      /**< element (0, 0) */
+  int32_t type;    /**< moeb_float32, ... */
+  int64_t rows;    /**< 0 or more */
+  int64_t columns; /**< 0 or more */
+  int64_t stride;  /**< at least columns */
 } moeb_matrix;
 
 /** Counters that calls add to and never clear. */
 typedef struct moeb_status {
-  int64_t non_finite_tokens;
-  int64_t invalid_experts;
-  int64_t invalid_rows;
-  int64_t dropped_slots;
+  int64_t non_finite_tokens; /**< tokens with a non-finite logit among their chosen experts: weights 0, gradient 0 */
+  int64_t invalid_experts;   /**< 0: the presets replay nothing */
+  int64_t invalid_rows;      /**< 0: the presets dispatch nothing */
+  int64_t dropped_slots;     /**< 0: the presets have no capacity */
 } moeb_status;
 
 /** Arguments of moeb_route and moeb_forward. `size` is sizeof(moeb_forward_args), so that a later version may add to the end. */
 typedef struct moeb_forward_args {
-  size_t size;
+  size_t size;           /**< sizeof(moeb_forward_args) */
   moeb_matrix logits;    /**< [T, E] */
   int32_t* experts;      /**< [T, K] out, contiguous: ids, best first; -1: none */
   moeb_matrix weights;   /**< [T, K] out: float32 or the logits' type */
@@ -68,13 +69,14 @@ typedef struct moeb_backward_args {
   moeb_matrix grad_weights; /**< [T, K]; data NULL: zeros */
   moeb_matrix grad_logits;  /**< [T, E] out: float32 or the logits' type */
   void* saved;              /**< as moeb_forward filled it */
-  size_t saved_bytes;
+  size_t saved_bytes;    /**< its size */
   const uint8_t* active; /**< as given to moeb_forward */
   int64_t sequences;     /**< as given to moeb_forward */
   float loss_scale;      /**< multiplies the balancing loss's gradient; 1 for the plain loss */
-  int32_t threads;
+  int32_t threads;       /**< 0: all cores */
 } moeb_backward_args;
 
+/** A router; moeb_router_create makes one. */
 typedef struct moeb_router moeb_router;
 
 /** "0.1.0": the version of the library that defines these functions. */
@@ -91,20 +93,22 @@ MOEB_C_API void moeb_router_destroy(moeb_router* router);
 
 /** K; 0 for NULL. */
 MOEB_C_API int32_t moeb_top_k(const moeb_router* router);
-/** Whether it has a bias, which moeb_update moves; whether moeb_forward needs a load; whether it has a loss. */
+/** Whether it has a bias, which moeb_update moves. */
 MOEB_C_API int32_t moeb_has_bias(const moeb_router* router);
+/** Whether moeb_forward needs a load. */
 MOEB_C_API int32_t moeb_has_load(const moeb_router* router);
+/** Whether it has a balancing loss, so that moeb_forward needs `saved`. */
 MOEB_C_API int32_t moeb_has_loss(const moeb_router* router);
 /** Bytes of `saved` for one moeb_forward; 0 where there is no loss. */
 MOEB_C_API size_t moeb_saved_bytes(const moeb_router* router, int64_t tokens, int32_t experts, int64_t sequences);
 
-/** Inference: ids, weights and optionally counts. */
+/** Inference: ids [T, K], weights [T, K] and optionally counts [E]. Needs no state. */
 MOEB_C_API int moeb_route(const moeb_router* router, const moeb_forward_args* args);
-/** Training: the same, and what balancing needs. */
+/** Training: the same; reads the bias, adds to the load, and fills `saved` for moeb_backward and moeb_loss. */
 MOEB_C_API int moeb_forward(const moeb_router* router, const moeb_forward_args* args);
-/** The gradient of the logits, of the weights' gradient and of the balancing loss. */
+/** Writes grad_logits [T, E]: the gradient through the weights, plus loss_scale times that of the balancing loss. */
 MOEB_C_API int moeb_backward(const moeb_router* router, const moeb_backward_args* args);
-/** The value of the balancing loss of one moeb_forward. */
+/** The value [1] of the balancing loss of one moeb_forward; moeb_invalid_argument for a router without a loss. */
 MOEB_C_API int moeb_loss(const moeb_router* router, const void* saved, size_t saved_bytes, int32_t experts,
                          int64_t sequences, float* value);
 /** Once per optimizer step: moves the bias [layers, E] of every layer and clears the load [layers, E]. `bias` may be NULL where there is none. */

@@ -33,14 +33,17 @@ concept DlpackTensor = requires(const T& tensor) {
 /// Where memory must lie for a call: on the CPU (device types kDLCPU and kDLCUDAHost, DLPack's 1 and 3), or on the CUDA device `id` (kDLCUDA and
 /// kDLCUDAManaged, 2 and 13).
 struct DlpackDevice {
+  /// CPU or CUDA.
   enum class Kind : std::uint8_t { cpu, cuda };
-  Kind kind = Kind::cpu;
-  int id = 0;  ///< of a CUDA device; managed memory is on all of them
+  Kind kind = Kind::cpu;  ///< where the call runs
+  int id = 0;             ///< of a CUDA device; managed memory is on all of them
 
+  /// Whether memory of this DLPack device can be read there.
   [[nodiscard]] bool holds(int type, int device_id) const {
     if (kind == Kind::cpu) return type == 1 || type == 3;
     return type == 13 || (type == 2 && device_id == id);
   }
+  /// For messages.
   [[nodiscard]] std::string allowed() const {
     return kind == Kind::cpu ? "device type 1 (CPU) or 3 (pinned)"
                              : "device type 2 (CUDA) with id " + std::to_string(id) + ", or 13 (managed)";

@@ -250,6 +250,7 @@ class BasicNcclSync {
   template <class... Options>
   explicit BasicNcclSync(ncclComm_t communicator, Seconds timeout, Options... options)
       : state_(std::make_shared<State>(communicator, timeout, options...)) {}
+  /// With a timeout of 60 s.
   explicit BasicNcclSync(ncclComm_t communicator) : BasicNcclSync(communicator, std::chrono::seconds(60)) {}
   template <class... Options>
   BasicNcclSync(std::nullptr_t, Options...) = delete;
@@ -349,6 +350,7 @@ class BasicNcclSync {
   std::shared_ptr<State> state_;
 };
 
+/// Sums by ncclAllReduce.
 using NcclSync = BasicNcclSync<NcclAllReduce>;
 static_assert(SyncPolicyOn<NcclSync, cudaStream_t>);
 

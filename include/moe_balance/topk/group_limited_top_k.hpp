@@ -18,14 +18,14 @@ template <int K>
 struct GroupLimitedTopK {
   static_assert(K >= 1 && K <= 32, "GroupLimitedTopK chooses 1 to 32 experts per token");
   static constexpr int k = K;
-  static constexpr int max_groups = 32;
-  static constexpr int max_group_score_top = 8;
+  static constexpr int max_groups = 32;          ///< most groups
+  static constexpr int max_group_score_top = 8;  ///< largest group_score_top
 
-  int groups = 8;
-  int groups_kept = 4;
-  int group_score_top = 2;
-  bool renormalise = true;
-  float scaling_factor = 1.0f;
+  int groups = 8;               ///< equal groups of neighbouring experts, 1 to 32, a divisor of E
+  int groups_kept = 4;          ///< together at least K experts
+  int group_score_top = 2;      ///< best values that a group's score sums: 2 in DeepSeek-V3, 1 in V2
+  bool renormalise = true;      ///< where K > 1
+  float scaling_factor = 1.0f;  ///< multiplies every weight
 
   [[nodiscard]] MOEB_INLINE constexpr Weighting weighting() const { return {renormalise, scaling_factor}; }
 

@@ -14,7 +14,7 @@ struct Replay {
   static constexpr int k = Selection::k;
   static constexpr bool replays = true;
 
-  Selection selection{};
+  Selection selection{};  ///< for tokens that are not replayed
 
   [[nodiscard]] MOEB_INLINE constexpr Weighting weighting() const { return selection.weighting(); }
   void check(const char* call, int experts) const { selection.check(call, experts); }

@@ -11,8 +11,8 @@ struct TopK {
   static_assert(K >= 1 && K <= 32, "TopK chooses 1 to 32 experts per token");
   static constexpr int k = K;
 
-  bool renormalise = true;
-  float scaling_factor = 1.0f;
+  bool renormalise = true;      ///< where K > 1
+  float scaling_factor = 1.0f;  ///< multiplies every weight
 
   [[nodiscard]] MOEB_INLINE constexpr Weighting weighting() const { return {renormalise, scaling_factor}; }
   void check(const char* /*call*/, int /*experts*/) const {}

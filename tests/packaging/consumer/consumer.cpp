@@ -17,7 +17,7 @@ int main() {
                 .experts = mb::MatrixView(experts.data(), 1, 2),
                 .weights = mb::MatrixView(weights.data(), 1, 2)},
                {scratch.data(), scratch.size()}, mb::Host{.threads = 1});
-  std::printf("moe_balance %d.%d.%d: experts %d %d\n", MOEB_VERSION_MAJOR, MOEB_VERSION_MINOR, MOEB_VERSION_PATCH, experts[0],
-              experts[1]);
+  std::printf("moe_balance %d.%d.%d: experts %d %d\n", MOEB_VERSION_MAJOR, MOEB_VERSION_MINOR, MOEB_VERSION_PATCH,
+              experts[0], experts[1]);
   return experts[0] == 3 && experts[1] == 2 ? 0 : 1;
 }

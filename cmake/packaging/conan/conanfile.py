@@ -1,4 +1,5 @@
-"""Conan 2 recipe: conan create . ; then requires = "moe_balance/0.1.0" and the CMake target moe_balance::moe_balance."""
+"""Conan 2 recipe: `conan create cmake/packaging/conan -s compiler.cppstd=20` here, then in a project requires = "moe_balance/0.1.0" and the CMake
+target moe_balance::moe_balance. It builds nothing and requires nothing."""
 
 import re
 from pathlib import Path
@@ -16,13 +17,19 @@ class MoeBalance(ConanFile):
     topics = ("mixture-of-experts", "routing", "load-balancing", "cuda", "header-only")
     package_type = "header-library"
     settings = "os", "arch", "compiler", "build_type"
-    exports_sources = "include/*", "LICENSE"
-    exports = "include/moe_balance/version.hpp"
     no_copy_source = True
 
+    def _clone(self):
+        """The root of the clone that the recipe is exported from."""
+        return Path(self.recipe_folder).parent.parent.parent
+
     def set_version(self):
-        text = Path(self.recipe_folder, "include/moe_balance/version.hpp").read_text(encoding="utf-8")
+        text = (self._clone() / "include/moe_balance/version.hpp").read_text(encoding="utf-8")
         self.version = ".".join(re.findall(r"^#define MOEB_VERSION_(?:MAJOR|MINOR|PATCH) (\d+)$", text, re.MULTILINE))
+
+    def export_sources(self):
+        copy(self, "LICENSE", str(self._clone()), self.export_sources_folder)
+        copy(self, "include/*", str(self._clone()), self.export_sources_folder)
 
     def layout(self):
         basic_layout(self, src_folder=".")

@@ -1,5 +1,5 @@
-# An overlay port of this clone: vcpkg install moe-balance --overlay-ports=ports. A registry replaces SOURCE_PATH by vcpkg_from_git.
-set(SOURCE_PATH "${CURRENT_PORT_DIR}/../..")
+# An overlay port of this clone: vcpkg install moe-balance --overlay-ports=cmake/packaging/vcpkg. A registry replaces SOURCE_PATH by vcpkg_from_git.
+get_filename_component(SOURCE_PATH "${CURRENT_PORT_DIR}/../../../.." ABSOLUTE)
 set(VCPKG_BUILD_TYPE release) # header-only: nothing to build twice
 
 vcpkg_cmake_configure(
@@ -14,3 +14,4 @@ vcpkg_cmake_config_fixup(PACKAGE_NAME moe_balance CONFIG_PATH share/cmake/moe_ba
 vcpkg_fixup_pkgconfig()
 file(REMOVE_RECURSE "${CURRENT_PACKAGES_DIR}/debug" "${CURRENT_PACKAGES_DIR}/lib" "${CURRENT_PACKAGES_DIR}/share/licenses")
 vcpkg_install_copyright(FILE_LIST "${SOURCE_PATH}/LICENSE")
+file(INSTALL "${CURRENT_PORT_DIR}/usage" DESTINATION "${CURRENT_PACKAGES_DIR}/share/${PORT}")
