@@ -263,6 +263,24 @@ TEST_CASE("NcclGatherSync keeps the counts of every rank") {
   CHECK_THROWS_AS(syncs[0].start(counts[0].data(), 32, scene.stream), mb::InvalidArgument);
 }
 
+TEST_CASE(
+    "NcclGatherSync registers its memory where there are other ranks, and takes it back unless the communicator is gone") {
+  for (const int ranks : {1, 2}) {
+    for (const bool aborts : {false, true}) {
+      CAPTURE(ranks);
+      CAPTURE(aborts);
+      Scene scene;
+      fake::Group group(ranks);
+      {
+        const GatherSync sync = make<GatherSync>(group.ranks[0]);
+        if (aborts) sync.abort("a rank died");
+      }
+      CHECK(fake::calls["ncclCommWindowRegister"] == (ranks > 1 ? 1 : 0));
+      CHECK(fake::calls["ncclCommWindowDeregister"] == (ranks > 1 && !aborts ? 1 : 0));
+    }
+  }
+}
+
 TEST_CASE("construction: what is no communicator, no timeout, no device, or another device is refused") {
   static_assert(!std::is_constructible_v<mb::NcclSync, std::nullptr_t>);
   static_assert(!std::is_constructible_v<GatherSync, std::nullptr_t, mb::NcclSync::Seconds, mb::NcclGatherOptions>);
