@@ -59,6 +59,7 @@ inline std::function<void()> in_collective;
 inline std::vector<std::string> calls_after_abort;
 inline std::recursive_mutex mutex;  ///< of results, calls and calls_after_abort
 inline int devices = 1;
+inline int current_device = 0;
 inline int streams = 0;
 inline int events = 0;
 inline int allocations = 0;
@@ -71,6 +72,7 @@ inline void reset() {
   calls_after_abort.clear();
   in_collective = nullptr;
   devices = 1;
+  current_device = 0;
 }
 
 template <class Result>
@@ -178,7 +180,7 @@ cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned) {
   return fake::result_of<cudaError_t>("cudaHostGetDevicePointer");
 }
 cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = fake::current_device;
   return fake::devices == 0 ? cudaErrorNoDevice : fake::result_of<cudaError_t>("cudaGetDevice");
 }
 cudaError_t cudaGetLastError(void) {

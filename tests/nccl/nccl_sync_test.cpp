@@ -263,6 +263,24 @@ TEST_CASE("NcclGatherSync keeps the counts of every rank") {
   CHECK_THROWS_AS(syncs[0].start(counts[0].data(), 32, scene.stream), mb::InvalidArgument);
 }
 
+TEST_CASE(
+    "NcclGatherSync registers its memory where there are other ranks, and takes it back unless the communicator is gone") {
+  for (const int ranks : {1, 2}) {
+    for (const bool aborts : {false, true}) {
+      CAPTURE(ranks);
+      CAPTURE(aborts);
+      Scene scene;
+      fake::Group group(ranks);
+      {
+        const GatherSync sync = make<GatherSync>(group.ranks[0]);
+        if (aborts) sync.abort("a rank died");
+      }
+      CHECK(fake::calls["ncclCommWindowRegister"] == (ranks > 1 ? 1 : 0));
+      CHECK(fake::calls["ncclCommWindowDeregister"] == (ranks > 1 && !aborts ? 1 : 0));
+    }
+  }
+}
+
 TEST_CASE("construction: what is no communicator, no timeout, no device, or another device is refused") {
   static_assert(!std::is_constructible_v<mb::NcclSync, std::nullptr_t>);
   static_assert(!std::is_constructible_v<GatherSync, std::nullptr_t, mb::NcclSync::Seconds, mb::NcclGatherOptions>);
@@ -280,6 +298,9 @@ TEST_CASE("construction: what is no communicator, no timeout, no device, or anot
                                     mb::NcclGatherOptions{.largest_sum = 1, .kept = 0});
                  }),
                  "options.kept is 0"));
+  fake::current_device = 1;
+  CHECK(contains(error_of<mb::InvalidArgument>(construct), "the current device is 1; allowed: 0, the communicator's"));
+  fake::current_device = 0;
   fake::devices = 0;
   CHECK(contains(error_of<mb::CudaError>(construct), "finding the current device: cudaErrorNoDevice"));
   CHECK(fake::calls["cudaGetLastError"] == 1);
@@ -496,7 +517,9 @@ TEST_CASE("a call of NCCL that blocks for ever is aborted when the timeout is ov
     while (!has_begun) std::this_thread::yield();
     sync.abort("a rank died");
   });
-  CHECK(contains(error_of<mb::SyncError>([&] { start(sync, scene); }), "gives up: a rank died"));
+  CHECK(contains(
+      error_of<mb::SyncError>([&] { start(sync, scene); }),
+      "start: rank 0 of 1 finds its communicator aborted: moe_balance: NcclSync::abort: rank 0 of 1 gives up: a rank died"));
   watchdog.join();
   CHECK(fake::calls_after_abort == std::vector<std::string>{"a collective"});
   fake::calls_after_abort.clear();
