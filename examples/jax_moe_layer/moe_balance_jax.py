@@ -103,8 +103,11 @@ def expect(condition, call, argument, value, allowed):
         raise ValueError(f"moe_balance: {call}: {argument} is {value}; allowed: {allowed}")
 
 
-def expect_matrix(call, argument, array):
+def matrix(call, argument, array):
+    """A JAX array of two dimensions."""
+    array = jnp.asarray(array)
     expect(array.ndim == 2, call, f"{argument}.ndim", array.ndim, 2)
+    return array
 
 
 class MoeBalance:
@@ -148,7 +151,7 @@ class MoeBalance:
 
     def route(self, logits, bias=None, active=None, weights_dtype=None):
         """Inference: ids and weights. Gradients stop here: use forward to train."""
-        expect_matrix("route", "logits", logits)
+        logits = matrix("route", "logits", logits)
         (tokens, experts), k = logits.shape, self.top_k
         sizes = self.sizes(tokens, experts)
         results = [shape(jnp.int32, tokens, k), shape(weights_dtype or weights_type(logits), tokens, k), words(experts),
@@ -168,7 +171,7 @@ class MoeBalance:
         the batch, for a global-batch loss: each device's loss then reads the counts of all, and their mean is that of the whole batch. Recomputation (jax.checkpoint) counts no token twice, as long
         as the load is taken from the results.
         """
-        expect_matrix("forward", "logits", logits)
+        logits = matrix("forward", "logits", logits)
         sizes = self.sizes(*logits.shape, sequences)
         expect(bias is not None or not sizes.has_bias, "forward", "bias", None, "float32 [E], as new_bias makes it")
         expect(load is not None or not sizes.needs_load, "forward", "load", None, "int32 [E, 2], as new_load makes it")
@@ -187,7 +190,7 @@ class MoeBalance:
 
     def permutation(self, ids, experts, align=1):
         """Groups the slots of ids [T, K] by expert, each expert's rows padded to a multiple of `align`."""
-        expect_matrix("permutation", "ids", ids)
+        ids = matrix("permutation", "ids", ids)
         expect(ids.shape[1] == self.top_k, "permutation", "ids.shape[1]", ids.shape[1], self.top_k)
         expect(align >= 1, "permutation", "align", align, "1 or more")
         sizes = self.sizes(ids.shape[0], experts, align=align)
@@ -200,13 +203,13 @@ class MoeBalance:
 
     def permute(self, hidden, permutation, scale=None):
         """Rows of hidden [T, H] as the experts want them: [R, H], times scale [T, K] if given. Padding rows are 0."""
-        expect_matrix("permute", "hidden", hidden)
+        hidden = matrix("permute", "hidden", hidden)
         scale = jnp.zeros((0, 0), hidden.dtype) if scale is None else scale
         return permute(self, hidden, scale, permutation.row_of_slot, permutation.slot_of_row)
 
     def combine(self, rows, permutation, weights=None):
         """The sum over k of weights[t, k] * rows[row of (t, k)]: [T, H]."""
-        expect_matrix("combine", "rows", rows)
+        rows = matrix("combine", "rows", rows)
         weights = jnp.zeros((0, 0), rows.dtype) if weights is None else weights
         return combine(self, rows, weights, permutation.row_of_slot, permutation.slot_of_row)
 
