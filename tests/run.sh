@@ -12,7 +12,8 @@ bash cmake/install_packages.sh \
   -- ccache=ccache clang=clang++ libclang-rt-dev libbenchmark-dev=/usr/include/benchmark/benchmark.h \
   zlib1g-dev=/usr/include/zlib.h libtorch-dev=/usr/include/torch/csrc/api/include/torch/torch.h \
   libopenblas0-pthread gnuplot-nox=gnuplot libopenmpi-dev=mpicxx openmpi-bin=mpirun \
-  libeigen3-dev=/usr/include/eigen3/Eigen/Core gcc=gcc python3=python3 pkg-config=pkg-config </dev/null
+  libeigen3-dev=/usr/include/eigen3/Eigen/Core gcc=gcc python3=python3 pkg-config=pkg-config \
+  python3-torch=/usr/lib/python3/dist-packages/torch/__init__.py python3-venv </dev/null
 
 options=(-G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS_RELEASE=-O2)
 if command -v ccache >/dev/null; then

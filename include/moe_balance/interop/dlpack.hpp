@@ -118,8 +118,7 @@ template <DlpackTensor Tensor>
   if (has_type(tensor, code_bfloat, 16)) return DataType::bfloat16;
   if (has_type(tensor, code_float, 16)) return DataType::float16;
   if (has_type(tensor, code_float, 64)) return DataType::float64;
-  fail_argument(call, (std::string(argument) + ".dtype").c_str(), type_text(tensor),
-                "float32, bfloat16, float16, float64");
+  fail_argument(call, (std::string(argument) + ".dtype").c_str(), type_text(tensor), "float32, bfloat16, float16, float64");
 }
 
 /// Whether a tensor has elements of T; int32, int64, uint8 (bool, too) and float32 are what arguments have.

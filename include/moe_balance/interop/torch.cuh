@@ -14,7 +14,7 @@
 
 MOEB_NAMESPACE_BEGIN
 
-namespace MOEB_HIDDEN pytorch {
+namespace pytorch MOEB_HIDDEN {
 
 /// Runs calls where the tensor lies; on a GPU on PyTorch's current stream of that device, which is the current device meanwhile. Nothing is awaited.
 struct CpuAndCuda {
@@ -28,6 +28,6 @@ struct CpuAndCuda {
   }
 };
 
-}  // namespace pytorch
+}  // namespace MOEB_HIDDEN
 
 MOEB_NAMESPACE_END

@@ -20,7 +20,7 @@
 
 MOEB_NAMESPACE_BEGIN
 
-namespace MOEB_HIDDEN pytorch_stable {
+namespace pytorch_stable MOEB_HIDDEN {
 
 /// Runs calls on PyTorch's current stream of the tensor's device, which is the current device meanwhile. Nothing is awaited.
 struct Cuda {
@@ -34,6 +34,6 @@ struct Cuda {
   }
 };
 
-}  // namespace pytorch_stable
+}  // namespace MOEB_HIDDEN
 
 MOEB_NAMESPACE_END
