@@ -6,8 +6,9 @@
 //   }
 #pragma once
 
+#include <moe_balance/dispatch/cuda.cuh>
+#include <moe_balance/engine/cuda.cuh>
 #include <moe_balance/interop/torch.hpp>
-#include <moe_balance/moe_balance.cuh>
 
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>

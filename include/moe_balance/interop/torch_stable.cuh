@@ -8,8 +8,9 @@
 // The operators are defined once, by a file of their own or this one.
 #pragma once
 
+#include <moe_balance/dispatch/cuda.cuh>
+#include <moe_balance/engine/cuda.cuh>
 #include <moe_balance/interop/torch_stable.hpp>
-#include <moe_balance/moe_balance.cuh>
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
