@@ -403,6 +403,7 @@ class Tracing(unittest.TestCase):
 def main():
     global ops
     torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)  # recent versions fill new tensors with NaN, so that nothing unwritten goes unseen
     torch.ops.load_library(sys.argv[1])
     ops = torch.ops.moeb_test
     if stable:
