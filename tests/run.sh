@@ -13,7 +13,7 @@ bash cmake/install_packages.sh \
   zlib1g-dev=/usr/include/zlib.h libtorch-dev=/usr/include/torch/csrc/api/include/torch/torch.h \
   libopenblas0-pthread gnuplot-nox=gnuplot libopenmpi-dev=mpicxx openmpi-bin=mpirun \
   libeigen3-dev=/usr/include/eigen3/Eigen/Core gcc=gcc python3=python3 pkg-config=pkg-config doxygen=doxygen \
-  $(python3 -c 'import ensurepip' 2>/dev/null || echo python3-venv) </dev/null
+  python3-torch=/usr/lib/python3/dist-packages/torch/__init__.py $(python3 -c 'import ensurepip' 2>/dev/null || echo python3-venv) </dev/null
 
 options=(-G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS_RELEASE=-O2)
 if command -v ccache >/dev/null; then

@@ -8,9 +8,9 @@ namespace routers {
 namespace mb = moe_balance;
 
 inline const mb::Router plain{mb::SoftmaxOverSelected{}, mb::TopK<2>{}};
-inline const mb::Router balanced{mb::Softmax{}, mb::TopK<2>{.renormalise = true},
-                                 mb::Combine{mb::LossFreeBias{.update_rate = 0.25f}, mb::AuxLoss{.coefficient = 1.0f},
-                                             mb::ZLoss{.coefficient = 0.5f}}};
+inline const mb::Router balanced{
+    mb::Softmax{}, mb::TopK<2>{.renormalise = true},
+    mb::Combine{mb::LossFreeBias{.update_rate = 0.25f}, mb::AuxLoss{.coefficient = 1.0f}, mb::ZLoss{.coefficient = 0.5f}}};
 inline const mb::Router sequence{mb::Sigmoid{},
                                  mb::GroupLimitedTopK<2>{.groups = 4, .groups_kept = 2, .scaling_factor = 2.5f},
                                  mb::SequenceLoss{.coefficient = 1.0f}};

@@ -1,7 +1,7 @@
 // The operators through libtorch, as a C++ program has them: plain functions of at::Tensor, and with autograd through the dispatcher.
 #include <doctest/doctest.h>
-#include <moe_balance/interop/torch.hpp>
 #include <torch/torch.h>
+#include <moe_balance/interop/torch.hpp>
 
 #include "torch_routers.hpp"
 
@@ -67,8 +67,8 @@ TEST_CASE("errors are InvalidArgument and leave state alone") {
   const at::Tensor bias = torch::ones({8});
   const at::Tensor load = torch::ones({2, 8}, torch::kLong);
   using Balanced = mb::pytorch::Ops<routers::balanced>;
-  CHECK_THROWS_WITH_AS(Balanced::update(bias, load), "moe_balance: update: bias.layers is 1; allowed: 2 (the layers of load)",
-                       mb::InvalidArgument);
+  CHECK_THROWS_WITH_AS(Balanced::update(bias, load),
+                       "moe_balance: update: bias.layers is 1; allowed: 2 (the layers of load)", mb::InvalidArgument);
   CHECK(torch::equal(bias, torch::ones({8})));
   CHECK(torch::equal(load, torch::ones({2, 8}, torch::kLong)));
   CHECK_THROWS_WITH_AS(Scaled::route(torch::zeros({3, 8}).to_sparse(), {}, {}), doctest::Contains("allowed: strided"),

@@ -6,15 +6,16 @@
 //   }
 #pragma once
 
+#include <moe_balance/dispatch/cuda.cuh>
+#include <moe_balance/engine/cuda.cuh>
 #include <moe_balance/interop/torch.hpp>
-#include <moe_balance/moe_balance.cuh>
 
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
 MOEB_NAMESPACE_BEGIN
 
-namespace MOEB_HIDDEN pytorch {
+namespace pytorch MOEB_HIDDEN {
 
 /// Runs calls where the tensor lies; on a GPU on PyTorch's current stream of that device, which is the current device meanwhile. Nothing is awaited.
 struct CpuAndCuda {
@@ -28,6 +29,6 @@ struct CpuAndCuda {
   }
 };
 
-}  // namespace pytorch
+}  // namespace MOEB_HIDDEN
 
 MOEB_NAMESPACE_END

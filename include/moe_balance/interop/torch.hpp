@@ -9,7 +9,7 @@
 // Python then has torch.ops.my_moe.forward and the others that torch_ops.hpp lists, for tensors on the CPU, and for meta tensors, so that shapes can be
 // traced; C++ has them through the dispatcher, or directly as mb::pytorch::Ops<router>::forward, without autograd. torch.cuh adds CUDA.
 // Weights, loss, permute and combine are differentiable once; a second derivative is refused when it is asked for. Errors are InvalidArgument, in Python a
-// ValueError. A shared object that is built so serves the version of PyTorch that it was built with; torch_stable.hpp serves later ones, too.
+// ValueError or RuntimeError, by version. A shared object that is built so serves the version of PyTorch that it was built with; torch_stable.hpp serves later ones, too.
 #pragma once
 
 #include <moe_balance/dispatch/host.hpp>
@@ -32,7 +32,7 @@
 
 MOEB_NAMESPACE_BEGIN
 
-namespace MOEB_HIDDEN pytorch {
+namespace pytorch MOEB_HIDDEN {
 
 /// Runs calls on the CPU with PyTorch's number of threads; on a meta tensor nothing runs.
 struct Cpu {
@@ -54,12 +54,8 @@ struct Api {
   [[nodiscard]] static torch_ops::TensorView view(const Tensor& tensor) {
     TORCH_CHECK(tensor.layout() == at::kStrided, "moe_balance: a tensor has the layout ", tensor.layout(),
                 "; allowed: strided");
-    return {tensor.is_meta() ? nullptr : tensor.data_ptr(),
-            device_of(tensor),
-            static_cast<int>(tensor.dim()),
-            torch_ops::dlpack_type(tensor.scalar_type()),
-            tensor.sizes().data(),
-            tensor.strides().data()};
+    return {tensor.is_meta() ? nullptr : tensor.data_ptr(), device_of(tensor),     static_cast<int>(tensor.dim()),
+            torch_ops::dlpack_type(tensor.scalar_type()),   tensor.sizes().data(), tensor.strides().data()};
   }
   [[nodiscard]] static torch_ops::TensorView::Device device_of(const Tensor& tensor) {
     using torch_ops::TensorView;
@@ -256,6 +252,6 @@ void define_dispatch_ops(::torch::Library& library) {
   detail::pass_autograd(library, "permutation");
 }
 
-}  // namespace pytorch
+}  // namespace MOEB_HIDDEN
 
 MOEB_NAMESPACE_END

@@ -22,7 +22,7 @@
 
 MOEB_NAMESPACE_BEGIN
 
-namespace MOEB_HIDDEN torch_ops {
+namespace torch_ops MOEB_HIDDEN {
 
 /// The operators of a router; a prefix may stand before their names. Each signature is also their documentation in Python.
 ///   route    ids [T, K], best first (-1: none), weights [T, K] and tokens per expert [E], without a gradient.
@@ -94,12 +94,11 @@ template <class ScalarType>
     int code;
     int bits;
   };
-  constexpr Entry entries[] = {
-      {ScalarType::Float, dlpack::code_float, 32},  {ScalarType::BFloat16, dlpack::code_bfloat, 16},
-      {ScalarType::Half, dlpack::code_float, 16},   {ScalarType::Double, dlpack::code_float, 64},
-      {ScalarType::Int, dlpack::code_int, 32},      {ScalarType::Long, dlpack::code_int, 64},
-      {ScalarType::Byte, dlpack::code_unsigned, 8}, {ScalarType::Bool, dlpack::code_bool, 8},
-      {ScalarType::Short, dlpack::code_int, 16},    {ScalarType::Char, dlpack::code_int, 8}};
+  constexpr Entry entries[] = {{ScalarType::Float, dlpack::code_float, 32},  {ScalarType::BFloat16, dlpack::code_bfloat, 16},
+                               {ScalarType::Half, dlpack::code_float, 16},   {ScalarType::Double, dlpack::code_float, 64},
+                               {ScalarType::Int, dlpack::code_int, 32},      {ScalarType::Long, dlpack::code_int, 64},
+                               {ScalarType::Byte, dlpack::code_unsigned, 8}, {ScalarType::Bool, dlpack::code_bool, 8},
+                               {ScalarType::Short, dlpack::code_int, 16},    {ScalarType::Char, dlpack::code_int, 8}};
   for (const Entry& entry : entries) {
     if (entry.type == type) return {entry.code, entry.bits, 1};
   }
@@ -375,8 +374,7 @@ struct DispatchOps {
     const std::int64_t k = args.experts.columns;
     const Tensor offsets = Api::empty(experts, {expert_count + 1}, ScalarType::Long);
     const Tensor row_of_slot = Api::empty(experts, {tokens, k}, ScalarType::Long);
-    const Tensor slot_of_row =
-        Api::empty(experts, {permutation_rows(tokens, k, expert_count, align)}, ScalarType::Long);
+    const Tensor slot_of_row = Api::empty(experts, {permutation_rows(tokens, k, expert_count, align)}, ScalarType::Long);
     const Tensor counts = Api::empty(experts, {expert_count}, ScalarType::Long);
     const Tensor scratch = Api::empty(
         experts, {static_cast<std::int64_t>(permutation_workspace_bytes(tokens, k, expert_count))}, ScalarType::Byte);
@@ -435,8 +433,7 @@ struct DispatchOps {
     args.row_of_slot = views.template matrix<const std::int64_t>("row_of_slot", row_of_slot);
     (void)views.template elements<const std::int64_t>("slot_of_row", Optional(slot_of_row), args.permuted.rows);
     args.weights = views.matrix("weights", weights);
-    const Tensor combined =
-        Api::empty(permuted, {args.row_of_slot.rows, args.permuted.columns}, Api::scalar_type(permuted));
+    const Tensor combined = Api::empty(permuted, {args.row_of_slot.rows, args.permuted.columns}, Api::scalar_type(permuted));
     args.combined = views.matrix("combined", combined);
     Api::run(permuted, [&](const auto& place) { moe_balance::combine(args, Workspace{}, place); });
     return combined;
@@ -489,6 +486,6 @@ void for_each_dispatch_op(const Visitor& visit) {
   visit.template operator()<&Ops::combine_backward>("combine_backward");
 }
 
-}  // namespace torch_ops
+}  // namespace MOEB_HIDDEN
 
 MOEB_NAMESPACE_END

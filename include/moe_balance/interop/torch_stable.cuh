@@ -8,8 +8,9 @@
 // The operators are defined once, by a file of their own or this one.
 #pragma once
 
+#include <moe_balance/dispatch/cuda.cuh>
+#include <moe_balance/engine/cuda.cuh>
 #include <moe_balance/interop/torch_stable.hpp>
-#include <moe_balance/moe_balance.cuh>
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -20,7 +21,7 @@
 
 MOEB_NAMESPACE_BEGIN
 
-namespace MOEB_HIDDEN pytorch_stable {
+namespace pytorch_stable MOEB_HIDDEN {
 
 /// Runs calls on PyTorch's current stream of the tensor's device, which is the current device meanwhile. Nothing is awaited.
 struct Cuda {
@@ -34,6 +35,6 @@ struct Cuda {
   }
 };
 
-}  // namespace pytorch_stable
+}  // namespace MOEB_HIDDEN
 
 MOEB_NAMESPACE_END

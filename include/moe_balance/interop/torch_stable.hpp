@@ -12,8 +12,7 @@
 //
 // Define TORCH_TARGET_VERSION before any header of PyTorch: the oldest version that the shared object is for, 2.10 as 0x020a000000000000. It links
 // libtorch_cpu (and libtorch_cuda) only. The operators are those of torch_ops.hpp, on the CPU; torch_stable.cuh adds CUDA. The stable ABI
-// has no autograd and no meta kernels: examples/torch_moe_layer/moe_ops.py registers both from Python. Errors are InvalidArgument, in Python a RuntimeError or
-// ValueError, by version.
+// has no autograd and no meta kernels: examples/torch_moe_layer/moe_ops.py registers both from Python. In Python errors are RuntimeErrors.
 #pragma once
 
 #include <moe_balance/dispatch/host.hpp>
@@ -35,7 +34,7 @@
 
 MOEB_NAMESPACE_BEGIN
 
-namespace MOEB_HIDDEN pytorch_stable {
+namespace pytorch_stable MOEB_HIDDEN {
 
 /// Runs calls on the CPU with PyTorch's number of threads.
 struct Cpu {
@@ -104,6 +103,6 @@ void implement_dispatch_ops(Library& library) {
   });
 }
 
-}  // namespace pytorch_stable
+}  // namespace MOEB_HIDDEN
 
 MOEB_NAMESPACE_END
