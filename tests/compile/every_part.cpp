@@ -15,71 +15,61 @@
 
 namespace mb = moe_balance;
 
-struct Arguments {
-  mb::RouteArgs route;
-  mb::ForwardArgs forward;
-  mb::BackwardArgs backward;
-  mb::LossArgs loss;
-  mb::BiasRef bias;
-  mb::LoadRef load;
-  mb::Workspace workspace;
-};
-
-/// Every call of one router.
+/// Every call of one router. Nothing here is run, so that arguments may be empty.
 template <class RouterT>
-void call(const RouterT& router, const Arguments& args) {
+void call(const RouterT& router) {
   const mb::Host host{.threads = 1};
-  router.route(args.route, args.workspace, host);
-  router.forward(args.forward, args.workspace, host);
-  router.backward(args.backward, args.workspace, host);
-  if constexpr (RouterT::loss_count > 0) router.loss(args.loss, args.workspace, host);
-  router.start_update(args.load, args.workspace, host);
-  router.finish_update(args.bias, args.load, args.workspace, host);
+  router.route({}, {}, host);
+  router.forward({}, {}, host);
+  router.backward({}, {}, host);
+  if constexpr (RouterT::loss_count > 0) router.loss({}, {}, host);
+  router.start_update({}, {}, host);
+  router.finish_update({}, {}, {}, host);
 }
 
-void every_policy(const Arguments& args);
-void every_preset(const Arguments& args);
-void owning_buffers(const Arguments& args);
-std::size_t route_and_permute(const Arguments& args, const mb::PermutationArgs& order);
+void every_policy();
+void every_preset();
+void owning_buffers();
+std::size_t route_and_permute(const mb::RouteArgs& args, const mb::PermutationArgs& order);
 void error_handler();
 
-void every_policy(const Arguments& args) {
-  call(mb::Router{mb::Softmax{}, mb::TopK<1>{}}, args);
-  call(mb::Router{mb::SoftmaxOverSelected{}, mb::TopK<4>{}, mb::AuxLoss{.scale = mb::LossScale::per_token}}, args);
-  call(mb::Router{mb::Sigmoid{}, mb::GroupLimitedTopK<8>{}, mb::LossFreeBias{.centring = mb::Centring::step}}, args);
-  call(mb::Router{mb::SqrtSoftplus{}, mb::Replay{mb::TopK<2>{}}, mb::SequenceLoss{}}, args);
-  call(mb::Router{mb::Identity{}, mb::WithCapacity<mb::TopK<2>>{.pad = true}, mb::ZLoss{}}, args);
-  call(mb::Router{mb::Softmax{}, mb::TopK<2>{}, mb::FromPlainTopK{mb::GlobalBatchLoss{}}, mb::SingleDevice{}}, args);
+void every_policy() {
+  call(mb::Router{mb::Softmax{}, mb::TopK<1>{}});
+  call(mb::Router{mb::SoftmaxOverSelected{}, mb::TopK<4>{}, mb::AuxLoss{.scale = mb::LossScale::per_token}});
+  call(mb::Router{mb::Sigmoid{}, mb::GroupLimitedTopK<8>{}, mb::LossFreeBias{.centring = mb::Centring::step}});
+  call(mb::Router{mb::SqrtSoftplus{}, mb::Replay{mb::TopK<2>{}}, mb::SequenceLoss{}});
+  call(mb::Router{mb::Identity{}, mb::WithCapacity<mb::TopK<2>>{.pad = true}, mb::ZLoss{}});
+  call(mb::Router{mb::Softmax{}, mb::TopK<2>{}, mb::FromPlainTopK{mb::GlobalBatchLoss{}}, mb::SingleDevice{}});
 }
 
-void every_preset(const Arguments& args) {
-  call(mb::presets::DeepSeekV3<>{}, args);
-  call(mb::presets::DeepSeekV2<>{}.with(mb::NoBalancer{}), args);
-  call(mb::presets::Mixtral<>{}, args);
-  call(mb::presets::Qwen3<>{}.with(mb::ThreadSync::group(1).front()), args);
-  call(mb::presets::GptOss<>{}, args);
-  call(mb::presets::Olmoe<>{}, args);
-  call(mb::CompiledRouter<mb::presets::Switch<>>{}, args);
-  call(mb::presets::Llama4<>{}, args);
+void every_preset() {
+  call(mb::presets::DeepSeekV3<>{});
+  call(mb::presets::DeepSeekV2<>{}.with(mb::NoBalancer{}));
+  call(mb::presets::Mixtral<>{});
+  call(mb::presets::Qwen3<>{}.with(mb::ThreadSync::group(1).front()));
+  call(mb::presets::GptOss<>{});
+  call(mb::presets::Olmoe<>{});
+  call(mb::CompiledRouter<mb::presets::Switch<>>{});
+  call(mb::presets::Llama4<>{});
 }
 
-void owning_buffers(const Arguments& args) {
+void owning_buffers() {
   const mb::Shape shape{.tokens = 4, .experts = 8};
   const mb::presets::Olmoe<> router;
   const mb::Buffer<std::byte> workspace(router.workspace_bytes(shape));
   const mb::Bias bias{8, 2};
   const mb::Load load{8, 2};
   const mb::Saved saved{router, shape};
-  mb::ForwardArgs forward = args.forward;
+  mb::ForwardArgs forward{};
   forward.saved = saved.ref();
   forward.bias = bias.ref().layer(1);
   forward.load = load.ref().layer(1, 7);
   router.forward(forward, {workspace.data(), workspace.bytes()}, mb::Host{});
 }
 
-std::size_t route_and_permute(const Arguments& args, const mb::PermutationArgs& order) {
+std::size_t route_and_permute(const mb::RouteArgs& args, const mb::PermutationArgs& order) {
   const mb::Router router{mb::Softmax{}, mb::TopK<2>{}};
-  mb::route_and_permute(router, args.route, order, args.workspace, mb::Host{});
+  mb::route_and_permute(router, args, order, {}, mb::Host{});
   return mb::route_and_permute_workspace_bytes(router, {.tokens = 4, .experts = 8}) +
          mb::permutation_workspace_bytes(4, 2, 8);
 }
@@ -115,9 +105,9 @@ mb::RouteArgs views_of(const Tensor& logits, const Tensor& experts, const Tensor
 }
 
 #if defined(MOE_BALANCE_TEST_MPI)
-void over_processes(MPI_Comm communicator, const Arguments& args);
-void over_processes(MPI_Comm communicator, const Arguments& args) {
-  call(mb::Router{mb::Softmax{}, mb::TopK<2>{}, mb::GlobalBatchLoss{}, mb::MpiSync{communicator}}, args);
+void over_processes(MPI_Comm communicator);
+void over_processes(MPI_Comm communicator) {
+  call(mb::Router{mb::Softmax{}, mb::TopK<2>{}, mb::GlobalBatchLoss{}, mb::MpiSync{communicator}});
 }
 #endif
 
