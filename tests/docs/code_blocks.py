@@ -5,7 +5,7 @@
     cpp FILE       lines of FILE, which is compiled elsewhere
     cmake          configured: once with add_subdirectory, once with find_package of the tree installed at PREFIX
     sh             lines `bash FILE`: the file is there; otherwise run in an empty folder beside `include`, without optimisation
-    python         parsed
+    c++, python    quoted from a file of examples/ or tests/, where it is compiled and run; or the page has a test of its own there, which names it
     text FILE      what a compiler says of FILE, as the first line of the first error
     text           output, of what stands before it
 
@@ -60,12 +60,15 @@ class Checks:
         lines = (self.root / block.words[1]).read_text(encoding="utf-8").splitlines()
         return [f"{block.where}: {block.words[1]} has no line '{line}'" for line in block.lines if line not in lines]
 
-    def python(self, block):
-        try:
-            compile(block.text, block.where, "exec")
-        except SyntaxError as error:
-            return [f"{block.where}: {error}"]
-        return []
+    def quote(self, block):
+        page = block.where.split(":")[0]
+        for folder in ("examples", "tests"):
+            for path in sorted((self.root / folder).rglob("*")):
+                if path.is_file() and path.suffix in (".cpp", ".cu", ".hpp", ".py", ".sh", ".cmake", ".txt") and "docs" not in path.parts[-2:]:
+                    text = path.read_text(encoding="utf-8", errors="replace")
+                    if "\n" + block.text in "\n" + text or (folder == "tests" and f"docs/{page}" in text):
+                        return []
+        return [f"{block.where}: quoted from no file of examples/ or tests/, and no test names docs/{page}"]
 
     def text(self, block):
         if len(block.words) == 1:
@@ -110,7 +113,7 @@ class Checks:
         return errors
 
     def of(self, block):
-        languages = {"cpp": self.cpp, "python": self.python, "text": self.text, "sh": self.sh, "cmake": self.cmake_}
+        languages = {"cpp": self.cpp, "c++": self.quote, "python": self.quote, "text": self.text, "sh": self.sh, "cmake": self.cmake_}
         if not block.words or block.words[0] not in languages or len(block.words) > 2:
             return [f"{block.where}: '{' '.join(block.words)}' is none of {', '.join(languages)}, so that nothing checks this block"]
         return languages[block.words[0]](block)
