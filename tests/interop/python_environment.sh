@@ -16,7 +16,9 @@ if [ "$1" = --run ]; then
     if [ -e "$reason" ]; then cat "$reason"; else echo "Skipped: $environment was not set up"; fi
     exit 77
   fi
-  PATH=$(cd "$environment/bin" && pwd):$PATH exec "$@"
+  environment=$(cd "$environment" && pwd)
+  unset PYTHONDONTWRITEBYTECODE  # large packages take longer to compile than to run, so once is enough; nothing is left beside sources
+  PATH=$environment/bin:$PATH PYTHONPYCACHEPREFIX=$environment/pycache exec "$@"
 fi
 
 skip() {
