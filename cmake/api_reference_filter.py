@@ -46,6 +46,7 @@ DESCRIBED = {
     # for all of these
     r"inline constexpr \w+ \w+<[A-Z]> = ": "What the policy says.",
     r"^[A-Z]\w*\(.*\) -> [A-Z]\w*<": "The policies are deduced from values.",
+    r"\bvoid append_pieces\(": "Writes the pieces of a message one behind the other.",
     # numbers: float versions say what is promised
     r"^MOEB_INLINE double \w+\(double x\)": "For checks on the CPU, by the C library.",
     r"bool is_finite\(": "Neither infinite nor NaN.",

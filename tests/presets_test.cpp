@@ -280,6 +280,12 @@ TEST_CASE("Mixtral reproduces Hugging Face's routing and 0.02 of its loss") {
   CHECK(routed.loss == doctest::Approx(0.02 * loss).epsilon(1e-5));
 }
 
+TEST_CASE("Qwen3, GptOss and Olmoe reproduce the vectors of Megatron-Core's routing with the same options") {
+  agrees_with_recording(mb::presets::Qwen3<>{}, "route_softmax_t16_e128_k8");
+  agrees_with_recording(mb::presets::GptOss<>{}, "route_softmax_t33_e16_k4");
+  agrees_with_recording(mb::presets::Olmoe<>{}, "route_softmax_pre_t1_e64_k8");
+}
+
 TEST_CASE("every preset routes as its model's publication says") {
   agrees_with(mb::presets::DeepSeekV3<>{}, deepseek_v3, problem_of(256, 1), true);
   agrees_with(mb::presets::DeepSeekV2<>{}, deepseek_v2, problem_of(160, 2), false);

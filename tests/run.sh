@@ -9,10 +9,10 @@ bash cmake/install_packages.sh \
   g++=g++ cmake=cmake ninja-build=ninja git=git \
   doctest-dev=/usr/include/doctest/doctest.h nlohmann-json3-dev=/usr/include/nlohmann/json.hpp \
   libboost-context-dev=/usr/include/boost/context/fiber.hpp \
-  -- ccache=ccache clang=clang++ libclang-rt-dev libbenchmark-dev=/usr/include/benchmark/benchmark.h \
+  -- ccache=ccache doxygen=doxygen clang=clang++ libclang-rt-dev libbenchmark-dev=/usr/include/benchmark/benchmark.h \
   zlib1g-dev=/usr/include/zlib.h libtorch-dev=/usr/include/torch/csrc/api/include/torch/torch.h \
   libopenblas0-pthread gnuplot-nox=gnuplot libopenmpi-dev=mpicxx openmpi-bin=mpirun \
-  libeigen3-dev=/usr/include/eigen3/Eigen/Core gcc=gcc python3=python3 pkg-config=pkg-config doxygen=doxygen \
+  libeigen3-dev=/usr/include/eigen3/Eigen/Core gcc=gcc python3=python3 pkg-config=pkg-config \
   python3-torch=/usr/lib/python3/dist-packages/torch/__init__.py $(python3 -c 'import ensurepip' 2>/dev/null || echo python3-venv) </dev/null
 
 options=(-G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS_RELEASE=-O2)

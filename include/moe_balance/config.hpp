@@ -3,6 +3,10 @@
 
 #include <moe_balance/version.hpp>
 
+#if __cplusplus < 201709L
+#error "moe_balance needs C++20: compile with -std=c++20 or newer"
+#endif
+
 /// \def MOEB_HOST_DEVICE
 /// Marks whatever runs on both sides, user policies included: `__host__ __device__` for nvcc, nothing elsewhere.
 /// \def MOEB_INLINE

@@ -94,7 +94,8 @@ template <class Balancer = BalancerOf<DeepSeekV3Model>, class Sync = SingleDevic
 using DeepSeekV3 = Preset<DeepSeekV3Model, Balancer, Sync>;
 
 /// DeepSeek-V2: 160 experts in 8 groups of which 3 are kept, by their best expert; K = 6, two shared experts besides.
-/// Source: arXiv 2405.04434, section 2.2 and 3.1.2: expert-level loss 0.003 over each sequence. The device-level (0.05) and communication
+/// Source: arXiv 2405.04434, section 2.2 and 3.1.2: expert-level loss 0.003 over each sequence (its published config has aux_loss_alpha
+/// 0.001). The device-level (0.05) and communication
 /// (0.02) losses of the paper are not offered by this library yet. Weights are not renormalised; scaling 16: its published config.
 struct DeepSeekV2Model {
   static constexpr Softmax scoring{};
@@ -129,7 +130,7 @@ using Qwen3 = Preset<Qwen3Model, Balancer, Sync>;
 
 /// gpt-oss-120b (128 experts) and 20b (32): K = 4, softmax over the four chosen logits. The gate has a learned bias, part of its logits here.
 /// Source: the gpt-oss model card, arXiv 2508.10925, and its torch/model.py. Neither publishes how load was balanced in training, so there is no
-/// balancer; Hugging Face's GptOssConfig has router_aux_loss_coef 0.9, meant for fine-tuning and off by default.
+/// balancer. Hugging Face's GptOssConfig has a router_aux_loss_coef for fine-tuning, off by default: 0.9 in earlier releases, 0.001 in later ones.
 struct GptOssModel {
   static constexpr SoftmaxOverSelected scoring{};
   static constexpr TopK<4> top_k{.renormalise = true, .scaling_factor = 1.0f};
@@ -139,8 +140,8 @@ template <class Balancer = BalancerOf<GptOssModel>, class Sync = SingleDevice>
 using GptOss = Preset<GptOssModel, Balancer, Sync>;
 
 /// OLMoE-1B-7B: 64 experts, K = 8, weights are the softmax over all experts, not renormalised.
-/// Source: arXiv 2409.02060, section 2: load balancing loss 0.01, router z-loss 0.001. Its training code (MegaBlocks) divides the z-loss by K,
-/// too, and takes the mean over layers; the coefficients here are the paper's.
+/// Source: arXiv 2409.02060, section 2: load balancing loss 0.01, router z-loss 0.001; its published config has norm_topk_prob false. Its
+/// training code (MegaBlocks) divides the z-loss by K, too, and takes the mean over layers; the coefficients here are the paper's.
 struct OlmoeModel {
   static constexpr Softmax scoring{};
   static constexpr TopK<8> top_k{.renormalise = false, .scaling_factor = 1.0f};
@@ -162,7 +163,8 @@ using Switch = Preset<SwitchModel, Balancer, Sync>;
 /// Llama 4 Scout (16 experts) and Maverick (128): K = 1, the weight is the sigmoid of the chosen logit. One shared expert besides.
 /// Source: its reference code (models/llama4/moe.py) and Hugging Face's modeling_llama4.py. They rank logits, this router sigmoids of logits: the
 /// same but for logits above 17, whose float32 sigmoids are all 1 and go to the smaller id. Llama 4 multiplies the expert's input by the weight,
-/// not its output. How load was balanced is not published, so there is no balancer.
+/// not its output: PermuteArgs::scale. How load was balanced is not published, so there is no balancer; Hugging Face's Llama4TextConfig has a
+/// router_aux_loss_coef of 0.001 for fine-tuning, off by default.
 struct Llama4Model {
   static constexpr Sigmoid scoring{};
   static constexpr TopK<1> top_k{.renormalise = false, .scaling_factor = 1.0f};

@@ -40,3 +40,6 @@ Routed routed_by(const AnyRouter& router) {
 
 Routed routed_in_other_file();
 Routed routed_in_shared_object();
+__attribute__((visibility("default"))) Routed routed_in_other_shared_object();
+/// Raises InvalidArgument.
+__attribute__((visibility("default"))) void fails_in_other_shared_object();
