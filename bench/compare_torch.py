@@ -96,7 +96,7 @@ def main():
     parser.add_argument("library")
     parser.add_argument("--tokens", type=int, default=16384)
     parser.add_argument("--experts", type=int, default=256)
-    parser.add_argument("--threads", type=int, default=0, help="0: all cores, on both sides")
+    parser.add_argument("--threads", type=int, default=0, help="on both sides; 0: all cores; 1: timed in CPU seconds")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

@@ -244,9 +244,14 @@ struct Engine<Host> {
     for (std::int64_t segment = 0; segment < problem.segments.count(); ++segment) {
       prepare_slopes(problem, tile, segment, 0, 1, max_experts, slope);
       const std::int64_t size = problem.segments.size(segment);
-      for (std::int64_t i = size * part / parts; i < size * (part + 1) / parts; ++i) {
+      const std::int64_t last = size * (part + 1) / parts;
+      for (std::int64_t i = size * part / parts; i < last; ++i) {
         const std::int64_t next = problem.segments.token(segment, i + 1);
-        if (reads_rows) prefetch_row<RowUse::read>(layout, problem.logits, next);
+        if constexpr (reads_rows)
+          prefetch_row<RowUse::read>(layout, problem.logits, next);
+        else if (i + host_tuning.tokens_ahead < last)
+          prefetch_chosen<decltype(problem.top_k)::k>(problem.logits, problem.experts,
+                                                      problem.segments.token(segment, i + host_tuning.tokens_ahead));
         prefetch_row<RowUse::write>(layout, problem.grad_logits, next);
         backward_token<Real>(problem, tile, layout, problem.segments.token(segment, i), slopes);
       }

@@ -15,6 +15,8 @@ inline constexpr int max_experts = 2048;
 struct HostTuning {
   /// Fewest logits worth a further thread: a guess at where its start is repaid, not yet measured.
   std::int64_t logits_per_thread = 32768;
+  /// How far ahead a backward pass asks for the few logits it reads, which lie apart: 4 to 16 were equally good, 1 took nearly twice as long.
+  std::int64_t tokens_ahead = 8;
 };
 inline constexpr HostTuning host_tuning{};
 

@@ -49,10 +49,13 @@ template <class TileT, class LayoutT, class Real, class Admit>
   return result;
 }
 
-/// The largest finite value of a row; 0 where none is finite. Few rows have an infinite logit: only they are read a second time.
+/// The largest finite value of a row; 0 where none is finite. Few rows have an infinite logit: where slots are memory, only those rows are read
+/// with a look at every value; lanes without registers to spare for a second reading look at once.
 template <class TileT, class LayoutT, class Real>
 [[nodiscard]] MOEB_INLINE Real row_maximum(const TileT& tile, const LayoutT& layout, const Slots<Real, LayoutT>& values) {
-  Real result = maximum_of(tile, layout, values, [](Real value) MOEB_LAMBDA { return value; });
+  Real result = infinity<Real>;
+  if constexpr (!LayoutT::in_registers)
+    result = maximum_of(tile, layout, values, [](Real value) MOEB_LAMBDA { return value; });
   if (result == infinity<Real>) {
     result = maximum_of(tile, layout, values,
                         [](Real value) MOEB_LAMBDA { return choose(value < infinity<Real>, value, -infinity<Real>); });

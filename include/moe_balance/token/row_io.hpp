@@ -226,6 +226,18 @@ MOEB_INLINE void prefetch_row(const LayoutT& layout, const BasicAnyMatrix<Const>
   }
 }
 
+/// Asks for the logits of a token's K chosen experts, wherever an empty slot's -1 leads.
+template <int K>
+MOEB_INLINE void prefetch_chosen(const ConstAnyMatrix& logits, const MatrixView<const std::int32_t>& experts,
+                                 std::int64_t token) {
+  const auto element = static_cast<std::int64_t>(size_of(logits.type));
+  const auto first = reinterpret_cast<std::uintptr_t>(logits.data);
+  for (int k = 0; k < K; ++k) {
+    const std::int64_t expert = experts.data[token * experts.stride + k];
+    prefetch<RowUse::read>(first + static_cast<std::uintptr_t>((token * logits.stride + expert) * element));
+  }
+}
+
 /// Loads the row again where the layout does not keep it in registers meanwhile.
 template <class Real, class TileT, class LayoutT>
 MOEB_INLINE void reload_row(const TileT& tile, const LayoutT& layout, const ConstAnyMatrix& matrix, std::int64_t row,
