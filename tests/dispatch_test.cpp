@@ -44,6 +44,9 @@ TEST_CASE("dispatch: any number of threads and any instruction set give the same
     fill_values(p, random);
     const DispatchResults one = run_dispatch(HostEngine{.threads = 1}, p);
     for (const int threads : {2, 3, 7}) CHECK(run_dispatch(HostEngine{.threads = threads}, p) == one);
+    p.sorts = true;
+    for (const int threads : {1, 2, 3, 7}) CHECK(run_dispatch(HostEngine{.threads = threads}, p) == one);
+    p.sorts = false;
     for (const auto set : {mb::InstructionSet::baseline, mb::InstructionSet::x86_64_v3, mb::InstructionSet::x86_64_v4}) {
       CHECK(run_dispatch(HostEngine{.threads = 2, .instructions = set}, p) == one);
     }

@@ -81,6 +81,21 @@ TEST_CASE("forward_and_permute: offsets of sequences that no check can see lead 
   }
 }
 
+TEST_CASE("dispatch: counts that disagree with ids lead to no row outside") {
+  constexpr std::int64_t rows = 3;
+  std::vector<std::int32_t> ids(40, 1), histogram(3, 0);
+  std::vector<std::int64_t> offsets(4), row_of_slot(40, 77), slot_of_row(100, 77);
+  mb::PermutationProblem problem = mb::detail::permutation_problem({.experts = mb::MatrixView(ids.data(), 20, 2),
+                                                                    .offsets = {offsets.data(), 4},
+                                                                    .row_of_slot = {row_of_slot.data(), 20, 2},
+                                                                    .slot_of_row = {slot_of_row.data(), rows}});
+  problem.histogram = histogram.data();
+  problem.histogram_rows = 1;
+  mb::detail::place_slots(problem, 1, FiberEngine{}.place());
+  for (const std::int64_t row : row_of_slot) CHECK((row >= -1 && row < rows));
+  for (std::size_t r = rows; r < slot_of_row.size(); ++r) CHECK(slot_of_row[r] == 77);
+}
+
 TEST_CASE("dispatch: fibers = CPU with more parts than one") {
   const DispatchProblem p = dispatch_problem(42, 2600, 2, 9, 1, 4);
   const DispatchResults host = run_dispatch(HostEngine{.threads = 1}, p);

@@ -221,6 +221,9 @@ void counts_bad_indices() {
   typename Engine::template Array<mb::Status> status(engine, {mb::Status{.invalid_experts = 10}});
   CHECK(run_dispatch(engine, bad, status.data()) == run_dispatch(engine, good));
   CHECK(status.values()[0].invalid_experts == 10 + 9);
+  bad.sorts = true;
+  CHECK(run_dispatch(engine, bad, status.data()) == run_dispatch(engine, good));
+  CHECK(status.values()[0].invalid_experts == 10 + 2 * 9);
   CHECK(status.values()[0].invalid_rows == 0);
 
   DispatchMemory<Engine> memory;
@@ -257,6 +260,12 @@ void refuses_bad_indices() {
         mb::InvalidArgument);
     CHECK(memory.contents() == before);
   }
+  DispatchProblem sorted = dispatch_problem(32, 4, 2, 3, 1, 1);
+  sorted.sorts = true;
+  sorted.ids[5] = 3;
+  CHECK_THROWS_WITH_AS((void)run_dispatch(Engine{}, sorted),
+                       "moe_balance: permutation: experts[5] is 3; allowed: -1 to 2 (-1: an empty slot)",
+                       mb::InvalidArgument);
   refuses<Engine>("permute: slot_of_row[3]", [&](Memory& memory) {
     memory.slot_of_row.data()[3] = 6;
     const auto restore = [&] { memory.slot_of_row.data()[3] = 5; };

@@ -237,8 +237,10 @@ TEST_CASE_TEMPLATE_DEFINE("expert parallelism: what disagrees is refused, or cou
       run();
       engine.wait();
       CHECK(status.values()[0].invalid_rows == before + 1);
+      for (const std::int64_t sent : send_counts.values()) CHECK(sent >= 0);
     }
   };
+  split({0, 4, 9, 2, 3}, {4, 5, 0, 1}, "rank_splits: offsets[3] is 2; allowed: at least 9");
   split({0, 2, 4, 6, 8}, {2, 2, 3, 2}, "rank_splits: offsets[3] is 6; allowed: at least 7");
   split({0, 2, 1, 6, 8}, {2, 0, 2, 2}, "rank_splits: offsets[2] is 1; allowed: at least 2");
 

@@ -99,7 +99,11 @@ TEST_CASE_TEMPLATE_DEFINE("forward_and_permute: no tokens, one, fewer than rows,
     CAPTURE(tokens);
     Inputs inputs = full_inputs(31, tokens, 24, 4);
     inputs.accumulate = tokens != 7;
-    if (tokens == 600) inputs.tokens_on_device = 417;
+    if (tokens == 600) {
+      inputs.tokens_on_device = 417;
+      inputs.layout = mb::Sequences::Layout::token_major;
+      inputs.sequences = 6;
+    }
     check_fused<Engine>(router, inputs);
   }
 }
