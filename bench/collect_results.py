@@ -17,7 +17,7 @@ import xml.etree.ElementTree
 
 MAY_BE_SKIPPED = ("compare_torch",)  # needs PyTorch, which need not be there
 HIGHLIGHTS = re.compile(r"/float32/E(256|512|896)/T(64/warm/graph|8192/|32768/)|^update/")  # what the table shows
-PROGRAM_OF_STEP = {"benchmarks": "router_gpu", "user_policy": "user_policy_gpu"}  # Google Benchmark exits with 0 whatever fails
+PROGRAM_OF_STEP = {"benchmarks": "router_gpu", "benchmarks_narrow": "router_gpu_narrow", "user_policy": "user_policy_gpu"}  # Google Benchmark exits with 0 whatever fails
 TAIL_LINES = 40
 LOG_BYTES = 12 << 20
 

@@ -51,7 +51,7 @@ struct DispatchEngine<testing::Fibers> {
     with_tier(static_cast<int>(problem.logits.columns), [&](auto tier_index) {
       constexpr int index = decltype(tier_index)::value;
       constexpr CudaTier tier = cuda_tiers[index];
-      constexpr std::size_t shared_bytes = ForwardShared<decltype(problem.balancer), tier.max_experts, false>::bytes(0);
+      constexpr std::size_t shared_bytes = ForwardShared<decltype(problem.balancer), tier.max_experts>::bytes(0);
       testing::launch_fibers(place, rows, 1, 64, shared_bytes, [&](const testing::FiberBlock& block) {
         const testing::FiberTile<tier.width> tile{block.group, block.thread()};
         route_and_count_kernel<KernelConfig<index>>(block, tile, problem, totals, histogram);

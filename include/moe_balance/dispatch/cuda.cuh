@@ -79,7 +79,7 @@ struct MOEB_HIDDEN CudaDispatchEngine {
     with_tier(static_cast<int>(problem.logits.columns), [&](auto tier_index) {
       constexpr int index = decltype(tier_index)::value;
       constexpr CudaTier tier = cuda_tiers[index];
-      constexpr std::size_t shared_bytes = ForwardShared<decltype(problem.balancer), tier.max_experts, false>::bytes(0);
+      constexpr std::size_t shared_bytes = ForwardShared<decltype(problem.balancer), tier.max_experts>::bytes(0);
       moe_balance_route_and_count<index, Problem>
           <<<static_cast<unsigned>(rows), tier.threads, shared_bytes, stream>>>(problem, totals, histogram);
     });

@@ -21,7 +21,7 @@ template <class Config, class BlockT, class TileT, class Problem>
 MOEB_HOST_DEVICE inline void route_and_count_kernel(const BlockT& block, const TileT& tile, const Problem& problem,
                                                     const Totals& totals, std::int32_t* histogram) {
   using Balancer = decltype(problem.balancer);
-  using Shared = ForwardShared<Balancer, Config::max_experts, false>;
+  using Shared = ForwardShared<Balancer, Config::max_experts>;
   using LayoutT = Layout<TileT, Config::max_experts>;
   const int experts = static_cast<int>(problem.logits.columns);
   const LayoutT layout{experts, tile.lane()};
@@ -33,7 +33,7 @@ MOEB_HOST_DEVICE inline void route_and_count_kernel(const BlockT& block, const T
   if (block.thread() == 0) *shared.tokens() = {};
   block.barrier();
 
-  RegisterSums<LayoutT> sums(nullptr, 0);
+  RegisterSums<LayoutT> sums{nullptr, layout};
   KernelSink<BlockT, RegisterSums<LayoutT>, Balancer> sink{block, shared.counts(), shared.loss_counts(), sums};
   const ItemRange range = range_of_part(problem.logits.rows, block.index(), block.blocks());
   const int tiles = block.threads() / TileT::width;
