@@ -72,8 +72,9 @@ struct Tournament<K, 1> {
   [[nodiscard]] MOEB_INLINE std::int32_t slot() const { return best_slot; }
 };
 
-/// One lane's best keys. A lane of registers names a slot by its offset (Layout), which is one addition from its expert. Column c has slots c, c + columns, c + 2 columns, ...: its best takes part in the tournament, and its second best is
-/// known, too, so that a column is scanned again only from its third pick on.
+/// One lane's best keys. Column c has slots c, c + columns, c + 2 columns, ...: its best takes part in the tournament, and its second best is
+/// known, too, so that a column is scanned again only from its third pick on. A lane of registers names a slot by its offset (Layout), which is
+/// an addition away from its expert.
 template <class TileT, class LayoutT, class K>
 struct LaneMaxima {
   static constexpr int columns = TileT::columns;
