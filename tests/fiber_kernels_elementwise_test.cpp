@@ -4,9 +4,14 @@
 namespace testing {
 
 TEST_CASE("fibers = CPU: DeepSeek-V3's router with every kind of part") {
-  const mb::Router router{mb::Sigmoid{}, mb::GroupLimitedTopK<4>{.groups = 8, .groups_kept = 4, .group_score_top = 1, .scaling_factor = 2.5f},
-                          mb::Combine{mb::LossFreeBias{.centring = mb::Centring::bias}, mb::SequenceLoss{.coefficient = 0.1f}, mb::ZLoss{}}};
+  mb::Router router{
+      mb::Sigmoid{}, mb::GroupLimitedTopK<4>{.groups = 8, .groups_kept = 4, .group_score_top = 1, .scaling_factor = 2.5f},
+      mb::Combine{mb::LossFreeBias{.centring = mb::Centring::bias}, mb::SequenceLoss{.coefficient = 0.1f}, mb::ZLoss{}}};
   check_same_as_host(router, {8, 16, 40, 64, 128, 160, 256, 512, 1024, 2048});
+  router.top_k.group_score_top = 2;
+  check_same_as_host(router, {32, 64, 128, 160, 256, 1024});
+  router.top_k.group_score_top = 3;
+  check_same_as_host(router, {32, 256});
 }
 
 TEST_CASE("fibers = CPU: square root of softplus, not renormalised, micro-batch loss") {
@@ -14,7 +19,8 @@ TEST_CASE("fibers = CPU: square root of softplus, not renormalised, micro-batch 
 }
 
 TEST_CASE("update of layers with different numbers of experts on fibers gives the CPU's bits") {
-  const mb::Router router{mb::Sigmoid{}, mb::TopK<1>{}, mb::LossFreeBias{.update_rate = 0.3f, .centring = mb::Centring::step}};
+  const mb::Router router{mb::Sigmoid{}, mb::TopK<1>{},
+                          mb::LossFreeBias{.update_rate = 0.3f, .centring = mb::Centring::step}};
   const std::int32_t experts[] = {40, 33, 1, 7};
   const auto updated = [&](const auto& place) {
     std::vector<std::int64_t> load(160);

@@ -1,12 +1,14 @@
 // The GPU's short division and square root round correctly whatever the approximate instructions that they start from give, within the error
 // that the CUDA documentation states for them. Simulated here with every mantissa; rounded_cuda_test has the instructions themselves.
-#include <moe_balance/tile/rounded.hpp>
+#include <moe_balance/engine/kernels.hpp>
+#include <moe_balance/moe_balance.hpp>
 
 #include <doctest/doctest.h>
 
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <random>
 #include <utility>
 #include <vector>
@@ -25,6 +27,12 @@ float with_mantissa(std::uint32_t mantissa, int exponent) {
 float moved(float value, int ulps) {
   return std::bit_cast<float>(std::bit_cast<std::int32_t>(value) + ulps);
 }
+
+/// All of a tile that a layout asks for.
+struct TwoLanes {
+  static constexpr int width = 2;
+  static constexpr bool slots_in_registers = true;
+};
 
 }  // namespace
 
@@ -93,4 +101,56 @@ TEST_CASE("a quotient refined from the correctly rounded reciprocal is correctly
     }
   }
   CHECK(wrong == 0);
+}
+
+TEST_CASE("a probability in two halves is the same fixed-point number as in 64 bits") {
+  std::mt19937 random(2);
+  std::int64_t wrong = 0;
+  const auto check = [&](float value) {
+    const mb::UnitFixed halves = mb::unit_to_fixed(value);
+    const bool in_range = halves.high >= 0 && halves.high <= 2048 && std::abs(halves.low) <= 1 << 21;
+    wrong += !in_range || halves.value() != mb::to_fixed<mb::probability_fraction_bits>(value) ? 1 : 0;
+  };
+  for (int exponent = -40; exponent <= 0; ++exponent) {
+    for (int i = 0; i < 20000; ++i) check(with_mantissa(static_cast<std::uint32_t>(random()) % mantissas, exponent));
+    for (const std::uint32_t mantissa : {0u, 1u, mantissas / 2, mantissas - 1}) check(with_mantissa(mantissa, exponent));
+  }
+  for (int i = 0; i < 4096; ++i) {
+    check(static_cast<float>(i) / 2048.0f);         // halfway between the high half's steps
+    check(std::ldexp(static_cast<float>(i), -33));  // halfway between the low half's
+  }
+  for (const float value : {0.0f, 1.0f, 2.0f}) check(value);
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("sums in two halves stay exact however many tokens are added") {
+  using LayoutT = mb::Layout<TwoLanes, 8>;
+  std::mt19937 random(3);
+  for (const int tokens : {1, mb::most_unit_sums - 1, mb::most_unit_sums, 5 * mb::most_unit_sums + 7}) {
+    std::int64_t row[8] = {};
+    std::int64_t sums[8] = {};
+    mb::UnitRegisterSums<LayoutT> lane{row, LayoutT{8, 1}};
+    lane.clear();
+    for (int token = 0; token < tokens; ++token) {
+      for (int slot = 0; slot < LayoutT::capacity; ++slot) {
+        const float value = random() % 2 == 0 ? 1.0f : 0x1.ffdfffp-1f;  // the largest halves of both signs
+        sums[slot] += mb::to_fixed<mb::probability_fraction_bits>(value);
+        lane.unit_probability(slot, value);
+      }
+    }
+    lane.flush();
+    for (int slot = 0; slot < LayoutT::capacity; ++slot) CHECK(row[mb::place_in_row(LayoutT{8, 1}, slot)] == sums[slot]);
+  }
+}
+
+TEST_CASE("scores that are promised not to be negative have no sign, whatever the logit") {
+  std::int64_t signs = 0;
+  for (std::uint64_t bits = 0; bits < std::uint64_t{1} << 32; bits += 9973) {
+    const auto logit = std::bit_cast<float>(static_cast<std::uint32_t>(bits));
+    for (const float score :
+         {mb::Sigmoid{}(logit), mb::SqrtSoftplus{}(logit), mb::exp_of_difference_or_zero(-std::fabs(logit))}) {
+      signs += std::signbit(score) && score == score ? 1 : 0;
+    }
+  }
+  CHECK(signs == 0);
 }

@@ -48,6 +48,15 @@ template <class S>
     S::normalised;
   }
 inline constexpr bool is_normalised<S> = S::normalised;
+/// non_negative: a score is never below +0 (nor -0), and with `normalised` never above 1 by more than roundings; a logit that is not finite
+/// has score 0, infinity or NaN then. GPU kernels rank and add up such scores with fewer instructions.
+template <class S>
+inline constexpr bool is_non_negative = false;
+template <class S>
+  requires requires {
+    S::non_negative;
+  }
+inline constexpr bool is_non_negative<S> = S::non_negative;
 /// over_selected: experts are ranked by logit + bias, and weights are computed among the chosen logits only.
 template <class S>
 inline constexpr bool is_over_selected = false;

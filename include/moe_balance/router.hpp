@@ -232,13 +232,8 @@ struct Router {
     const SavedView saved = SavedLayout<Balancer>{experts, sequences}.view(args.saved.data);
     const std::size_t row_bytes = static_cast<std::size_t>(experts) * sizeof(std::int64_t);
     await_global_counts(saved, place);  // of an earlier forward whose sum nobody read: it may still be written to
-    if constexpr (loss_count > 0) {
-      Engine<Place>::clear(args.saved.data, saved_bytes({0, experts, sequences}), place);
-    }
-    if (args.counts != nullptr) Engine<Place>::clear(args.counts, row_bytes, place);
-
     const bool adds_directly = args.accumulate && !load_is_read;
-    const Totals totals{args.counts, adds_directly ? args.load.counts : nullptr, saved, args.status};
+    Totals totals{args.counts, adds_directly ? args.load.counts : nullptr, saved, args.status};
     const ForwardProblem<Scoring, TopKT, Balancer> problem{scoring,
                                                            top_k,
                                                            balancer,
@@ -251,6 +246,7 @@ struct Router {
                                                            args.replay,
                                                            Segments{sequences_of(args), args.logits.rows},
                                                            rows_hold_quads(args.logits)};
+    clear_totals(problem, static_cast<std::int64_t*>(args.saved.data), totals, place);
     in_real_type<Place>(args.logits.type,
                         [&](auto real) { Engine<Place>::template forward<decltype(real)>(problem, totals, place); });
 
@@ -262,6 +258,25 @@ struct Router {
         Engine<Place>::publish(args.load.counts, saved.global_counts, experts, args.accumulate, place);
       }
       sync.start(saved.global_counts, experts, place);
+    }
+  }
+
+  /// Clears what a forward call adds up in, or has its kernel do that where the engine offers it: a launch less.
+  template <class Problem, class Place>
+  void clear_totals(const Problem& problem, std::int64_t* saved, Totals& totals, const Place& place) const {
+    const int experts = static_cast<int>(problem.logits.columns);
+    const std::size_t saved_size = saved_bytes({0, experts, problem.segments.count()});
+    if constexpr (requires { Engine<Place>::forward_clears(problem, place); }) {
+      if (Engine<Place>::forward_clears(problem, place)) {
+        totals.saved_words = saved;
+        totals.words_to_clear = static_cast<std::int64_t>(saved_size / sizeof(std::int64_t));
+        totals.counts_to_clear = totals.counts != nullptr ? experts : 0;
+        return;
+      }
+    }
+    if constexpr (loss_count > 0) Engine<Place>::clear(saved, saved_size, place);
+    if (totals.counts != nullptr) {
+      Engine<Place>::clear(totals.counts, static_cast<std::size_t>(experts) * sizeof(std::int64_t), place);
     }
   }
 

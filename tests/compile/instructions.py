@@ -1,14 +1,17 @@
 #!/usr/bin/env python3
-"""Instructions per token of the main kernels, estimated from PTX, beside the time that memory takes, as a table in docs/performance.md.
+"""Instructions per token of the main kernels, counted in machine code, beside the time that memory takes, as tables in docs/performance.md.
 
-instructions.py write|check|print PAGE BUDGETS NVCC FLAGS... SOURCE
+instructions.py write|check|print PAGE BUDGETS NVDISASM NVCC FLAGS... SOURCE
 
-Compiles SOURCE (instructions.cu) to PTX with NVCC FLAGS and counts, in each kernel, the instructions of the loop over tokens. BUDGETS is the
-program kernel_budgets. An estimate, to show what a change costs: PTX is not the machine's code (moves are left out, because ptxas removes most;
-what it fuses or adds is not seen), both sides of a branch count, and each loop inside the loop over tokens counts K times, which is what select_k
-and scatter_add do, and 8 groups too, as K is 8 here. `write` replaces the table in PAGE, between its two marker lines; `check` fails when the
-page has other kernels, or, where it names this compiler's version, a count that is more than 5% from these.
+Compiles SOURCE (instructions.cu) to a cubin with line tables and counts, in each kernel, the instructions of the loop over tokens, each as often as
+it runs for one token in the common case. How often, and to which phase it belongs, is read off the source lines that the compiler names for it,
+innermost call first to last: the lists below. BUDGETS is the program kernel_budgets, NVDISASM the disassembler; exit status 77 without
+one. `write` replaces the tables in PAGE, between two marker lines; `check` fails when the page has other kernels or, where it names this
+compiler's version, a count that is more than 5% from these.
 """
+import itertools
+import os
+import random
 import re
 import subprocess
 import sys
@@ -19,124 +22,234 @@ END = "<!-- instructions table: end -->"
 
 TOKENS = 32768
 K = 8
+GROUPS_KEPT = 4  # of 8 groups: GroupLimitedTopK's defaults
 # One H200: what a device-to-device copy moves, reads and writes counted; and one instruction per clock from each SM's four schedulers.
 BYTES_PER_SECOND = 4.3e12
 WARP_INSTRUCTIONS_PER_SECOND = 132 * 4 * 1.7e9
 
+# Source lines that are not run in the common case: rows that hold no quads or no finite weights, padding, infinite logits, masked tokens. The
+# table's kernels have tiers full of experts.
+NEVER = [
+    r"holds_expert\(slot \+ i\) \? to_real",
+    r"if \(layout\.holds_expert\(slot \+ i\)\) to\[i\]",
+    r"if \(!layout\.holds_expert\(slot\)\) f\(slot\)",
+    r"if \(!has_gradient\) clear_slots",
+    r"return softmax_row_with_infinities",
+    r"kept_groups<(2|max_group_score_top)",  # groups that do not lie on neighbouring lanes
+    r"\* reciprocal\) >> 22|\(1u << 22\)|\(kept >> \(group & 31u\)\)",
+    r"\+\+tokens == most_unit_sums\) flush\(\)",
+    r"for \(int source = 0; source < sources|tile\.shuffle\(chosen\.expert\[r\], source\)|tile\.shuffle\(value\[r\], source\)"
+    r"|is_expert\(slot, expert\) \? add",  # an expert chosen twice
+]
+# Source lines inside loops, and how often the loop's body runs for one token; a line of a caller multiplies with those of its callees.
+LOOPS = [
+    (r"const bool wins = round\(k\)|maxima\.pass_on\(|const bool rescans =|for \(int k = 0; k \+ 1 < count; \+\+k\)", lambda width: K - 1),
+    (r"if \(rescans\) maxima\.rescan", lambda width: rescans(width)),
+    (r"best = tile\.maximum\(best\)|best = score\[r\] > best|group = score\[r\] == best|group = tile\.minimum\(group\)|kept \|= 1u << group"
+     r"|\? excluded_key<Key> : score\[r\]|int round = 0; round < groups_kept", lambda width: GROUPS_KEPT),
+]
+# The phase of an instruction: the first of these that one of its source lines matches.
+PHASES = [
+    ("prefetch", r"prefetch_row"),
+    ("load", r"\bload_row\(|load_chosen<|load_element<"),
+    ("finite", r"finite_slots\(|silence_non_finite\("),
+    ("scores", r"score_row\(|scores_backward\("),
+    ("keys", r"rank_keys\("),
+    ("groups", r"template narrow<"),
+    ("scan", r"maxima\.scan\("),
+    ("rounds", r"select_k\("),
+    ("weights", r"\bweigh\(|load_chosen_logits\(|read_chosen_logits\(|weight_gradient<"),
+    ("scatter", r"scatter_add<"),
+    ("losses", r"add_losses\(|loss_gradient\(|add_token_loss_gradient\("),
+    ("store", r"store_chosen\(|store_row\(|store_quad\("),
+    ("counts", r"sink\.count|sink\.token"),
+    ("rest", r""),
+]
 
-class Block:
-    def __init__(self, label):
-        self.label = label
-        self.instructions = []
+
+def rescans(width, trials=4000):
+    """How many of a token's K - 1 picks make its warp scan a lane's keys again: picks of a lane that has been picked before, in any of the warp's
+    tiles. Experts are equally likely; simulated, always with the same random numbers."""
+    random.seed(1)
+    count = 0
+    for _ in range(trials):
+        seen = [set() for _ in range(32 // width)]
+        for _ in range(K - 1):
+            again = False
+            for lanes in seen:
+                lane = random.randrange(width)
+                again = again or lane in lanes
+                lanes.add(lane)
+            count += again
+    return count / trials
 
 
-def kernels_of(ptx):
-    """{mangled name: [blocks in order]}"""
-    kernels, blocks = {}, None
-    for line in ptx.splitlines():
-        entry = re.match(r"(?:\.visible |\.weak )?\.entry (\S+)\(", line)
-        text = line.strip()
+class Instruction:
+    def __init__(self, text, frames):
+        self.text, self.frames = text, frames  # frames: source lines, innermost first
+
+
+class Source:
+    """Lines of source files by place."""
+
+    def __init__(self):
+        self.files = {}
+
+    def line(self, path, number):
+        if path not in self.files:
+            self.files[path] = open(path, encoding="utf-8").read().splitlines() if os.path.exists(path) else []
+        lines = self.files[path]
+        return lines[number - 1] if 0 < number <= len(lines) else ""
+
+
+def kernels_of(assembly, source):
+    """{mangled name: [label or Instruction in order]}"""
+    kernels, code, frames, fresh = {}, None, [], False
+    for line in assembly.splitlines():
+        entry = re.match(r"\.text\.(\S+):", line)
+        place = re.match(r'\s*//## File "(.*?)", line (\d+)(?: inlined at ".*", line \d+)?', line)
+        label = re.match(r"(\.L_x_\d+):", line)
+        instruction = re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", line)
         if entry:
-            blocks = kernels.setdefault(entry.group(1), [Block(None)])
-        elif blocks is None or not text or text.startswith((".", "//", "{", "}", ")")):
+            code, frames = kernels.setdefault(entry.group(1), []), []
+        elif code is None:
             continue
-        elif text.endswith(":"):
-            blocks.append(Block(text[:-1]))
-        elif text.endswith(";"):
-            blocks[-1].instructions.append(text)
-            if re.search(r"\b(bra|ret|exit|trap)\b", text):
-                blocks.append(Block(None))
+        elif place:
+            frames = (frames if fresh else []) + [source.line(place.group(1), int(place.group(2)))]
+            fresh = True
+        elif label:
+            code.append(label.group(1))
+        elif instruction:
+            code.append(Instruction(instruction.group(1), frames))
+            fresh = False
     return kernels
 
 
-def loops_of(blocks):
-    """(first, last) block of every loop: from the target of a backward branch to the branch."""
-    position = {block.label: index for index, block in enumerate(blocks) if block.label}
-    loops = {}
-    for index, block in enumerate(blocks):
-        for instruction in block.instructions:
-            branch = re.search(r"\bbra(?:\.uni)?\s+(\$?[\w$]+);", instruction)
-            if branch and position.get(branch.group(1), index + 1) <= index:
-                first = position[branch.group(1)]
-                loops[first] = max(index, loops.get(first, 0))
-    return sorted(loops.items())
-
-
-def is_counted(instruction):
-    """Moves cost nothing once ptxas has named registers."""
-    return not re.match(r"(@!?%p\d+ )?(mov|ret|\.)", instruction)
-
-
-def blocks_with(blocks, access):
-    """Blocks that move whole quads of a row by ld.global or st.global."""
-    return [i for i, block in enumerate(blocks) if any(access in text and ".v4." in text for text in block.instructions)]
-
-
-def count(blocks):
-    """Instructions of one lane for one token: the smallest loop that moves all of a row's quads, loops inside it K times each."""
-    loops = loops_of(blocks)
-    quads = blocks_with(blocks, "ld.global") or blocks_with(blocks, "st.global")
+def loop_over_tokens(code):
+    """The instructions of the smallest loop that moves a row's quads, or, in a kernel that reads no whole row, stores them."""
+    position = {item: index for index, item in enumerate(code) if isinstance(item, str)}
+    loops = []
+    for index, item in enumerate(code):
+        branch = None if isinstance(item, str) else re.search(r"\bBRA `\((\.L_x_\d+)\)", item.text)
+        if branch and position[branch.group(1)] <= index:
+            loops.append((position[branch.group(1)], index))
+    def moves(access):
+        return [i for i, item in enumerate(code) if not isinstance(item, str) and re.search(access, item.text)]
+    quads = moves(r"\bLDG\.\S*128") or moves(r"\bSTG\.\S*128")
     around = [(first, last) for first, last in loops if quads and first <= quads[0] and quads[-1] <= last]
     if not around:
         sys.exit("a kernel has no loop over tokens")
-    begin, end = min(around, key=lambda loop: loop[1] - loop[0])
-    total = 0
-    for index in range(begin, end + 1):
-        depth = sum(1 for first, last in loops if first <= index <= last and (first, last) != (begin, end) and begin <= first and last <= end)
-        total += K**depth * sum(map(is_counted, blocks[index].instructions))
-    return total
+    first, last = min(around, key=lambda loop: loop[1] - loop[0])
+    return [item for item in code[first : last + 1] if not isinstance(item, str)], bool(moves(r"\bLDG\.\S*128"))
 
 
-def lane_count(row):
-    return int(row.split("|")[7])
+def times(instruction, width, used):
+    """How often a token's warp runs it."""
+    result = 1
+    for pattern in NEVER:
+        if any(re.search(pattern, frame) for frame in instruction.frames):
+            used.add(pattern)
+            return 0
+    for pattern, count in LOOPS:
+        if any(re.search(pattern, frame) for frame in instruction.frames):
+            used.add(pattern)
+            result *= count(width)
+    return result
 
 
-def rows(budgets, command):
-    widths = {}
+def phase_of(instruction):
+    return next(name for name, pattern in PHASES if any(re.search(pattern, frame) for frame in instruction.frames or [""]))
+
+
+def count(loop, width, used):
+    """{phase: warp instructions}, one pass over the loop's code: a token of each of a warp's tiles."""
+    result = dict.fromkeys((name for name, _ in PHASES), 0.0)
+    for instruction in loop:
+        result[phase_of(instruction)] += times(instruction, width, used)
+    return result
+
+
+def tiers_of(budgets):
+    """{(design, tier): (experts, lanes a token)}"""
+    tiers = {}
     for line in subprocess.run([budgets], check=True, capture_output=True, text=True).stdout.splitlines():
-        kind, tier, *rest = line.split()
-        if kind == "tier":
-            widths[int(tier)] = (int(rest[0]), int(rest[1]))
+        kind, *rest = line.split()
+        if kind == "design":
+            tiers[(rest[0], int(rest[1]))] = (int(rest[2]), int(rest[3]))
+    return tiers
+
+
+def disassembled(nvdisasm, command):
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([*command, "-ptx", "-o", f"{folder}/kernels.ptx"], check=True)
-        ptx = open(f"{folder}/kernels.ptx", encoding="utf-8").read()
-    kernels = kernels_of(ptx)
+        cubin = f"{folder}/kernels.cubin"
+        subprocess.run([*command, "-cubin", "-lineinfo", "-o", cubin], check=True)
+        return subprocess.run([nvdisasm, "-c", "-gi", cubin], check=True, capture_output=True, text=True).stdout
+
+
+def rows(budgets, nvdisasm, command):
+    """[(router, kernel, experts, width, fixed start of the row, {phase: instructions}, us of memory)], in the table's order"""
+    tiers = tiers_of(budgets)
+    kernels = kernels_of(disassembled(nvdisasm, command), Source())
     names = subprocess.run(["c++filt"], input="\n".join(kernels), check=True, capture_output=True, text=True).stdout.splitlines()
-    table = []
-    for name, blocks in zip(names, kernels.values()):
+    table, used = [], set()
+    for name, code in zip(names, kernels.values()):
         name = re.sub(r"moe_balance::v[0-9_]*::(cuda_[0-9a-z_]*::)?", "", name)
-        kernel = re.match(r"void common_(forward|backward)<(\d+), \w+Problem<(.*)> >\(", name)
+        kernel = re.match(r"void common_(forward|backward)<(\w+), (\d+), \w+Problem<(.*)> >\(", name)
         if not kernel:
             continue
-        experts, width = widths[int(kernel.group(2))]
-        per_lane = count(blocks)
-        per_token = per_lane * width / 32
+        experts, width = tiers[(kernel.group(2), int(kernel.group(3)))]
+        loop, reads_rows = loop_over_tokens(code)
+        phases = {phase: instructions * width / 32 for phase, instructions in count(loop, width, used).items()}
         row_bytes = 4 * experts
         # Backward without a loss reads the chosen logits only, a sector of 32 bytes each.
-        read = row_bytes if blocks_with(blocks, "ld.global") else 32 * K
+        read = row_bytes if reads_rows else 32 * K
         bytes_per_token = read + (row_bytes if kernel.group(1) == "backward" else 0) + 8 * K
         memory = bytes_per_token * TOKENS / BYTES_PER_SECOND * 1e6
-        issue = per_token * TOKENS / WARP_INSTRUCTIONS_PER_SECOND * 1e6
-        start = f"| {kernel.group(3)} | {kernel.group(1)} | {experts} | {width} | {bytes_per_token} | {memory:.1f} |"
-        table.append((kernel.group(1) != "forward", kernel.group(3), experts, start, f"{start} {per_lane} | {per_token:.0f} | {issue:.1f} |"))
-    return sorted(table)
+        start = f"| {kernel.group(4)} | {kernel.group(1)} | {experts} | {width} | {bytes_per_token} | {memory:.1f} |"
+        table.append((kernel.group(1) != "forward", kernel.group(4), experts, -width, start, phases))
+    unused = [pattern for pattern in [*NEVER, *(pattern for pattern, _ in LOOPS)] if pattern not in used]
+    if unused:
+        sys.exit("no instruction comes from these source lines any more, so that counts are wrong:\n" + "\n".join(unused))
+    return [(start, phases) for *_, start, phases in sorted(table, key=lambda row: row[:4])]
+
+
+def table_of(version, counted):
+    lines = [
+        BEGIN,
+        f"{version}, sm_90. T = {TOKENS}, float32, K = {K}; bytes are logits, ids and weights, for backward gradients, too. Microseconds on one H200: memory "
+        "at 4.3 TB/s, issue at one instruction a clock from 132 x 4 schedulers at 1.7 GHz.",
+        "",
+        "| router | kernel | experts | lanes a token | bytes a token | memory, us | warp instructions a token | issue, us |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for start, phases in counted:
+        total = sum(phases.values())
+        lines.append(f"{start} {total:.0f} | {total * TOKENS / WARP_INSTRUCTIONS_PER_SECOND * 1e6:.1f} |")
+    names = [name for name, _ in PHASES if any(phases[name] >= 0.5 for _, phases in counted)]
+    lines += ["", "The same by phase:", "", "| router | kernel | experts | lanes | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 4)]
+    for start, phases in counted:
+        where = "|".join(start.split("|")[:5])
+        lines.append(f"{where}| " + " | ".join(f"{phases[name]:.0f}" for name in names) + " |")
+    return [*lines, END]
+
+
+def kernel_rows(lines):
+    """The rows of the first table."""
+    return [line for line in itertools.takewhile(lambda line: line != "The same by phase:", lines) if line.startswith("| ") and "memory, us" not in line]
+
+
+def is_far(old, new):
+    return abs(int(old.split("|")[7]) / int(new.split("|")[7]) - 1) > 0.05
 
 
 def main():
-    mode, page, budgets, *command = sys.argv[1:]
+    mode, page, budgets, nvdisasm, *command = sys.argv[1:]
+    if not os.access(nvdisasm, os.X_OK):
+        print(f"SKIPPED: no disassembler at {nvdisasm}; `python3 -m pip install nvidia-cuda-nvdisasm` brings one")
+        sys.exit(77)
     release = re.search(r"V[\d.]+", subprocess.run([command[0], "--version"], check=True, capture_output=True, text=True).stdout)
     version = f"nvcc {release.group(0)}"
-    counted = rows(budgets, command)
-    fresh = [
-        BEGIN,
-        f"{version}, PTX. T = {TOKENS}, float32, K = {K}; bytes are logits, ids and weights, for backward gradients, too. Microseconds on one H200: memory "
-        "at 4.3 TB/s, issue at one instruction a clock from 132 x 4 schedulers at 1.7 GHz.",
-        "",
-        "| router | kernel | experts | lanes a token | bytes a token | memory, us | instructions a lane | warp instructions a token | issue, us |",
-        "|---|---|---|---|---|---|---|---|---|",
-        *[row[-1] for row in counted],
-        END,
-    ]
+    fresh = table_of(version, rows(budgets, nvdisasm, command))
     if mode == "print":
         print("\n".join(fresh[1:-1]))
         return
@@ -147,17 +260,16 @@ def main():
     written = lines[begin : end + 1]
     if mode == "write":
         open(page, "w", encoding="utf-8").write("\n".join(lines[:begin] + fresh + lines[end + 1 :]) + "\n")
-        print(f"{len(counted)} kernels written to {page}")
+        print(f"{len(kernel_rows(fresh))} kernels written to {page}")
         return
     same_compiler = len(written) > 1 and written[1].startswith(version + ",")
-    old_rows = [line for line in written if line.startswith("| ") and not line.startswith("| router")]
-    differing = len(old_rows) != len(counted)
-    for *_, start, row in counted:
-        old = next((old for old in old_rows if old.startswith(start)), None)
-        differing = differing or old is None or (same_compiler and abs(lane_count(old) / lane_count(row) - 1) > 0.05)
+    old_rows, new_rows = kernel_rows(written), kernel_rows(fresh)
+    differing = len(old_rows) != len(new_rows) or any(
+        old.split("|")[:7] != new.split("|")[:7] or (same_compiler and is_far(old, new)) for old, new in zip(old_rows, new_rows)
+    )
     if differing:
         sys.exit(f"the instructions table of {page} is out of date (build the target instructions_table). Now:\n" + "\n".join(fresh))
-    print(f"{len(counted)} kernels as in {page}" + ("" if same_compiler else f"; counts not compared: {version} is not the page's"))
+    print(f"{len(new_rows)} kernels as in {page}" + ("" if same_compiler else f"; counts not compared: {version} is not the page's"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 // Prints what tuning.hpp and the kernels' shared-memory layouts say of every tier, for resources.sh and kernel_table.py:
 //   tier INDEX EXPERTS WIDTH THREADS BLOCKS_PER_SM REGISTERS
-//   shared INDEX KERNEL BALANCER BYTES        (dynamic shared memory; BALANCER as a demangler prints it, without spaces)
+//   design NAME INDEX EXPERTS WIDTH           (of every design that tuning.hpp has)
+//   shared INDEX KERNEL BALANCER BYTES BLOCKS...    (dynamic shared memory; BALANCER as a demangler prints it, without spaces; blocks launched for
+//                                                    each multiprocessor of sm_80, sm_90 and sm_100)
 #include <moe_balance/engine/kernels.hpp>
 #include <moe_balance/moe_balance.hpp>
 
@@ -20,11 +22,23 @@ void print_tier() {
               mb::register_budget(tier));
 }
 
+void print_design(const char* name, const mb::CudaTier (&tiers_of_design)[mb::cuda_tier_count]) {
+  for (int i = 0; i < mb::cuda_tier_count; ++i) {
+    std::printf("design %s %d %d %d\n", name, i, tiers_of_design[i].max_experts, tiers_of_design[i].width);
+  }
+}
+
 template <class Balancer, int Tier>
 void print_shared(const char* balancer) {
-  const std::size_t backward = mb::backward_shared_bytes<Balancer, mb::cuda_tiers[Tier].max_experts>();
-  std::printf("shared %d forward %s %zu\n", Tier, balancer, mb::forward_shared_bytes<Balancer, Tier>());
-  std::printf("shared %d backward %s %zu\n", Tier, balancer, backward);
+  const auto print = [&](const char* kernel, std::size_t bytes) {
+    std::printf("shared %d %s %s %zu", Tier, kernel, balancer, bytes);
+    for (const int capability : {80, 90, 100}) {
+      std::printf(" %d", mb::resident_blocks(mb::cuda_tiers[Tier], bytes, mb::cuda_architecture(capability)));
+    }
+    std::printf("\n");
+  };
+  print("forward", mb::forward_shared_bytes<Balancer, Tier>());
+  print("backward", mb::backward_shared_bytes<Balancer, Tier>());
 }
 
 template <int... Tier>
@@ -37,22 +51,12 @@ void print_balancer(const char* name, std::integer_sequence<int, Tier...>) {
   (print_shared<Balancer, Tier>(name), ...);
 }
 
-/// Blocks an SM holds of a forward kernel with a loss, with this many KiB of shared memory.
-template <int Tier>
-constexpr int resident_with_loss(std::size_t shared_kib) {
-  constexpr std::size_t bytes = mb::forward_shared_bytes<mb::AuxLoss, Tier>();
-  return mb::resident_blocks(mb::cuda_tiers[Tier], bytes, shared_kib * 1024);
-}
-constexpr int sm_80 = 164;
-constexpr int sm_90 = 228;
-static_assert(resident_with_loss<6>(sm_80) == 1 && resident_with_loss<6>(sm_90) == 2, "96 KiB a block");
-static_assert(resident_with_loss<5>(sm_80) == 2 && resident_with_loss<4>(sm_80) == 1, "registers bind");
-static_assert(resident_with_loss<6>(0) == 1, "a grid has blocks");
-
 }  // namespace
 
 int main() {
   print_tiers(tiers);
+  print_design("full_tiles", mb::full_tiles);
+  print_design("narrow_tiles", mb::narrow_tiles);
   print_balancer<mb::NoBalancer>("NoBalancer", tiers);
   print_balancer<mb::Combine<mb::LossFreeBias, mb::SequenceLoss>>("Combine<LossFreeBias,SequenceLoss>", tiers);
   print_balancer<mb::Combine<mb::AuxLoss, mb::ZLoss>>("Combine<AuxLoss,ZLoss>", tiers);

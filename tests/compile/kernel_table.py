@@ -6,7 +6,7 @@ kernel_table.py write|check PAGE BUDGETS NVCC sm_80=PTXAS sm_90=PTXAS sm_100=PTX
 PAGE has the table between two marker lines. BUDGETS is the program kernel_budgets, NVCC the compiler (for its version), and each PTXAS what
 ptxas said (OUTPUT.txt of resources.sh). `write` replaces the table. `check` fails when the page's table has other kernels, other shared memory
 or other launches than these, or, where the page names this compiler's version, when a kernel's registers are more than one allocation unit (8
-a thread) from the page's.
+a thread) from the page's. Both fail where tuning.hpp launches more blocks than fit.
 """
 import math
 import re
@@ -77,14 +77,15 @@ def split_arguments(text):
 
 def rows(budgets, ptxas):
     """The table's lines, without registers and occupancy first, then with them."""
-    tiers, shared = {}, {}
+    tiers, shared, launched = {}, {}, {}
     for line in subprocess.run([budgets], check=True, capture_output=True, text=True).stdout.splitlines():
         kind, tier, *rest = line.split()
         if kind == "tier":
             experts, width, threads, blocks, registers = map(int, rest)
             tiers[int(tier)] = (experts, width, threads, registers)
-        else:
+        elif kind == "shared":
             shared[(rest[0], int(tier), rest[1])] = int(rest[2])
+            launched[(rest[0], int(tier), rest[1])] = dict(zip(LIMITS, map(int, rest[3:])))
     by_arch = {arch: kernels_of(path) for arch, path in ptxas.items()}
     names = set().union(*by_arch.values())
     for arch, kernels in by_arch.items():
@@ -104,8 +105,11 @@ def rows(budgets, ptxas):
         for arch in ptxas:
             used = by_arch[arch][(kernel, tier, problem)][0]
             blocks = blocks_per_sm(arch, threads, used, by_arch[arch][(kernel, tier, problem)][1] + dynamic)
+            asked = launched[(kernel, tier, balancer)][arch]
+            if asked > blocks:
+                sys.exit(f"tuning.hpp asks for {asked} blocks of {router}, {kernel}, {experts} experts on {arch}, and {blocks} fit")
             registers.append(str(used))
-            resident.append(f"{blocks} ({occupancy(arch, threads, blocks):.0%})")
+            resident.append(f"{asked} of {blocks} ({occupancy(arch, threads, asked):.0%})")
         plain.append(start)
         full.append(f"{start} {' / '.join(registers)} of {budget} | {' / '.join(resident)} |")
     return plain, full
@@ -125,7 +129,7 @@ def table(version, architectures, full):
         BEGIN,
         f"{version}, {archs}. Shared memory is static + dynamic bytes a block; occupancy is theoretical.",
         "",
-        f"| router | kernel | experts up to | lanes a token | threads | shared memory | registers {archs} | blocks an SM (occupancy) {archs} |",
+        f"| router | kernel | experts up to | lanes a token | threads | shared memory | registers {archs} | blocks an SM of those that fit (occupancy) {archs} |",
         "|---|---|---|---|---|---|---|---|",
         *full,
         END,

@@ -62,7 +62,7 @@ struct DispatchEngine<testing::Fibers> {
       constexpr int index = decltype(tier_index)::value;
       constexpr CudaTier tier = cuda_tiers[index];
       constexpr int threads = 64;
-      using Shared = ForwardShared<decltype(problem.balancer), tier.max_experts, tier.private_rows>;
+      using Shared = ForwardShared<decltype(problem.balancer), tier.max_experts>;
       testing::launch_fibers(place, rows, 1, threads, Shared::bytes(threads / tier.width),
                              [&](const testing::FiberBlock& block) {
                                const testing::FiberTile<tier.width> tile{block.group, block.thread()};

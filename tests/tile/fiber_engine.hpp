@@ -92,13 +92,23 @@ struct Engine<testing::FibersOfTiers<Tiers...>> {
   }
   static void copy(void* to, const void* from, std::size_t bytes, const Fibers&) { std::memcpy(to, from, bytes); }
 
+  template <class Problem>
+  [[nodiscard]] static bool forward_clears(const Problem& problem, const Fibers& place) {
+    bool result = false;
+    with_own_tier(static_cast<int>(problem.logits.columns), [&](auto index) {
+      constexpr CudaTier tier = small_block(cuda_tiers[decltype(index)::value]);
+      result = GridShape(tier, problem.segments, resident_blocks(tier, place)).is_one_block();
+    });
+    return result;
+  }
+
   template <class Real, class Problem>
   static void forward(const Problem& problem, const Totals& totals, const Fibers& place) {
     with_own_tier(static_cast<int>(problem.logits.columns), [&](auto index) {
       constexpr int tier_index = decltype(index)::value;
       constexpr CudaTier tier = small_block(cuda_tiers[tier_index]);
-      const GridShape grid(tier, problem.segments, place.multiprocessors, tier.blocks_per_sm);
-      using Shared = ForwardShared<decltype(problem.balancer), tier.max_experts, tier.private_rows>;
+      const GridShape grid(tier, problem.segments, resident_blocks(tier, place));
+      using Shared = ForwardShared<decltype(problem.balancer), tier.max_experts>;
       testing::launch_fibers(place, grid.columns, grid.rows, tier.threads,
                              Shared::bytes(tier.threads / tier.width) - place.faults.less_shared_bytes,
                              [&](const FiberBlock& block) {
@@ -113,9 +123,9 @@ struct Engine<testing::FibersOfTiers<Tiers...>> {
     with_own_tier(static_cast<int>(problem.logits.columns), [&](auto index) {
       constexpr int tier_index = decltype(index)::value;
       constexpr CudaTier tier = small_block(cuda_tiers[tier_index]);
-      const GridShape grid(tier, problem.segments, place.multiprocessors, tier.blocks_per_sm);
+      const GridShape grid(tier, problem.segments, resident_blocks(tier, place));
       testing::launch_fibers(place, grid.columns, grid.rows, tier.threads,
-                             backward_shared_bytes<decltype(problem.balancer), tier.max_experts>(),
+                             backward_shared_bytes<decltype(problem.balancer), tier.max_experts>(tier.threads / tier.width),
                              [&](const FiberBlock& block) {
                                const testing::FiberTile<tier.width> tile = tile_of<tier.width>(block);
                                backward_kernel<KernelConfig<tier_index>>(block, tile, problem);
@@ -168,6 +178,9 @@ struct Engine<testing::FibersOfTiers<Tiers...>> {
     tier.threads = 64;
     tier.blocks_per_sm = 2;
     return tier;
+  }
+  static std::int64_t resident_blocks(const CudaTier& tier, const Fibers& place) {
+    return std::int64_t{place.multiprocessors} * tier.blocks_per_sm;
   }
 };
 

@@ -25,8 +25,8 @@ __global__ void __launch_bounds__(cuda_tiers[Tier].threads, cuda_tiers[Tier].blo
     moe_balance_forward_and_count(const __grid_constant__ Problem problem, const __grid_constant__ Totals totals,
                                   std::int32_t* histogram) {
   extern __shared__ __align__(16) std::byte moe_balance_shared[];
-  forward_and_count_kernel<KernelConfig<Tier>>(CudaBlock{moe_balance_shared}, CudaTile<cuda_tiers[Tier].width>{}, problem,
-                                               totals, histogram);
+  forward_and_count_kernel<KernelConfig<Tier>>(CudaBlock{moe_balance_shared}, CudaTile<KernelConfig<Tier>::tier.width>{},
+                                               problem, totals, histogram);
 }
 
 /// CUB's sort and scan. dispatch/many_experts.cuh compiles and registers them, once for the program (of files with the same architectures) that it

@@ -44,7 +44,7 @@ MOEB_HOST_DEVICE inline void forward_and_count_kernel(const BlockT& block, const
     pass.start_segment();
     auto sink = pass.sink();
     for (std::int64_t i = items.first + block.thread() / TileT::width; i < items.last; i += tiles) {
-      forward_token<float>(problem, tile, pass.layout, problem.segments.token(segment, i), pass.shared.bias(), sink);
+      forward_token<float>(problem, tile, pass.layout, problem.segments.token(segment, i), pass.bias(), sink);
     }
     pass.finish_segment(sink, totals, segment);
     for (int e = block.thread(); e < pass.experts; e += block.threads()) row[e] += pass.shared.counts()[e];

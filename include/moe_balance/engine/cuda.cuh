@@ -60,14 +60,15 @@ template <int Tier, class Problem>
 __global__ void __launch_bounds__(cuda_tiers[Tier].threads, cuda_tiers[Tier].blocks_per_sm) MOEB_HIDDEN
     moe_balance_forward(const __grid_constant__ Problem problem, const __grid_constant__ Totals totals) {
   extern __shared__ __align__(16) std::byte moe_balance_shared[];
-  forward_kernel<KernelConfig<Tier>>(CudaBlock{moe_balance_shared}, CudaTile<cuda_tiers[Tier].width>{}, problem, totals);
+  forward_kernel<KernelConfig<Tier>>(CudaBlock{moe_balance_shared}, CudaTile<KernelConfig<Tier>::tier.width>{}, problem,
+                                     totals);
 }
 
 template <int Tier, class Problem>
 __global__ void __launch_bounds__(cuda_tiers[Tier].threads, cuda_tiers[Tier].blocks_per_sm) MOEB_HIDDEN
     moe_balance_backward(const __grid_constant__ Problem problem) {
   extern __shared__ __align__(16) std::byte moe_balance_shared[];
-  backward_kernel<KernelConfig<Tier>>(CudaBlock{moe_balance_shared}, CudaTile<cuda_tiers[Tier].width>{}, problem);
+  backward_kernel<KernelConfig<Tier>>(CudaBlock{moe_balance_shared}, CudaTile<KernelConfig<Tier>::tier.width>{}, problem);
 }
 
 template <class Problem>
@@ -112,22 +113,29 @@ struct MOEB_HIDDEN CudaEngine {
     check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream), "copying counts");
   }
 
+  /// Whether forward's kernel clears its sums by itself, because one block has all tokens: what decoding does.
+  template <class Problem>
+  [[nodiscard]] static bool forward_clears(const Problem& problem, cudaStream_t /*stream*/) {
+    bool result = false;
+    with_tier(static_cast<int>(problem.logits.columns), [&](auto tier_index) {
+      result = GridShape(cuda_tiers[decltype(tier_index)::value], problem.segments, many_blocks).is_one_block();
+    });
+    return result;
+  }
+
   template <class Real, class Problem>
   static void forward(const Problem& problem, const Totals& totals, cudaStream_t stream) {
-    const int multiprocessors = multiprocessor_count("forward");
+    const Device device = current_device("forward");
     with_tier(static_cast<int>(problem.logits.columns), [&](auto tier_index) {
       constexpr int index = decltype(tier_index)::value;
       constexpr CudaTier tier = cuda_tiers[index];
       constexpr std::size_t shared_bytes = forward_shared_bytes<decltype(problem.balancer), index>();
       const auto kernel = moe_balance_forward<index, Problem>;
-      int blocks_per_sm = tier.blocks_per_sm;
       if constexpr (shared_bytes > 48 * 1024) {
-        const int shared_per_sm = device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
-        blocks_per_sm = resident_blocks(tier, shared_bytes, static_cast<std::size_t>(shared_per_sm));
         check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
                    "reserving shared memory for forward");
       }
-      const dim3 grid = grid_of(GridShape(tier, problem.segments, multiprocessors, blocks_per_sm));
+      const dim3 grid = grid_of(GridShape(tier, problem.segments, device.resident_blocks(tier, shared_bytes)));
       kernel<<<grid, tier.threads, shared_bytes, stream>>>(problem, totals);
     });
     check_cuda(cudaGetLastError(), "launching forward");
@@ -135,12 +143,12 @@ struct MOEB_HIDDEN CudaEngine {
 
   template <class Real, class Problem>
   static void backward(const Problem& problem, cudaStream_t stream) {
-    const int multiprocessors = multiprocessor_count("backward");
+    const Device device = current_device("backward");
     with_tier(static_cast<int>(problem.logits.columns), [&](auto tier_index) {
       constexpr int index = decltype(tier_index)::value;
       constexpr CudaTier tier = cuda_tiers[index];
-      constexpr std::size_t shared_bytes = backward_shared_bytes<decltype(problem.balancer), tier.max_experts>();
-      const dim3 grid = grid_of(GridShape(tier, problem.segments, multiprocessors, tier.blocks_per_sm));
+      constexpr std::size_t shared_bytes = backward_shared_bytes<decltype(problem.balancer), index>();
+      const dim3 grid = grid_of(GridShape(tier, problem.segments, device.resident_blocks(tier, shared_bytes)));
       moe_balance_backward<index, Problem><<<grid, tier.threads, shared_bytes, stream>>>(problem);
     });
     check_cuda(cudaGetLastError(), "launching backward");
@@ -183,17 +191,29 @@ struct MOEB_HIDDEN CudaEngine {
     return dim3(static_cast<unsigned>(shape.columns), static_cast<unsigned>(shape.rows), 1);
   }
 
-  [[nodiscard]] static int multiprocessor_count(const char* call) {
-    check_no_earlier_error(call);
-    return device_attribute(cudaDevAttrMultiProcessorCount);
-  }
+  /// More than a device holds, so that the tokens alone decide.
+  static constexpr std::int64_t many_blocks = std::int64_t{1} << 30;
 
-  [[nodiscard]] static int device_attribute(cudaDeviceAttr attribute) {
+  struct Device {
+    int multiprocessors = 0;
+    int capability = 0;
+
+    [[nodiscard]] std::int64_t resident_blocks(const CudaTier& tier, std::size_t shared_bytes) const {
+      return std::int64_t{multiprocessors} * moe_balance::resident_blocks(tier, shared_bytes, cuda_architecture(capability));
+    }
+  };
+
+  [[nodiscard]] static Device current_device(const char* call) {
+    check_no_earlier_error(call);
     int device = 0;
-    int value = 0;
     check_cuda(cudaGetDevice(&device), "finding the current device");
-    check_cuda(cudaDeviceGetAttribute(&value, attribute, device), "reading the device's size");
-    return value;
+    const auto read = [&](cudaDeviceAttr attribute) {
+      int value = 0;
+      check_cuda(cudaDeviceGetAttribute(&value, attribute, device), "reading the device's size");
+      return value;
+    };
+    return {read(cudaDevAttrMultiProcessorCount),
+            10 * read(cudaDevAttrComputeCapabilityMajor) + read(cudaDevAttrComputeCapabilityMinor)};
   }
 };
 

@@ -29,21 +29,67 @@ concept Block = requires(const B block, std::int64_t* sum, std::int32_t* count) 
   {block.add_global(sum, std::int64_t{})};
 };
 
-/// A lane's probability sums in registers.
+// A lane's sums of probabilities. Its tile has a row of them in shared memory, cleared before, which has all of them after flush(): rows of
+// their own need no atomic additions, which for 64 bits would be loops of compare-and-swap. probability(slot, fixed) adds any, unit_probability(
+// slot, probability) one of 0 to 1.
+
+/// Where a row has a lane's slot: neighbouring lanes touch neighbouring words.
+template <class LayoutT>
+[[nodiscard]] MOEB_HOST_DEVICE constexpr int place_in_row(const LayoutT& layout, int slot) {
+  return slot * LayoutT::width + layout.lane;
+}
+
+/// In registers, where any probability may come.
 template <class LayoutT>
 struct RegisterSums {
-  Slots<std::int64_t, LayoutT> sums;
-  MOEB_HOST_DEVICE RegisterSums(std::int64_t* /*row*/, int /*lane*/) {}
-  MOEB_HOST_DEVICE std::int64_t& operator[](int slot) { return sums[slot]; }
+  std::int64_t* row;
+  LayoutT layout;
+  Slots<std::int64_t, LayoutT> sums{};
+
+  MOEB_HOST_DEVICE void clear() { clear_slots(layout, sums); }
+  MOEB_HOST_DEVICE void probability(int slot, std::int64_t fixed) { sums[slot] += fixed; }
+  MOEB_HOST_DEVICE void flush() {
+    for_each_slot(layout, [&](int slot) { row[place_in_row(layout, slot)] += sums[slot]; });
+  }
 };
 
-/// The same in a tile's private row of shared memory; neighbouring lanes touch neighbouring words.
+/// In registers in two halves, which are brought to the row before they can overflow.
+template <class LayoutT>
+struct UnitRegisterSums {
+  std::int64_t* row;
+  LayoutT layout;
+  Slots<std::int32_t, LayoutT> high{};
+  Slots<std::int32_t, LayoutT> low{};
+  int tokens = 0;
+
+  MOEB_HOST_DEVICE void clear() {
+    clear_slots(layout, high);
+    clear_slots(layout, low);
+    tokens = 0;
+  }
+  /// Slots come in order, so that the last one ends a token.
+  MOEB_HOST_DEVICE void unit_probability(int slot, float probability) {
+    const UnitFixed fixed = unit_to_fixed(probability);
+    high[slot] += fixed.high;
+    low[slot] += fixed.low;
+    if (slot == LayoutT::capacity - 1 && ++tokens == most_unit_sums) flush();
+  }
+  MOEB_HOST_DEVICE void flush() {
+    for_each_slot(layout, [&](int slot) { row[place_in_row(layout, slot)] += UnitFixed{high[slot], low[slot]}.value(); });
+    clear();
+  }
+};
+
+/// In the row itself, where they would not fit registers.
 template <class LayoutT>
 struct SharedSums {
   std::int64_t* row;
-  int lane;
-  MOEB_HOST_DEVICE SharedSums(std::int64_t* private_row, int own_lane) : row(private_row), lane(own_lane) {}
-  MOEB_HOST_DEVICE std::int64_t& operator[](int slot) { return row[slot * LayoutT::width + lane]; }
+  LayoutT layout;
+
+  MOEB_HOST_DEVICE void clear() {}
+  MOEB_HOST_DEVICE void probability(int slot, std::int64_t fixed) { row[place_in_row(layout, slot)] += fixed; }
+  MOEB_HOST_DEVICE void unit_probability(int slot, float value) { probability(slot, unit_to_fixed(value).value()); }
+  MOEB_HOST_DEVICE void flush() {}
 };
 
 /// A tier's constants, as kernel bodies take them.
@@ -52,8 +98,10 @@ struct KernelConfig {
   static constexpr CudaTier tier = cuda_tiers[Tier];
   static constexpr int max_experts = tier.max_experts;
   static constexpr bool private_rows = tier.private_rows;
-  template <class LayoutT>
-  using Sums = std::conditional_t<private_rows, SharedSums<LayoutT>, RegisterSums<LayoutT>>;
+  template <class LayoutT, class Scoring>
+  using Sums =
+      std::conditional_t<private_rows, SharedSums<LayoutT>,
+                         std::conditional_t<is_non_negative<Scoring>, UnitRegisterSums<LayoutT>, RegisterSums<LayoutT>>>;
 };
 
 /// Calls f(std::integral_constant<int, Tier>) for the first tier that serves `experts`. The router has checked that one does.
@@ -71,53 +119,54 @@ struct GridShape {
   std::int64_t columns;
   std::int64_t rows;
 
-  GridShape(const CudaTier& tier, const Segments& segments, int multiprocessors, int blocks_per_sm) {
+  /// `resident`: blocks that the device holds at once.
+  GridShape(const CudaTier& tier, const Segments& segments, std::int64_t resident) {
     const std::int64_t tiles_per_block = tier.threads / tier.width;
-    const std::int64_t resident = std::int64_t{multiprocessors} * blocks_per_sm;
     rows = std::clamp<std::int64_t>(segments.count(), 1, std::min<std::int64_t>(resident, 65535));
     const std::int64_t tokens_per_row = (segments.tokens + rows - 1) / rows;
     const std::int64_t useful = (tokens_per_row + tiles_per_block - 1) / tiles_per_block;
     columns = std::clamp<std::int64_t>(useful, 1, (resident + rows - 1) / rows);
   }
+
+  [[nodiscard]] bool is_one_block() const { return columns * rows == 1; }
 };
 
-/// Shared memory of the forward kernel, in this order: probability sums, the token totals, counts, the losses' own counts where they
-/// differ, the bias, and, where a lane's probability sums do not fit its registers, one private row of sums per tile.
-template <class Balancer, int MaxExperts, bool PrivateRows>
+/// Shared memory of the forward kernel, in this order: the token totals, counts, the losses' own counts where they differ, the bias, and a row
+/// of probability sums for each tile.
+template <class Balancer, int MaxExperts>
 struct ForwardShared {
   using Traits = BalancerTraits<Balancer>;
   using Tokens = TokenTotals<Traits::token_losses>;
   static constexpr bool has_probabilities = Traits::losses > 0;
-  static constexpr std::size_t row_bytes = has_probabilities ? MaxExperts * sizeof(std::int64_t) : 0;
-  static constexpr std::size_t tokens_at = row_bytes;
-  static constexpr std::size_t counts_at = tokens_at + sizeof(Tokens);
+  static constexpr std::size_t counts_at = sizeof(Tokens);
   static constexpr bool counts_apart = Traits::plain_losses > 0;
   static constexpr std::size_t loss_counts_at = counts_apart ? counts_at + MaxExperts * sizeof(std::int32_t) : counts_at;
   static constexpr std::size_t bias_at = loss_counts_at + MaxExperts * sizeof(std::int32_t);
-  static constexpr std::size_t private_at = bias_at + MaxExperts * sizeof(float);
+  static constexpr std::size_t rows_at = bias_at + MaxExperts * sizeof(float);
+  static constexpr std::size_t row_bytes = has_probabilities ? MaxExperts * sizeof(std::int64_t) : 0;
+  static_assert(rows_at % alignof(std::int64_t) == 0);
 
   [[nodiscard]] static constexpr std::size_t bytes(int tiles) {
-    return private_at + (PrivateRows ? row_bytes * static_cast<std::size_t>(tiles) : 0);
+    return rows_at + row_bytes * static_cast<std::size_t>(tiles);
   }
 
   std::byte* memory;
-  [[nodiscard]] MOEB_HOST_DEVICE std::int64_t* probabilities() const { return reinterpret_cast<std::int64_t*>(memory); }
-  [[nodiscard]] MOEB_HOST_DEVICE Tokens* tokens() const { return reinterpret_cast<Tokens*>(memory + tokens_at); }
+  [[nodiscard]] MOEB_HOST_DEVICE Tokens* tokens() const { return reinterpret_cast<Tokens*>(memory); }
   [[nodiscard]] MOEB_HOST_DEVICE std::int32_t* counts() const { return reinterpret_cast<std::int32_t*>(memory + counts_at); }
   /// The same as counts() unless losses count apart.
   [[nodiscard]] MOEB_HOST_DEVICE std::int32_t* loss_counts() const {
     return reinterpret_cast<std::int32_t*>(memory + loss_counts_at);
   }
   [[nodiscard]] MOEB_HOST_DEVICE float* bias() const { return reinterpret_cast<float*>(memory + bias_at); }
-  [[nodiscard]] MOEB_HOST_DEVICE std::int64_t* private_row(int tile) const {
-    return reinterpret_cast<std::int64_t*>(memory + private_at) + static_cast<std::int64_t>(tile) * MaxExperts;
+  [[nodiscard]] MOEB_HOST_DEVICE std::int64_t* probabilities(int tile) const {
+    return reinterpret_cast<std::int64_t*>(memory + rows_at) + static_cast<std::int64_t>(tile) * MaxExperts;
   }
 };
 
 template <class Balancer, int Tier>
 [[nodiscard]] constexpr std::size_t forward_shared_bytes() {
   constexpr CudaTier tier = cuda_tiers[Tier];
-  return ForwardShared<Balancer, tier.max_experts, tier.private_rows>::bytes(tier.threads / tier.width);
+  return ForwardShared<Balancer, tier.max_experts>::bytes(tier.threads / tier.width);
 }
 
 template <class BlockT, class SumsT, class Balancer>
@@ -134,7 +183,8 @@ struct KernelSink {
   MOEB_HOST_DEVICE void invalid_expert() { ++tokens.invalid_experts; }
   MOEB_HOST_DEVICE void count(std::int32_t expert) { block.add_shared(counts + expert, 1); }
   MOEB_HOST_DEVICE void loss_count(std::int32_t expert) { block.add_shared(loss_counts + expert, 1); }
-  MOEB_HOST_DEVICE void probability(int slot, std::int64_t fixed) { sums[slot] += fixed; }
+  MOEB_HOST_DEVICE void probability(int slot, std::int64_t fixed) { sums.probability(slot, fixed); }
+  MOEB_HOST_DEVICE void unit_probability(int slot, float probability) { sums.unit_probability(slot, probability); }
   MOEB_HOST_DEVICE void token_loss(int index, std::int64_t fixed) {
     MOEB_UNROLL
     for (int i = 0; i < Traits::token_losses; ++i) tokens.token_losses[i] += i == index ? fixed : 0;
@@ -156,9 +206,9 @@ MOEB_HOST_DEVICE inline void add_tokens_shared(const BlockT& block, Tokens* shar
 template <class Config, class BlockT, class TileT, class Problem>
 struct ForwardPass {
   using Balancer = decltype(Problem::balancer);
-  using Shared = ForwardShared<Balancer, Config::max_experts, Config::private_rows>;
+  using Shared = ForwardShared<Balancer, Config::max_experts>;
   using LayoutT = Layout<TileT, Config::max_experts>;
-  using Sums = typename Config::template Sums<LayoutT>;
+  using Sums = typename Config::template Sums<LayoutT, decltype(Problem::scoring)>;
   using Sink = KernelSink<BlockT, Sums, Balancer>;
 
   const BlockT& block;
@@ -176,20 +226,23 @@ struct ForwardPass {
         experts(static_cast<int>(of.logits.columns)),
         layout{experts, own_tile.lane()},
         shared{own_block.shared()},
-        sums(shared.private_row(own_block.thread() / TileT::width), own_tile.lane()) {
+        sums{shared.probabilities(own_block.thread() / TileT::width), layout} {
     for (int e = block.thread(); e < Config::max_experts; e += block.threads()) {
       shared.bias()[e] = problem.bias != nullptr && e < experts ? problem.bias[e] : 0.0f;
     }
   }
 
+  /// Null where there is none.
+  [[nodiscard]] MOEB_HOST_DEVICE const float* bias() const { return problem.bias != nullptr ? shared.bias() : nullptr; }
+
   MOEB_HOST_DEVICE void start_segment() {
     for (int e = block.thread(); e < Config::max_experts; e += block.threads()) {
       shared.counts()[e] = 0;
       shared.loss_counts()[e] = 0;
-      if constexpr (Shared::has_probabilities) shared.probabilities()[e] = 0;
+      for (int tile_index = 0; tile_index < rows(); ++tile_index) shared.probabilities(tile_index)[place(e)] = 0;
     }
     if (block.thread() == 0) *shared.tokens() = {};
-    if constexpr (Shared::has_probabilities) for_each_slot(layout, [&](int slot) { sums[slot] = 0; });
+    if constexpr (Shared::has_probabilities) sums.clear();
     block.barrier();
   }
 
@@ -197,21 +250,29 @@ struct ForwardPass {
 
   /// No barrier at the end: the next segment starts by clearing, and each thread clears what it alone has just read.
   MOEB_HOST_DEVICE void finish_segment(const Sink& sink, const Totals& totals, std::int64_t segment) {
-    if constexpr (Shared::has_probabilities) {
-      for_each_slot(layout, [&](int slot) {
-        if (layout.holds_expert(slot)) block.add_shared(shared.probabilities() + layout.expert(slot), sums[slot]);
-      });
-    }
+    if constexpr (Shared::has_probabilities) sums.flush();
     add_tokens_shared(block, shared.tokens(), sink.tokens, Shared::Traits::token_losses);
     block.barrier();
 
     const auto add = [&](std::int64_t* to, std::int64_t value) { block.add_global(to, value); };
     for (int e = block.thread(); e < experts; e += block.threads()) {
-      const std::int64_t probability = Shared::has_probabilities ? shared.probabilities()[e] : 0;
+      std::int64_t probability = 0;
+      for (int tile_index = 0; tile_index < rows(); ++tile_index) {
+        probability += shared.probabilities(tile_index)[place(e)];
+      }
       add_expert_totals<Balancer>(totals, segment, experts, e, shared.counts()[e], shared.loss_counts()[e], probability,
                                   add);
     }
     if (block.thread() == 0) add_token_totals<Balancer>(totals, segment, *shared.tokens(), add);
+  }
+
+ private:
+  [[nodiscard]] MOEB_HOST_DEVICE int rows() const { return Shared::has_probabilities ? block.threads() / TileT::width : 0; }
+  /// Where a row of probability sums has an expert's: place_in_row of its slot and lane.
+  [[nodiscard]] static MOEB_HOST_DEVICE int place(int expert) {
+    const int quad = expert / 4;
+    const int slot = quad / TileT::width * 4 + expert % 4;
+    return slot * TileT::width + quad % TileT::width;
   }
 };
 
@@ -221,6 +282,9 @@ template <class Config, class BlockT, class TileT, class Problem>
 MOEB_HOST_DEVICE inline void forward_kernel(const BlockT& block, const TileT& tile, const Problem& problem,
                                             const Totals& totals) {
   ForwardPass<Config, BlockT, TileT, Problem> pass(block, tile, problem);
+  // Only for a grid of one block, whose barriers come before its additions.
+  for (std::int64_t i = block.thread(); i < totals.words_to_clear; i += block.threads()) totals.saved_words[i] = 0;
+  for (int e = block.thread(); e < totals.counts_to_clear; e += block.threads()) totals.counts[e] = 0;
   const int tiles = block.threads() / TileT::width;
   for (std::int64_t segment = block.row(); segment < problem.segments.count(); segment += block.rows()) {
     pass.start_segment();
@@ -231,16 +295,23 @@ MOEB_HOST_DEVICE inline void forward_kernel(const BlockT& block, const TileT& ti
       if (i + stride < size) {
         prefetch_row<RowUse::read>(pass.layout, problem.logits, problem.segments.token(segment, i + stride));
       }
-      forward_token<float>(problem, tile, pass.layout, problem.segments.token(segment, i), pass.shared.bias(), sink);
+      forward_token<float>(problem, tile, pass.layout, problem.segments.token(segment, i), pass.bias(), sink);
     }
     pass.finish_segment(sink, totals, segment);
   }
 }
 
-/// Shared memory of the backward kernel: the losses' slope of every expert.
+/// Shared memory of the backward kernel: a row for each tile's Scatter, then the losses' slope of every expert.
 template <class Balancer, int MaxExperts>
+[[nodiscard]] constexpr std::size_t backward_shared_bytes(int tiles) {
+  const int slopes = BalancerTraits<Balancer>::losses > 0 ? 1 : 0;
+  return static_cast<std::size_t>(tiles + slopes) * MaxExperts * sizeof(float);
+}
+
+template <class Balancer, int Tier>
 [[nodiscard]] constexpr std::size_t backward_shared_bytes() {
-  return BalancerTraits<Balancer>::losses > 0 ? MaxExperts * sizeof(float) : 0;
+  constexpr CudaTier tier = cuda_tiers[Tier];
+  return backward_shared_bytes<Balancer, tier.max_experts>(tier.threads / tier.width);
 }
 
 /// dL/dlogits of every row.
@@ -251,8 +322,11 @@ MOEB_HOST_DEVICE inline void backward_kernel(const BlockT& block, const TileT& t
   const std::int64_t first = block.index() * tiles + block.thread() / TileT::width;
   const std::int64_t stride = block.blocks() * tiles;
   constexpr bool reads_rows = !touches_only_chosen<decltype(problem.scoring), decltype(problem.balancer)>;
-  auto* slope = reinterpret_cast<float*>(block.shared());
+  auto* rows = reinterpret_cast<float*>(block.shared());
+  float* slope = rows + tiles * Config::max_experts;
+  const Scatter<float> scatter{rows + block.thread() / TileT::width * Config::max_experts};
   const LossSlopes<float> slopes{slope, token_loss_factor(problem)};
+  for_each_slot(layout, [&](int slot) { scatter.row[layout.expert(slot)] = nothing_to_add<float>; });
   for (std::int64_t segment = block.row(); segment < problem.segments.count(); segment += block.rows()) {
     prepare_slopes(problem, tile, segment, block.thread(), block.threads(), Config::max_experts, slope);
     block.barrier();
@@ -261,7 +335,7 @@ MOEB_HOST_DEVICE inline void backward_kernel(const BlockT& block, const TileT& t
       if (reads_rows && i + stride < size) {
         prefetch_row<RowUse::read>(layout, problem.logits, problem.segments.token(segment, i + stride));
       }
-      backward_token(problem, tile, layout, problem.segments.token(segment, i), slopes);
+      backward_token(problem, tile, layout, problem.segments.token(segment, i), slopes, scatter);
     }
     block.barrier();
   }

@@ -70,10 +70,24 @@ struct CudaTier {
 /// 32: Mixtral (8), Switch, small research models. 64: OLMoE, DeepSeek-V2-Lite. 128: Qwen3, gpt-oss. 256: DeepSeek-V3, DeepSeek-V2 (160),
 /// GLM-4.5 (160). 512: Kimi K2 (384), Qwen3-Next. 1024: Kimi K3 (896). 2048: research.
 /// Eight scores per lane keep 16-byte loads full and the state of a token inside 64 registers.
-inline constexpr CudaTier cuda_tiers[] = {
+inline constexpr CudaTier full_tiles[] = {
     {32, 8, 256, 2, false},   {64, 8, 256, 2, false},   {128, 16, 256, 2, false}, {256, 32, 256, 2, false},
     {512, 32, 256, 1, false}, {1024, 32, 128, 2, true}, {2048, 32, 128, 2, true},
 };
+/// A rival that only a GPU can judge: twice the scores per lane for 64 to 256 experts, so that what each token's tile does together (sums,
+/// weights, addresses) is shared by two tokens of a warp, at the price of more registers, fewer warps and selection by shuffles.
+inline constexpr CudaTier narrow_tiles[] = {
+    {32, 8, 256, 2, false},   {64, 4, 128, 3, false},   {128, 8, 128, 3, false},  {256, 16, 128, 3, false},
+    {512, 32, 256, 1, false}, {1024, 32, 128, 2, true}, {2048, 32, 128, 2, true},
+};
+
+/// The design that kernels are compiled with. bench/gpu_check.sh times router_gpu with one and router_gpu_narrow with the other; results are the same
+/// bits. All files of a program must name the same.
+#if !defined(MOE_BALANCE_CUDA_TIERS)
+#define MOE_BALANCE_CUDA_TIERS full_tiles
+#endif
+inline constexpr const auto& cuda_tiers = MOE_BALANCE_CUDA_TIERS;
+
 /// The most registers a thread of a tier's kernels may have: what lets `blocks_per_sm` blocks share the 65536 registers of an SM (allocated to a
 /// warp in units of 256, so to a thread in eights), and never more than the 255 that an instruction can name.
 [[nodiscard]] constexpr int register_budget(const CudaTier& tier) {
@@ -83,13 +97,32 @@ inline constexpr CudaTier cuda_tiers[] = {
   return share < most ? share : most;
 }
 
-/// How many blocks of a tier an SM holds at once, by registers and by shared memory: with a loss a block of the 2048-expert tier takes 96 KiB, so that one
-/// fits the 164 KiB of sm_80 and two the 228 KiB of sm_90 and sm_100.
-[[nodiscard]] constexpr int resident_blocks(const CudaTier& tier, std::size_t shared_bytes, std::size_t shared_per_sm) {
-  constexpr std::size_t reserved_per_block = 1024;
-  const std::size_t fitting = shared_per_sm / (shared_bytes + reserved_per_block);
-  if (fitting >= static_cast<std::size_t>(tier.blocks_per_sm)) return tier.blocks_per_sm;
-  return fitting == 0 ? 1 : static_cast<int>(fitting);
+/// What the blocks of one multiprocessor share. CUDA C++ Programming Guide, "Technical Specifications per Compute Capability".
+struct CudaArchitecture {
+  int capability;     ///< 10 * major + minor
+  int shared_memory;  ///< bytes of a multiprocessor
+};
+inline constexpr int reserved_shared_bytes = 1024;  ///< that the system takes from each block's
+inline constexpr int shared_bytes_unit = 128;       ///< what shared memory is allocated in
+
+/// In order; one that is not listed has what the last one below it has.
+inline constexpr CudaArchitecture cuda_architectures[] = {
+    {75, 64 * 1024},  {80, 164 * 1024}, {86, 100 * 1024},  {87, 164 * 1024},
+    {89, 100 * 1024}, {90, 228 * 1024}, {120, 100 * 1024},
+};
+[[nodiscard]] constexpr CudaArchitecture cuda_architecture(int capability) {
+  CudaArchitecture result = cuda_architectures[0];
+  for (const CudaArchitecture& known : cuda_architectures) result = known.capability <= capability ? known : result;
+  return result;
+}
+
+/// Blocks that a multiprocessor is given: the tier's, or as many as its shared memory holds. In the 2048-expert tier with losses that is all
+/// where 228 KiB are shared; on sm_80 a loss that counts a plain top-k leaves room for one.
+[[nodiscard]] constexpr int resident_blocks(const CudaTier& tier, std::size_t shared_bytes,
+                                            const CudaArchitecture& architecture) {
+  const int bytes = static_cast<int>(shared_bytes) + reserved_shared_bytes;
+  const int held = architecture.shared_memory / ((bytes + shared_bytes_unit - 1) / shared_bytes_unit * shared_bytes_unit);
+  return held < 1 ? 1 : held < tier.blocks_per_sm ? held : tier.blocks_per_sm;
 }
 
 inline constexpr int cuda_tier_count = sizeof(cuda_tiers) / sizeof(cuda_tiers[0]);

@@ -22,6 +22,26 @@ template <int Bits, class Real>
   return round_to_int64(mul(clamped, static_cast<Real>(std::int64_t{1} << Bits)));
 }
 
+/// round(value * 2^32) as high * 2^22 + low, for 0 <= value <= 2: the same integer as to_fixed's, without a conversion to 64 bits.
+/// 0 <= high <= 2^11 and |low| <= 2^21, so that 32 bits hold the sums of `most_unit_sums` of them.
+struct UnitFixed {
+  static constexpr int low_bits = 22;
+  std::int32_t high;
+  std::int32_t low;
+
+  [[nodiscard]] MOEB_INLINE std::int64_t value() const { return (static_cast<std::int64_t>(high) << low_bits) + low; }
+};
+inline constexpr int most_unit_sums = 512;
+
+[[nodiscard]] MOEB_INLINE UnitFixed unit_to_fixed(float value) {
+  constexpr float tenths = 12288.0f;       // 1.5 * 2^13: adding it rounds to a multiple of 2^-10, kept in the low bits
+  constexpr float integers = 12582912.0f;  // 1.5 * 2^23: the same for integers
+  const float shifted = add(value, tenths);
+  const float rest = sub(value, sub(shifted, tenths));  // exact
+  const float low = fma(rest, 4294967296.0f, integers);
+  return {bits_of(shifted) - 0x46400000, bits_of(low) - 0x4b400000};
+}
+
 template <int Bits>
 [[nodiscard]] MOEB_INLINE double from_fixed(std::int64_t value) {
   return mul(static_cast<double>(value), 1.0 / static_cast<double>(std::int64_t{1} << Bits));

@@ -44,6 +44,11 @@ MOEB_NAMESPACE_BEGIN
   return choose(x <= 0.0f, choose(x < -87.33f, 0.0f, exp_in_range(x)), x);
 }
 
+/// The same where x is not above 0, and 0 where x is NaN.
+[[nodiscard]] MOEB_INLINE float exp_of_difference_or_zero(float x) {
+  return choose(x >= -87.33f, exp_in_range(x), 0.0f);
+}
+
 /// Natural logarithm of a normal, positive x.
 [[nodiscard]] MOEB_INLINE float log(float x) {
   // x = 2^n * m with m in [sqrt(1/2), sqrt(2)); 0x3f3504f3 is sqrt(1/2).
@@ -94,6 +99,9 @@ MOEB_INLINE double exp(double x) {
 }
 MOEB_INLINE double exp_of_difference(double x) {
   return std::exp(x);
+}
+MOEB_INLINE double exp_of_difference_or_zero(double x) {
+  return x == x ? std::exp(x) : 0.0;
 }
 MOEB_INLINE double log(double x) {
   return std::log(x);

@@ -41,12 +41,24 @@ inline constexpr K excluded_key = std::numeric_limits<K>::min();
 template <class K>
 inline constexpr K nan_key = std::numeric_limits<K>::min() + 1;
 
+/// The key of a value that is neither NaN nor -0.
+template <class Real>
+[[nodiscard]] MOEB_INLINE Key<Real> key_without_minus_zero(Real value) {
+  using K = Key<Real>;
+  const K bits = bits_of(value);
+  return bits ^ ((bits >> (8 * sizeof(K) - 1)) & largest<K>);
+}
+
 /// The key of a value that is not NaN.
 template <class Real>
 [[nodiscard]] MOEB_INLINE Key<Real> key_of_number(Real value) {
-  using K = Key<Real>;
-  const K bits = bits_of(add(value, Real(0)));  // adding +0 turns -0 into +0
-  return bits ^ ((bits >> (8 * sizeof(K) - 1)) & largest<K>);
+  return key_without_minus_zero(add(value, Real(0)));  // adding +0 turns -0 into +0
+}
+
+/// The same for a value that is not below +0, nor -0.
+template <class Real>
+[[nodiscard]] MOEB_INLINE Key<Real> key_of_non_negative(Real value) {
+  return bits_of(value);
 }
 
 template <class Real>

@@ -73,7 +73,8 @@ struct Tournament<K, 1> {
 };
 
 /// One lane's best keys. Column c has slots c, c + columns, c + 2 columns, ...: its best takes part in the tournament, and its second best is
-/// known, too, so that a column is scanned again only from its third pick on.
+/// known, too, so that a column is scanned again only from its third pick on. A lane of registers names a slot by its offset (Layout), which is
+/// an addition away from its expert.
 template <class TileT, class LayoutT, class K>
 struct LaneMaxima {
   static constexpr int columns = TileT::columns;
@@ -95,8 +96,9 @@ struct LaneMaxima {
     }
     const int rows = LayoutT::in_registers ? LayoutT::capacity / columns : layout.blocks() * LayoutT::block_size / columns;
     const auto offer = [&](int row, int c) MOEB_LAMBDA {
-      const std::int32_t slot = row * columns + c;
-      const K key = keys[slot];
+      const int i = row * columns + c;
+      const std::int32_t slot = LayoutT::in_registers ? LayoutT::offset(i) : i;
+      const K key = keys[i];
       const bool leads = key > first[c];
       const bool follows = key > second[c];
       second[c] = leads ? first[c] : follows ? key : second[c];
@@ -123,45 +125,48 @@ struct LaneMaxima {
   /// Goes on to the next best. Keys that are behind it become excluded, some of them later.
   MOEB_INLINE void remove_best(const LayoutT& layout, Slots<K, LayoutT>& keys) {
     const int column = slot() % columns;
+    keys[slot()] = excluded_key<K>;
     if (second[column] == excluded_key<K>) {
-      exclude(keys, slot());
       scan_again(layout, keys, column);
     } else {
-      leave_behind(keys, slot());
       tournament.replace(column, second[column], second_slot[column]);
       second[column] = excluded_key<K>;
     }
   }
 
- private:
-  std::int32_t left_behind = -1;  ///< a lane of registers excludes two keys at once, when it scans them again
-
-  MOEB_INLINE void leave_behind(Slots<K, LayoutT>& keys, std::int32_t slot) {
-    if constexpr (LayoutT::in_registers)
-      left_behind = slot;
-    else
-      keys[slot] = excluded_key<K>;
+  /// The same for one column of registers, in two steps. First the lane that `wins` goes on to its second best, if that is known; without a
+  /// branch, because all lanes run every round.
+  MOEB_INLINE void pass_on(bool wins) {
+    const bool moves = wins && second[0] != excluded_key<K>;
+    left_behind = moves ? slot() : left_behind;
+    tournament.replace(0, moves ? second[0] : key(), moves ? second_slot[0] : slot());
+    second[0] = moves ? excluded_key<K> : second[0];
   }
-  /// Registers cannot be indexed: every slot asks whether it is the one.
-  MOEB_INLINE void exclude(Slots<K, LayoutT>& keys, std::int32_t slot) const {
-    if constexpr (LayoutT::in_registers) {
-      MOEB_UNROLL
-      for (int i = 0; i < LayoutT::capacity; ++i) keys[i] = i == slot || i == left_behind ? excluded_key<K> : keys[i];
-    } else {
-      keys[slot] = excluded_key<K>;
+  /// Then, rarely, a lane scans again, without its best and the one left behind before. Registers cannot be indexed: every slot asks whether
+  /// it is the one.
+  MOEB_INLINE void rescan(const LayoutT& layout, Slots<K, LayoutT>& keys) {
+    MOEB_UNROLL
+    for (int i = 0; i < LayoutT::capacity; ++i) {
+      const bool is_behind = LayoutT::offset(i) == slot() || LayoutT::offset(i) == left_behind;
+      keys[i] = is_behind ? excluded_key<K> : keys[i];
     }
+    scan_again(layout, keys, 0);
   }
+  [[nodiscard]] MOEB_INLINE bool knows_second() const { return second[0] != excluded_key<K>; }
+
+ private:
+  std::int32_t left_behind = -1;
 
   MOEB_INLINE void scan_again(const LayoutT& layout, const Slots<K, LayoutT>& keys, int column) {
     K next = excluded_key<K>;
-    std::int32_t next_slot = column;
+    std::int32_t next_slot = column;  // whatever it is where all keys are excluded
     const int rows = LayoutT::in_registers ? LayoutT::capacity / columns : layout.blocks() * LayoutT::block_size / columns;
     MOEB_UNROLL
     for (int row = 0; row < rows; ++row) {
       const int i = row * columns + column;
       const bool larger = keys[i] > next;
       next = larger ? keys[i] : next;
-      next_slot = larger ? i : next_slot;
+      next_slot = larger ? LayoutT::in_registers ? LayoutT::offset(i) : i : next_slot;
     }
     tournament.replace(column, next, next_slot);
   }
@@ -173,14 +178,25 @@ MOEB_INLINE void select_k(const TileT& tile, const LayoutT& layout, Slots<K, Lay
   constexpr std::int32_t none = largest<std::int32_t>;
   LaneMaxima<TileT, LayoutT, K> maxima;
   maxima.scan(layout, keys);
-  MOEB_NO_UNROLL
-  for (int k = 0; k < count; ++k) {
+  const auto round = [&](int k) MOEB_LAMBDA {
     const K best = tile.maximum(maxima.key());
-    const std::int32_t candidate = maxima.key() == best ? layout.expert(maxima.slot()) : none;
+    const std::int32_t candidate = maxima.key() == best ? layout.base() + maxima.slot() : none;
     const std::int32_t expert = tile.minimum(candidate);
     emit(k, expert);
-    if (candidate == expert && k + 1 < count) maxima.remove_best(layout, keys);
+    return candidate == expert;
+  };
+  MOEB_NO_UNROLL
+  for (int k = 0; k + 1 < count; ++k) {
+    const bool wins = round(k);
+    if constexpr (LayoutT::in_registers) {
+      const bool rescans = wins && !maxima.knows_second();
+      maxima.pass_on(wins);
+      if (rescans) maxima.rescan(layout, keys);
+    } else {
+      if (wins) maxima.remove_best(layout, keys);
+    }
   }
+  round(count - 1);
 }
 
 MOEB_NAMESPACE_END

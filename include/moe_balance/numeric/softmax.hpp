@@ -1,5 +1,5 @@
 // Softmax over a token's finite logits. Others take no part, padding slots (NaN) among them: -inf gets 0, +inf gets +inf, so that it ranks
-// first, and NaN gets NaN; none of them counts in the sum.
+// first, and NaN gets NaN or 0; none of them counts in the sum.
 #pragma once
 
 #include <moe_balance/tile/constants.hpp>
@@ -64,11 +64,30 @@ template <class TileT, class LayoutT, class Real>
   return choose(result == -infinity<Real>, Real(0), add(result, Real(0)));
 }
 
-/// The row's softmax; writes exp(x - maximum) of each logit to `exponentials`.
+/// The largest of a row's numbers, +inf among them; -inf where there is none. The sign of a zero is any.
 template <class TileT, class LayoutT, class Real>
-[[nodiscard]] MOEB_INLINE SoftmaxRow<Real> softmax_row(const TileT& tile, const LayoutT& layout,
-                                                       const Slots<Real, LayoutT>& logits,
-                                                       Slots<Real, LayoutT>& exponentials) {
+[[nodiscard]] MOEB_INLINE Real largest_number(const TileT& tile, const LayoutT& layout, const Slots<Real, LayoutT>& values) {
+  Real result = -infinity<Real>;
+  for_each_slot(layout, [&](int slot) MOEB_LAMBDA { result = larger_number(values[slot], result); });
+  MOEB_UNROLL
+  for (int distance = TileT::width / 2; distance >= 1; distance /= 2) {
+    result = larger_number(tile.shuffle_xor(result, distance), result);
+  }
+  return result;
+}
+
+/// 1 / sum of a row whose exponentials were summed up.
+template <class Real>
+MOEB_INLINE void invert_sum(SoftmaxRow<Real>& row) {
+  row.sum = row.sum == Real(0) ? Real(1) : row.sum;  // where no logit is finite
+  row.inverse_sum = reciprocal_in_range(row.sum);    // 1 to E
+}
+
+/// softmax_row for any logits.
+template <class TileT, class LayoutT, class Real>
+[[nodiscard]] MOEB_INLINE SoftmaxRow<Real> softmax_row_with_infinities(const TileT& tile, const LayoutT& layout,
+                                                                       const Slots<Real, LayoutT>& logits,
+                                                                       Slots<Real, LayoutT>& exponentials) {
   SoftmaxRow<Real> row;
   row.maximum = row_maximum(tile, layout, logits);
   row.sum = canonical_sum<Real>(tile, layout, [&](int slot, Real sum) MOEB_LAMBDA {
@@ -77,9 +96,30 @@ template <class TileT, class LayoutT, class Real>
     exponentials[slot] = e;
     return add(sum, choose(difference <= Real(0), e, Real(0)));  // false for infinity and NaN
   });
-  row.sum = row.sum == Real(0) ? Real(1) : row.sum;  // where no logit is finite
-  row.inverse_sum = reciprocal_in_range(row.sum);    // 1 to E
+  invert_sum(row);
   return row;
+}
+
+/// The row's softmax; writes exp(x - maximum) of each logit to `exponentials`, and where the logit is NaN, NaN or 0.
+/// Lanes of registers, where every check is paid for, first see whether any logit is +inf; without one exponentials need few checks.
+template <class TileT, class LayoutT, class Real>
+[[nodiscard]] MOEB_INLINE SoftmaxRow<Real> softmax_row(const TileT& tile, const LayoutT& layout,
+                                                       const Slots<Real, LayoutT>& logits,
+                                                       Slots<Real, LayoutT>& exponentials) {
+  if constexpr (LayoutT::in_registers) {
+    const Real largest = largest_number(tile, layout, logits);
+    if (largest < infinity<Real>) {
+      SoftmaxRow<Real> row;
+      row.maximum = largest == -infinity<Real> ? Real(0) : add(largest, Real(0));
+      row.sum = canonical_sum<Real>(tile, layout, [&](int slot, Real sum) MOEB_LAMBDA {
+        exponentials[slot] = exp_of_difference_or_zero(sub(logits[slot], row.maximum));
+        return add(sum, exponentials[slot]);
+      });
+      invert_sum(row);
+      return row;
+    }
+  }
+  return softmax_row_with_infinities(tile, layout, logits, exponentials);
 }
 
 MOEB_NAMESPACE_END

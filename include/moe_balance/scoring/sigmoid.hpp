@@ -9,6 +9,8 @@
 MOEB_NAMESPACE_BEGIN
 
 struct Sigmoid {
+  static constexpr bool non_negative = true;
+
   template <class Real>
   [[nodiscard]] MOEB_INLINE Real operator()(Real logit) const {
     return sigmoid(logit);

@@ -11,6 +11,7 @@ MOEB_NAMESPACE_BEGIN
 /// ds_i/dx_j = s_i (delta_ij - s_j).
 struct Softmax {
   static constexpr bool normalised = true;
+  static constexpr bool non_negative = true;
   template <class Real>
   using Row = SoftmaxRow<Real>;
 
@@ -32,8 +33,8 @@ struct Softmax {
   MOEB_INLINE void backward(const TileT& tile, const LayoutT& layout, const Slots<Real, LayoutT>& /*logits*/,
                             const Slots<Real, LayoutT>& scores, Slots<Real, LayoutT>& grad,
                             const SoftmaxRow<Real>& /*row*/) const {
-    const Real mean = canonical_sum<Real>(tile, layout,
-                                    [&](int slot, Real sum) MOEB_LAMBDA { return fma(grad[slot], scores[slot], sum); });
+    const Real mean = canonical_sum<Real>(
+        tile, layout, [&](int slot, Real sum) MOEB_LAMBDA { return fma(grad[slot], scores[slot], sum); });
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA { grad[slot] = mul(scores[slot], sub(grad[slot], mean)); });
   }
 };

@@ -10,6 +10,8 @@ MOEB_NAMESPACE_BEGIN
 /// ds/dx = sigmoid(x) / (2 s). Below x = -17, log(1 + exp(x)) is exp(x) to float32's precision, so that s = exp(x / 2) and
 /// ds/dx = s / 2, with no quotient of two vanishing numbers.
 struct SqrtSoftplus {
+  static constexpr bool non_negative = true;
+
   template <class Real>
   [[nodiscard]] MOEB_INLINE Real operator()(Real logit) const {
     const bool vanishing = logit < very_negative<Real>;

@@ -34,6 +34,8 @@ struct Layout {
   [[nodiscard]] MOEB_INLINE static constexpr int offset(int slot) {
     return width == 1 ? slot : 4 * width * (slot / 4) + slot % 4;
   }
+  /// Whether any lane may have slots that stand for no expert.
+  [[nodiscard]] MOEB_INLINE constexpr bool has_padding() const { return experts < MaxExperts; }
   [[nodiscard]] MOEB_INLINE constexpr int expert(int slot) const { return base() + offset(slot); }
   [[nodiscard]] MOEB_INLINE constexpr bool holds_expert(int slot) const { return offset(slot) < experts - base(); }
   [[nodiscard]] MOEB_INLINE constexpr bool is_expert(int slot, int expert) const { return offset(slot) == expert - base(); }

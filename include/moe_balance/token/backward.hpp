@@ -105,10 +105,59 @@ MOEB_INLINE void loss_gradient(const Problem& problem, const TileT& tile, const 
   }
 }
 
+/// What a row of a Scatter holds between uses: the number whose addition changes nothing, not even -0.
+template <class Real>
+inline constexpr Real nothing_to_add = -Real(0);
+
+/// A tile's way from the lanes that hold chosen experts to the lanes that hold their slots: a row of memory that the tile's lanes share, one value
+/// for each expert up to the layout's capacity. Without one (null) every lane looks at every choice.
+template <class Real>
+struct Scatter {
+  Real* row = nullptr;
+
+  /// Adds each chosen expert's value to the slot that holds it; false, and nothing is added, where an expert was chosen twice.
+  template <class TileT, class LayoutT, class ChosenT, int PerLane>
+  [[nodiscard]] MOEB_INLINE bool add_to(const TileT& tile, const LayoutT& layout, const ChosenT& chosen,
+                                        const Real (&value)[PerLane], Slots<Real, LayoutT>& slots) const {
+    for_each_chosen(chosen, [&](int r) MOEB_LAMBDA { row[chosen.expert[r]] = mark(tile, r); });
+    tile.barrier();
+    int overwritten = 0;
+    for_each_chosen(chosen,
+                    [&](int r) MOEB_LAMBDA { overwritten |= static_cast<int>(row[chosen.expert[r]] != mark(tile, r)); });
+    const bool distinct = !tile.any(overwritten != 0);
+    if (distinct) {
+      for_each_chosen(chosen, [&](int r) MOEB_LAMBDA { row[chosen.expert[r]] = value[r]; });
+      tile.barrier();
+      for_each_slot(layout, [&](int slot) MOEB_LAMBDA { slots[slot] = add(slots[slot], row[layout.expert(slot)]); });
+      tile.barrier();
+    }
+    for_each_chosen(chosen, [&](int r) MOEB_LAMBDA { row[chosen.expert[r]] = nothing_to_add<Real>; });
+    tile.barrier();
+    return distinct;
+  }
+
+ private:
+  template <class ChosenT, class Function>
+  MOEB_INLINE static void for_each_chosen(const ChosenT& chosen, Function&& f) {
+    MOEB_UNROLL
+    for (int r = 0; r < ChosenT::per_lane; ++r) {
+      if (chosen.expert[r] >= 0) f(r);
+    }
+  }
+  /// A number that no other choice of the token has.
+  template <class TileT>
+  [[nodiscard]] MOEB_INLINE static Real mark(const TileT& tile, int r) {
+    return static_cast<Real>(tile.lane() + TileT::width * r);
+  }
+};
+
 /// Adds value k of the chosen experts to the slots that hold them. Empty slots hold expert -1, which no slot has.
 template <int K, class TileT, class LayoutT, class ChosenT, class Real, int PerLane>
 MOEB_INLINE void scatter_add(const TileT& tile, const LayoutT& layout, const ChosenT& chosen, const Real (&value)[PerLane],
-                             Slots<Real, LayoutT>& slots) {
+                             const Scatter<Real>& scatter, Slots<Real, LayoutT>& slots) {
+  if constexpr (LayoutT::in_registers) {
+    if (scatter.row != nullptr && scatter.add_to(tile, layout, chosen, value, slots)) return;
+  }
   MOEB_UNROLL
   for (int r = 0; r < PerLane; ++r) {
     const int sources = K - TileT::width * r < TileT::width ? K - TileT::width * r : TileT::width;
@@ -204,8 +253,8 @@ inline constexpr bool touches_only_chosen = !has_losses<Balancer> && (is_over_se
 /// The gradient of such a token; false where its weights were not finite.
 template <class Real, class Problem, class TileT, class LayoutT, class ChosenT, int PerLane>
 [[nodiscard]] MOEB_INLINE bool chosen_gradient(const Problem& problem, const TileT& tile, const LayoutT& layout,
-                                               std::int64_t token, ChosenT& chosen, Real (&grad_chosen)[PerLane],
-                                               Slots<Real, LayoutT>& grad) {
+                                               std::int64_t token, const Scatter<Real>& scatter, ChosenT& chosen,
+                                               Real (&grad_chosen)[PerLane], Slots<Real, LayoutT>& grad) {
   using Scoring = decltype(problem.scoring);
   constexpr int k_count = decltype(problem.top_k)::k;
   read_chosen_logits(problem.logits, token, chosen);
@@ -221,15 +270,16 @@ template <class Real, class Problem, class TileT, class LayoutT, class ChosenT, 
     }
   }
   clear_slots(layout, grad);
-  scatter_add<k_count>(tile, layout, chosen, grad_chosen, grad);
+  scatter_add<k_count>(tile, layout, chosen, grad_chosen, scatter, grad);
   return true;
 }
 
 /// The gradient of a token that has one; false where its weights were not finite.
 template <class Real, class Problem, class TileT, class LayoutT, class ChosenT, int PerLane>
 [[nodiscard]] MOEB_INLINE bool token_gradient(const Problem& problem, const TileT& tile, const LayoutT& layout,
-                                              std::int64_t token, const LossSlopes<Real>& slopes, ChosenT& chosen,
-                                              Real (&grad_chosen)[PerLane], Slots<Real, LayoutT>& grad) {
+                                              std::int64_t token, const LossSlopes<Real>& slopes,
+                                              const Scatter<Real>& scatter, ChosenT& chosen, Real (&grad_chosen)[PerLane],
+                                              Slots<Real, LayoutT>& grad) {
   using Scoring = decltype(problem.scoring);
   using Traits = BalancerTraits<decltype(problem.balancer)>;
   constexpr int k_count = decltype(problem.top_k)::k;
@@ -247,7 +297,7 @@ template <class Real, class Problem, class TileT, class LayoutT, class ChosenT, 
 
   weight_gradient<Scoring, k_count>(tile, chosen, weights, renormalises<Scoring, k_count>(weighting), grad_chosen);
   loss_gradient(problem, tile, layout, slopes, scores, grad);
-  if constexpr (!is_over_selected<Scoring>) scatter_add<k_count>(tile, layout, chosen, grad_chosen, grad);
+  if constexpr (!is_over_selected<Scoring>) scatter_add<k_count>(tile, layout, chosen, grad_chosen, scatter, grad);
   if constexpr (!RowScoring<Scoring> && LayoutT::rereads_logits) {
     for_each_logit(tile, layout, problem.logits, token, problem.logits_hold_quads, logits,
                    [&](int slot, Real logit) MOEB_LAMBDA {
@@ -257,15 +307,21 @@ template <class Real, class Problem, class TileT, class LayoutT, class ChosenT, 
   } else if constexpr (!is_over_selected<Scoring> || Traits::losses > 0) {
     scores_backward(problem.scoring, tile, layout, logits, scores, grad, row);
   }
-  if constexpr (is_over_selected<Scoring>) scatter_add<k_count>(tile, layout, chosen, grad_chosen, grad);
+  if constexpr (is_over_selected<Scoring>) scatter_add<k_count>(tile, layout, chosen, grad_chosen, scatter, grad);
   add_token_loss_gradient(problem, tile, layout, token, slopes, logits, row, scores, grad);
-  for_each_slot(layout, [&](int slot) MOEB_LAMBDA { grad[slot] = choose(finite.holds(slot, logits), grad[slot], Real(0)); });
+  if constexpr (LayoutT::rereads_logits) {  // asks the logits again: to know until here would keep them in registers
+    for_each_logit(tile, layout, problem.logits, token, problem.logits_hold_quads, logits,
+                   [&](int slot, Real logit) MOEB_LAMBDA { grad[slot] = choose(is_finite(logit), grad[slot], Real(0)); });
+  } else {
+    for_each_slot(layout,
+                  [&](int slot) MOEB_LAMBDA { grad[slot] = choose(finite.holds(slot, logits), grad[slot], Real(0)); });
+  }
   return true;
 }
 
 template <class Real, class Problem, class TileT, class LayoutT>
 MOEB_INLINE void backward_token(const Problem& problem, const TileT& tile, const LayoutT& layout, std::int64_t token,
-                                const LossSlopes<Real>& slopes) {
+                                const LossSlopes<Real>& slopes, const Scatter<Real>& scatter = {}) {
   using ChosenT = Chosen<Real, TileT, decltype(problem.top_k)::k>;
   Slots<Real, LayoutT> grad;
   ChosenT chosen;
@@ -274,9 +330,9 @@ MOEB_INLINE void backward_token(const Problem& problem, const TileT& tile, const
                       load_chosen<Real>(problem, tile, token, layout.experts, chosen, grad_chosen);
   if (has_gradient) {
     if constexpr (touches_only_chosen<decltype(problem.scoring), decltype(problem.balancer)>)
-      has_gradient = chosen_gradient(problem, tile, layout, token, chosen, grad_chosen, grad);
+      has_gradient = chosen_gradient(problem, tile, layout, token, scatter, chosen, grad_chosen, grad);
     else
-      has_gradient = token_gradient(problem, tile, layout, token, slopes, chosen, grad_chosen, grad);
+      has_gradient = token_gradient(problem, tile, layout, token, slopes, scatter, chosen, grad_chosen, grad);
   }
   if (!has_gradient) clear_slots(layout, grad);
   store_row(layout, problem.grad_logits, token, problem.grad_holds_quads, grad);

@@ -43,14 +43,27 @@ MOEB_INLINE void rank_keys(const Problem& problem, const TileT& tile, const Layo
                            const Slots<Real, LayoutT>& logits, const Slots<Real, LayoutT>& scores, const float* bias,
                            Slots<Key<Real>, LayoutT>& keys) {
   using Scoring = decltype(problem.scoring);
-  for_each_logit(
-      tile, layout, problem.logits, token, problem.rows_hold_quads, logits, [&](int slot, Real logit) MOEB_LAMBDA {
-        const Real value = is_over_selected<Scoring> ? logit : scores[slot];
-        const Real ranking = fma(value, Real(1), bias == nullptr ? Real(0) : static_cast<Real>(bias[layout.expert(slot)]));
-        const Key<Real> key = key_of_number(ranking);
-        keys[slot] = either_is_nan(ranking, logit) ? nan_key<Key<Real>> : key;
-      });
-  for_each_padding_slot(layout, [&](int slot) MOEB_LAMBDA { keys[slot] = excluded_key<Key<Real>>; });
+  const auto rank = [&](const auto& ranking_of, const auto& key_of) MOEB_LAMBDA {
+    for_each_logit(tile, layout, problem.logits, token, problem.rows_hold_quads, logits,
+                   [&](int slot, Real logit) MOEB_LAMBDA {
+                     const Real ranking = ranking_of(is_over_selected<Scoring> ? logit : scores[slot], slot);
+                     keys[slot] = either_is_nan(ranking, logit) ? nan_key<Key<Real>> : key_of(ranking);
+                   });
+  };
+  constexpr bool ranks_non_negative = is_non_negative<Scoring> && !is_over_selected<Scoring>;
+  if (bias != nullptr) {
+    rank([&](Real value, int slot) MOEB_LAMBDA { return fma(value, Real(1), static_cast<Real>(bias[layout.expert(slot)])); },
+         [](Real ranking) MOEB_LAMBDA {  // +0 and any zero are +0
+           return ranks_non_negative ? key_without_minus_zero(ranking) : key_of_number(ranking);
+         });
+  } else {
+    rank([](Real value, int) MOEB_LAMBDA { return value; },
+         [](Real ranking)
+             MOEB_LAMBDA { return ranks_non_negative ? key_of_non_negative(ranking) : key_of_number(ranking); });
+  }
+  if (layout.has_padding()) {
+    for_each_padding_slot(layout, [&](int slot) MOEB_LAMBDA { keys[slot] = excluded_key<Key<Real>>; });
+  }
 }
 
 /// The caller's ids of a replayed token; invalid ones become -1 and are reported to the sink.
@@ -138,6 +151,19 @@ template <class Real, class Problem, class TileT, class LayoutT>
   }
 }
 
+/// A slot's probability, added to the sink; by its own way to add up what is not negative, if it has one.
+template <class Scoring, class Real, class Sink>
+MOEB_INLINE void add_probability(int slot, Real probability, Sink& sink) {
+  if constexpr (is_non_negative<Scoring> && requires { sink.unit_probability(slot, probability); })
+    sink.unit_probability(slot, probability);
+  else
+    sink.probability(slot, to_fixed<probability_fraction_bits>(probability));
+}
+
+/// Whether scores alone show where logits are not finite: 0, infinity or NaN.
+template <class Scoring>
+inline constexpr bool shows_non_finite = is_normalised<Scoring>&& is_non_negative<Scoring>;
+
 /// A token's probabilities and token losses, added to the sink. `scores` are overwritten.
 template <class Real, class Problem, class TileT, class LayoutT, class Row, class Sink>
 MOEB_INLINE void add_losses(const Problem& problem, const TileT& tile, const LayoutT& layout, std::int64_t token,
@@ -147,14 +173,15 @@ MOEB_INLINE void add_losses(const Problem& problem, const TileT& tile, const Lay
   using Traits = BalancerTraits<decltype(problem.balancer)>;
   if constexpr (Traits::losses > 0 && is_normalised<Scoring>) {
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA {
-      sink.probability(slot, to_fixed<probability_fraction_bits>(silenced(layout, finite, logits, scores, slot)));
+      const Real probability = shows_non_finite<Scoring>
+                                   ? choose(scores[slot] < infinity<Real>, scores[slot], Real(0))  // false for NaN, too
+                                   : silenced(layout, finite, logits, scores, slot);
+      add_probability<Scoring>(slot, probability, sink);
     });
   } else if constexpr (Traits::losses > 0) {
     silence_non_finite(layout, finite, logits, scores);
     const Real inverse = inverse_of_total(tile, layout, scores);
-    for_each_slot(layout, [&](int slot) MOEB_LAMBDA {
-      sink.probability(slot, to_fixed<probability_fraction_bits>(mul(scores[slot], inverse)));
-    });
+    for_each_slot(layout, [&](int slot) MOEB_LAMBDA { add_probability<Scoring>(slot, mul(scores[slot], inverse), sink); });
   }
   if constexpr (Traits::token_losses > 0) {
     Real log_sum_exp;
@@ -208,7 +235,7 @@ MOEB_INLINE void forward_token(const Problem& problem, const TileT& tile, const 
   Slots<Real, LayoutT> scores;
   load_row(layout, problem.logits, token, problem.rows_hold_quads, logits);
   FiniteSlots<LayoutT> finite;
-  if constexpr (Traits::losses > 0) finite = finite_slots(layout, logits);
+  if constexpr (Traits::losses > 0 && !shows_non_finite<Scoring>) finite = finite_slots(layout, logits);
   typename RowOf<Scoring, Real>::type row{};
   if constexpr (!is_over_selected<Scoring> || Traits::losses + Traits::token_losses > 0) {
     row = score_row(problem, tile, layout, token, problem.rows_hold_quads, logits, scores);

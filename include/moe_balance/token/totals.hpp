@@ -14,6 +14,10 @@ struct Totals {
   std::int64_t* load = nullptr;    ///< [E] accumulated
   SavedView saved{};
   Status* status = nullptr;
+  /// What the kernel clears by itself first: of all that `saved` has, and of `counts`. 0 where that is done before.
+  std::int64_t* saved_words = nullptr;
+  std::int64_t words_to_clear = 0;
+  int counts_to_clear = 0;
 };
 
 /// Adds one expert's sums of a segment to every destination, by `add(pointer, value)`, which is atomic. `loss_count` is what losses read:

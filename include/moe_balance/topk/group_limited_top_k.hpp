@@ -43,6 +43,13 @@ struct GroupLimitedTopK {
   /// Excludes the keys of all groups but the `groups_kept` best; equal group scores go to the smaller group.
   template <class Real, class TileT, class LayoutT, class Keys>
   MOEB_INLINE void narrow(const TileT& tile, const LayoutT& layout, Keys& keys) const {
+    // Where a lane has more keys, their best ones would not fit its registers beside them.
+    if constexpr (LayoutT::in_registers && LayoutT::capacity <= 32) {
+      const int shift = shift_of_lanes<TileT>(layout.experts);
+      if (4 * groups << shift == layout.experts && group_score_top <= 2) {
+        return narrow_by_neighbours<Real, TileT, LayoutT>(tile, shift, keys);
+      }
+    }
     const int size = layout.experts / groups;
     const std::uint32_t kept = group_score_top <= 2 ? kept_groups<2, Real>(tile, layout, keys, size)
                                                     : kept_groups<max_group_score_top, Real>(tile, layout, keys, size);
@@ -56,6 +63,104 @@ struct GroupLimitedTopK {
   }
 
  private:
+  /// s, where a group's quads would lie on 2^s lanes: the largest with 4 * groups * 2^s <= experts, of one tile at most.
+  template <class TileT>
+  [[nodiscard]] MOEB_INLINE int shift_of_lanes(int experts) const {
+    int shift = 0;
+    MOEB_UNROLL
+    for (int i = 1; 1 << i <= TileT::width; ++i) shift += static_cast<int>(4 * groups << i <= experts);
+    return shift;
+  }
+
+  /// Where groups are a power of two of quads, on neighbouring lanes of registers, and their scores are of two values at most, all are scored
+  /// at once by a few exchanges between neighbours. DeepSeek-V3's 8 groups of 32 experts are such.
+  template <class Real, class TileT, class LayoutT, class Keys>
+  MOEB_INLINE void narrow_by_neighbours(const TileT& tile, int shift, Keys& keys) const {
+    constexpr int quads = LayoutT::capacity / 4;
+    Best<2, Key<Real>> best[quads];
+    MOEB_UNROLL
+    for (int i = 0; i < quads; ++i) best[i] = best_of_quad<Real>(keys, 4 * i);
+    MOEB_UNROLL
+    for (int distance = 1; distance < TileT::width; distance *= 2) {
+      if (distance >> shift != 0) break;
+      MOEB_UNROLL
+      for (int i = 0; i < quads; ++i) best[i] = best_of_pairs(best[i], neighbours(tile, best[i], distance));
+    }
+    Key<Real> score[quads];  // of the group that has the lane's quad i
+    MOEB_UNROLL
+    for (int i = 0; i < quads; ++i) {
+      const Real first = add(Real(0), value_of_key<Real>(best[i].key[0]));
+      score[i] = ordered_key(group_score_top == 1 ? first : add(first, value_of_key<Real>(best[i].key[1])));
+    }
+    const std::uint32_t kept = best_groups(tile, gathered_scores<Real>(tile, 1 << shift, score));
+    MOEB_UNROLL
+    for (int i = 0; i < quads; ++i) {
+      const int group = (tile.lane() + TileT::width * i) >> shift;  // 32 and more for padding, which is excluded already
+      const bool stays = ((kept >> (group & 31)) & 1u) != 0;
+      MOEB_UNROLL
+      for (int j = 4 * i; j < 4 * i + 4; ++j) keys[j] = stays ? keys[j] : excluded_key<Key<Real>>;
+    }
+  }
+
+  template <class Key>
+  [[nodiscard]] MOEB_INLINE static Key larger_key(Key a, Key b) {
+    return a > b ? a : b;
+  }
+  template <class Key>
+  [[nodiscard]] MOEB_INLINE static Key smaller_key(Key a, Key b) {
+    return a < b ? a : b;
+  }
+
+  /// The two best of two pairs of keys, each in order.
+  template <class BestT>
+  [[nodiscard]] MOEB_INLINE static BestT best_of_pairs(const BestT& a, const BestT& b) {
+    BestT result;
+    result.key[0] = larger_key(a.key[0], b.key[0]);
+    result.key[1] = larger_key(smaller_key(a.key[0], b.key[0]), larger_key(a.key[1], b.key[1]));
+    return result;
+  }
+
+  template <class Real, class Keys>
+  [[nodiscard]] MOEB_INLINE static auto best_of_quad(const Keys& keys, int slot) {
+    Best<2, Key<Real>> pairs[2];
+    MOEB_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      pairs[i].key[0] = larger_key(keys[slot + 2 * i], keys[slot + 2 * i + 1]);
+      pairs[i].key[1] = smaller_key(keys[slot + 2 * i], keys[slot + 2 * i + 1]);
+    }
+    return best_of_pairs(pairs[0], pairs[1]);
+  }
+
+  template <class TileT, class BestT>
+  [[nodiscard]] MOEB_INLINE static BestT neighbours(const TileT& tile, const BestT& best, int distance) {
+    BestT result;
+    MOEB_UNROLL
+    for (int i = 0; i < 2; ++i) result.key[i] = tile.shuffle_xor(best.key[i], distance);
+    return result;
+  }
+
+  template <int Local, class Key>
+  struct GroupScores {
+    Key score[Local];  ///< of groups lane, lane + width, ...
+  };
+
+  template <class Real, class TileT, int Quads>
+  [[nodiscard]] MOEB_INLINE auto gathered_scores(const TileT& tile, int lanes, const Key<Real> (&of_quad)[Quads]) const {
+    GroupScores<max_groups / TileT::width, Key<Real>> result;
+    MOEB_UNROLL
+    for (int r = 0; r < max_groups / TileT::width; ++r) {
+      const int group = tile.lane() + TileT::width * r;
+      const int first_quad = group * lanes;
+      result.score[r] = excluded_key<Key<Real>>;
+      MOEB_UNROLL
+      for (int i = 0; i < Quads; ++i) {
+        const Key<Real> key = tile.shuffle(of_quad[i], first_quad % TileT::width);
+        result.score[r] = first_quad / TileT::width == i && group < groups ? key : result.score[r];
+      }
+    }
+    return result;
+  }
+
   /// The best `Count` keys seen, in order.
   template <int Count, class Key>
   struct Best {
@@ -142,20 +247,23 @@ struct GroupLimitedTopK {
   [[nodiscard]] MOEB_INLINE std::uint32_t kept_groups(const TileT& tile, const LayoutT& layout, const Keys& keys,
                                                       int size) const {
     constexpr int local = max_groups / TileT::width;
-    Key<Real> score[local];  // group g is kept by lane g % width
+    GroupScores<local, Key<Real>> scores;
     MOEB_UNROLL
-    for (int r = 0; r < local; ++r) score[r] = excluded_key<Key<Real>>;
+    for (int r = 0; r < local; ++r) scores.score[r] = excluded_key<Key<Real>>;
     MOEB_NO_UNROLL
     for (int group = 0; group < groups; ++group) {
       const Key<Real> key = ordered_key(group_score<Count, Real>(tile, layout, keys, group * size, (group + 1) * size));
       MOEB_UNROLL
-      for (int r = 0; r < local; ++r) score[r] = group == tile.lane() + TileT::width * r ? key : score[r];
+      for (int r = 0; r < local; ++r) {
+        scores.score[r] = group == tile.lane() + TileT::width * r ? key : scores.score[r];
+      }
     }
-    return best_groups(tile, score);
+    return best_groups(tile, scores);
   }
 
   template <class TileT, class Key, int Local>
-  [[nodiscard]] MOEB_INLINE std::uint32_t best_groups(const TileT& tile, Key (&score)[Local]) const {
+  [[nodiscard]] MOEB_INLINE std::uint32_t best_groups(const TileT& tile, GroupScores<Local, Key> scores) const {
+    Key(&score)[Local] = scores.score;
     std::uint32_t kept = 0;
     MOEB_NO_UNROLL
     for (int round = 0; round < groups_kept; ++round) {
