@@ -370,7 +370,7 @@ class Tracing(unittest.TestCase):
         ids = ops.plain_route(x)[0]
         _, row_of_slot, slot_of_row, _ = ops.permutation(ids, EXPERTS, 4)
         factors = torch.rand(TOKENS, K, dtype=torch.float64, requires_grad=True)
-        checks += [(ops.permutation, (ids, EXPERTS, 4)), (ops.permute, (x, row_of_slot, slot_of_row, factors)),
+        checks += [(ops.permutation, (ids, EXPERTS, 3)), (ops.permute, (x, row_of_slot, slot_of_row, factors)),
                    (ops.combine, (torch.randn(len(slot_of_row), 5, dtype=torch.float64, requires_grad=True), row_of_slot, slot_of_row, factors))]
         for function, arguments in checks:
             with self.subTest(function=str(function)):
