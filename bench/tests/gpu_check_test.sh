@@ -107,7 +107,7 @@ check no_folder '' 2 --dependencies "$folder/nowhere"
 expect no_folder 'nowhere is not a folder'
 
 check well '' 0 --jobs 3
-holds well 'report["passed"] and set(status.values()) == {"passed"} and len(status) == 16'
+holds well 'report["passed"] and set(status.values()) == {"passed"} and len(status) == 18'
 holds well 'report["machine"]["gpu"] == "NVIDIA Test 100" and report["machine"]["driver"] == "999.1" and report["machine"]["cuda"] == "13.0"'
 holds well '"--jobs 3" in report["machine"]["command"] and len(report["machine"]["date"]) == 20'
 holds well 'len(report["tests"]) == 6 and report["figures"]["router_gpu"]["benchmarks"][0]["median_us"] == 4.5'
@@ -118,11 +118,11 @@ expect well 'ALL PASSED'
 grep -qx -- '-DCMAKE_CUDA_ARCHITECTURES=90-real' "$folder/build/options" || { echo "the card's architecture is not asked for"; exit 1; }
 
 check without_torch 'torch no_nccl' 0
-holds without_torch 'status["compare_torch"] == "skipped" and report["passed"] and len(status) == 15'
+holds without_torch 'status["compare_torch"] == "skipped" and report["passed"] and len(status) == 17'
 expect without_torch 'so NcclSync was not checked'
 
 check wrong 'build skip race hang benchmark' 1 --step-limit 3
-holds wrong 'not report["passed"] and len(status) == 16'
+holds wrong 'not report["passed"] and len(status) == 18'
 holds wrong 'status["build"] == "failed" and status["golden"] == "failed" and status["sanitizer_racecheck"] == "failed"'
 holds wrong 'status["sanitizer_synccheck"] == "timed_out" and 2.5 < seconds["sanitizer_synccheck"] < 10'
 holds wrong 'status["benchmarks"] == status["benchmarks_narrow"] == status["user_policy"] == status["dispatch"] == "failed"'
@@ -132,5 +132,5 @@ expect wrong 'SOMETHING DID NOT PASS'
 expect wrong 'FAILED: broken'
 
 check late '' 1 --deadline 1
-holds late 'not report["passed"] and len(status) == 16 and set(status.values()) == {"out_of_time"}'
+holds late 'not report["passed"] and len(status) == 18 and set(status.values()) == {"out_of_time"}'
 echo "gpu_check.sh does what it says: 8 runs"
