@@ -21,6 +21,7 @@ DESCRIBED = {
     r"Real score\(Real logit": "One score again, from its logit and the row. Asked for by RowScoring.",
     r"static constexpr bool normalised\b": "Scores sum to 1 already.",
     r"static constexpr bool over_selected\b": "Logits are ranked, and scored among the chosen.",
+    r"static constexpr bool non_negative\b": "A score is never below +0, nor -0.",
     # selection: TopKPolicy
     r"static constexpr int k = ": "K, the experts chosen per token.",
     r"\bweighting\(\) const": "How the weights follow from the chosen scores. Asked for by TopKPolicy.",

@@ -7,7 +7,6 @@
 #include <moe_balance/concepts.hpp>
 #include <moe_balance/dispatch/permutation.hpp>
 #include <moe_balance/engine/kernels.hpp>
-#include <moe_balance/router.hpp>
 #include <moe_balance/shape.hpp>
 
 #include <algorithm>
@@ -110,6 +109,14 @@ CountingSync(Sync) -> CountingSync<Sync>;
 
 namespace detail {
 
+/// The router with another Sync.
+template <template <class, class, class, class> class RouterT, class Scoring, class TopKT, class Balancer, class OldSync,
+          class Sync>
+[[nodiscard]] RouterT<Scoring, TopKT, Balancer, Sync> with_sync(const RouterT<Scoring, TopKT, Balancer, OldSync>& router,
+                                                                const Sync& sync) {
+  return {router.scoring, router.top_k, router.balancer, sync};
+}
+
 /// Blocks of the second launch, and rows of the histogram that each of them adds up.
 struct FusedParts {
   std::int64_t blocks;
@@ -199,8 +206,7 @@ void forward_and_permute(const RouterT& router, const ForwardArgs& args, Permuta
     if constexpr (std::is_same_v<std::remove_cvref_t<decltype(where)>, Place>) {
       router.forward(args, workspace, where);
     } else {
-      const Router counting{router.scoring, router.top_k, router.balancer, CountingSync{router.sync}};
-      counting.forward(args, workspace, where);
+      detail::with_sync(router, CountingSync{router.sync}).forward(args, workspace, where);
     }
   });
 }
