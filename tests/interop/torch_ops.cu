@@ -1,5 +1,6 @@
 // The operators through libtorch with CUDA: compiled, for machines that have no GPU.
 #include <moe_balance/interop/torch.cuh>
+#include <moe_balance/moe_balance.cuh>
 
 namespace {
 
