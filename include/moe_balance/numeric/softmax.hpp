@@ -91,10 +91,9 @@ template <class TileT, class LayoutT, class Real>
   SoftmaxRow<Real> row;
   row.maximum = row_maximum(tile, layout, logits);
   row.sum = canonical_sum<Real>(tile, layout, [&](int slot, Real sum) MOEB_LAMBDA {
-    const Real difference = sub(logits[slot], row.maximum);
-    const Real e = exp_of_difference(difference);
+    const Real e = row.exponential(logits[slot]);
     exponentials[slot] = e;
-    return add(sum, choose(difference <= Real(0), e, Real(0)));  // false for infinity and NaN
+    return add(sum, choose(e < infinity<Real>, e, Real(0)));  // false for NaN, too
   });
   invert_sum(row);
   return row;
