@@ -7,7 +7,6 @@
 #include <moe_balance/concepts.hpp>
 #include <moe_balance/dispatch/permutation.hpp>
 #include <moe_balance/engine/kernels.hpp>
-#include <moe_balance/router.hpp>
 #include <moe_balance/shape.hpp>
 
 #include <algorithm>
@@ -199,8 +198,7 @@ void forward_and_permute(const RouterT& router, const ForwardArgs& args, Permuta
     if constexpr (std::is_same_v<std::remove_cvref_t<decltype(where)>, Place>) {
       router.forward(args, workspace, where);
     } else {
-      const Router counting{router.scoring, router.top_k, router.balancer, CountingSync{router.sync}};
-      counting.forward(args, workspace, where);
+      router.with_sync(CountingSync{router.sync}).forward(args, workspace, where);
     }
   });
 }
