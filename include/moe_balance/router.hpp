@@ -48,6 +48,12 @@ struct Router {
   Balancer balancer{};  ///< bias, losses, or none
   Sync sync{};          ///< sums counts over ranks
 
+  /// The same router with another Sync.
+  template <class Other>
+  [[nodiscard]] constexpr Router<Scoring, TopKT, Balancer, Other> with_sync(const Other& other) const {
+    return {scoring, top_k, balancer, other};
+  }
+
   /// Bytes of SavedRef for one forward of this shape; 0 where the balancer has no loss.
   [[nodiscard]] std::size_t saved_bytes(const Shape& shape) const {
     return static_cast<std::size_t>(SavedLayout<Balancer>{shape.experts, shape.sequences}.words()) * sizeof(std::int64_t);

@@ -109,14 +109,6 @@ CountingSync(Sync) -> CountingSync<Sync>;
 
 namespace detail {
 
-/// The router with another Sync.
-template <template <class, class, class, class> class RouterT, class Scoring, class TopKT, class Balancer, class OldSync,
-          class Sync>
-[[nodiscard]] RouterT<Scoring, TopKT, Balancer, Sync> with_sync(const RouterT<Scoring, TopKT, Balancer, OldSync>& router,
-                                                                const Sync& sync) {
-  return {router.scoring, router.top_k, router.balancer, sync};
-}
-
 /// Blocks of the second launch, and rows of the histogram that each of them adds up.
 struct FusedParts {
   std::int64_t blocks;
@@ -206,7 +198,7 @@ void forward_and_permute(const RouterT& router, const ForwardArgs& args, Permuta
     if constexpr (std::is_same_v<std::remove_cvref_t<decltype(where)>, Place>) {
       router.forward(args, workspace, where);
     } else {
-      detail::with_sync(router, CountingSync{router.sync}).forward(args, workspace, where);
+      router.with_sync(CountingSync{router.sync}).forward(args, workspace, where);
     }
   });
 }
