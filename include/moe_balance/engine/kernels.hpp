@@ -233,7 +233,9 @@ struct ForwardPass {
   }
 
   /// Null where there is none.
-  [[nodiscard]] MOEB_HOST_DEVICE const float* bias() const { return problem.bias != nullptr ? shared.bias() : nullptr; }
+  [[nodiscard]] MOEB_HOST_DEVICE const float* bias() const {
+    return LayoutT::rereads_logits || problem.bias != nullptr ? shared.bias() : nullptr;
+  }
 
   MOEB_HOST_DEVICE void start_segment() {
     for (int e = block.thread(); e < Config::max_experts; e += block.threads()) {

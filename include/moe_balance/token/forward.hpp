@@ -51,11 +51,14 @@ MOEB_INLINE void rank_keys(const Problem& problem, const TileT& tile, const Layo
                    });
   };
   constexpr bool ranks_non_negative = is_non_negative<Scoring> && !is_over_selected<Scoring>;
-  if (bias != nullptr) {
-    rank([&](Real value, int slot) MOEB_LAMBDA { return fma(value, Real(1), static_cast<Real>(bias[layout.expert(slot)])); },
-         [](Real ranking) MOEB_LAMBDA {  // +0 and any zero are +0
-           return ranks_non_negative ? key_without_minus_zero(ranking) : key_of_number(ranking);
-         });
+  if (LayoutT::rereads_logits || bias != nullptr) {  // one way where registers are scarce
+    rank(
+        [&](Real value, int slot) MOEB_LAMBDA {
+          return fma(value, Real(1), bias == nullptr ? Real(0) : static_cast<Real>(bias[layout.expert(slot)]));
+        },
+        [](Real ranking) MOEB_LAMBDA {  // +0 and any zero are +0
+          return ranks_non_negative ? key_without_minus_zero(ranking) : key_of_number(ranking);
+        });
   } else {
     rank([](Real value, int) MOEB_LAMBDA { return value; },
          [](Real ranking)
