@@ -268,7 +268,7 @@ struct Router {
   }
 
   /// Clears what a forward call adds up in, or has its kernel do that where the engine offers it: a launch less.
-  template <class Problem, class Place>
+  template <class Problem, class Place, class Tag = EngineTagOf<Place>>
   void clear_totals(const Problem& problem, std::int64_t* saved, Totals& totals, const Place& place) const {
     const int experts = static_cast<int>(problem.logits.columns);
     const std::size_t saved_size = saved_bytes({0, experts, problem.segments.count()});

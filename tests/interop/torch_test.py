@@ -330,7 +330,7 @@ class Errors(unittest.TestCase):
             (lambda: ops.balanced_update(bias, rows), "update: bias.experts is 8; allowed: 2"),
             (lambda: ops.balanced_update(None, torch.ones(EXPERTS, dtype=torch.int64)), "update: bias.data is null"),
             (lambda: ops.permutation(ids.long(), EXPERTS), "permutation: experts.dtype is int64; allowed: int32"),
-            (lambda: ops.permutation(ids, 0), "permutation: expert_count is 0; allowed: 1 to 4096"),
+            (lambda: ops.permutation(ids, 0), "permutation: expert_count is 0; allowed: 1 to 1048576"),
             (lambda: ops.permutation(ids + 9, EXPERTS), "permutation: experts[0] is 9; allowed: -1 to 7"),
             (lambda: ops.permute(x, rows[:3], slots), "permute: row_of_slot.rows is 3; allowed: 12 (the tokens of hidden)"),
             (lambda: ops.permute(x, rows, slots + 99), "permute: slot_of_row[0] is 99; allowed: -1 to 23"),
