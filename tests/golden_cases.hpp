@@ -260,21 +260,25 @@ inline void balance_loss(Subject& subject, const Json& recorded, Comparison& com
 
 /// Ranks are played one after the other: before rank j's forward the load holds what the other ranks added in this micro-batch
 /// and everything before it, as a Sync over ranks would have left it.
+inline void fill_global_batch(Task& task, const Json& inputs, const Json& expected) {
+  const auto micro_batch = expected.at("micro_batch").get<std::size_t>();
+  const auto rank = expected.at("rank").get<std::size_t>();
+  task.logits = inputs.at("logits").at(micro_batch).at(rank).get<std::vector<float>>();
+  const auto local = expected.at("local_counts").get<std::vector<std::int64_t>>();
+  const auto accumulated = expected.at("accumulated_counts").get<std::vector<std::int64_t>>();
+  for (std::size_t e = 0; e < local.size(); ++e) task.load.push_back(accumulated[e] - local[e]);
+}
+
 inline void global_batch_loss(Subject& subject, const Json& recorded, Comparison& comparison) {
   const Json& config = recorded.at("config");
   for (const Json& expected : recorded.at("expected")) {
     Task task = task_of(config, recorded.at("inputs"));
     task.loss = Loss::global_batch;
     task.coefficient = config.at("coefficient");
-    const auto micro_batch = expected.at("micro_batch").get<std::size_t>();
-    const auto rank = expected.at("rank").get<std::size_t>();
-    task.logits = recorded.at("inputs").at("logits").at(micro_batch).at(rank).get<std::vector<float>>();
-    const auto local = expected.at("local_counts").get<std::vector<std::int64_t>>();
-    const auto accumulated = expected.at("accumulated_counts").get<std::vector<std::int64_t>>();
-    for (std::size_t e = 0; e < local.size(); ++e) task.load.push_back(accumulated[e] - local[e]);
+    fill_global_batch(task, recorded.at("inputs"), expected);
     const Answer answer = subject.answer(task);
-    comparison.exact("local_counts", answer.counts, local);
-    comparison.exact("accumulated_counts", answer.load, accumulated);
+    comparison.exact("local_counts", answer.counts, expected.at("local_counts").get<std::vector<std::int64_t>>());
+    comparison.exact("accumulated_counts", answer.load, expected.at("accumulated_counts").get<std::vector<std::int64_t>>());
     comparison.close("loss", answer.loss, expected.at("loss"), value_tolerance);
     comparison.close("grad_logits", answer.grad_logits_of_loss, expected.at("grad_logits").get<std::vector<double>>(),
                      gradient_tolerance);

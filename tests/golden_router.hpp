@@ -70,15 +70,32 @@ struct Compiled {
   using K = std::integer_sequence<int, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 16>;
   static constexpr bool groups(int) { return true; }
   static constexpr bool replay(int k) { return k == 6 || k == 8; }
-  static constexpr bool loss(int) { return true; }
+  template <class Scoring>
+  static constexpr bool plain(int) {
+    return true;
+  }
+  template <class Scoring>
+  static constexpr bool loss(int) {
+    return !std::is_same_v<Scoring, mb::SoftmaxOverSelected>;
+  }
 };
 template <class Engine>
   requires(!Engine::has_float64)
 struct Compiled<Engine> {
-  using K = std::integer_sequence<int, 2, 4, 6, 8, 10>;
+  using K = std::integer_sequence<int, 1, 2, 4, 6, 8, 10>;
   static constexpr bool groups(int k) { return k == 6 || k == 8; }
   static constexpr bool replay(int k) { return k == 6; }
-  static constexpr bool loss(int k) { return k == 2 || k == 4 || k == 8; }
+  /// K = 1 is Llama 4's.
+  template <class Scoring>
+  static constexpr bool plain(int k) {
+    return k > 1 || std::is_same_v<Scoring, mb::Sigmoid>;
+  }
+  /// K = 1 is Switch's.
+  template <class Scoring>
+  static constexpr bool loss(int k) {
+    if (k == 1) return std::is_same_v<Scoring, mb::Softmax>;
+    return (k == 2 || k == 4 || k == 8) && !std::is_same_v<Scoring, mb::SoftmaxOverSelected>;
+  }
 };
 
 template <int K, class Engine, class Scoring>
@@ -103,11 +120,13 @@ Answer ask_plain(const Engine& engine, Scoring scoring, const Task& task) {
   const mb::TopK<K> selection{.renormalise = task.renormalise, .scaling_factor = task.scaling_factor};
   if (!task.replay_experts.empty())
     throw NotOffered("no ungrouped router that replays experts is compiled into golden_test");
-  if (task.loss == Loss::none) return ask(engine, mb::Router{scoring, selection}, task);
-  if constexpr (Compiled<Engine>::loss(K) && !std::is_same_v<Scoring, mb::SoftmaxOverSelected>) {
-    return ask_with_loss(engine, scoring, selection, task);
+  if constexpr (Compiled<Engine>::template plain<Scoring>(K)) {
+    if (task.loss == Loss::none) return ask(engine, mb::Router{scoring, selection}, task);
   }
-  throw NotOffered("no router with this loss and K = " + std::to_string(K) + " is compiled into golden_test");
+  if constexpr (Compiled<Engine>::template loss<Scoring>(K)) {
+    if (task.loss != Loss::none) return ask_with_loss(engine, scoring, selection, task);
+  }
+  throw NotOffered("no ungrouped router of this kind with K = " + std::to_string(K) + " is compiled into golden_test");
 }
 
 template <int K, class Engine, class Scoring>

@@ -1,10 +1,12 @@
-// The presets: against vectors recorded from the models' own reference code where there are some, and against plain loops written from each
-// model's publication for all of them. The loops share nothing with the library and nothing with oracle.hpp.
+// The presets: against vectors recorded from code that the models were published or trained with (golden/README.md), and against plain loops written from
+// each model's publication. The loops share nothing with the library and nothing with oracle.hpp.
+#include "engine_host.hpp"
+#include "golden_cases.hpp"
+#include "golden_router.hpp"
 #include "random.hpp"
 
 #include <doctest/doctest.h>
 #include <moe_balance/moe_balance.hpp>
-#include <nlohmann/json.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -64,29 +66,86 @@ Routed run(const Router& router, const std::vector<float>& logits, int experts, 
   return result;
 }
 
-nlohmann::json recorded(const std::string& name) {
+// ---- recorded vectors ---------------------------------------------------------------------------------------------------------------
+
+golden::Json recorded(const std::string& name) {
   std::ifstream file(std::string(MOE_BALANCE_GOLDEN_DIR) + "/" + name + ".json");
   REQUIRE(file.good());
-  return nlohmann::json::parse(file);
+  return golden::Json::parse(file);
+}
+
+/// tolerance of golden/README.md, of values that were recorded with coefficient 1 and multiplied by `factor`.
+template <class Values>
+void check_close(const Values& got, const std::vector<double>& want, golden::Tolerance tolerance, double factor = 1) {
+  REQUIRE(got.size() == want.size());
+  std::size_t differ = 0;
+  for (std::size_t i = 0; i < want.size(); ++i) {
+    const double distance = std::abs(static_cast<double>(got[i]) - want[i]);
+    differ += !(distance <= factor * tolerance.absolute + tolerance.relative * std::abs(want[i]));
+  }
+  CHECK(differ == 0);
 }
 
 void check_close(const std::vector<double>& got, const std::vector<double>& want) {
-  REQUIRE(got.size() == want.size());
-  for (std::size_t i = 0; i < got.size(); ++i) CHECK(std::abs(got[i] - want[i]) <= 2e-6 + 2e-5 * std::abs(want[i]));
+  check_close(got, want, golden::value_tolerance);
 }
 
-template <class Router>
-Routed agrees_with_recording(const Router& router, const std::string& name) {
-  const nlohmann::json recording = recorded(name);
-  const auto experts = recording.at("config").at("experts").get<int>();
-  std::vector<float> bias;
-  if (recording.at("inputs").contains("expert_bias") && !recording.at("inputs").at("expert_bias").is_null()) {
-    bias = recording.at("inputs").at("expert_bias").get<std::vector<float>>();
+/// One recorded loss in a preset's: the key of its value, whose gradient is at <key>_grad_logits, and what a coefficient of 1 became.
+struct Share {
+  std::string loss;
+  double factor = 0;
+};
+
+double largest_factor(const std::vector<Share>& shares) {
+  double largest = 0;
+  for (const Share& share : shares) largest = std::max(largest, share.factor);
+  return largest;
+}
+
+/// The sum of the shares' values at <key><suffix>, which are lists or one number.
+std::vector<double> weighted_sum(const golden::Json& expected, const std::vector<Share>& shares, const std::string& suffix) {
+  std::vector<double> sum;
+  for (const Share& share : shares) {
+    const golden::Json& found = expected.at(share.loss + suffix);
+    const auto values = found.is_array() ? found.get<std::vector<double>>() : std::vector<double>{found.get<double>()};
+    sum.resize(values.size());
+    for (std::size_t i = 0; i < values.size(); ++i) sum[i] += share.factor * values[i];
   }
-  const Routed routed = run(router, recording.at("inputs").at("logits").get<std::vector<float>>(), experts, bias);
-  CHECK(routed.experts == recording.at("expected").at("experts").get<std::vector<int>>());
-  check_close(routed.weights, recording.at("expected").at("weights").get<std::vector<double>>());
-  return routed;
+  return sum;
+}
+
+/// What a preset makes of a recorded case: forward, loss and backward.
+template <class Router>
+golden::Answer answer_of(const Router& router, golden::Task task) {
+  const auto experts = static_cast<std::size_t>(task.experts);
+  REQUIRE(task.k == Router::k);
+  if (task.bias.empty()) task.bias.assign(experts, 0.0f);
+  if (task.load.empty()) task.load.assign(experts, 0);
+  task.loss = Router::loss_count > 0 ? golden::Loss::micro_batch : golden::Loss::none;  // whichever: the router's own
+  return golden::ask(testing::HostEngine{}, router, task);
+}
+
+void check_losses(const golden::Answer& answer, const golden::Json& expected, const std::vector<Share>& shares) {
+  const double factor = largest_factor(shares);
+  REQUIRE(factor > 0);
+  check_close(std::vector<float>{answer.loss}, weighted_sum(expected, shares, ""), golden::value_tolerance, factor);
+  check_close(answer.grad_logits_of_loss, weighted_sum(expected, shares, "_grad_logits"), golden::gradient_tolerance,
+              factor);
+}
+
+/// Ids, weights and counts, the gradient through the weights where it was recorded, and the loss with its gradient where the preset has one.
+template <class Router>
+void reproduces(const std::string& name, const Router& router, const std::vector<Share>& shares = {}) {
+  CAPTURE(name);
+  const golden::Json recording = recorded(name);
+  const golden::Json& expected = recording.at("expected");
+  golden::Task task = golden::task_of(recording.at("config"), recording.at("inputs"));
+  task.sequences = recording.at("config").value("sequences", 1);
+  const golden::Answer answer = answer_of(router, task);
+  golden::Comparison comparison;
+  golden::compare_routing(answer, expected, comparison);
+  CHECK(comparison.first_difference() == "");
+  if (!shares.empty()) check_losses(answer, expected, shares);
 }
 
 // ---- the publications as plain loops ----------------------------------------------------------------------------------------------
@@ -266,24 +325,88 @@ std::vector<Row> all_softmax(const Problem& problem) {
 
 }  // namespace
 
-TEST_CASE("DeepSeekV3 reproduces the vectors of DeepSeek's own gate") {
-  agrees_with_recording(mb::presets::DeepSeekV3<>{}, "deepseek_v3_t9_e256_k8_g8");
+TEST_CASE("DeepSeekV3 routes as DeepSeek's own gate and Hugging Face's, gradient included") {
+  reproduces("deepseek_v3_t9_e256_k8_g8", mb::presets::DeepSeekV3<>{});
+  reproduces("deepseek_v3_gradient_t6_e256_k8_g8", mb::presets::DeepSeekV3<>{});
 }
 
-TEST_CASE("DeepSeekV2 reproduces the vectors of DeepSeek's own gate") {
-  agrees_with_recording(mb::presets::DeepSeekV2<>{}, "deepseek_v2_t9_e160_k6_g8");
+TEST_CASE("DeepSeekV3 has 0.0001 of the sequence loss, which Megatron-Core takes from a choice without groups") {
+  const golden::Json recording = recorded("sequence_loss_sigmoid_s6_b4_e128_k8");
+  const golden::Json& config = recording.at("config");
+  golden::Task task = golden::task_of(config, recording.at("inputs"));
+  task.sequences = config.at("sequences");
+  mb::presets::DeepSeekV3<> ungrouped;
+  ungrouped.top_k.groups = ungrouped.top_k.groups_kept = 1;
+  const golden::Answer answer = answer_of(ungrouped, task);
+  const double factor = 1e-4 / config.at("coefficient").get<double>();
+  golden::Json expected = recording.at("expected");
+  expected["loss_grad_logits"] = expected.at("grad_logits");
+  check_losses(answer, expected, {{"loss", factor}});
 }
 
-TEST_CASE("Mixtral reproduces Hugging Face's routing and 0.02 of its loss") {
-  const Routed routed = agrees_with_recording(mb::presets::Mixtral<>{}, "mixtral_t48_e16_k2");
-  const double loss = recorded("mixtral_t48_e16_k2").at("expected").at("loss").get<double>();
-  CHECK(routed.loss == doctest::Approx(0.02 * loss).epsilon(1e-5));
+TEST_CASE("DeepSeekV3 moves its bias as Megatron-Core does at a rate of 0.001") {
+  const golden::Json recording = recorded("bias_update_l1_e16");
+  REQUIRE(recording.at("config").at("update_rate").get<double>() == 0.001);
+  const mb::Bias bias{16};
+  const mb::Load load{16};
+  for (std::size_t step = 0; step < 4; ++step) {
+    const auto counts = recording.at("inputs").at("counts_per_step").at(step).get<std::vector<std::int64_t>>();
+    std::copy(counts.begin(), counts.end(), load.data());
+    mb::presets::DeepSeekV3<>{}.update(bias.ref(), load.ref(), {}, mb::Host{.threads = 1});
+    const auto want = recording.at("expected").at("bias_per_step").at(step).get<std::vector<double>>();
+    check_close(std::vector<float>(bias.data(), bias.data() + 16), want, golden::value_tolerance, 1e-3);
+  }
 }
 
-TEST_CASE("Qwen3, GptOss and Olmoe reproduce the vectors of Megatron-Core's routing with the same options") {
-  agrees_with_recording(mb::presets::Qwen3<>{}, "route_softmax_t16_e128_k8");
-  agrees_with_recording(mb::presets::GptOss<>{}, "route_softmax_t33_e16_k4");
-  agrees_with_recording(mb::presets::Olmoe<>{}, "route_softmax_pre_t1_e64_k8");
+TEST_CASE("DeepSeekV2 routes as DeepSeek's own gates and has 0.003 of their loss over each sequence") {
+  reproduces("deepseek_v2_t9_e160_k6_g8", mb::presets::DeepSeekV2<>{});
+  reproduces("deepseek_v2_loss_t10_e160_k6_g8", mb::presets::DeepSeekV2<>{}, {{"loss", 0.003}});
+}
+
+TEST_CASE("Mixtral routes as Hugging Face's and has 0.02 of its loss") {
+  reproduces("mixtral_t20_e8_k2", mb::presets::Mixtral<>{}, {{"loss", 0.02}});
+  reproduces("mixtral_t48_e16_k2", mb::presets::Mixtral<>{}, {{"loss", 0.02}});
+}
+
+TEST_CASE("Qwen3 routes as Hugging Face's and has 0.001 of its loss, which is K times the published one") {
+  reproduces("qwen3_t9_e128_k8", mb::presets::Qwen3<>{}, {{"loss", 0.001 / 8}});
+}
+
+TEST_CASE("Qwen3 has 0.001 of the global-batch loss of Qiu et al., ranks and micro-batches counted so far") {
+  const golden::Json recording = recorded("global_batch_loss_softmax_r4_m4_e128_k8");
+  for (golden::Json expected : recording.at("expected")) {
+    golden::Task task = golden::task_of(recording.at("config"), recording.at("inputs"));
+    golden::fill_global_batch(task, recording.at("inputs"), expected);
+    const golden::Answer answer = answer_of(mb::presets::Qwen3<>{}, task);
+    const double factor = 0.001 / recording.at("config").at("coefficient").get<double>();
+    expected["loss_grad_logits"] = expected.at("grad_logits");
+    check_losses(answer, expected, {{"loss", factor}});
+  }
+}
+
+TEST_CASE("GptOss routes as Hugging Face's, gradient included") {
+  reproduces("gpt_oss_t12_e32_k4", mb::presets::GptOss<>{});
+  reproduces("gpt_oss_t8_e128_k4", mb::presets::GptOss<>{});
+}
+
+TEST_CASE(
+    "Olmoe routes as Hugging Face's and has 0.01 and 0.001 of the losses it was trained with, where the second is divided "
+    "by K") {
+  reproduces("olmoe_t12_e64_k8", mb::presets::Olmoe<>{}, {{"loss", 0.01}, {"z_loss", 0.001 * 8}});
+}
+
+TEST_CASE("Switch routes as Hugging Face's top-1 router and has 0.01 of its loss; its z-loss is ZLoss") {
+  for (const char* name : {"switch_t20_e8_k1", "switch_t24_e16_k1", "switch_t9_e128_k1"}) {
+    const mb::presets::Switch<> router;
+    reproduces(name, router, {{"loss", 0.01}});
+    reproduces(name, router.with(mb::Combine{router.balancer, mb::ZLoss{.coefficient = 1e-3f}}),
+               {{"loss", 0.01}, {"z_loss", 0.001}});
+  }
+}
+
+TEST_CASE("Llama4 routes as Hugging Face's, gradient included") {
+  for (const char* name : {"llama4_t20_e8_k1", "llama4_t24_e16_k1", "llama4_t9_e128_k1"})
+    reproduces(name, mb::presets::Llama4<>{});
 }
 
 TEST_CASE("every preset routes as its model's publication says") {
