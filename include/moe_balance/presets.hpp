@@ -82,7 +82,8 @@ struct Preset : Router<ScoringOf<M>, TopKOf<M>, Balancer, Sync> {
 
 /// DeepSeek-V3: 256 experts in 8 groups of which 4 are kept, K = 8, one shared expert besides.
 /// Source: arXiv 2412.19437, section 2.1.2 (routing, bias, sequence loss) and 4.2: bias update speed 0.001, "alpha" 0.0001. The bias was frozen
-/// (`frozen`) for the last 500 billion tokens. Scaling 2.5 and the groups: its inference/model.py and config.
+/// (`frozen`) for the last 500 billion tokens. Scaling 2.5, the groups, and that a group counts its best two: inference/model.py and
+/// inference/configs/config_671B.json of its repository. The config published with the weights has aux_loss_alpha 0.001, which transformers 5.24 does not read.
 struct DeepSeekV3Model {
   static constexpr Sigmoid scoring{};
   static constexpr GroupLimitedTopK<8> top_k{
@@ -94,9 +95,9 @@ template <class Balancer = BalancerOf<DeepSeekV3Model>, class Sync = SingleDevic
 using DeepSeekV3 = Preset<DeepSeekV3Model, Balancer, Sync>;
 
 /// DeepSeek-V2: 160 experts in 8 groups of which 3 are kept, by their best expert; K = 6, two shared experts besides.
-/// Source: arXiv 2405.04434, section 2.2 and 3.1.2: expert-level loss 0.003 over each sequence (its published config has aux_loss_alpha
-/// 0.001). The device-level (0.05) and communication
-/// (0.02) losses of the paper are not offered by this library yet. Weights are not renormalised; scaling 16: its published config.
+/// Source: arXiv 2405.04434, section 2.2.3 and 3.1.2: expert-level loss 0.003 over each sequence (the published config has aux_loss_alpha
+/// 0.001, the paper's value for V2-Lite). The device-level (0.05) and communication (0.02) losses of the paper are not offered by this
+/// library yet. Scaling 16, the groups, and weights that are not renormalised: inference/configs/config_236B.json of DeepSeek-V3's repository.
 struct DeepSeekV2Model {
   static constexpr Softmax scoring{};
   static constexpr GroupLimitedTopK<6> top_k{
@@ -108,7 +109,8 @@ using DeepSeekV2 = Preset<DeepSeekV2Model, Balancer, Sync>;
 
 /// Mixtral 8x7B and 8x22B: 8 experts, K = 2. Weights are a softmax over the two chosen, which is the softmax over all, renormalised.
 /// Source: arXiv 2401.04088, section 2.1, which publishes no balancing. Loss: Hugging Face's load_balancing_loss_func, f_i = count_i / T,
-/// with router_aux_loss_coef 0.02 of the published 8x7B config. Hugging Face takes f and P over all layers at once, this router per layer.
+/// with router_aux_loss_coef 0.02 of the published 8x7B config (MixtralConfig's own default is 0.001). Hugging Face takes f and P over all
+/// layers at once, this router per layer.
 struct MixtralModel {
   static constexpr Softmax scoring{};
   static constexpr TopK<2> top_k{.renormalise = true, .scaling_factor = 1.0f};
@@ -119,7 +121,8 @@ using Mixtral = Preset<MixtralModel, Balancer, Sync>;
 
 /// Qwen3-30B-A3B and 235B-A22B: 128 experts, K = 8, weights renormalised.
 /// Source: arXiv 2505.09388, section 2: global-batch load balancing loss, of Qiu et al. 2025, arXiv 2501.11873. The report gives no coefficient;
-/// 1e-3 is router_aux_loss_coef of the published config. It names no z-loss; `with(Combine{...})` adds one.
+/// 1e-3 is router_aux_loss_coef of the published config, which also has norm_topk_prob true; Hugging Face multiplies it by a loss of K times
+/// this size. The report names no z-loss; `with(Combine{...})` adds one.
 struct Qwen3Model {
   static constexpr Softmax scoring{};
   static constexpr TopK<8> top_k{.renormalise = true, .scaling_factor = 1.0f};
@@ -130,7 +133,8 @@ using Qwen3 = Preset<Qwen3Model, Balancer, Sync>;
 
 /// gpt-oss-120b (128 experts) and 20b (32): K = 4, softmax over the four chosen logits. The gate has a learned bias, part of its logits here.
 /// Source: the gpt-oss model card, arXiv 2508.10925, and its torch/model.py. Neither publishes how load was balanced in training, so there is no
-/// balancer. Hugging Face's GptOssConfig has a router_aux_loss_coef for fine-tuning, off by default: 0.9 in earlier releases, 0.001 in later ones.
+/// balancer. Hugging Face has a router_aux_loss_coef for fine-tuning, off by default: 0.9 in the published config, 0.001 by transformers 5.24's
+/// default.
 struct GptOssModel {
   static constexpr SoftmaxOverSelected scoring{};
   static constexpr TopK<4> top_k{.renormalise = true, .scaling_factor = 1.0f};
@@ -140,8 +144,9 @@ template <class Balancer = BalancerOf<GptOssModel>, class Sync = SingleDevice>
 using GptOss = Preset<GptOssModel, Balancer, Sync>;
 
 /// OLMoE-1B-7B: 64 experts, K = 8, weights are the softmax over all experts, not renormalised.
-/// Source: arXiv 2409.02060, section 2: load balancing loss 0.01, router z-loss 0.001; its published config has norm_topk_prob false. Its
-/// training code (MegaBlocks) divides the z-loss by K, too, and takes the mean over layers; the coefficients here are the paper's.
+/// Source: arXiv 2409.02060, section 2: load balancing loss 0.01, router z-loss 0.001, as in configs/OLMoE-1B-7B-0924.yml of its repository; its
+/// published config has norm_topk_prob false. Its training code (branch olmoe of Muennighoff/megablocks) divides the z-loss by K, too, and
+/// takes both over all layers; here the z-loss is the paper's, 8 times that.
 struct OlmoeModel {
   static constexpr Softmax scoring{};
   static constexpr TopK<8> top_k{.renormalise = false, .scaling_factor = 1.0f};
@@ -151,7 +156,8 @@ template <class Balancer = BalancerOf<OlmoeModel>, class Sync = SingleDevice>
 using Olmoe = Preset<OlmoeModel, Balancer, Sync>;
 
 /// Switch Transformer: K = 1, the weight is the chosen expert's probability (one chosen score is never renormalised).
-/// Source: arXiv 2101.03961, section 2.2: loss 0.01 of eq. (4). The paper also drops tokens above a capacity: see dispatch/capacity.hpp.
+/// Source: arXiv 2101.03961, section 2.2: loss 0.01 of eq. (4). Hugging Face's configuration has 0.001, and a z-loss of 0.001, instead. The paper
+/// also drops tokens above a capacity: see dispatch/capacity.hpp.
 struct SwitchModel {
   static constexpr Softmax scoring{};
   static constexpr TopK<1> top_k{.renormalise = false, .scaling_factor = 1.0f};
@@ -163,8 +169,8 @@ using Switch = Preset<SwitchModel, Balancer, Sync>;
 /// Llama 4 Scout (16 experts) and Maverick (128): K = 1, the weight is the sigmoid of the chosen logit. One shared expert besides.
 /// Source: its reference code (models/llama4/moe.py) and Hugging Face's modeling_llama4.py. They rank logits, this router sigmoids of logits: the
 /// same but for logits above 17, whose float32 sigmoids are all 1 and go to the smaller id. Llama 4 multiplies the expert's input by the weight,
-/// not its output: PermuteArgs::scale. How load was balanced is not published, so there is no balancer; Hugging Face's Llama4TextConfig has a
-/// router_aux_loss_coef of 0.001 for fine-tuning, off by default.
+/// not its output: PermuteArgs::scale. How load was balanced is not published, so there is no balancer; the router_aux_loss_coef of Hugging
+/// Face's Llama4TextConfig is read by none of its code (transformers 5.24).
 struct Llama4Model {
   static constexpr Sigmoid scoring{};
   static constexpr TopK<1> top_k{.renormalise = false, .scaling_factor = 1.0f};
