@@ -5,8 +5,13 @@ written in plain PyTorch, whose own autograd is the judge of every gradient."""
 import importlib
 import itertools
 import math
+import os
+import pathlib
 import sys
+import sysconfig
+import tempfile
 import unittest
+import unittest.mock
 
 import torch
 
@@ -349,6 +354,10 @@ class Errors(unittest.TestCase):
             ops.plain_route(smooth_logits(0), torch.zeros(EXPERTS, device="meta"))
 
 
+def can_compile_extensions():
+    return pathlib.Path(sysconfig.get_path("include"), "Python.h").exists()
+
+
 class Module(torch.nn.Module):
     def __init__(self, function):
         super().__init__()
@@ -398,6 +407,30 @@ class Tracing(unittest.TestCase):
                 gradients.append((x.grad, hidden.grad))
             for got, want in zip(*gradients):
                 self.assertTrue(torch.equal(got, want))
+
+    @unittest.skipUnless(can_compile_extensions(), "Inductor compiles a Python extension, and Python.h is not here")
+    def test_inductor_compiles_a_step_of_training_to_the_same_bits(self):
+        def step(x, hidden, bias, load):
+            ids, weights, counts, loss, _ = ops.balanced_forward(x, bias)
+            _, row_of_slot, slot_of_row, _ = ops.permutation(ids, EXPERTS, 4)
+            rows = torch.relu(ops.permute(hidden, row_of_slot, slot_of_row))
+            load += counts
+            ops.balanced_update(bias, load)
+            return ops.combine(rows, row_of_slot, slot_of_row, weights), 0.5 * loss
+
+        def results(function, tokens):
+            x, hidden = smooth_logits(1, tokens, torch.float32).requires_grad_(), smooth_logits(2, tokens, torch.float32).requires_grad_()
+            bias, load = torch.zeros(EXPERTS), torch.arange(EXPERTS)
+            output, loss = function(x, hidden, bias, load)
+            torch.autograd.backward((output, loss), (smooth_logits(3, tokens, torch.float32), torch.tensor(2.0)))
+            self.assertTrue(bias.any() and not load.any())
+            return output, loss, x.grad, hidden.grad, bias, load
+
+        with tempfile.TemporaryDirectory() as cache, unittest.mock.patch.dict(os.environ, {"TORCHINDUCTOR_CACHE_DIR": cache}):
+            compiled = torch.compile(step, backend="inductor", fullgraph=True)
+            for tokens in (TOKENS, TOKENS + 4):  # the second with dynamic shapes
+                for got, want in zip(results(compiled, tokens), results(step, tokens), strict=True):
+                    self.assertTrue(torch.equal(got, want))
 
 
 def main():

@@ -62,13 +62,13 @@ endfunction()
 
 include(${CURRENT_PORT_DIR}/portfile.cmake)
 
-# What vcpkg's post-build checks ask of a header-only port.
-foreach(wanted include share/${PORT}/copyright share/${PORT}/usage share/moe_balance/moe_balanceConfig.cmake)
+# What vcpkg's post-build checks ask of a header-only port whose .pc file has Libs.
+foreach(wanted include lib/pkgconfig/moe_balance.pc share/${PORT}/copyright share/${PORT}/usage share/moe_balance/moe_balanceConfig.cmake)
   if(NOT EXISTS ${CURRENT_PACKAGES_DIR}/${wanted})
     message(FATAL_ERROR "the port does not install ${wanted}")
   endif()
 endforeach()
-foreach(unwanted debug lib bin share/cmake share/licenses)
+foreach(unwanted debug bin share/cmake share/licenses share/pkgconfig)
   if(EXISTS ${CURRENT_PACKAGES_DIR}/${unwanted})
     message(FATAL_ERROR "the port leaves ${unwanted}")
   endif()
