@@ -1,5 +1,5 @@
 // The operators that PyTorch gets from a router, written once for both of its C++ interfaces: torch.hpp registers them with the classic one, torch_stable.hpp
-// with the stable ABI. Here is what they check, allocate and call; `Api` says how to look at a tensor and how to make one.
+// with the stable ABI. Here is what they allocate and call; torch_tensors.hpp has `Api`, how they look at a tensor and make one, and what they check.
 //
 // T = tokens, E = experts, K = experts chosen per token, R = rows, H = hidden size, L = layers. Ids are int32: `.long()` makes indices of them. Tensors of
 // a call lie on one device, rows are contiguous, and a row may be followed by a gap. On a GPU calls are enqueued on PyTorch's current stream of that device,
@@ -8,15 +8,12 @@
 
 #include <moe_balance/dispatch/permutation.hpp>
 #include <moe_balance/dispatch/permute.hpp>
-#include <moe_balance/interop/dlpack.hpp>
+#include <moe_balance/interop/torch_tensors.hpp>
 #include <moe_balance/router.hpp>
 
-#include <concepts>
 #include <cstddef>
 #include <cstdint>
-#include <initializer_list>
 #include <limits>
-#include <string>
 #include <tuple>
 #include <type_traits>
 
@@ -54,142 +51,6 @@ inline constexpr const char* dispatch_schemas[] = {
     "combine(Tensor permuted, Tensor row_of_slot, Tensor slot_of_row, Tensor? weights=None) -> Tensor",
     "combine_backward(Tensor grad_combined, Tensor row_of_slot, Tensor slot_of_row, Tensor? permuted=None, "
     "Tensor? weights=None) -> (Tensor grad_permuted, Tensor grad_weights)"};
-
-/// A tensor as dlpack.hpp reads it. Borrows shape and strides from the tensor.
-struct TensorView {
-  /// Device types: DLPack's, and one for tensors without data.
-  static constexpr int cpu = 1;
-  static constexpr int cuda = 2;
-  static constexpr int meta = 0;
-
-  struct Device {
-    int device_type;
-    int device_id;
-
-    bool operator==(const Device&) const = default;
-    [[nodiscard]] std::string text() const {
-      return device_type == cpu ? "cpu" : device_type == cuda ? "cuda:" + std::to_string(device_id) : "meta";
-    }
-  };
-  struct Type {
-    int code;
-    int bits;
-    int lanes;
-  };
-  void* data;
-  Device device;
-  int ndim;
-  Type dtype;
-  const std::int64_t* shape;
-  const std::int64_t* strides;
-  std::uint64_t byte_offset = 0;
-};
-static_assert(DlpackTensor<TensorView>);
-
-/// How DLPack writes an element type of PyTorch; a type that no argument has becomes an opaque one (code 3).
-template <class ScalarType>
-[[nodiscard]] TensorView::Type dlpack_type(ScalarType type) {
-  struct Entry {
-    ScalarType type;
-    int code;
-    int bits;
-  };
-  constexpr Entry entries[] = {{ScalarType::Float, dlpack::code_float, 32},  {ScalarType::BFloat16, dlpack::code_bfloat, 16},
-                               {ScalarType::Half, dlpack::code_float, 16},   {ScalarType::Double, dlpack::code_float, 64},
-                               {ScalarType::Int, dlpack::code_int, 32},      {ScalarType::Long, dlpack::code_int, 64},
-                               {ScalarType::Byte, dlpack::code_unsigned, 8}, {ScalarType::Bool, dlpack::code_bool, 8},
-                               {ScalarType::Short, dlpack::code_int, 16},    {ScalarType::Char, dlpack::code_int, 8}};
-  for (const Entry& entry : entries) {
-    if (entry.type == type) return {entry.code, entry.bits, 1};
-  }
-  return {3, 0, 1};
-}
-
-/// What an interface of PyTorch has to offer. `run(tensor, call)` calls `call(place)` with the place where the tensor's calls run.
-template <class A>
-concept TensorApi = requires(const typename A::Tensor& tensor, const typename A::Optional& optional,
-                             std::initializer_list<std::int64_t> sizes, typename A::ScalarType type) {
-  { optional.has_value() } -> std::convertible_to<bool>;
-  { *optional } -> std::convertible_to<const typename A::Tensor&>;
-  { A::view(tensor) } -> std::same_as<TensorView>;
-  { A::scalar_type(tensor) } -> std::same_as<typename A::ScalarType>;
-  { A::empty(tensor, sizes, type) } -> std::same_as<typename A::Tensor>;
-  { A::contiguous(tensor) } -> std::same_as<typename A::Tensor>;
-  { A::clone(tensor) } -> std::same_as<typename A::Tensor>;
-};
-
-/// Views of the tensors of one call, each checked: type, dimensions, strides, and that it lies where the call's first tensor does. Sizes are the library's to check.
-template <TensorApi Api>
-class Views {
- public:
-  using Tensor = typename Api::Tensor;
-  using Optional = typename Api::Optional;
-
-  Views(const char* call, const Tensor& first) : call_(call), device_(Api::view(first).device) {}
-
-  [[nodiscard]] AnyMatrix matrix(const char* name, const Tensor& tensor) const {
-    return matrix_of_dlpack(call_, name, at_first(name, tensor));
-  }
-  [[nodiscard]] AnyMatrix matrix(const char* name, const Optional& tensor) const {
-    return tensor.has_value() ? matrix(name, *tensor) : AnyMatrix{};
-  }
-  template <class T>
-  [[nodiscard]] MatrixView<T> matrix(const char* name, const Tensor& tensor) const {
-    return matrix_of_dlpack<T>(call_, name, at_first(name, tensor));
-  }
-  template <class T>
-  [[nodiscard]] VectorView<T> vector(const char* name, const Tensor& tensor) const {
-    return vector_of_dlpack<T>(call_, name, at_first(name, tensor));
-  }
-  /// The elements of an optional [size] tensor; null where there is none.
-  template <class T>
-  [[nodiscard]] T* elements(const char* name, const Optional& tensor, std::int64_t size) const {
-    if (!tensor.has_value()) return nullptr;
-    const VectorView<T> view = vector<T>(name, *tensor);
-    Validator{call_}.range({name, "size"}, view.size, size, size);
-    return view.data;
-  }
-  /// The one element of an optional tensor of any dimensions.
-  template <class T>
-  [[nodiscard]] T* element(const char* name, const Optional& tensor) const {
-    if (!tensor.has_value()) return nullptr;
-    TensorView view = at_first(name, *tensor);
-    std::int64_t size = 1;
-    for (int i = 0; i < view.ndim; ++i) size *= view.shape[i];
-    view.ndim = 1;
-    view.shape = &size;
-    const VectorView<T> whole = vector_of_dlpack<T>(call_, name, view);
-    Validator{call_}.range({name, "size"}, whole.size, 1, 1);
-    return whole.data;
-  }
-  /// A state of layers: [L, E], or [E] as one layer.
-  template <class T>
-  [[nodiscard]] MatrixView<T> layers(const char* name, const Tensor& tensor) const {
-    if (Api::view(tensor).ndim != 1) return matrix<T>(name, tensor);
-    const VectorView<T> layer = vector<T>(name, tensor);
-    return {layer.data, 1, layer.size};
-  }
-
- private:
-  /// The tensor's view, for dlpack.hpp as if it lay on the CPU once its device has been checked.
-  [[nodiscard]] TensorView at_first(const char* name, const Tensor& tensor) const {
-    TensorView view = Api::view(tensor);
-    MOEB_EXPECTS(view.device == device_, call_, (std::string(name) + ".device").c_str(), view.device.text(),
-                 device_.text() + ", where the call's first tensor lies");
-    view.device = {TensorView::cpu, 0};
-    return view;
-  }
-
-  const char* call_;
-  TensorView::Device device_;
-};
-
-/// Gradients arrive in whatever form autograd has, expanded from one element, say: as a tensor with rows. Empty stays empty.
-template <TensorApi Api>
-[[nodiscard]] typename Api::Optional with_rows(const typename Api::Optional& gradient) {
-  if (!gradient.has_value()) return {};
-  return Api::contiguous(*gradient);
-}
 
 /// The operators of `router`, an object of static storage duration: what its fields are when a call is made counts.
 template <TensorApi Api, const auto& router>

@@ -41,86 +41,17 @@
 #pragma once
 
 #include <moe_balance/dispatch/host.hpp>
-#include <moe_balance/dispatch/permutation.hpp>
-#include <moe_balance/dispatch/permute.hpp>
 #include <moe_balance/engine/host.hpp>
-#include <moe_balance/interop/xla_buffers.hpp>
+#include <moe_balance/interop/xla_dispatch.hpp>
 #include <moe_balance/router.hpp>
 
 #include <cstddef>
 #include <cstdint>
-#include <exception>
-#include <limits>
-#include <optional>
 #include <type_traits>
-
-/// XLA has nothing to say of the CPU that a handler runs on; `threads` is an attribute.
-template <>
-struct xla::ffi::CtxBinding<moe_balance::Host> {
-  using Ctx = moe_balance::Host;
-};
-template <>
-struct xla::ffi::CtxDecoding<moe_balance::Host> {
-  using Type = moe_balance::Host;
-  static std::optional<Type> Decode(const XLA_FFI_Api* /*api*/, XLA_FFI_ExecutionContext* /*context*/,
-                                    DiagnosticEngine& /*diagnostic*/) {
-    return Type{};
-  }
-};
 
 MOEB_NAMESPACE_BEGIN
 
 namespace xla {
-
-// Attributes by their names.
-inline constexpr char threads_name[] = "threads";
-inline constexpr char sequences_name[] = "sequences";
-inline constexpr char token_major_name[] = "token_major";
-inline constexpr char align_name[] = "align";
-inline constexpr char rows_per_expert_name[] = "rows_per_expert";
-inline constexpr char top_k_name[] = "top_k";
-using Threads = ffi::Attr<std::int64_t, threads_name>;
-using SequenceCount = ffi::Attr<std::int64_t, sequences_name>;
-using TokenMajor = ffi::Attr<std::int64_t, token_major_name>;
-using Align = ffi::Attr<std::int64_t, align_name>;
-using RowsPerExpert = ffi::Attr<std::int64_t, rows_per_expert_name>;
-using TopKCount = ffi::Attr<std::int64_t, top_k_name>;
-
-/// A place with the threads that a call asked for; a GPU has no use for them.
-template <class Place>
-[[nodiscard]] Place with_threads(const char* call, Place place, std::int64_t threads) {
-  Validator{call}.range("threads", threads, 0, std::numeric_limits<int>::max(), "0: all cores");
-  if constexpr (std::is_same_v<Place, Host>) place.threads = static_cast<int>(threads);
-  return place;
-}
-
-/// Runs `call`; whatever it throws becomes an error of XLA.
-template <class Call>
-[[nodiscard]] ffi::Error guarded(const Call& call) noexcept {
-  try {
-    call();
-    return ffi::Error::Success();
-  } catch (const InvalidArgument& error) {
-    return ffi::Error::InvalidArgument(error.what());
-  } catch (const std::exception& error) {
-    return ffi::Error::Internal(error.what());
-  } catch (...) {
-    return ffi::Error::Internal("moe_balance: an exception of unknown type");
-  }
-}
-
-/// Brings an operand's contents to the result that replaces it. Aliased buffers are one already.
-template <class Place, class Tag = EngineTagOf<Place>>
-void carry_over(const void* from, void* to, std::size_t bytes, const Place& place) {
-  if (from != to && bytes != 0) Engine<Place>::copy(to, from, bytes, place);
-}
-
-template <class Place, class Tag = EngineTagOf<Place>>
-[[nodiscard]] Status* cleared_status(const Reader& read, const Operand& buffer, const Place& place) {
-  Status* status = read.status(buffer);
-  Engine<Place>::clear(status, sizeof(Status), place);
-  return status;
-}
 
 [[nodiscard]] inline Sequences sequences_of(std::int64_t count, std::int64_t token_major) {
   const Sequences::Layout layout = token_major != 0 ? Sequences::Layout::token_major : Sequences::Layout::sequence_major;
@@ -303,99 +234,6 @@ template <const auto& router, class Place, class Tag = EngineTagOf<Place>>
     carry_over(load.untyped_data(), counts.counts, new_load->size_bytes(), there);
     if (biases.data != nullptr) carry_over(bias.untyped_data(), biases.data, bias.size_bytes(), there);
     router.update(biases, counts, {}, there);
-  });
-}
-
-template <class Place, class Tag = EngineTagOf<Place>>
-[[nodiscard]] ffi::Error permutation(Place place, Threads threads, Align align, RowsPerExpert rows_per_expert,
-                                     Operand experts, Result offsets, Result row_of_slot, Result slot_of_row, Result counts,
-                                     Result status, Result workspace) {
-  return guarded([&] {
-    const Reader read{"permutation"};
-    const Place there = with_threads(read.call, place, *threads);
-    PermutationArgs args;
-    args.experts = read.matrix_of<std::int32_t>("experts", experts);
-    args.offsets = read.vector_of<std::int64_t>("offsets", *offsets);
-    args.row_of_slot = read.matrix_of<std::int64_t>("row_of_slot", *row_of_slot);
-    args.slot_of_row = read.vector_of<std::int64_t>("slot_of_row", *slot_of_row);
-    args.align = *align;
-    args.rows_per_expert = *rows_per_expert;
-    args.counts = read.optional_array<std::int64_t>("counts", *counts, args.offsets.size - 1, "one less than offsets");
-    args.status = cleared_status(read, *status, there);
-    moe_balance::permutation(args, read.workspace(*workspace), there);
-  });
-}
-
-template <class Place, class Tag = EngineTagOf<Place>>
-[[nodiscard]] ffi::Error permute(Place place, Threads threads, TopKCount top_k, Operand hidden, Operand slot_of_row,
-                                 Operand scale, Result permuted, Result status) {
-  return guarded([&] {
-    const Reader read{"permute"};
-    const Place there = with_threads(read.call, place, *threads);
-    Validator{read.call}.range("top_k", *top_k, 1, max_experts);
-    PermuteArgs args;
-    args.hidden = read.matrix("hidden", hidden);
-    args.slot_of_row = read.vector_of<std::int64_t>("slot_of_row", slot_of_row);
-    args.scale = read.optional_matrix("scale", scale);
-    args.permuted = read.matrix("permuted", *permuted);
-    args.top_k = static_cast<int>(*top_k);
-    args.status = cleared_status(read, *status, there);
-    moe_balance::permute(args, {}, there);
-  });
-}
-
-template <class Place, class Tag = EngineTagOf<Place>>
-[[nodiscard]] ffi::Error permute_backward(Place place, Threads threads, Operand grad_permuted, Operand row_of_slot,
-                                          Operand scale, Operand hidden, Result grad_hidden, Result grad_scale,
-                                          Result status) {
-  return guarded([&] {
-    const Reader read{"permute_backward"};
-    const Place there = with_threads(read.call, place, *threads);
-    PermuteBackwardArgs args;
-    args.grad_permuted = read.matrix("grad_permuted", grad_permuted);
-    args.row_of_slot = read.matrix_of<std::int64_t>("row_of_slot", row_of_slot);
-    args.scale = read.optional_matrix("scale", scale);
-    args.hidden = read.optional_matrix("hidden", hidden);
-    args.grad_hidden = read.matrix("grad_hidden", *grad_hidden);
-    args.grad_scale = read.optional_matrix("grad_scale", *grad_scale);
-    args.status = cleared_status(read, *status, there);
-    moe_balance::permute_backward(args, {}, there);
-  });
-}
-
-template <class Place, class Tag = EngineTagOf<Place>>
-[[nodiscard]] ffi::Error combine(Place place, Threads threads, Operand permuted, Operand row_of_slot, Operand weights,
-                                 Result combined, Result status) {
-  return guarded([&] {
-    const Reader read{"combine"};
-    const Place there = with_threads(read.call, place, *threads);
-    CombineArgs args;
-    args.permuted = read.matrix("permuted", permuted);
-    args.row_of_slot = read.matrix_of<std::int64_t>("row_of_slot", row_of_slot);
-    args.weights = read.optional_matrix("weights", weights);
-    args.combined = read.matrix("combined", *combined);
-    args.status = cleared_status(read, *status, there);
-    moe_balance::combine(args, {}, there);
-  });
-}
-
-template <class Place, class Tag = EngineTagOf<Place>>
-[[nodiscard]] ffi::Error combine_backward(Place place, Threads threads, Operand grad_combined, Operand row_of_slot,
-                                          Operand slot_of_row, Operand weights, Operand permuted, Result grad_permuted,
-                                          Result grad_weights, Result status) {
-  return guarded([&] {
-    const Reader read{"combine_backward"};
-    const Place there = with_threads(read.call, place, *threads);
-    CombineBackwardArgs args;
-    args.grad_combined = read.matrix("grad_combined", grad_combined);
-    args.row_of_slot = read.matrix_of<std::int64_t>("row_of_slot", row_of_slot);
-    args.slot_of_row = read.vector_of<std::int64_t>("slot_of_row", slot_of_row);
-    args.weights = read.optional_matrix("weights", weights);
-    args.permuted = read.optional_matrix("permuted", permuted);
-    args.grad_permuted = read.matrix("grad_permuted", *grad_permuted);
-    args.grad_weights = read.optional_matrix("grad_weights", *grad_weights);
-    args.status = cleared_status(read, *status, there);
-    moe_balance::combine_backward(args, {}, there);
   });
 }
 
