@@ -384,7 +384,8 @@ TEST_CASE("Qwen3 has 0.001 of the global-batch loss of Qiu et al., ranks and mic
   }
 }
 
-TEST_CASE("GptOss routes as Hugging Face's, gradient included") {
+TEST_CASE("GptOss routes as Hugging Face's, gradient included, and has no loss") {
+  static_assert(mb::presets::GptOss<>::loss_count == 0);
   reproduces("gpt_oss_t12_e32_k4", mb::presets::GptOss<>{});
   reproduces("gpt_oss_t8_e128_k4", mb::presets::GptOss<>{});
 }
@@ -404,7 +405,14 @@ TEST_CASE("Switch routes as Hugging Face's top-1 router and has 0.01 of its loss
   }
 }
 
-TEST_CASE("Llama4 routes as Hugging Face's, gradient included") {
+TEST_CASE("over a batch of sequences Hugging Face's Switch loss is SequenceLoss") {
+  const auto router = mb::presets::Switch<>{}.with(mb::SequenceLoss{.coefficient = 1e-2f});
+  reproduces("switch_t20_e8_k1", router, {{"sequence_loss", 0.01}});
+  reproduces("switch_t24_e16_k1", router, {{"sequence_loss", 0.01}});
+}
+
+TEST_CASE("Llama4 routes as Hugging Face's, gradient included, and has no loss") {
+  static_assert(mb::presets::Llama4<>::loss_count == 0);
   for (const char* name : {"llama4_t20_e8_k1", "llama4_t24_e16_k1", "llama4_t9_e128_k1"})
     reproduces(name, mb::presets::Llama4<>{});
 }

@@ -122,7 +122,14 @@ def switch_case(seed, tokens, experts):
                 "Hugging Face SwitchTransformersTop1Router, load_balancing_loss_func and router_z_loss_func", seed, logits, 1,
                 **plain_config("softmax", False, **loss_config("per_token")))
     case.routing(route, logits)
+
+    def by_sequence(values, sequences):  # the loss is taken of each row of a batch; token t is of row t % sequences
+        return values.view(tokens // sequences, sequences, -1).transpose(0, 1)
+
     case.loss(lambda x: switch.load_balancing_loss_func(torch.softmax(x[None], 2), case.ids.T))
+    if tokens % 4 == 0:
+        case.record["config"]["sequences"] = 4
+        case.loss(lambda x: switch.load_balancing_loss_func(torch.softmax(by_sequence(x, 4), 2), by_sequence(case.ids, 4)[:, :, 0]), "sequence_loss")
     return case.loss(lambda x: switch.router_z_loss_func(x[None]), "z_loss")
 
 
