@@ -405,6 +405,29 @@ TEST_CASE("Switch routes as Hugging Face's top-1 router and has 0.01 of its loss
   }
 }
 
+TEST_CASE("Switch with a capacity drops the tokens that Hugging Face's router drops: the last ones") {
+  for (const char* name : {"switch_t20_e8_k1", "switch_t24_e16_k1", "switch_t9_e128_k1"}) {
+    CAPTURE(name);
+    const golden::Json recording = recorded(name);
+    const golden::Json& config = recording.at("config");
+    const double mean = config.at("tokens").get<double>() / config.at("experts").get<double>();
+    const mb::presets::Switch<> published;
+    const mb::WithCapacity<mb::TopK<1>> selection{
+        .capacity_factor = (config.at("capacity").get<double>() - 0.5) / mean,  // rounded up to the capacity
+        .drop = mb::DropBy::position,
+        .selection = published.top_k};
+    testing::Inputs inputs;
+    inputs.tokens = config.at("tokens");
+    inputs.experts = config.at("experts");
+    inputs.logits = recording.at("inputs").at("logits").get<std::vector<double>>();
+    const auto outcome =
+        testing::route(testing::HostEngine{}, mb::Router{published.scoring, selection, mb::NoBalancer{}}, inputs);
+    const auto experts = recording.at("expected").at("experts_within_capacity").get<std::vector<int>>();
+    CHECK(outcome.experts == experts);
+    CHECK(std::count(experts.begin(), experts.end(), -1) > 0);
+  }
+}
+
 TEST_CASE("over a batch of sequences Hugging Face's Switch loss is SequenceLoss") {
   const auto router = mb::presets::Switch<>{}.with(mb::SequenceLoss{.coefficient = 1e-2f});
   reproduces("switch_t20_e8_k1", router, {{"sequence_loss", 0.01}});

@@ -127,6 +127,11 @@ def switch_case(seed, tokens, experts):
         return values.view(tokens // sequences, sequences, -1).transpose(0, 1)
 
     case.loss(lambda x: switch.load_balancing_loss_func(torch.softmax(x[None], 2), case.ids.T))
+    capacity = math.ceil(tokens / experts)
+    router.expert_capacity = capacity
+    kept = router(logits[None])[0][0].sum(1, keepdim=True).bool()
+    case.record["config"]["capacity"] = capacity
+    case.record["expected"]["experts_within_capacity"] = numbers(case.ids.masked_fill(~kept, -1))
     if tokens % 4 == 0:
         case.record["config"]["sequences"] = 4
         case.loss(lambda x: switch.load_balancing_loss_func(torch.softmax(by_sequence(x, 4), 2), by_sequence(case.ids, 4)[:, :, 0]), "sequence_loss")
