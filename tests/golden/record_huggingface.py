@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""record_huggingface.py FOLDER [--deepseek-vl2 FILE] [--megablocks FILE]: records what the routers of Hugging Face's transformers do, one JSON file a case.
+"""record_huggingface.py FOLDER [--deepseek-vl2 FILE] [--megablocks FILE]: records what the routers of Hugging Face's transformers do.
 
 Needs PyTorch and transformers (README.md says which versions recorded the files here). Two losses are in no package: --deepseek-vl2 is
 deepseek_vl2/models/modeling_deepseek.py of github.com/deepseek-ai/DeepSeek-VL2, whose MoEGate has DeepSeek-V2's loss, and --megablocks is
@@ -177,6 +177,20 @@ def mixtral_case(seed, tokens, experts):
                       scoring="softmax", renormalize=True, **loss_config("per_token"))
 
 
+def mixtral_masked_case(seed, tokens, experts):
+    """The loss where an attention mask leaves tokens out, as a loss per assignment of K times the coefficient."""
+    logits = logits_for(seed, tokens, experts, lambda row: separated(torch.softmax(row, 1) * 10, 2))
+    padding = (torch.arange(tokens) % 5 == 3).long()
+    case = Case(f"mixtral_masked_t{tokens}_e{experts}_k2", "balance_loss", "Hugging Face Mixtral load_balancing_loss_func with attention_mask", seed, logits,
+                2, scoring="softmax", coefficient=2.0, loss="micro_batch")
+    case.record["inputs"]["padding"] = numbers(padding)
+    case.loss(lambda x: modeling_mixtral.load_balancing_loss_func((x,), experts, 2, 1 - padding[None]))
+    chosen = logits[padding == 0].topk(2, 1).indices
+    case.record["expected"].update(counts=numbers(torch.bincount(chosen.flatten(), minlength=experts)),
+                                   grad_logits=case.record["expected"].pop("loss_grad_logits"))
+    return case
+
+
 def qwen3_case(seed, tokens, experts):
     config = modeling_qwen3_moe.Qwen3MoeConfig(hidden_size=experts, num_experts=experts, num_experts_per_tok=8, norm_topk_prob=True)
     return top_k_case("qwen3", modeling_qwen3_moe, modeling_qwen3_moe.Qwen3MoeTopKRouter, config, "load_balancing_loss_func", seed, tokens, experts, 8,
@@ -274,9 +288,20 @@ def main():
     parser.add_argument("--megablocks")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    cases = [switch_case(1, 20, 8), switch_case(2, 24, 16), switch_case(3, 9, 128),
-             llama4_case(4, 20, 8), llama4_case(5, 24, 16), llama4_case(6, 9, 128),
-             mixtral_case(7, 20, 8), qwen3_case(8, 9, 128), gpt_oss_case(9, 12, 32), gpt_oss_case(10, 8, 128), deepseek_v3_case(11, 6)]
+    cases = [
+        switch_case(1, 20, 8),
+        switch_case(2, 24, 16),
+        switch_case(3, 9, 128),
+        llama4_case(4, 20, 8),
+        llama4_case(5, 24, 16),
+        llama4_case(6, 9, 128),
+        mixtral_case(7, 20, 8),
+        mixtral_masked_case(14, 20, 8),
+        qwen3_case(8, 9, 128),
+        gpt_oss_case(9, 12, 32),
+        gpt_oss_case(10, 8, 128),
+        deepseek_v3_case(11, 6),
+    ]
     if arguments.megablocks:
         cases.append(olmoe_case(12, 12, 64, arguments.megablocks))
     if arguments.deepseek_vl2:
