@@ -129,11 +129,34 @@ struct HostSink {
   using Row = Layout<SerialTile, max_experts>;
   Slots<std::int64_t, Row> counts;
   Slots<std::int64_t, Row> probabilities;
+  Slots<std::int32_t, Row> unit_high;
+  Slots<std::int32_t, Row> unit_low;
+  int units = 0;
   static constexpr bool counts_apart = Traits::plain_losses > 0;
   std::int64_t loss_counts[counts_apart ? max_experts : 1];
   TokenTotals<Traits::token_losses> tokens;
 
-  MOEB_INLINE void token() { ++tokens.tokens; }
+  MOEB_INLINE void token() {
+    ++tokens.tokens;
+    if (++units == most_unit_sums) {
+      units = 0;
+      carry();
+    }
+  }
+  MOEB_INLINE void unit_probability(int slot, float p) {
+    const UnitFixed f = unit_to_fixed(p);
+    unit_high[slot] += f.high;
+    unit_low[slot] += f.low;
+  }
+  MOEB_INLINE void unit_probability(int slot, double p) { probability(slot, to_fixed<probability_fraction_bits>(p)); }
+  MOEB_INLINE void carry() {
+    const Row layout{max_experts, 0};
+    for_each_slot(layout, [&](int slot) MOEB_LAMBDA {
+      probabilities[slot] += UnitFixed{unit_high[slot], unit_low[slot]}.value();
+      unit_high[slot] = 0;
+      unit_low[slot] = 0;
+    });
+  }
   MOEB_INLINE void non_finite_token() { ++tokens.non_finite_tokens; }
   MOEB_INLINE void invalid_expert() { ++tokens.invalid_experts; }
   MOEB_INLINE void count(std::int32_t expert) { ++counts[expert]; }
@@ -145,9 +168,13 @@ struct HostSink {
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA { counts[slot] = 0; });
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA { probabilities[slot] = 0; });
     for (std::int64_t& count : loss_counts) count = 0;
+    units = 0;
+    for_each_slot(layout, [&](int slot) MOEB_LAMBDA { unit_high[slot] = 0; });
+    for_each_slot(layout, [&](int slot) MOEB_LAMBDA { unit_low[slot] = 0; });
     tokens = {};
   }
-  MOEB_INLINE void flush(const Totals& totals, std::int64_t segment, int experts) const {
+  MOEB_INLINE void flush(const Totals& totals, std::int64_t segment, int experts) {
+    carry();
     for (int e = 0; e < experts; ++e) {
       const std::int64_t loss_count = counts_apart ? loss_counts[counts_apart ? e : 0] : counts[e];
       add_expert_totals<Balancer>(totals, segment, experts, e, counts[e], loss_count, probabilities[e], AtomicAdd{});
@@ -220,15 +247,24 @@ struct Engine<Host> {
   MOEB_INLINE static void forward_part(const Problem& problem, const Totals& totals, int experts, int part, int parts) {
     const SerialTile tile;
     const HostLayout layout{experts, 0};
-    alignas(64) float bias[max_experts];
-    for (int e = 0; e < max_experts; ++e) bias[e] = problem.bias != nullptr && e < experts ? problem.bias[e] : 0.0f;
+    alignas(64) float padded_bias[max_experts];
+    const float* const bias = problem.bias == nullptr ? nullptr : padded_bias;
+    if (bias != nullptr) {
+      for (int e = 0; e < max_experts; ++e) padded_bias[e] = e < experts ? problem.bias[e] : 0.0f;
+    }
     HostSink<decltype(problem.balancer)> sink;
+    ForwardToken<Real, Problem, SerialTile, HostLayout> states[2];
     for (std::int64_t segment = 0; segment < problem.segments.count(); ++segment) {
       const std::int64_t size = problem.segments.size(segment);
       sink.clear(layout);
-      for (std::int64_t i = size * part / parts; i < size * (part + 1) / parts; ++i) {
-        prefetch_row<RowUse::read>(layout, problem.logits, problem.segments.token(segment, i + 1));
-        forward_token<Real>(problem, tile, layout, problem.segments.token(segment, i), bias, sink);
+      const std::int64_t first = size * part / parts;
+      const std::int64_t last = size * (part + 1) / parts;
+      for (std::int64_t i = first; i <= last; ++i) {
+        if (i < last) {
+          prefetch_row<RowUse::read>(layout, problem.logits, problem.segments.token(segment, i + host_tuning.rows_ahead));
+          begin_token(problem, tile, layout, problem.segments.token(segment, i), bias, states[i % 2]);
+        }
+        if (i > first) finish_token(problem, tile, layout, bias, states[(i - 1) % 2], sink);
       }
       sink.flush(totals, segment, experts);
     }

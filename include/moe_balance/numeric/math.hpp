@@ -17,20 +17,49 @@ MOEB_NAMESPACE_BEGIN
   return (bits_of(x) & 0x7ff0000000000000LL) != 0x7ff0000000000000LL;
 }
 
-/// e^x for -87.33 <= x <= 88.72283, where the result is a normal number; elsewhere some number or NaN.
-[[nodiscard]] MOEB_INLINE float exp_in_range(float x) {
-  constexpr float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
-  const float shifted = fma(x, 1.44269504088896341f, magic);
-  const float n = sub(shifted, magic);
-  const float r = fma(n, 2.12194440e-4f, fma(n, -0.693359375f, x));
-  float p = fma(1.9875691500e-4f, r, 1.3981999507e-3f);
-  p = fma(p, r, 8.3334519073e-3f);
-  p = fma(p, r, 4.1665795894e-2f);
-  p = fma(p, r, 1.6666665459e-1f);
-  p = fma(p, r, 5.0000001201e-1f);
-  const float y = add(fma(p, mul(r, r), r), 1.0f);
+/// Two values that go through the same steps in turns: a processor that looks only some hundred instructions ahead then has two chains of
+/// dependent ones to work on.
+struct TwoFloats {
+  float first;
+  float second;
+  MOEB_INLINE constexpr TwoFloats(float both) : first(both), second(both) {}
+  MOEB_INLINE constexpr TwoFloats(float a, float b) : first(a), second(b) {}
+};
+[[nodiscard]] MOEB_INLINE TwoFloats fma(TwoFloats a, TwoFloats b, TwoFloats c) {
+  return {fma(a.first, b.first, c.first), fma(a.second, b.second, c.second)};
+}
+[[nodiscard]] MOEB_INLINE TwoFloats mul(TwoFloats a, TwoFloats b) {
+  return {mul(a.first, b.first), mul(a.second, b.second)};
+}
+[[nodiscard]] MOEB_INLINE TwoFloats add(TwoFloats a, TwoFloats b) {
+  return {add(a.first, b.first), add(a.second, b.second)};
+}
+[[nodiscard]] MOEB_INLINE TwoFloats sub(TwoFloats a, TwoFloats b) {
+  return {sub(a.first, b.first), sub(a.second, b.second)};
+}
+
+/// y * 2^n, where the last bits of `shifted` are n.
+[[nodiscard]] MOEB_INLINE float times_power_of_two(float y, float shifted) {
   const auto exponent = static_cast<std::uint32_t>(bits_of(shifted)) << 23;
   return float_of(static_cast<std::int32_t>(static_cast<std::uint32_t>(bits_of(y)) + exponent));
+}
+[[nodiscard]] MOEB_INLINE TwoFloats times_power_of_two(TwoFloats y, TwoFloats shifted) {
+  return {times_power_of_two(y.first, shifted.first), times_power_of_two(y.second, shifted.second)};
+}
+
+/// e^x for -87.33 <= x <= 88.72283, where the result is a normal number; elsewhere some number or NaN. Value: float or TwoFloats.
+template <class Value>
+[[nodiscard]] MOEB_INLINE Value exp_in_range(Value x) {
+  constexpr Value magic(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
+  const Value shifted = fma(x, Value(1.44269504088896341f), magic);
+  const Value n = sub(shifted, magic);
+  const Value r = fma(n, Value(2.12194440e-4f), fma(n, Value(-0.693359375f), x));
+  Value p = fma(Value(1.9875691500e-4f), r, Value(1.3981999507e-3f));
+  p = fma(p, r, Value(8.3334519073e-3f));
+  p = fma(p, r, Value(4.1665795894e-2f));
+  p = fma(p, r, Value(1.6666665459e-1f));
+  p = fma(p, r, Value(5.0000001201e-1f));
+  return times_power_of_two(add(fma(p, mul(r, r), r), Value(1.0f)), shifted);
 }
 
 /// e^x. exp(0) is exactly 1.
@@ -47,6 +76,11 @@ MOEB_NAMESPACE_BEGIN
 /// The same where x is not above 0, and 0 where x is NaN.
 [[nodiscard]] MOEB_INLINE float exp_of_difference_or_zero(float x) {
   return choose(x >= -87.33f, exp_in_range(x), 0.0f);
+}
+
+[[nodiscard]] MOEB_INLINE TwoFloats exp_of_difference_or_zero(TwoFloats x) {
+  const TwoFloats e = exp_in_range(x);
+  return {choose(x.first >= -87.33f, e.first, 0.0f), choose(x.second >= -87.33f, e.second, 0.0f)};
 }
 
 /// Natural logarithm of a normal, positive x.

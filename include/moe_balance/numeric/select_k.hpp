@@ -4,59 +4,15 @@
 #include <moe_balance/tile/constants.hpp>
 
 #include <moe_balance/numeric/ordered_key.hpp>
+#include <moe_balance/numeric/select_from_memory.hpp>
 #include <moe_balance/tile/layout.hpp>
 
 #include <cstdint>
 
 MOEB_NAMESPACE_BEGIN
 
-/// A key and its slot as one integer: the larger one ranks first, so that equal keys go to the smaller slot.
-template <class K>
-[[nodiscard]] MOEB_INLINE constexpr typename PairOf<K>::type pair_of(K key, std::int32_t slot) {
-  using Pair = typename PairOf<K>::type;
-  return (static_cast<Pair>(key) << (8 * sizeof(K))) | static_cast<Pair>(static_cast<std::uint32_t>(~slot));
-}
-
-/// The best of one lane's columns, each of which offers its own best. A changed column is replayed in log2(Columns) steps without a branch.
 template <class K, int Columns>
-struct Tournament {
-  using Pair = typename PairOf<K>::type;
-  Pair best;
-  Pair node[2 * Columns];  ///< the children of node i are 2 i and 2 i + 1; column c is node[Columns + c]
-
-  MOEB_INLINE void start(const K (&key)[Columns], const std::int32_t (&slot)[Columns]) {
-    for (int c = 0; c < Columns; ++c) node[Columns + c] = pair_of(key[c], slot[c]);
-    play<Columns / 2>();
-  }
-  MOEB_INLINE void replace(int column, K key, std::int32_t slot) { replay<Columns>(Columns + column, pair_of(key, slot)); }
-  [[nodiscard]] MOEB_INLINE K key() const { return static_cast<K>(best >> (8 * sizeof(K))); }
-  [[nodiscard]] MOEB_INLINE std::int32_t slot() const { return ~static_cast<std::int32_t>(best); }
-
- private:
-  [[nodiscard]] MOEB_INLINE static constexpr Pair better(Pair a, Pair b) {
-    Pair r = b > a ? b : a;
-    return r;
-  }
-  template <int Level>
-  MOEB_INLINE void replay(int i, Pair winner) {
-    if constexpr (Level > 1) {
-      node[i] = winner;
-      replay<Level / 2>(i / 2, better(winner, node[i ^ 1]));
-    } else {
-      best = winner;
-    }
-  }
-  template <int First>
-  MOEB_INLINE void play() {
-    if constexpr (First >= 1) {
-      for (int i = First; i < 2 * First; ++i) node[i] = better(node[2 * i], node[2 * i + 1]);
-      play<First / 2>();
-    } else {
-      best = node[1];
-    }
-  }
-};
-
+struct Tournament;
 /// One column has nobody to play against: key and slot stay in a register each.
 template <class K>
 struct Tournament<K, 1> {
@@ -172,31 +128,35 @@ struct LaneMaxima {
   }
 };
 
-/// Calls emit(k, expert) for k = 0 to count - 1 on every lane. At least `count` keys must not be excluded. Overwrites the keys.
-template <class TileT, class LayoutT, class K, class Emit>
-MOEB_INLINE void select_k(const TileT& tile, const LayoutT& layout, Slots<K, LayoutT>& keys, int count, Emit&& emit) {
-  constexpr std::int32_t none = largest<std::int32_t>;
-  LaneMaxima<TileT, LayoutT, K> maxima;
-  maxima.scan(layout, keys);
-  const auto round = [&](int k) MOEB_LAMBDA {
-    const K best = tile.maximum(maxima.key());
-    const std::int32_t candidate = maxima.key() == best ? layout.base() + maxima.slot() : none;
-    const std::int32_t expert = tile.minimum(candidate);
-    emit(k, expert);
-    return candidate == expert;
-  };
-  MOEB_NO_UNROLL
-  for (int k = 0; k + 1 < count; ++k) {
-    const bool wins = round(k);
-    if constexpr (LayoutT::in_registers) {
+/// Calls emit(k, expert) for k = 0 to Count - 1 on every lane. At least Count keys must not be excluded. Overwrites the keys.
+template <int Count, class TileT, class LayoutT, class K, class Emit>
+MOEB_INLINE void select_k(const TileT& tile, const LayoutT& layout, Slots<K, LayoutT>& keys, Emit&& emit) {
+  if constexpr (!LayoutT::in_registers) {
+    MemorySelection<LayoutT, K, Count> selection;
+    selection.begin(layout, keys);
+    selection.finish(keys);
+    for (int k = 0; k < Count; ++k) emit(k, selection.slot(k));
+    return;
+  } else {
+    constexpr std::int32_t none = largest<std::int32_t>;
+    LaneMaxima<TileT, LayoutT, K> maxima;
+    maxima.scan(layout, keys);
+    const auto round = [&](int k) MOEB_LAMBDA {
+      const K best = tile.maximum(maxima.key());
+      const std::int32_t candidate = maxima.key() == best ? layout.base() + maxima.slot() : none;
+      const std::int32_t expert = tile.minimum(candidate);
+      emit(k, expert);
+      return candidate == expert;
+    };
+    MOEB_NO_UNROLL
+    for (int k = 0; k + 1 < Count; ++k) {
+      const bool wins = round(k);
       const bool rescans = wins && !maxima.knows_second();
       maxima.pass_on(wins);
       if (rescans) maxima.rescan(layout, keys);
-    } else {
-      if (wins) maxima.remove_best(layout, keys);
     }
+    round(Count - 1);
   }
-  round(count - 1);
 }
 
 MOEB_NAMESPACE_END

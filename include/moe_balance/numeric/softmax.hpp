@@ -7,6 +7,8 @@
 #include <moe_balance/numeric/canonical_sum.hpp>
 #include <moe_balance/numeric/math.hpp>
 
+#include <type_traits>
+
 MOEB_NAMESPACE_BEGIN
 
 /// What turns a logit into its softmax: exp(x - maximum) * inverse_sum.
@@ -105,15 +107,35 @@ template <class TileT, class LayoutT, class Real>
 [[nodiscard]] MOEB_INLINE SoftmaxRow<Real> softmax_row(const TileT& tile, const LayoutT& layout,
                                                        const Slots<Real, LayoutT>& logits,
                                                        Slots<Real, LayoutT>& exponentials) {
-  if constexpr (LayoutT::in_registers) {
-    const Real largest = largest_number(tile, layout, logits);
+  {
+    Real largest;
+    if constexpr (LayoutT::in_registers)
+      largest = largest_number(tile, layout, logits);
+    else
+      largest = maximum_of(tile, layout, logits, [](Real value) MOEB_LAMBDA { return value; });
     if (largest < infinity<Real>) {
       SoftmaxRow<Real> row;
       row.maximum = largest == -infinity<Real> ? Real(0) : add(largest, Real(0));
-      row.sum = canonical_sum<Real>(tile, layout, [&](int slot, Real sum) MOEB_LAMBDA {
-        exponentials[slot] = exp_of_difference_or_zero(sub(logits[slot], row.maximum));
-        return add(sum, exponentials[slot]);
-      });
+      if constexpr (LayoutT::in_registers || !std::is_same_v<Real, float>) {
+        row.sum = canonical_sum<Real>(tile, layout, [&](int slot, Real sum) MOEB_LAMBDA {
+          exponentials[slot] = exp_of_difference_or_zero(sub(logits[slot], row.maximum));
+          return add(sum, exponentials[slot]);
+        });
+      } else {
+        constexpr int half = LayoutT::block_size / 2;
+        const int blocks = layout.blocks();
+        for (int block = 0; block < blocks; ++block) {
+          const int first = block * LayoutT::block_size;
+          for (int i = first; i < first + half; ++i) {
+            const TwoFloats e =
+                exp_of_difference_or_zero(TwoFloats(sub(logits[i], row.maximum), sub(logits[i + half], row.maximum)));
+            exponentials[i] = e.first;
+            exponentials[i + half] = e.second;
+          }
+        }
+        row.sum =
+            canonical_sum<Real>(tile, layout, [&](int slot, Real sum) MOEB_LAMBDA { return add(sum, exponentials[slot]); });
+      }
       invert_sum(row);
       return row;
     }

@@ -87,20 +87,52 @@ MOEB_INLINE void take_replayed(const Problem& problem, const TileT& tile, int ex
   }
 }
 
-template <class Real, class Problem, class TileT, class LayoutT, class ChosenT>
-MOEB_INLINE void choose(const Problem& problem, const TileT& tile, const LayoutT& layout, std::int64_t token,
-                        const Slots<Real, LayoutT>& logits, const Slots<Real, LayoutT>& scores, const float* bias,
-                        ChosenT& chosen) {
-  constexpr int k_count = decltype(problem.top_k)::k;
-  Slots<Key<Real>, LayoutT> keys;
+/// A token on its way through the forward pass. A lane that has the row in memory selects early, see begin_token.
+template <class Real, class Problem, class TileT, class LayoutT>
+struct ForwardToken {
+  using Scoring = decltype(Problem::scoring);
+  struct InMemory {
+    Slots<Key<Real>, LayoutT> keys;
+    MemorySelection<LayoutT, Key<Real>, decltype(Problem::top_k)::k> selection;
+  };
+  struct Nothing {};
+
+  std::int64_t token;
+  bool active;
+  bool replayed = false;
+  Slots<Real, LayoutT> logits;
+  Slots<Real, LayoutT> scores;
+  FiniteSlots<LayoutT> finite;
+  typename RowOf<Scoring, Real>::type row{};
+  std::conditional_t<LayoutT::in_registers, Nothing, InMemory> early;
+};
+
+/// The ranking keys of the experts that may be chosen.
+template <class Real, class Problem, class TileT, class LayoutT>
+MOEB_INLINE void candidate_keys(const Problem& problem, const TileT& tile, const LayoutT& layout, std::int64_t token,
+                                const Slots<Real, LayoutT>& logits, const Slots<Real, LayoutT>& scores, const float* bias,
+                                Slots<Key<Real>, LayoutT>& keys) {
   rank_keys(problem, tile, layout, token, logits, scores, bias, keys);
   problem.top_k.template narrow<Real>(tile, layout, keys);
-  MOEB_UNROLL
-  for (int r = 0; r < ChosenT::per_lane; ++r) chosen.expert[r] = -1;
-  select_k(tile, layout, keys, k_count, [&](int k, std::int32_t expert) MOEB_LAMBDA {
+}
+
+template <class Real, class Problem, class TileT, class LayoutT, class ChosenT>
+MOEB_INLINE void choose(const Problem& problem, const TileT& tile, const LayoutT& layout,
+                        ForwardToken<Real, Problem, TileT, LayoutT>& state, const float* bias, ChosenT& chosen) {
+  constexpr int k_count = decltype(problem.top_k)::k;
+  if constexpr (!LayoutT::in_registers) {
+    state.early.selection.finish(state.early.keys);
+    for (int k = 0; k < k_count; ++k) chosen.expert[k] = state.early.selection.slot(k);
+  } else {
+    Slots<Key<Real>, LayoutT> keys;
+    candidate_keys<Real>(problem, tile, layout, state.token, state.logits, state.scores, bias, keys);
     MOEB_UNROLL
-    for (int r = 0; r < ChosenT::per_lane; ++r) chosen.expert[r] = ChosenT::rank(tile, r) == k ? expert : chosen.expert[r];
-  });
+    for (int r = 0; r < ChosenT::per_lane; ++r) chosen.expert[r] = -1;
+    select_k<k_count>(tile, layout, keys, [&](int k, std::int32_t expert) MOEB_LAMBDA {
+      MOEB_UNROLL
+      for (int r = 0; r < ChosenT::per_lane; ++r) chosen.expert[r] = ChosenT::rank(tile, r) == k ? expert : chosen.expert[r];
+    });
+  }
 }
 
 /// The logits of the chosen experts, read from the row.
@@ -125,17 +157,34 @@ MOEB_INLINE void load_chosen_logits(const ConstAnyMatrix& matrix, std::int64_t t
   }
 }
 
+/// What turns the chosen scores into weights. A lane that has all scores in memory looks them up.
+template <class Real, class Problem, class TileT, class LayoutT, class Row, class ChosenT>
+[[nodiscard]] MOEB_INLINE WeightRow<Real> weigh_chosen(const Problem& problem, const TileT& tile,
+                                                       const Slots<Real, LayoutT>& scores, const Row& row, ChosenT& chosen) {
+  using Scoring = decltype(problem.scoring);
+  if constexpr (LayoutT::in_registers || is_over_selected<Scoring>)
+    return weigh(problem.scoring, row, problem.top_k.weighting(), tile, chosen);
+  else
+    return weigh_scores<Scoring>(problem.top_k.weighting(), tile, chosen,
+                                 [&](int r) MOEB_LAMBDA { return scores[chosen.expert[r] < 0 ? 0 : chosen.expert[r]]; });
+}
+
 template <class Problem, class TileT, class ChosenT, class Real>
 MOEB_INLINE void store_chosen(const Problem& problem, const TileT& tile, std::int64_t token, const ChosenT& chosen,
                               const WeightRow<Real>& weights) {
   constexpr int k_count = decltype(problem.top_k)::k;
-  MOEB_UNROLL
-  for (int r = 0; r < ChosenT::per_lane; ++r) {
-    const int k = ChosenT::rank(tile, r);
-    if (k >= k_count) continue;
-    problem.experts.data[token * problem.experts.stride + k] = chosen.expert[r];
-    store_element(problem.weights, token, k, weights.weight(chosen.score[r]));
-  }
+  std::int32_t* const experts = problem.experts.data + token * problem.experts.stride;
+  with_element_type<Real>(problem.weights.type, [&](auto* tag) MOEB_LAMBDA {
+    using T = std::remove_pointer_t<decltype(tag)>;
+    T* const to = static_cast<T*>(problem.weights.data) + token * problem.weights.stride;
+    MOEB_UNROLL
+    for (int r = 0; r < ChosenT::per_lane; ++r) {
+      const int k = ChosenT::rank(tile, r);
+      if (k >= k_count) continue;
+      experts[k] = chosen.expert[r];
+      to[k] = from_real<T>(weights.weight(chosen.score[r]));
+    }
+  });
 }
 
 /// Scores of all slots. Where logits are read again, elementwise scores are computed quad by quad: all at once they would need more
@@ -211,59 +260,79 @@ MOEB_INLINE void count_plain_top_k(const Problem& problem, const TileT& tile, co
   if constexpr (BalancerTraits<decltype(problem.balancer)>::plain_losses > 0) {
     Slots<Key<Real>, LayoutT> keys;
     rank_keys(problem, tile, layout, token, logits, scores, nullptr, keys);
-    select_k(tile, layout, keys, decltype(problem.top_k)::k, [&](int /*k*/, std::int32_t expert) MOEB_LAMBDA {
+    select_k<decltype(problem.top_k)::k>(tile, layout, keys, [&](int /*k*/, std::int32_t expert) MOEB_LAMBDA {
       if (tile.lane() == 0) sink.loss_count(expert);
     });
   }
 }
 
+/// The first half of a token's forward pass: its scores, and what of its selection does not wait for memory. A CPU thread begins a token before it
+/// finishes the one before, so that one's chains of dependent instructions run beside the other's.
 /// `bias`: one value per expert up to the layout's capacity, 0 where there is none.
+template <class Real, class Problem, class TileT, class LayoutT>
+MOEB_INLINE void begin_token(const Problem& problem, const TileT& tile, const LayoutT& layout, std::int64_t token,
+                             const float* bias, ForwardToken<Real, Problem, TileT, LayoutT>& state) {
+  using Scoring = decltype(problem.scoring);
+  using Traits = BalancerTraits<decltype(problem.balancer)>;
+  state.token = token;
+  state.active = is_active(problem.active, problem.tokens_on_device, token);
+  if (!state.active) return;
+  load_row(layout, problem.logits, token, problem.rows_hold_quads, state.logits);
+  if constexpr (Traits::losses > 0 && !shows_non_finite<Scoring>) state.finite = finite_slots(layout, state.logits);
+  if constexpr (!is_over_selected<Scoring> || Traits::losses + Traits::token_losses > 0) {
+    state.row = score_row(problem, tile, layout, token, problem.rows_hold_quads, state.logits, state.scores);
+  }
+  if constexpr (is_replaying<decltype(problem.top_k)>)
+    state.replayed = problem.replay.tokens == nullptr || problem.replay.tokens[token] != 0;
+  if constexpr (!LayoutT::in_registers) {
+    if (state.replayed) return;
+    candidate_keys<Real>(problem, tile, layout, token, state.logits, state.scores, bias, state.early.keys);
+    state.early.selection.begin(layout, state.early.keys);
+  }
+}
+
+/// The second half: selection, weights, and what the token adds to sums.
 /// Sink: where the token's contributions go. count(expert), invalid_expert() are called by the lane that holds the choice, probability(
 /// slot, fixed) by the lane that holds the slot, token(), non_finite_token(), loss_count(expert) and token_loss(index, fixed) by lane 0.
 template <class Real, class Problem, class TileT, class LayoutT, class Sink>
-MOEB_INLINE void forward_token(const Problem& problem, const TileT& tile, const LayoutT& layout, std::int64_t token,
-                               const float* bias, Sink& sink) {
-  using Scoring = decltype(problem.scoring);
-  using Traits = BalancerTraits<decltype(problem.balancer)>;
+MOEB_INLINE void finish_token(const Problem& problem, const TileT& tile, const LayoutT& layout, const float* bias,
+                              ForwardToken<Real, Problem, TileT, LayoutT>& state, Sink& sink) {
   constexpr int k_count = decltype(problem.top_k)::k;
+  const std::int64_t token = state.token;
   Chosen<Real, TileT, k_count> chosen;
   MOEB_UNROLL
   for (int r = 0; r < chosen.per_lane; ++r) chosen.expert[r] = -1;
-  if (!is_active(problem.active, problem.tokens_on_device, token)) {
+  if (!state.active) {
     store_chosen(problem, tile, token, chosen, WeightRow<Real>{.finite = false});
     return;
   }
-
-  Slots<Real, LayoutT> logits;
-  Slots<Real, LayoutT> scores;
-  load_row(layout, problem.logits, token, problem.rows_hold_quads, logits);
-  FiniteSlots<LayoutT> finite;
-  if constexpr (Traits::losses > 0 && !shows_non_finite<Scoring>) finite = finite_slots(layout, logits);
-  typename RowOf<Scoring, Real>::type row{};
-  if constexpr (!is_over_selected<Scoring> || Traits::losses + Traits::token_losses > 0) {
-    row = score_row(problem, tile, layout, token, problem.rows_hold_quads, logits, scores);
-  }
-
-  bool replayed = false;
   if constexpr (is_replaying<decltype(problem.top_k)>) {
-    replayed = problem.replay.tokens == nullptr || problem.replay.tokens[token] != 0;
-    if (replayed) take_replayed(problem, tile, layout.experts, token, chosen, sink);
+    if (state.replayed) take_replayed(problem, tile, layout.experts, token, chosen, sink);
   }
-  if (!replayed) choose(problem, tile, layout, token, logits, scores, bias, chosen);
+  if (!state.replayed) choose(problem, tile, layout, state, bias, chosen);
 
   MOEB_UNROLL
   for (int r = 0; r < chosen.per_lane; ++r) {
     if (chosen.expert[r] >= 0) sink.count(chosen.expert[r]);
   }
-  count_plain_top_k(problem, tile, layout, token, logits, scores, sink);
-  load_chosen_logits(problem.logits, token, logits, chosen);
-  const WeightRow<Real> weights = weigh(problem.scoring, row, problem.top_k.weighting(), tile, chosen);
+  count_plain_top_k(problem, tile, layout, token, state.logits, state.scores, sink);
+  load_chosen_logits(problem.logits, token, state.logits, chosen);
+  const WeightRow<Real> weights = weigh_chosen(problem, tile, state.scores, state.row, chosen);
   store_chosen(problem, tile, token, chosen, weights);
   if (tile.lane() == 0) {
     sink.token();
     if (!weights.finite) sink.non_finite_token();
   }
-  if (weights.finite) add_losses(problem, tile, layout, token, finite, logits, scores, row, sink);
+  if (weights.finite) add_losses(problem, tile, layout, token, state.finite, state.logits, state.scores, state.row, sink);
+}
+
+/// Both halves.
+template <class Real, class Problem, class TileT, class LayoutT, class Sink>
+MOEB_INLINE void forward_token(const Problem& problem, const TileT& tile, const LayoutT& layout, std::int64_t token,
+                               const float* bias, Sink& sink) {
+  ForwardToken<Real, Problem, TileT, LayoutT> state;
+  begin_token(problem, tile, layout, token, bias, state);
+  finish_token(problem, tile, layout, bias, state, sink);
 }
 
 MOEB_NAMESPACE_END

@@ -157,7 +157,9 @@ struct WeightRow {
   Real factor = 1;
   Real scaling = 1;
 
-  [[nodiscard]] MOEB_INLINE Real weight(Real score) const { return finite ? mul(mul(score, factor), scaling) : Real(0); }
+  [[nodiscard]] MOEB_INLINE Real weight(Real score) const {
+    return choose(finite, mul(mul(score, factor), scaling), Real(0));
+  }
 };
 
 /// Whether weights are divided by their sum.
@@ -183,33 +185,42 @@ template <class Real, class TileT, int K>
   return add(maximum, Real(0));
 }
 
-/// Fills `chosen.score` (0 for empty slots) and finds what turns scores into weights.
-template <class Scoring, class Row, class Real, class TileT, int K>
-[[nodiscard]] MOEB_INLINE WeightRow<Real> weigh(const Scoring& scoring, const Row& row, const Weighting& weighting,
-                                                const TileT& tile, Chosen<Real, TileT, K>& chosen) {
+/// Fills `chosen.score` (0 for empty slots) with score(r), and finds what turns scores into weights.
+template <class Scoring, class Real, class TileT, int K, class Score>
+[[nodiscard]] MOEB_INLINE WeightRow<Real> weigh_scores(const Weighting& weighting, const TileT& tile,
+                                                       Chosen<Real, TileT, K>& chosen, Score&& score) {
   constexpr int per_lane = Chosen<Real, TileT, K>::per_lane;
-  SoftmaxRow<Real> selected;
-  if constexpr (is_over_selected<Scoring>) selected.maximum = maximum_over_chosen(tile, chosen);
-  int faults = 0;
+  int fault[per_lane];
   MOEB_UNROLL
   for (int r = 0; r < per_lane; ++r) {
     const bool used = chosen.expert[r] >= 0;
-    faults |= static_cast<int>(both(used, !is_finite(chosen.logit[r])));
-    Real score;
-    if constexpr (is_over_selected<Scoring>)
-      score = selected.exponential(chosen.logit[r]);
-    else
-      score = score_of(scoring, chosen.logit[r], row);
-    chosen.score[r] = choose(used, score, Real(0));
+    fault[r] = static_cast<int>(both(used, !is_finite(chosen.logit[r])));
+    chosen.score[r] = choose(used, score(r), Real(0));
   }
   const Real sum = sum_over_chosen<Real, per_lane>(tile, [&](int r) MOEB_LAMBDA { return chosen.score[r]; });
   WeightRow<Real> result;
   result.factor = renormalises<Scoring, K>(weighting) ? reciprocal_or_nan(add(sum, Real(1e-20))) : Real(1);
   result.scaling = static_cast<Real>(weighting.scaling_factor);
+  int faults = 0;
   MOEB_UNROLL
-  for (int r = 0; r < per_lane; ++r) faults |= static_cast<int>(!is_finite(result.weight(chosen.score[r])));
+  for (int r = 0; r < per_lane; ++r) faults |= fault[r] | static_cast<int>(!is_finite(result.weight(chosen.score[r])));
   result.finite = !tile.any(faults != 0) && is_finite(sum);
   return result;
+}
+
+/// weigh_scores from the chosen logits.
+template <class Scoring, class Row, class Real, class TileT, int K>
+[[nodiscard]] MOEB_INLINE WeightRow<Real> weigh(const Scoring& scoring, const Row& row, const Weighting& weighting,
+                                                const TileT& tile, Chosen<Real, TileT, K>& chosen) {
+  if constexpr (is_over_selected<Scoring>) {
+    SoftmaxRow<Real> selected;
+    selected.maximum = maximum_over_chosen(tile, chosen);
+    return weigh_scores<Scoring>(weighting, tile, chosen,
+                                 [&](int r) MOEB_LAMBDA { return selected.exponential(chosen.logit[r]); });
+  } else {
+    return weigh_scores<Scoring>(weighting, tile, chosen,
+                                 [&](int r) MOEB_LAMBDA { return score_of(scoring, chosen.logit[r], row); });
+  }
 }
 
 MOEB_NAMESPACE_END
