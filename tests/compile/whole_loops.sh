@@ -5,8 +5,8 @@ set -euo pipefail
 output=$1
 shift
 "$@" -c -o "$output"
-calls=$(objdump -dr --no-show-raw-insn -C "$output" | awk '
-  /^[0-9a-f]+ <.*>:$/ { loop = /run_x86_64_v[34]</ && !/run_with</; loops += loop; name = $0 }
-  loop && /R_X86_64_PLT32/ && !/mem(cpy|move|set)-0x/ { print name; print }
-  END { if (loops == 0) print "no loop was compiled" }')
+calls=$(objdump -r "$output" | awk '
+  /^RELOCATION RECORDS/ { loop = /run_x86_64_v[34]/ && !/run_with/; loops += loop; name = $4 }
+  loop && /R_X86_64_PLT32/ && !/ mem(cpy|move|set)-0x/ { print name, "calls", $3 }
+  END { if (loops == 0) print "no loop was compiled" }' | c++filt)
 [ -z "$calls" ] || { cut -c 1-400 <<<"$calls"; exit 1; }
