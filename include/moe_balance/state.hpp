@@ -67,7 +67,7 @@ class StateBytes {
  private:
   [[nodiscard]] unsigned char byte(std::size_t i) const { return static_cast<unsigned char>(bytes_[i]); }
 
-  std::string bytes_;  // the standard library has its members compiled; a vector's would be compiled into every file
+  std::string bytes_;  // not a vector: files that include this header compile the members of a string for errors anyway
 };
 
 /// What save_state and load_state ask of their arguments. Errors: InvalidArgument.
