@@ -10,18 +10,22 @@
 /// \def MOEB_HOST_DEVICE
 /// Marks whatever runs on both sides, user policies included: `__host__ __device__` for nvcc, nothing elsewhere.
 /// \def MOEB_INLINE
-/// Also asks host compilers to inline it whatever they think of its size: the CPU engine compiles its loops once per instruction set, and what
-/// is not inlined is compiled for the oldest.
+/// For what the CPU engine's loops call: they are compiled once per instruction set, and what is not inlined into them is compiled for the oldest.
+/// g++ inlines all that a `flatten` function calls, once; clang only what it calls directly, and is asked at every function.
 /// \def MOEB_LAMBDA
-/// Asks the same for a lambda, after its parameters.
+/// The same for a lambda, after its parameters.
 #if defined(__CUDACC__)
 #define MOEB_HOST_DEVICE __host__ __device__
 #define MOEB_INLINE __host__ __device__ inline
 #define MOEB_LAMBDA
-#else
+#elif defined(__clang__)
 #define MOEB_HOST_DEVICE
 #define MOEB_INLINE __attribute__((always_inline)) inline
 #define MOEB_LAMBDA __attribute__((always_inline))
+#else
+#define MOEB_HOST_DEVICE
+#define MOEB_INLINE inline
+#define MOEB_LAMBDA
 #endif
 
 /// \cond

@@ -17,14 +17,12 @@
 #include <moe_balance/error.hpp>
 #include <moe_balance/views.hpp>
 
-#include <algorithm>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <istream>
 #include <ostream>
 #include <string>
-#include <vector>
 
 MOEB_NAMESPACE_BEGIN
 
@@ -41,34 +39,35 @@ class StateBytes {
     return header_bytes + cells * (sizeof(float) + sizeof(std::int64_t)) + sizeof(std::uint64_t);
   }
 
-  [[nodiscard]] char* data() { return reinterpret_cast<char*>(bytes_.data()); }
+  [[nodiscard]] char* data() { return bytes_.data(); }
   [[nodiscard]] std::size_t size() const { return bytes_.size(); }
   void resize(std::size_t size) { bytes_.resize(size); }
 
-  void append_magic() { bytes_.insert(bytes_.end(), magic, magic + magic_bytes); }
-  [[nodiscard]] bool has_magic() const { return std::equal(magic, magic + magic_bytes, bytes_.begin()); }
+  void append_magic() { bytes_.append(magic, magic_bytes); }
+  [[nodiscard]] bool has_magic() const { return bytes_.compare(0, magic_bytes, magic) == 0; }
 
   template <class Unsigned>
   void append(Unsigned value) {
-    for (std::size_t i = 0; i < sizeof(Unsigned); ++i) bytes_.push_back(static_cast<unsigned char>(value >> (8 * i)));
+    for (std::size_t i = 0; i < sizeof(Unsigned); ++i) bytes_.push_back(static_cast<char>(value >> (8 * i)));
   }
   template <class Unsigned>
   [[nodiscard]] Unsigned at(std::size_t offset) const {
     Unsigned value = 0;
-    for (std::size_t i = 0; i < sizeof(Unsigned); ++i)
-      value |= static_cast<Unsigned>(Unsigned{bytes_[offset + i]} << (8 * i));
+    for (std::size_t i = 0; i < sizeof(Unsigned); ++i) value |= static_cast<Unsigned>(Unsigned{byte(offset + i)} << (8 * i));
     return value;
   }
 
   /// FNV-1a of the first `count` bytes: any change of a single byte changes it.
   [[nodiscard]] std::uint64_t checksum(std::size_t count) const {
     std::uint64_t hash = 14695981039346656037u;
-    for (std::size_t i = 0; i < count; ++i) hash = (hash ^ bytes_[i]) * 1099511628211u;
+    for (std::size_t i = 0; i < count; ++i) hash = (hash ^ byte(i)) * 1099511628211u;
     return hash;
   }
 
  private:
-  std::vector<unsigned char> bytes_;
+  [[nodiscard]] unsigned char byte(std::size_t i) const { return static_cast<unsigned char>(bytes_[i]); }
+
+  std::string bytes_;  // not a vector: files that include this header compile the members of a string for errors anyway
 };
 
 /// What save_state and load_state ask of their arguments. Errors: InvalidArgument.

@@ -13,7 +13,6 @@
 #include <moe_balance/topk/top_k.hpp>
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -31,7 +30,7 @@ enum class DropBy : std::uint8_t {
 [[nodiscard]] inline std::int64_t expert_capacity(std::int64_t tokens, std::int64_t k, std::int64_t experts,
                                                   double capacity_factor) {
   const double slots = static_cast<double>(tokens * k) / static_cast<double>(experts);
-  return std::max<std::int64_t>(1, static_cast<std::int64_t>(std::ceil(slots * capacity_factor)));
+  return std::max<std::int64_t>(1, static_cast<std::int64_t>(__builtin_ceil(slots * capacity_factor)));
 }
 
 /// The arguments of limit_to_capacity. T = tokens, E = experts, K = slots per token.

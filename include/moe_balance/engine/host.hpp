@@ -33,20 +33,29 @@ MOEB_NAMESPACE_BEGIN
   return wanted == InstructionSet::automatic ? widest : std::min(wanted, widest);
 }
 
-// f must be inlined whole into each version: that is what compiles it for the version's instructions.
+// f is inlined whole into each version: that is what compiles it for the version's instructions. They are added to what the program itself is
+// compiled for (-march=native, say), which target("arch=...") would replace.
+#define MOEB_TARGET_V3 "avx2,fma,bmi,bmi2"
+#define MOEB_TARGET_V4 MOEB_TARGET_V3 ",avx512f,avx512bw,avx512cd,avx512dq,avx512vl"
 template <class Function>
-__attribute__((noinline, flatten, target("arch=x86-64-v4"))) void run_x86_64_v4(const Function& f) {
+__attribute__((noinline, flatten, target(MOEB_TARGET_V4))) void run_x86_64_v4(const Function& f) {
   f();
 }
 template <class Function>
-__attribute__((noinline, flatten, target("arch=x86-64-v3"))) void run_x86_64_v3(const Function& f) {
+__attribute__((noinline, flatten, target(MOEB_TARGET_V3))) void run_x86_64_v3(const Function& f) {
   f();
 }
+#undef MOEB_TARGET_V3
+#undef MOEB_TARGET_V4
+#endif
+
+/// Runs f, compiled for the program's own instructions.
 template <class Function>
 __attribute__((noinline, flatten)) void run_baseline(const Function& f) {
   f();
 }
 
+#if defined(__x86_64__) && defined(__GNUC__)
 template <class Function>
 void run_with(InstructionSet wanted, const Function& f) {
   switch (usable_instructions(wanted)) {
@@ -61,7 +70,7 @@ void run_with(InstructionSet wanted, const Function& f) {
 #else
 template <class Function>
 void run_with(InstructionSet /*wanted*/, const Function& f) {
-  f();
+  run_baseline(f);
 }
 #endif
 
@@ -238,7 +247,7 @@ struct Engine<Host> {
   template <class Real, class Loop>
   static void run_loop(const Host& host, const Loop& loop) {
     if constexpr (std::is_same_v<Real, double>)
-      loop();
+      run_baseline(loop);
     else
       run_with(host.instructions, loop);
   }

@@ -43,7 +43,10 @@ struct Placement {
 
 namespace detail {
 
+// Templates, so that files that do not place experts need not compile what this uses of the standard library.
+
 /// A placement while it is made, with the load of each rank.
+template <class = void>
 class PlacementWork {
  public:
   explicit PlacementWork(const PlacementArgs& args)
@@ -292,7 +295,8 @@ class PlacementWork {
   std::vector<std::int32_t> place_;
 };
 
-inline void check_placement(const PlacementArgs& args) {
+template <class = void>
+void check_placement(const PlacementArgs& args) {
   const Validator check{"place_experts"};
   constexpr int most = std::numeric_limits<std::int32_t>::max();
   check.range("counts.size", args.counts.size, 1, max_placed_experts, "experts");
@@ -325,20 +329,21 @@ inline void check_placement(const PlacementArgs& args) {
 /// Places experts so that the busiest rank's expected load is low. Every expert gets at least one place. With `previous` at most `most_moves`
 /// places get an expert that their rank does not hold now, and experts that stay keep their places; an old placement that breaks the
 /// hierarchy stays as it is where moves do not suffice. Host memory only; allocates. Errors: InvalidArgument.
-[[nodiscard]] inline Placement place_experts(const PlacementArgs& args) {
+template <class = void>
+[[nodiscard]] Placement place_experts(const PlacementArgs& args) {
   detail::check_placement(args);
   std::vector<std::int32_t> previous;
   if (args.previous.data != nullptr) previous.assign(args.previous.data, args.previous.data + args.previous.size);
   constexpr int unbounded = std::numeric_limits<int>::max();
-  detail::PlacementWork fresh(args);
+  detail::PlacementWork<> fresh(args);
   fresh.start_from_counts();
   fresh.improve({}, unbounded);
   if (previous.empty()) return fresh.finished(previous);
-  detail::PlacementWork changed(args);
+  detail::PlacementWork<> changed(args);
   changed.start_from(previous);
   changed.improve(previous, args.most_moves);
   const bool takes_fresh = fresh.moves(previous) <= args.most_moves && fresh.balance() < changed.balance();
-  detail::PlacementWork& chosen = takes_fresh ? fresh : changed;
+  detail::PlacementWork<>& chosen = takes_fresh ? fresh : changed;
   chosen.settle(previous);
   return chosen.finished(previous);
 }

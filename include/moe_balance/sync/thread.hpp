@@ -5,13 +5,13 @@
 #include <moe_balance/concepts.hpp>
 #include <moe_balance/error.hpp>
 
-#include <chrono>
 #include <condition_variable>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <mutex>
 #include <string>
-#include <unordered_map>
+#include <utility>
 #include <vector>
 
 MOEB_NAMESPACE_BEGIN
@@ -20,11 +20,12 @@ MOEB_NAMESPACE_BEGIN
 /// starts is the same one.
 class ThreadSync {
  public:
+  // The type comes with <condition_variable>, whose waits take it: <chrono> would add its calendars to what every file compiles.
   using Seconds = std::chrono::duration<double>;
 
   /// The handles of all ranks of a new group; element r is that of rank r. `timeout` bounds each wait for the other ranks.
   /// Errors: InvalidArgument.
-  [[nodiscard]] static std::vector<ThreadSync> group(int ranks, Seconds timeout = std::chrono::seconds(60)) {
+  [[nodiscard]] static std::vector<ThreadSync> group(int ranks, Seconds timeout = Seconds(60)) {
     MOEB_EXPECTS(ranks >= 1, "ThreadSync::group", "ranks", std::to_string(ranks), "1 or more");
     MOEB_EXPECTS(timeout.count() > 0 && timeout.count() <= 1e9, "ThreadSync::group", "timeout",
                  std::to_string(timeout.count()), "more than 0 and at most 1e9 seconds");
@@ -34,7 +35,7 @@ class ThreadSync {
     return handles;
   }
 
-  [[nodiscard]] int ranks() const { return static_cast<int>(group_->members.size()); }
+  [[nodiscard]] int ranks() const { return static_cast<int>(group_->started.size()); }
   [[nodiscard]] int rank() const { return rank_; }
 
   /// Adds `n` counts to the sum; waits for nobody. A sum of the same counts that nobody has finished is given up.
@@ -43,17 +44,16 @@ class ThreadSync {
     MOEB_EXPECTS(n >= 0, "ThreadSync::start", "n", std::to_string(n), "0 or more");
     const std::lock_guard lock(group_->mutex);
     raise_earlier_failure("start");
-    Member& member = group_->members[own_index()];
-    give_up(member, counts);
-    const std::int64_t index = member.started++;
-    Sum& sum = group_->sums[index];
+    give_up(counts);
+    const std::int64_t index = group_->started[own_index()]++;
+    Sum& sum = sum_of(index);
     if (sum.arrived == 0) sum.counts.assign(static_cast<std::size_t>(n), 0);
     if (static_cast<std::int64_t>(sum.counts.size()) != n) {
       fail_all("start", "adds " + std::to_string(n) + " counts to sum " + std::to_string(index) +
                             ", to which another rank has added " + std::to_string(sum.counts.size()));
     }
     for (std::size_t i = 0; i < sum.counts.size(); ++i) sum.counts[i] += counts[i];
-    member.under_way[counts] = index;
+    group_->under_way.push_back({rank_, counts, index});
     if (++sum.arrived == ranks()) group_->changed.notify_all();
   }
 
@@ -61,26 +61,26 @@ class ThreadSync {
   /// the sum within the timeout; it then fails in all ranks.
   void finish(std::int64_t* counts, const Host& /*place*/) const {
     std::unique_lock lock(group_->mutex);
-    Member& member = group_->members[own_index()];
-    const auto found = member.under_way.find(counts);
-    if (found == member.under_way.end()) return raise_earlier_failure("finish");
-    const std::int64_t index = found->second;
-    Sum& sum = group_->sums[index];
-    group_->changed.wait_for(lock, group_->timeout, [&] { return sum.arrived == ranks() || !group_->failure.empty(); });
+    const UnderWay* mine = find_under_way(counts);
+    if (mine == nullptr) return raise_earlier_failure("finish");
+    const std::int64_t index = mine->index;
+    group_->changed.wait_for(lock, group_->timeout,
+                             [&] { return sum_of(index).arrived == ranks() || !group_->failure.empty(); });
     raise_earlier_failure("finish");
+    const Sum& sum = sum_of(index);  // only now: while this rank waits, others start sums, which moves them
     if (sum.arrived < ranks()) {
       fail_all("finish", "waited " + std::to_string(group_->timeout.count()) + " s for " + missing_ranks(index) +
                              " to start sum " + std::to_string(index) + " of " + std::to_string(sum.counts.size()) +
                              " counts");
     }
     for (std::size_t i = 0; i < sum.counts.size(); ++i) counts[i] = sum.counts[i];
-    give_up(member, counts);
+    give_up(counts);
   }
 
   /// Whether a sum of `counts` has been started here and not finished.
   [[nodiscard]] bool is_started(const std::int64_t* counts) const {
     const std::lock_guard lock(group_->mutex);
-    return group_->members[own_index()].under_way.count(counts) != 0;
+    return find_under_way(counts) != nullptr;
   }
 
   /// For a rank that cannot go on: all ranks' waits and later calls end with SyncError, which says `why`.
@@ -91,21 +91,26 @@ class ThreadSync {
 
  private:
   struct Sum {
-    std::vector<std::int64_t> counts;
+    std::int64_t index;
+    std::vector<std::int64_t> counts{};
     int arrived = 0;
     int left = 0;  ///< ranks that have read it or given it up
   };
-  struct Member {
-    std::int64_t started = 0;
-    std::unordered_map<const std::int64_t*, std::int64_t> under_way;
+  /// A sum that a rank has started and neither finished nor given up, and the memory that it is of.
+  struct UnderWay {
+    int rank;
+    const std::int64_t* counts;
+    std::int64_t index;
   };
+  /// Few sums are under way at a time: lists without order, looked through.
   struct Group {
-    Group(int ranks, Seconds limit) : timeout(limit), members(static_cast<std::size_t>(ranks)) {}
+    Group(int ranks, Seconds limit) : timeout(limit), started(static_cast<std::size_t>(ranks)) {}
     const Seconds timeout;
     std::mutex mutex;
     std::condition_variable changed;
-    std::vector<Member> members;
-    std::unordered_map<std::int64_t, Sum> sums;
+    std::vector<std::int64_t> started;  ///< by each rank
+    std::vector<Sum> sums;
+    std::vector<UnderWay> under_way;
     std::string failure;
   };
 
@@ -113,19 +118,42 @@ class ThreadSync {
 
   [[nodiscard]] std::size_t own_index() const { return static_cast<std::size_t>(rank_); }
 
+  /// The sum with this index; a new one where no rank has started it.
+  [[nodiscard]] Sum& sum_of(std::int64_t index) const {
+    for (Sum& sum : group_->sums) {
+      if (sum.index == index) return sum;
+    }
+    group_->sums.push_back(Sum{index});
+    return group_->sums.back();
+  }
+
+  /// This rank's sum of these counts; null where it has none under way.
+  [[nodiscard]] UnderWay* find_under_way(const std::int64_t* counts) const {
+    for (UnderWay& entry : group_->under_way) {
+      if (entry.rank == rank_ && entry.counts == counts) return &entry;
+    }
+    return nullptr;
+  }
+
+  template <class T>
+  static void remove(std::vector<T>& list, T& element) {
+    if (&element != &list.back()) element = std::move(list.back());
+    list.pop_back();
+  }
+
   /// Forgets a sum; the last rank to do so frees it.
-  void give_up(Member& member, const std::int64_t* counts) const {
-    const auto found = member.under_way.find(counts);
-    if (found == member.under_way.end()) return;
-    Sum& sum = group_->sums[found->second];
-    if (++sum.left == ranks()) group_->sums.erase(found->second);
-    member.under_way.erase(found);
+  void give_up(const std::int64_t* counts) const {
+    UnderWay* mine = find_under_way(counts);
+    if (mine == nullptr) return;
+    Sum& sum = sum_of(mine->index);
+    if (++sum.left == ranks()) remove(group_->sums, sum);
+    remove(group_->under_way, *mine);
   }
 
   [[nodiscard]] std::string missing_ranks(std::int64_t index) const {
     std::string names;
-    for (std::size_t r = 0; r < group_->members.size(); ++r) {
-      if (group_->members[r].started <= index) names += (names.empty() ? "rank " : ", ") + std::to_string(r);
+    for (std::size_t r = 0; r < group_->started.size(); ++r) {
+      if (group_->started[r] <= index) names += (names.empty() ? "rank " : ", ") + std::to_string(r);
     }
     return names;
   }

@@ -10,7 +10,6 @@
 #include <moe_balance/config.hpp>
 #include <moe_balance/tile/constants.hpp>
 
-#include <cmath>
 #include <cstdint>
 
 MOEB_NAMESPACE_BEGIN

@@ -1,0 +1,27 @@
+// Routers that between them run all of the CPU engine's loops over tokens; whole_loops.sh looks at what they compile to.
+#include <moe_balance/moe_balance.hpp>
+
+namespace mb = moe_balance;
+
+/// A policy as a user writes it: nothing asks for its inlining.
+struct Cubed {
+  template <class Real>
+  [[nodiscard]] MOEB_HOST_DEVICE Real operator()(Real logit) const {
+    return logit * logit * logit;
+  }
+  template <class Real>
+  [[nodiscard]] MOEB_HOST_DEVICE Real derivative(Real logit, Real /*score*/) const {
+    return Real(3) * logit * logit;
+  }
+};
+
+template <class RouterT>
+void run(const RouterT& router, const mb::ForwardArgs& forward, const mb::BackwardArgs& backward) {
+  router.forward(forward, {}, mb::Host{});
+  router.backward(backward, {}, mb::Host{});
+}
+
+void run_all(const mb::ForwardArgs& forward, const mb::BackwardArgs& backward) {
+  run(mb::Router{mb::Softmax{}, mb::TopK<8>{}, mb::Combine{mb::AuxLoss{}, mb::ZLoss{}}}, forward, backward);
+  run(mb::Router{Cubed{}, mb::Replay<mb::GroupLimitedTopK<8>>{}, mb::LossFreeBias{}}, forward, backward);
+}
