@@ -71,7 +71,8 @@ TEST_CASE("rule 8: the kernels' parameter structs reach the device as the host w
              &Loss::part_values>();
   check_echo<Update, &Update::balancer, &Update::bias, &Update::load, &Update::top_k, &Update::ranks, &Update::failure_flag>();
   check_echo<mb::Totals, &mb::Totals::counts, &mb::Totals::load, &mb::Totals::saved, &mb::Totals::status,
-             &mb::Totals::saved_words, &mb::Totals::words_to_clear, &mb::Totals::counts_to_clear>();
+             &mb::Totals::saved_words, &mb::Totals::words_to_clear, &mb::Totals::counts_to_clear,
+             &mb::Totals::clearing_blocks>();
 }
 
 TEST_CASE("rule 8: and so do the structs inside them") {
