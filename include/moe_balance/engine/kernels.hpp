@@ -301,6 +301,35 @@ MOEB_HOST_DEVICE inline void clear_totals(const BlockT& block, const Totals& tot
   if (totals.clearing_blocks > 1) block.arrive();
 }
 
+/// Calls f(problem, row) for tokens first, first + stride, ... of a segment: row 0 of a problem whose views move on, or, where lanes have no registers
+/// to spare for such views, a row of the problem itself. Asks for the next token's logits meanwhile, if they are read row by row.
+template <class Step, class LayoutT, class Problem, class Function>
+MOEB_HOST_DEVICE inline void for_each_token(const LayoutT& layout, const Problem& problem, std::int64_t segment,
+                                            std::int64_t first, std::int64_t stride, bool reads_rows, const Function& f) {
+  const Segments& segments = problem.segments;
+  const std::int64_t size = segments.size(segment);
+  if constexpr (LayoutT::rereads_logits) {
+    for (std::int64_t i = first; i < size; i += stride) {
+      if (reads_rows && i + stride < size) {
+        prefetch_row<RowUse::read>(layout, problem.logits, segments.token(segment, i + stride));
+      }
+      f(problem, segments.token(segment, i));
+    }
+  } else if (first < size) {
+    Problem own = problem;
+    Step(problem, segments.token(segment, first)).advance(own);
+    const Step step(problem, segments.token(segment, stride) - segments.token(segment, 0));
+    for (std::int64_t left = size - first; left > 0; left -= stride) {
+      if (reads_rows && left > stride) {
+        const auto* next = static_cast<const std::byte*>(own.logits.data) + step.logits_bytes;
+        prefetch_row_at<RowUse::read>(layout, own.logits.type, reinterpret_cast<std::uintptr_t>(next));
+      }
+      f(own, 0);
+      step.advance(own);
+    }
+  }
+}
+
 /// Logits to ids, weights, counts, probability sums, token losses and status, in one pass. Blocks stride over the tokens of a segment, rows
 /// of blocks over segments; sums meet in shared memory and go to global memory once per block and segment.
 template <class Config, class BlockT, class TileT, class Problem>
@@ -317,14 +346,10 @@ MOEB_HOST_DEVICE inline void forward_kernel(const BlockT& block, const TileT& ti
   for (std::int64_t segment = block.row(); segment < problem.segments.count(); segment += block.rows()) {
     pass.start_segment();
     auto sink = pass.sink();
-    const std::int64_t size = problem.segments.size(segment);
     const std::int64_t stride = block.blocks() * tiles;
-    for (std::int64_t i = first; i < size; i += stride) {
-      if (i + stride < size) {
-        prefetch_row<RowUse::read>(pass.layout, problem.logits, problem.segments.token(segment, i + stride));
-      }
-      forward_token<float>(problem, tile, pass.layout, problem.segments.token(segment, i), pass.bias(), sink);
-    }
+    for_each_token<ForwardStep>(pass.layout, problem, segment, first, stride, true,
+                                [&](const Problem& own, std::int64_t row)
+                                    MOEB_LAMBDA { forward_token<float>(own, tile, pass.layout, row, pass.bias(), sink); });
     pass.finish_segment(sink, totals, segment, totals.clearing_blocks > 1 && segment == block.row());
   }
 }
@@ -358,13 +383,9 @@ MOEB_HOST_DEVICE inline void backward_kernel(const BlockT& block, const TileT& t
   for (std::int64_t segment = block.row(); segment < problem.segments.count(); segment += block.rows()) {
     prepare_slopes(problem, tile, segment, block.thread(), block.threads(), Config::max_experts, slope);
     block.barrier();
-    const std::int64_t size = problem.segments.size(segment);
-    for (std::int64_t i = first; i < size; i += stride) {
-      if (reads_rows && i + stride < size) {
-        prefetch_row<RowUse::read>(layout, problem.logits, problem.segments.token(segment, i + stride));
-      }
-      backward_token(problem, tile, layout, problem.segments.token(segment, i), slopes, scatter);
-    }
+    for_each_token<BackwardStep>(layout, problem, segment, first, stride, reads_rows,
+                                 [&](const Problem& own, std::int64_t row)
+                                     MOEB_LAMBDA { backward_token(own, tile, layout, row, slopes, scatter); });
     block.barrier();
   }
 }

@@ -4,6 +4,7 @@
 #include <moe_balance/tile/constants.hpp>
 
 #include <moe_balance/numeric/ordered_key.hpp>
+#include <moe_balance/numeric/select_in_registers.hpp>
 #include <moe_balance/tile/layout.hpp>
 
 #include <cstdint>
@@ -172,9 +173,13 @@ struct LaneMaxima {
   }
 };
 
-/// Calls emit(k, expert) for k = 0 to count - 1 on every lane. At least `count` keys must not be excluded. Overwrites the keys.
+/// Calls emit(k, expert, key) for k = 0 to count - 1 on every lane. At least `count` keys must not be excluded. Overwrites the keys.
 template <class TileT, class LayoutT, class K, class Emit>
 MOEB_INLINE void select_k(const TileT& tile, const LayoutT& layout, Slots<K, LayoutT>& keys, int count, Emit&& emit) {
+  if constexpr (LayoutT::in_registers) {
+    select_in_registers(tile, layout, keys, count, emit);
+    return;
+  }
   constexpr std::int32_t none = largest<std::int32_t>;
   LaneMaxima<TileT, LayoutT, K> maxima;
   maxima.scan(layout, keys);
@@ -182,7 +187,7 @@ MOEB_INLINE void select_k(const TileT& tile, const LayoutT& layout, Slots<K, Lay
     const K best = tile.maximum(maxima.key());
     const std::int32_t candidate = maxima.key() == best ? layout.base() + maxima.slot() : none;
     const std::int32_t expert = tile.minimum(candidate);
-    emit(k, expert);
+    emit(k, expert, best);
     return candidate == expert;
   };
   MOEB_NO_UNROLL

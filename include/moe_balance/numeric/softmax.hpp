@@ -6,6 +6,7 @@
 
 #include <moe_balance/numeric/canonical_sum.hpp>
 #include <moe_balance/numeric/math.hpp>
+#include <moe_balance/numeric/ordered_key.hpp>
 
 MOEB_NAMESPACE_BEGIN
 
@@ -15,6 +16,7 @@ struct SoftmaxRow {
   Real maximum = 0;
   Real sum = 1;
   Real inverse_sum = 1;
+  bool regular = false;  ///< no logit is known to be +inf or NaN: lanes of registers, which have asked, need not ask again
 
   /// exp(logit - maximum) for logits up to the maximum; infinity and NaN stay what they are.
   [[nodiscard]] MOEB_INLINE Real exponential(Real logit) const { return exp_of_difference(sub(logit, maximum)); }
@@ -64,16 +66,21 @@ template <class TileT, class LayoutT, class Real>
   return choose(result == -infinity<Real>, Real(0), add(result, Real(0)));
 }
 
-/// The largest of a row's numbers, +inf among them; -inf where there is none. The sign of a zero is any.
-template <class TileT, class LayoutT, class Real>
-[[nodiscard]] MOEB_INLINE Real largest_number(const TileT& tile, const LayoutT& layout, const Slots<Real, LayoutT>& values) {
-  Real result = -infinity<Real>;
-  for_each_slot(layout, [&](int slot) MOEB_LAMBDA { result = larger_number(values[slot], result); });
-  MOEB_UNROLL
-  for (int distance = TileT::width / 2; distance >= 1; distance /= 2) {
-    result = larger_number(tile.shuffle_xor(result, distance), result);
+/// The largest of a row that lanes keep in registers, +inf among them; NaN where one is NaN. The sign of a zero is any.
+template <class TileT, class LayoutT>
+[[nodiscard]] MOEB_INLINE float largest_or_nan(const TileT& tile, const LayoutT& layout,
+                                               const Slots<float, LayoutT>& values) {
+  float result = -infinity<float>;
+  for_each_slot(layout, [&](int slot) MOEB_LAMBDA { result = larger_or_nan(values[slot], result); });
+  if constexpr (TileT::width == 32) {  // one instruction on a whole warp; a NaN that is positive has the largest key of all
+    return value_of_key<float>(tile.maximum(key_without_minus_zero(result)));
+  } else {
+    MOEB_UNROLL
+    for (int distance = TileT::width / 2; distance >= 1; distance /= 2) {
+      result = larger_or_nan(tile.shuffle_xor(result, distance), result);
+    }
+    return result;
   }
-  return result;
 }
 
 /// 1 / sum of a row whose exponentials were summed up.
@@ -100,15 +107,16 @@ template <class TileT, class LayoutT, class Real>
 }
 
 /// The row's softmax; writes exp(x - maximum) of each logit to `exponentials`, and where the logit is NaN, NaN or 0.
-/// Lanes of registers, where every check is paid for, first see whether any logit is +inf; without one exponentials need few checks.
+/// Lanes of registers, where every check is paid for, first see whether any logit is +inf or NaN; without one exponentials need few checks.
 template <class TileT, class LayoutT, class Real>
 [[nodiscard]] MOEB_INLINE SoftmaxRow<Real> softmax_row(const TileT& tile, const LayoutT& layout,
                                                        const Slots<Real, LayoutT>& logits,
                                                        Slots<Real, LayoutT>& exponentials) {
   if constexpr (LayoutT::in_registers) {
-    const Real largest = largest_number(tile, layout, logits);
+    const Real largest = largest_or_nan(tile, layout, logits);
     if (largest < infinity<Real>) {
       SoftmaxRow<Real> row;
+      row.regular = true;
       row.maximum = largest == -infinity<Real> ? Real(0) : add(largest, Real(0));
       row.sum = canonical_sum<Real>(tile, layout, [&](int slot, Real sum) MOEB_LAMBDA {
         exponentials[slot] = exp_of_difference_or_zero(sub(logits[slot], row.maximum));
