@@ -27,10 +27,15 @@ std::shared_ptr<CUgraphExec_st> captured(const CudaEngine& engine, const Enqueue
   return std::shared_ptr<CUgraphExec_st>(executable, [](cudaGraphExec_t held) { (void)cudaGraphExecDestroy(held); });
 }
 
-/// Kernels among its nodes.
-inline int kernels_of(const std::shared_ptr<CUgraph_st>& graph) {
+inline std::size_t nodes_of(const std::shared_ptr<CUgraph_st>& graph) {
   std::size_t count = 0;
   cuda_check(cudaGraphGetNodes(graph.get(), nullptr, &count), "cudaGraphGetNodes");
+  return count;
+}
+
+/// Kernels among its nodes.
+inline int kernels_of(const std::shared_ptr<CUgraph_st>& graph) {
+  std::size_t count = nodes_of(graph);
   std::vector<cudaGraphNode_t> nodes(count);
   cuda_check(cudaGraphGetNodes(graph.get(), nodes.data(), &count), "cudaGraphGetNodes");
   int kernels = 0;

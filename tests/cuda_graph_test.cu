@@ -29,6 +29,33 @@ TEST_CASE("contract 12: forward, loss and backward are captured in a CUDA graph 
   for (std::size_t e = 0; e < 160; ++e) CHECK(twice.load[e] == inputs.load[e] + 2 * direct.counts[e]);
 }
 
+TEST_CASE("contract 12: few tokens, counts and sums included, are one node of a graph, which replays with the same bits") {
+  const CudaEngine engine;
+  const mb::Router small{mb::Softmax{}, mb::TopK<8>{}, mb::AuxLoss{}};
+  int major = 0;
+  cuda_check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0), "cudaDeviceGetAttribute");
+  for (const std::int64_t tokens : {0, 1, 8, 9, 57, 64, 65}) {
+    CAPTURE(tokens);
+    const Inputs inputs = normal_inputs(124, tokens, 256, 8);
+    const auto forward = [&](const auto& where) {
+      auto memory = memory_for(where, small, inputs);
+      small.forward(memory.forward_args(), memory.workspace(), where.place());
+      return memory.outcome();
+    };
+    Memory<CudaEngine> memory = memory_for(engine, small, inputs);
+    const auto enqueue = [&] { small.forward(memory.forward_args(), memory.workspace(), engine.place()); };
+    const bool is_cleared_by_its_blocks =
+        tokens <= 8 || (tokens <= 64 && major >= 9);  // 8 tokens a block, 8 blocks a cluster
+    CHECK(nodes_of(graph_of(engine, enqueue)) == (is_cleared_by_its_blocks ? 1 : 3));
+    const Outcome want = forward(HostEngine{});
+    const auto graph = captured(engine, enqueue);
+    for (int i = 0; i < 3; ++i) {
+      replay(engine, graph);
+      CHECK(same_bits(memory.outcome(), want));
+    }
+  }
+}
+
 TEST_CASE("contract 12: route and update are captured in a CUDA graph") {
   const CudaEngine engine;
   const Inputs inputs = full_inputs(122, 200, 160, 4);

@@ -34,9 +34,11 @@ StepInputs inputs_of(int experts) {
   return inputs;
 }
 
-std::string outcome_of(const StepInputs& inputs, const StepOutputs& host, const Faults& faults, std::uint64_t seed) {
+std::string outcome_of(const StepInputs& inputs, const StepOutputs& host, const Faults& faults, std::uint64_t seed,
+                       int multiprocessors = 2) {
   try {
-    const StepOutputs fibers = run_step(router, inputs, Fibers{.seed = seed, .multiprocessors = 2, .faults = faults});
+    const Fibers place{.seed = seed, .multiprocessors = multiprocessors, .faults = faults};
+    const StepOutputs fibers = run_step(router, inputs, place);
     return same_bits(host, fibers) ? "" : "other results";
   } catch (const FiberError& error) {
     return error.what();
@@ -93,6 +95,26 @@ TEST_CASE(
     needed += is_caught(Faults{.tile_barriers = {.skipped = line}}, 64) ? 1 : 0;
   }
   CHECK(needed == 3);
+}
+
+TEST_CASE("a grid that clears its own sums gives the CPU's results, and blocks that do not wait for each other are caught") {
+  for (const int experts : all_experts) {
+    CAPTURE(experts);
+    StepInputs inputs = inputs_of(experts);
+    inputs.tokens = inputs.sequences = experts < 65 ? 4 : 6;  // a block each, fewer than eight and than the device holds
+    const StepOutputs host = run_step(router, inputs, mb::Host{.threads = 1});
+    std::set<std::uint_least32_t> waits;
+    int caught = 0;
+    for (std::uint64_t seed = 1; seed <= 6; ++seed) {
+      const auto outcome = [&](const BarrierFault& fault) {
+        return outcome_of(inputs, host, Faults{.grid_barriers = fault}, seed, 4);
+      };
+      CHECK(outcome({.seen = &waits}) == "");
+      REQUIRE(waits.size() == 1);
+      caught += outcome({.skipped = *waits.begin()}).empty() ? 0 : 1;
+    }
+    CHECK(caught > 0);
+  }
 }
 
 TEST_CASE("shuffles of half the width are caught") {

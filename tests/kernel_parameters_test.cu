@@ -62,7 +62,7 @@ using Update = mb::UpdateProblem<Balancer>;
 TEST_CASE("rule 8: the kernels' parameter structs reach the device as the host wrote them") {
   check_echo<Forward, &Forward::scoring, &Forward::top_k, &Forward::balancer, &Forward::logits, &Forward::experts, &Forward::weights,
              &Forward::bias, &Forward::active, &Forward::tokens_on_device, &Forward::replay, &Forward::segments,
-             &Forward::rows_hold_quads>();
+             &Forward::rows_hold_quads, &Forward::first_token>();
   check_echo<Backward, &Backward::scoring, &Backward::top_k, &Backward::balancer, &Backward::logits, &Backward::experts,
              &Backward::grad_weights, &Backward::grad_logits, &Backward::saved, &Backward::active, &Backward::tokens_on_device,
              &Backward::grad_loss, &Backward::loss_scale, &Backward::ranks, &Backward::segments, &Backward::logits_hold_quads,
@@ -71,7 +71,8 @@ TEST_CASE("rule 8: the kernels' parameter structs reach the device as the host w
              &Loss::part_values>();
   check_echo<Update, &Update::balancer, &Update::bias, &Update::load, &Update::top_k, &Update::ranks, &Update::failure_flag>();
   check_echo<mb::Totals, &mb::Totals::counts, &mb::Totals::load, &mb::Totals::saved, &mb::Totals::status,
-             &mb::Totals::saved_words, &mb::Totals::words_to_clear, &mb::Totals::counts_to_clear>();
+             &mb::Totals::saved_words, &mb::Totals::words_to_clear, &mb::Totals::counts_to_clear,
+             &mb::Totals::clearing_blocks>();
 }
 
 TEST_CASE("rule 8: and so do the structs inside them") {

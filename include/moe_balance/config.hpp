@@ -14,18 +14,28 @@
 /// g++ inlines all that a `flatten` function calls, once; clang only what it calls directly, and is asked at every function.
 /// \def MOEB_LAMBDA
 /// The same for a lambda, after its parameters.
+/// \def MOEB_EARLY_INLINE
+/// For what g++ must inline before its other passes, too, because the loops that call it vectorise only then.
+/// \def MOEB_EARLY_LAMBDA
+/// The same for a lambda.
 #if defined(__CUDACC__)
 #define MOEB_HOST_DEVICE __host__ __device__
 #define MOEB_INLINE __host__ __device__ inline
 #define MOEB_LAMBDA
+#define MOEB_EARLY_INLINE MOEB_INLINE
+#define MOEB_EARLY_LAMBDA
 #elif defined(__clang__)
 #define MOEB_HOST_DEVICE
-#define MOEB_INLINE __attribute__((always_inline)) inline
-#define MOEB_LAMBDA __attribute__((always_inline))
+#define MOEB_INLINE MOEB_EARLY_INLINE
+#define MOEB_LAMBDA MOEB_EARLY_LAMBDA
+#define MOEB_EARLY_INLINE __attribute__((always_inline)) inline
+#define MOEB_EARLY_LAMBDA __attribute__((always_inline))
 #else
 #define MOEB_HOST_DEVICE
 #define MOEB_INLINE inline
 #define MOEB_LAMBDA
+#define MOEB_EARLY_INLINE __attribute__((always_inline)) inline
+#define MOEB_EARLY_LAMBDA __attribute__((always_inline))
 #endif
 
 /// \cond

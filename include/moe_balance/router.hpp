@@ -272,8 +272,10 @@ struct Router {
   void clear_totals(const Problem& problem, std::int64_t* saved, Totals& totals, const Place& place) const {
     const int experts = static_cast<int>(problem.logits.columns);
     const std::size_t saved_size = saved_bytes({0, experts, problem.segments.count()});
-    if constexpr (requires { Engine<Place>::forward_clears(problem, place); }) {
-      if (Engine<Place>::forward_clears(problem, place)) {
+    if (loss_count == 0 && totals.counts == nullptr) return;
+    if constexpr (requires { Engine<Place>::clearing_blocks(problem, place); }) {
+      totals.clearing_blocks = Engine<Place>::clearing_blocks(problem, place);
+      if (totals.clearing_blocks > 0) {
         totals.saved_words = saved;
         totals.words_to_clear = static_cast<std::int64_t>(saved_size / sizeof(std::int64_t));
         totals.counts_to_clear = totals.counts != nullptr ? experts : 0;

@@ -30,11 +30,10 @@ WARP_INSTRUCTIONS_PER_SECOND = 132 * 4 * 1.7e9
 # Source lines that are not run in the common case: rows that hold no quads or no finite weights, padding, infinite logits, masked tokens. The
 # table's kernels have tiers full of experts.
 NEVER = [
-    r"holds_expert\(slot \+ i\) \? to_real",
-    r"if \(layout\.holds_expert\(slot \+ i\)\) to\[i\]",
-    r"if \(!layout\.holds_expert\(slot\)\) f\(slot\)",
+    r"load_quad\(own, from, quads, slot, slots\)|store_quad\(own, to, quads, slot, slots\)|const LayoutT own\{",
+    r"if \(!own\.holds_expert\(slot\)\) f\(slot\)|const Layout own\{opaque",
     r"if \(!has_gradient\) clear_slots",
-    r"return softmax_row_with_infinities",
+    r"return softmax_row_with_infinities|if \(!knows_scores\) find_scores|rank\(\[\]\(Real value, int\)|choose\(scores\[slot\] < infinity",
     r"kept_groups<(2|max_group_score_top)",  # groups that do not lie on neighbouring lanes
     r"\* reciprocal\) >> 22|\(1u << 22\)|\(kept >> \(group & 31u\)\)",
     r"\+\+tokens == most_unit_sums\) flush\(\)",
@@ -43,10 +42,10 @@ NEVER = [
 ]
 # Source lines inside loops, and how often the loop's body runs for one token; a line of a caller multiplies with those of its callees.
 LOOPS = [
-    (r"const bool wins = round\(k\)|maxima\.pass_on\(|const bool rescans =|for \(int k = 0; k \+ 1 < count; \+\+k\)", lambda width: K - 1),
-    (r"if \(rescans\) maxima\.rescan", lambda width: rescans(width)),
+    (r"selection\.take\(k, emit\)|selection\.go_on\(|for \(int k = 0; k \+ 1 < count; \+\+k\)", lambda width, repeats: K - 1 if repeats else 1),
+    (r"^\s*search\(\);", lambda width, repeats: rescans(width) / (K - 1)),
     (r"best = tile\.maximum\(best\)|best = score\[r\] > best|group = score\[r\] == best|group = tile\.minimum\(group\)|kept \|= 1u << group"
-     r"|\? excluded_key<Key> : score\[r\]|int round = 0; round < groups_kept", lambda width: GROUPS_KEPT),
+     r"|\? excluded_key<Key> : score\[r\]|int round = 0; round < groups_kept", lambda width, repeats: GROUPS_KEPT if repeats else 1),
 ]
 # The phase of an instruction: the first of these that one of its source lines matches.
 PHASES = [
@@ -56,9 +55,9 @@ PHASES = [
     ("scores", r"score_row\(|scores_backward\("),
     ("keys", r"rank_keys\("),
     ("groups", r"template narrow<"),
-    ("scan", r"maxima\.scan\("),
+    ("scan", r"best\(scanned\("),
     ("rounds", r"select_k\("),
-    ("weights", r"\bweigh\(|load_chosen_logits\(|read_chosen_logits\(|weight_gradient<"),
+    ("weights", r"\bweigh\(|weigh_scores<|has_unclear_score|find_scores\(|load_chosen_logits\(|read_chosen_logits\(|weight_gradient<"),
     ("scatter", r"scatter_add<"),
     ("losses", r"add_losses\(|loss_gradient\(|add_token_loss_gradient\("),
     ("store", r"store_chosen\(|store_row\(|store_quad\("),
@@ -87,6 +86,7 @@ def rescans(width, trials=4000):
 class Instruction:
     def __init__(self, text, frames):
         self.text, self.frames = text, frames  # frames: source lines, innermost first
+        self.repeats = False  # whether a loop inside that over tokens has it
 
 
 class Source:
@@ -133,6 +133,9 @@ def loop_over_tokens(code):
         branch = None if isinstance(item, str) else re.search(r"\bBRA `\((\.L_x_\d+)\)", item.text)
         if branch and position[branch.group(1)] <= index:
             loops.append((position[branch.group(1)], index))
+    # What is behind the kernel's end jumps back, too: code for lanes that have parted.
+    end = next((i for i, item in enumerate(code) if not isinstance(item, str) and item.text == "EXIT"), len(code))
+    loops = [loop for loop in loops if loop[1] < end]
     def moves(access):
         return [i for i, item in enumerate(code) if not isinstance(item, str) and re.search(access, item.text)]
     quads = moves(r"\bLDG\.\S*128") or moves(r"\bSTG\.\S*128")
@@ -140,6 +143,11 @@ def loop_over_tokens(code):
     if not around:
         sys.exit("a kernel has no loop over tokens")
     first, last = min(around, key=lambda loop: loop[1] - loop[0])
+    for begin, end in loops:
+        if first <= begin and end <= last and (begin, end) != (first, last):
+            for item in code[begin : end + 1]:
+                if not isinstance(item, str):
+                    item.repeats = True
     return [item for item in code[first : last + 1] if not isinstance(item, str)], bool(moves(r"\bLDG\.\S*128"))
 
 
@@ -153,7 +161,7 @@ def times(instruction, width, used):
     for pattern, count in LOOPS:
         if any(re.search(pattern, frame) for frame in instruction.frames):
             used.add(pattern)
-            result *= count(width)
+            result *= count(width, instruction.repeats)
     return result
 
 

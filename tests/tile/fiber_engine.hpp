@@ -30,6 +30,7 @@ static_assert(moe_balance::cuda_tier_count == 7);
 struct FiberBlock {
   using Site = std::source_location;
   FiberGroup* group;
+  int first_fiber;  ///< of the block, in a group that may have several
   std::byte* memory;
   int own_thread;
   int thread_count;
@@ -46,32 +47,70 @@ struct FiberBlock {
   [[nodiscard]] std::int64_t row() const { return own_row + faults.later_row; }
   [[nodiscard]] std::int64_t rows() const { return row_count + faults.more_rows; }
   void barrier(const Site& site = Site::current()) const {
-    if (!faults.block_barriers.skips(site)) group->meet(own_thread, 0, thread_count, 1, 0, site);
+    if (!faults.block_barriers.skips(site)) group->meet(fiber(), first_fiber, thread_count, 1, 0, site);
   }
+  void arrive() const { group->arrive(); }
+  void await_blocks(const Site& site = Site::current()) const {
+    if (!faults.grid_barriers.skips(site)) group->await_arrivals(fiber(), site);
+  }
+  [[nodiscard]] int fiber() const { return first_fiber + own_thread; }
   [[nodiscard]] std::byte* shared() const { return memory; }
   void add_shared(std::int64_t* to, std::int64_t value) const { *to += value; }
   void add_shared(std::int32_t* to, std::int32_t value) const { *to += value; }
   void add_global(std::int64_t* to, std::int64_t value) const { *to += value; }
 };
-static_assert(moe_balance::Block<FiberBlock>);
+static_assert(moe_balance::ClusterBlock<FiberBlock>);
+
+/// A grid of blocks, which run in an order of their own.
+struct FiberGrid {
+  std::int64_t columns;
+  std::int64_t rows;
+  int threads;
+  std::size_t shared_bytes;
+
+  [[nodiscard]] std::vector<std::int64_t> shuffled_blocks(std::mt19937_64& random) const {
+    std::vector<std::int64_t> order(static_cast<std::size_t>(columns * rows));
+    for (std::size_t i = 0; i < order.size(); ++i) order[i] = static_cast<std::int64_t>(i);
+    std::shuffle(order.begin(), order.end(), random);
+    return order;
+  }
+
+  /// Runs body(block) for every thread of these blocks, all at once. Shared memory starts poisoned.
+  template <class Body>
+  void run(const std::vector<std::int64_t>& blocks, std::uint64_t seed, const Faults& faults, const Body& body) const {
+    // Exactly as large as asked for, so that AddressSanitizer sees one step too far.
+    std::vector<std::unique_ptr<std::byte[]>> shared;
+    for (std::size_t i = 0; i < blocks.size(); ++i) {
+      shared.emplace_back(new std::byte[shared_bytes == 0 ? 1 : shared_bytes]);
+      std::memset(shared.back().get(), 0xff, shared_bytes);  // NaN as a float, -1 as an integer
+    }
+    FiberGroup group(threads * static_cast<int>(blocks.size()), seed);
+    group.run([&](int fiber) {
+      const auto own = static_cast<std::size_t>(fiber / threads);
+      const std::int64_t block = blocks[own];
+      body(FiberBlock{&group, fiber / threads * threads, shared[own].get(), fiber % threads, threads, block % columns,
+                      columns, block / columns, rows, faults});
+    });
+  }
+};
 
 /// Runs body(block) for every thread of every block. Shared memory starts poisoned; blocks run one after another in shuffled order.
 template <class Place, class Body>
 void launch_fibers(const Place& place, std::int64_t columns, std::int64_t rows, int threads, std::size_t shared_bytes,
                    const Body& body) {
   std::mt19937_64 random(place.seed);
-  std::vector<std::int64_t> order(static_cast<std::size_t>(columns * rows));
-  for (std::size_t i = 0; i < order.size(); ++i) order[i] = static_cast<std::int64_t>(i);
-  std::shuffle(order.begin(), order.end(), random);
-  for (const std::int64_t block : order) {
-    // Exactly as large as asked for, so that AddressSanitizer sees one step too far.
-    const std::unique_ptr<std::byte[]> shared(new std::byte[shared_bytes == 0 ? 1 : shared_bytes]);
-    std::memset(shared.get(), 0xff, shared_bytes);  // NaN as a float, -1 as an integer
-    FiberGroup group(threads, random());
-    group.run([&](int thread) {
-      body(FiberBlock{&group, shared.get(), thread, threads, block % columns, columns, block / columns, rows, place.faults});
-    });
-  }
+  const FiberGrid grid{columns, rows, threads, shared_bytes};
+  for (const std::int64_t block : grid.shuffled_blocks(random)) grid.run({block}, random(), place.faults, body);
+}
+
+/// The same with all blocks at once, as in a cluster.
+template <class Place, class Body>
+void launch_fibers_together(const Place& place, std::int64_t columns, std::int64_t rows, int threads,
+                            std::size_t shared_bytes, const Body& body) {
+  std::mt19937_64 random(place.seed);
+  const FiberGrid grid{columns, rows, threads, shared_bytes};
+  const std::vector<std::int64_t> blocks = grid.shuffled_blocks(random);
+  grid.run(blocks, random(), place.faults, body);
 }
 
 }  // namespace testing
@@ -93,13 +132,15 @@ struct Engine<testing::FibersOfTiers<Tiers...>> {
   static void copy(void* to, const void* from, std::size_t bytes, const Fibers&) { std::memcpy(to, from, bytes); }
 
   template <class Problem>
-  [[nodiscard]] static bool forward_clears(const Problem& problem, const Fibers& place) {
-    bool result = false;
+  [[nodiscard]] static int clearing_blocks(const Problem& problem, const Fibers& place) {
+    std::int64_t result = 0;
     with_own_tier(static_cast<int>(problem.logits.columns), [&](auto index) {
       constexpr CudaTier tier = small_block(cuda_tiers[decltype(index)::value]);
-      result = GridShape(tier, problem.segments, resident_blocks(tier, place)).is_one_block();
+      const std::int64_t resident = resident_blocks(tier, place);
+      const std::int64_t blocks = GridShape(tier, problem.segments, std::int64_t{1} << 30).blocks();
+      if (blocks <= most_blocks_of_cluster && blocks <= resident) result = blocks;
     });
-    return result;
+    return static_cast<int>(result);
   }
 
   template <class Real, class Problem>
@@ -109,12 +150,14 @@ struct Engine<testing::FibersOfTiers<Tiers...>> {
       constexpr CudaTier tier = small_block(cuda_tiers[tier_index]);
       const GridShape grid(tier, problem.segments, resident_blocks(tier, place));
       using Shared = ForwardShared<decltype(problem.balancer), tier.max_experts>;
-      testing::launch_fibers(place, grid.columns, grid.rows, tier.threads,
-                             Shared::bytes(tier.threads / tier.width) - place.faults.less_shared_bytes,
-                             [&](const FiberBlock& block) {
-                               const testing::FiberTile<tier.width> tile = tile_of<tier.width>(block);
-                               forward_kernel<KernelConfig<tier_index>>(block, tile, problem, totals);
-                             });
+      const std::size_t shared_bytes = Shared::bytes(tier.threads / tier.width) - place.faults.less_shared_bytes;
+      const auto body = [&](const FiberBlock& block) {
+        forward_kernel<KernelConfig<tier_index>>(block, tile_of<tier.width>(block), problem, totals);
+      };
+      if (totals.clearing_blocks > 1)
+        testing::launch_fibers_together(place, grid.columns, grid.rows, tier.threads, shared_bytes, body);
+      else
+        testing::launch_fibers(place, grid.columns, grid.rows, tier.threads, shared_bytes, body);
     });
   }
 
@@ -170,7 +213,7 @@ struct Engine<testing::FibersOfTiers<Tiers...>> {
 
   template <int W>
   static testing::FiberTile<W> tile_of(const FiberBlock& block) {
-    return {block.group, block.thread(), &block.faults};
+    return {block.group, block.fiber(), &block.faults};
   }
 
   /// Two warps a block, two blocks on the device: enough for every kind of sharing, and fast enough for a test.

@@ -28,6 +28,7 @@ struct BarrierFault {
 /// What a test breaks in a kernel body on purpose. Each is what the body would do had it been written with that mistake.
 struct Faults {
   BarrierFault block_barriers{};
+  BarrierFault grid_barriers{};  ///< of blocks that run together: waiting for the others
   BarrierFault tile_barriers{};
   bool half_width_shuffles = false;   ///< shuffles stay inside half the tile
   int more_blocks = 0;                ///< block.blocks() is so many too large

@@ -63,7 +63,7 @@ class FiberGroup {
   }
 
   /// Called inside fiber `self`: meets the `width` fibers that start at `first`, having left `payload`; returns everyone's payloads.
-  /// `level` tells tile collectives (0) from block ones (1).
+  /// `level` tells tile collectives (0) from block ones (1); await_arrivals has its own (2).
   const std::uint64_t* meet(int self, int first, int width, int level, std::uint64_t payload,
                             const std::source_location& site) {
     Lane& lane = lanes_[static_cast<std::size_t>(self)];
@@ -81,7 +81,26 @@ class FiberGroup {
     return lane.seen.data();
   }
 
+  /// The two halves of a barrier of all fibers, once: what comes between them is not waited for.
+  void arrive() {
+    if (++arrivals_ == size()) release_awaiting();
+  }
+  void await_arrivals(int self, const std::source_location& site) {
+    Lane& lane = lanes_[static_cast<std::size_t>(self)];
+    lane.first = 0;
+    lane.width = size();
+    lane.level = awaiting_level;
+    lane.site = site;
+    lane.waiting = arrivals_ < size();
+    while (lane.waiting) {
+      yield_from(self);
+      if (ending_) throw Ended{};
+    }
+  }
+
  private:
+  static constexpr int awaiting_level = 2;
+
   /// Thrown inside fibers that wait when the group has failed, to run their destructors.
   struct Ended {};
 
@@ -233,6 +252,12 @@ class FiberGroup {
     }
   }
 
+  void release_awaiting() {
+    for (Lane& lane : lanes_) {
+      if (lane.level == awaiting_level) lane.waiting = false;
+    }
+  }
+
   [[nodiscard]] static std::string where(const Lane& lane) {
     std::ostringstream text;
     text << lane.site.file_name() << ':' << lane.site.line() << ':' << lane.site.column();
@@ -269,6 +294,7 @@ class FiberGroup {
   std::mt19937_64 random_;
   bool one_warp_ahead_;
   std::vector<Warp> warps_;
+  int arrivals_ = 0;
   bool ending_ = false;
   std::exception_ptr failure_;
 };

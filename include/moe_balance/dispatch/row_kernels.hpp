@@ -280,7 +280,7 @@ template <class Real, class T, class TileT>
     fold_by_halves<size / 2>(places, [](Real x, Real y) MOEB_LAMBDA { return add(x, y); });
     partial[r] = places[0];
   }
-  return sum_of_virtual_lanes(tile, partial);
+  return sum_of_virtual_lanes<TileT::width>(tile, partial);
 }
 
 /// dots[t, k] = <tokens[t], rows[row_of_slot[t, k]]>; 0 for empty slots.

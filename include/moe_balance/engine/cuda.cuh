@@ -48,9 +48,27 @@ struct MOEB_HIDDEN CudaBlock {
   __device__ std::int64_t row() const { return blockIdx.y; }
   __device__ std::int64_t rows() const { return gridDim.y; }
   __device__ void barrier() const { __syncthreads(); }
-  __device__ std::byte* shared() const { return memory; }
-  __device__ void add_shared(std::int64_t* to, std::int64_t value) const { add_global(to, value); }
-  __device__ void add_shared(std::int32_t* to, std::int32_t value) const { atomicAdd(to, value); }
+  // Of a grid that is one cluster; what one thread wrote before it arrived, the others see after they have waited. Never called where no cluster
+  // was launched.
+  __device__ void arrive() const {
+#if __CUDA_ARCH__ >= 900
+    __cluster_barrier_arrive();
+#endif
+  }
+  __device__ void await_blocks() const {
+#if __CUDA_ARCH__ >= 900
+    __cluster_barrier_wait();
+#endif
+  }
+  __device__ std::byte* shared() const {
+    return memory;
+  }
+  __device__ void add_shared(std::int64_t* to, std::int64_t value) const {
+    add_global(to, value);
+  }
+  __device__ void add_shared(std::int32_t* to, std::int32_t value) const {
+    atomicAdd(to, value);
+  }
   __device__ void add_global(std::int64_t* to, std::int64_t value) const {
     atomicAdd(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(value));
   }
@@ -113,12 +131,15 @@ struct MOEB_HIDDEN CudaEngine {
     check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream), "copying counts");
   }
 
-  /// Whether forward's kernel clears its sums by itself, because one block has all tokens: what decoding does.
+  /// Blocks of a forward kernel that clears its sums by itself, because one block has all tokens, or a few that can run as a cluster: what
+  /// decoding does. 0 where it cannot.
   template <class Problem>
-  [[nodiscard]] static bool forward_clears(const Problem& problem, cudaStream_t /*stream*/) {
-    bool result = false;
+  [[nodiscard]] static int clearing_blocks(const Problem& problem, cudaStream_t stream) {
+    int result = 0;
     with_tier(static_cast<int>(problem.logits.columns), [&](auto tier_index) {
-      result = GridShape(cuda_tiers[decltype(tier_index)::value], problem.segments, many_blocks).is_one_block();
+      constexpr int index = decltype(tier_index)::value;
+      const GridShape shape(cuda_tiers[index], problem.segments, many_blocks);
+      if (shape.blocks() == 1 || runs_as_cluster<index, Problem>(shape, stream)) result = static_cast<int>(shape.blocks());
     });
     return result;
   }
@@ -130,13 +151,16 @@ struct MOEB_HIDDEN CudaEngine {
       constexpr int index = decltype(tier_index)::value;
       constexpr CudaTier tier = cuda_tiers[index];
       constexpr std::size_t shared_bytes = forward_shared_bytes<decltype(problem.balancer), index>();
-      const auto kernel = moe_balance_forward<index, Problem>;
-      if constexpr (shared_bytes > 48 * 1024) {
-        check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
-                   "reserving shared memory for forward");
-      }
+      const auto kernel = forward_kernel_of<index, Problem>();
       const dim3 grid = grid_of(GridShape(tier, problem.segments, device.resident_blocks(tier, shared_bytes)));
-      kernel<<<grid, tier.threads, shared_bytes, stream>>>(problem, totals);
+      if (totals.clearing_blocks > 1) {
+        const ClusterLaunch launch(grid, tier.threads, shared_bytes, stream);
+        void* arguments[] = {const_cast<Problem*>(&problem), const_cast<Totals*>(&totals)};
+        check_cuda(cudaLaunchKernelExC(&launch.config, reinterpret_cast<const void*>(kernel), arguments),
+                   "launching forward as a cluster");
+      } else {
+        kernel<<<grid, tier.threads, shared_bytes, stream>>>(problem, totals);
+      }
     });
     check_cuda(cudaGetLastError(), "launching forward");
   }
@@ -193,6 +217,60 @@ struct MOEB_HIDDEN CudaEngine {
 
   /// More than a device holds, so that the tokens alone decide.
   static constexpr std::int64_t many_blocks = std::int64_t{1} << 30;
+
+  /// A launch whose grid is one cluster. Holds what its configuration points to.
+  struct ClusterLaunch {
+    cudaLaunchAttribute attribute{};
+    cudaLaunchConfig_t config{};
+
+    ClusterLaunch(dim3 grid, int threads, std::size_t shared_bytes, cudaStream_t stream) {
+      attribute.id = cudaLaunchAttributeClusterDimension;
+      attribute.val.clusterDim.x = grid.x;
+      attribute.val.clusterDim.y = grid.y;
+      attribute.val.clusterDim.z = grid.z;
+      config.gridDim = grid;
+      config.blockDim = dim3(static_cast<unsigned>(threads));
+      config.dynamicSmemBytes = shared_bytes;
+      config.stream = stream;
+      config.attrs = &attribute;
+      config.numAttrs = 1;
+    }
+    ClusterLaunch(const ClusterLaunch&) = delete;
+    ClusterLaunch& operator=(const ClusterLaunch&) = delete;
+  };
+
+  /// The forward kernel, allowed its shared memory.
+  template <int Tier, class Problem>
+  [[nodiscard]] static auto forward_kernel_of() {
+    constexpr std::size_t shared_bytes = forward_shared_bytes<decltype(Problem::balancer), Tier>();
+    const auto kernel = moe_balance_forward<Tier, Problem>;
+    if constexpr (shared_bytes > 48 * 1024) {
+      check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
+                 "reserving shared memory for forward");
+    }
+    return kernel;
+  }
+
+  /// Whether forward's grid fits a cluster of the current device. Code that was compiled for an earlier architecture does not wait for other
+  /// blocks, whatever device it runs on.
+  template <int Tier, class Problem>
+  [[nodiscard]] static bool runs_as_cluster(const GridShape& shape, cudaStream_t stream) {
+    if (shape.blocks() > most_blocks_of_cluster) return false;
+    constexpr CudaTier tier = cuda_tiers[Tier];
+    constexpr std::size_t shared_bytes = forward_shared_bytes<decltype(Problem::balancer), Tier>();
+    const Device device = current_device("forward");
+    if (device.capability < first_capability_with_clusters) return false;
+    if (shape.blocks() > device.resident_blocks(tier, shared_bytes)) return false;
+    const auto kernel = reinterpret_cast<const void*>(forward_kernel_of<Tier, Problem>());
+    cudaFuncAttributes attributes{};
+    check_cuda(cudaFuncGetAttributes(&attributes, kernel), "reading what forward was compiled for");
+    if (attributes.ptxVersion < first_capability_with_clusters) return false;
+    const ClusterLaunch launch(grid_of(shape), tier.threads, shared_bytes, stream);
+    int clusters = 0;
+    const bool is_known = cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch.config) == cudaSuccess;
+    if (!is_known) (void)cudaGetLastError();  // a device that will not say gets the ordinary launch
+    return is_known && clusters > 0;
+  }
 
   struct Device {
     int multiprocessors = 0;

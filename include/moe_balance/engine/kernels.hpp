@@ -29,6 +29,13 @@ concept Block = requires(const B block, std::int64_t* sum, std::int32_t* count) 
   {block.add_global(sum, std::int64_t{})};
 };
 
+/// What a kernel asks of a block whose grid may be launched so that all its blocks run at the same time.
+template <class B>
+concept ClusterBlock = Block<B> && requires(const B block) {
+  {block.arrive()};        // says, once, that this thread has come so far
+  {block.await_blocks()};  // waits until all threads of the grid have
+};
+
 // A lane's sums of probabilities. Its tile has a row of them in shared memory, cleared before, which has all of them after flush(): rows of
 // their own need no atomic additions, which for 64 bits would be loops of compare-and-swap. probability(slot, fixed) adds any, unit_probability(
 // slot, probability) one of 0 to 1.
@@ -128,7 +135,7 @@ struct GridShape {
     columns = std::clamp<std::int64_t>(useful, 1, (resident + rows - 1) / rows);
   }
 
-  [[nodiscard]] bool is_one_block() const { return columns * rows == 1; }
+  [[nodiscard]] std::int64_t blocks() const { return columns * rows; }
 };
 
 /// Shared memory of the forward kernel, in this order: the token totals, counts, the losses' own counts where they differ, the bias, and a row
@@ -251,10 +258,15 @@ struct ForwardPass {
   [[nodiscard]] MOEB_HOST_DEVICE Sink sink() { return {block, shared.counts(), shared.loss_counts(), sums}; }
 
   /// No barrier at the end: the next segment starts by clearing, and each thread clears what it alone has just read.
-  MOEB_HOST_DEVICE void finish_segment(const Sink& sink, const Totals& totals, std::int64_t segment) {
+  /// `awaits_blocks`: the first time in a grid that clears together, nothing may be added before all have.
+  MOEB_HOST_DEVICE void finish_segment(const Sink& sink, const Totals& totals, std::int64_t segment,
+                                       bool awaits_blocks = false) {
     if constexpr (Shared::has_probabilities) sums.flush();
     add_tokens_shared(block, shared.tokens(), sink.tokens, Shared::Traits::token_losses);
     block.barrier();
+    if constexpr (ClusterBlock<BlockT>) {
+      if (awaits_blocks) block.await_blocks();
+    }
 
     const auto add = [&](std::int64_t* to, std::int64_t value) { block.add_global(to, value); };
     for (int e = block.thread(); e < experts; e += block.threads()) {
@@ -278,28 +290,67 @@ struct ForwardPass {
   }
 };
 
+/// Clears what a call adds up in, where its own grid does that. A single block's barriers order this before its additions; several blocks must
+/// run together: all say here that they have cleared their part, and wait for the others before they add.
+template <ClusterBlock BlockT>
+MOEB_HOST_DEVICE inline void clear_totals(const BlockT& block, const Totals& totals) {
+  const std::int64_t first = (block.row() * block.blocks() + block.index()) * block.threads() + block.thread();
+  const std::int64_t stride = block.rows() * block.blocks() * block.threads();
+  for (std::int64_t i = first; i < totals.words_to_clear; i += stride) totals.saved_words[i] = 0;
+  for (std::int64_t e = first; e < totals.counts_to_clear; e += stride) totals.counts[e] = 0;
+  if (totals.clearing_blocks > 1) block.arrive();
+}
+
+/// Calls f(problem, row) for tokens first, first + stride, ... of a segment: row 0 of a problem whose views move on, or, where lanes have no registers
+/// to spare for such views, a row of the problem itself. Asks for the next token's logits meanwhile, if they are read row by row.
+template <class Step, class LayoutT, class Problem, class Function>
+MOEB_HOST_DEVICE inline void for_each_token(const LayoutT& layout, const Problem& problem, std::int64_t segment,
+                                            std::int64_t first, std::int64_t stride, bool reads_rows, const Function& f) {
+  const Segments& segments = problem.segments;
+  const std::int64_t size = segments.size(segment);
+  if constexpr (LayoutT::rereads_logits) {
+    for (std::int64_t i = first; i < size; i += stride) {
+      if (reads_rows && i + stride < size) {
+        prefetch_row<RowUse::read>(layout, problem.logits, segments.token(segment, i + stride));
+      }
+      f(problem, segments.token(segment, i));
+    }
+  } else if (first < size) {
+    Problem own = problem;
+    Step(problem, segments.token(segment, first)).advance(own);
+    const Step step(problem, segments.token(segment, stride) - segments.token(segment, 0));
+    for (std::int64_t left = size - first; left > 0; left -= stride) {
+      if (reads_rows && left > stride) {
+        const auto* next = static_cast<const std::byte*>(own.logits.data) + step.logits_bytes;
+        prefetch_row_at<RowUse::read>(layout, own.logits.type, reinterpret_cast<std::uintptr_t>(next));
+      }
+      f(own, 0);
+      step.advance(own);
+    }
+  }
+}
+
 /// Logits to ids, weights, counts, probability sums, token losses and status, in one pass. Blocks stride over the tokens of a segment, rows
 /// of blocks over segments; sums meet in shared memory and go to global memory once per block and segment.
 template <class Config, class BlockT, class TileT, class Problem>
 MOEB_HOST_DEVICE inline void forward_kernel(const BlockT& block, const TileT& tile, const Problem& problem,
                                             const Totals& totals) {
   ForwardPass<Config, BlockT, TileT, Problem> pass(block, tile, problem);
-  // Only for a grid of one block, whose barriers come before its additions.
-  for (std::int64_t i = block.thread(); i < totals.words_to_clear; i += block.threads()) totals.saved_words[i] = 0;
-  for (int e = block.thread(); e < totals.counts_to_clear; e += block.threads()) totals.counts[e] = 0;
   const int tiles = block.threads() / TileT::width;
+  const std::int64_t first = block.index() * tiles + block.thread() / TileT::width;
+  // The first row, too, is asked for ahead of what a block does before it reads: clearing, and saying so, take as long as the row does.
+  if (block.row() < problem.segments.count() && first < problem.segments.size(block.row())) {
+    prefetch_row<RowUse::read>(pass.layout, problem.logits, problem.segments.token(block.row(), first));
+  }
+  clear_totals(block, totals);
   for (std::int64_t segment = block.row(); segment < problem.segments.count(); segment += block.rows()) {
     pass.start_segment();
     auto sink = pass.sink();
-    const std::int64_t size = problem.segments.size(segment);
     const std::int64_t stride = block.blocks() * tiles;
-    for (std::int64_t i = block.index() * tiles + block.thread() / TileT::width; i < size; i += stride) {
-      if (i + stride < size) {
-        prefetch_row<RowUse::read>(pass.layout, problem.logits, problem.segments.token(segment, i + stride));
-      }
-      forward_token<float>(problem, tile, pass.layout, problem.segments.token(segment, i), pass.bias(), sink);
-    }
-    pass.finish_segment(sink, totals, segment);
+    for_each_token<ForwardStep>(pass.layout, problem, segment, first, stride, true,
+                                [&](const Problem& own, std::int64_t row)
+                                    MOEB_LAMBDA { forward_token<float>(own, tile, pass.layout, row, pass.bias(), sink); });
+    pass.finish_segment(sink, totals, segment, totals.clearing_blocks > 1 && segment == block.row());
   }
 }
 
@@ -332,13 +383,9 @@ MOEB_HOST_DEVICE inline void backward_kernel(const BlockT& block, const TileT& t
   for (std::int64_t segment = block.row(); segment < problem.segments.count(); segment += block.rows()) {
     prepare_slopes(problem, tile, segment, block.thread(), block.threads(), Config::max_experts, slope);
     block.barrier();
-    const std::int64_t size = problem.segments.size(segment);
-    for (std::int64_t i = first; i < size; i += stride) {
-      if (reads_rows && i + stride < size) {
-        prefetch_row<RowUse::read>(layout, problem.logits, problem.segments.token(segment, i + stride));
-      }
-      backward_token(problem, tile, layout, problem.segments.token(segment, i), slopes, scatter);
-    }
+    for_each_token<BackwardStep>(layout, problem, segment, first, stride, reads_rows,
+                                 [&](const Problem& own, std::int64_t row)
+                                     MOEB_LAMBDA { backward_token(own, tile, layout, row, slopes, scatter); });
     block.barrier();
   }
 }

@@ -127,6 +127,11 @@ inline constexpr CudaArchitecture cuda_architectures[] = {
   return held < 1 ? 1 : held < tier.blocks_per_sm ? held : tier.blocks_per_sm;
 }
 
+/// The largest cluster that every device has from compute capability 9.0 on ("Thread Block Clusters" in the guide): its blocks run at the same time
+/// and can wait for each other.
+inline constexpr int most_blocks_of_cluster = 8;
+inline constexpr int first_capability_with_clusters = 90;
+
 inline constexpr int cuda_tier_count = sizeof(cuda_tiers) / sizeof(cuda_tiers[0]);
 static_assert(cuda_tiers[cuda_tier_count - 1].max_experts == max_experts);
 

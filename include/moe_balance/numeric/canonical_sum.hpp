@@ -21,13 +21,13 @@ MOEB_INLINE void fold_by_halves(T (&values)[N], const Function& f) {
   }
 }
 
-/// Adds the virtual lanes; `partial[r]` is virtual lane lane + width * r. Overwrites `partial`; every lane returns the sum.
-template <class TileT, class Real, int local>
+/// Adds the virtual lanes; `partial[r]` is virtual lane lane + width * r. Overwrites `partial`; every lane returns the sum of its `Lanes` neighbours.
+template <int Lanes, class TileT, class Real, int local>
 [[nodiscard]] MOEB_INLINE Real sum_of_virtual_lanes(const TileT& tile, Real (&partial)[local]) {
   fold_by_halves<local / 2>(partial, [](Real a, Real b) MOEB_LAMBDA { return add(a, b); });
   Real sum = partial[0];
   MOEB_UNROLL
-  for (int distance = TileT::width / 2; distance >= 1; distance /= 2) sum = add(sum, tile.shuffle_xor(sum, distance));
+  for (int distance = Lanes / 2; distance >= 1; distance /= 2) sum = add(sum, tile.shuffle_xor(sum, distance));
   return sum;
 }
 
@@ -56,7 +56,7 @@ template <class Real, class TileT, class LayoutT, class Function>
   for (int r = 0; r < local; ++r) {
     partial[r] = add(add(column[4 * r], column[4 * r + 1]), add(column[4 * r + 2], column[4 * r + 3]));
   }
-  return sum_of_virtual_lanes(tile, partial);
+  return sum_of_virtual_lanes<TileT::width>(tile, partial);
 }
 
 /// Sum of term(i) for i in [0, n), virtual lane i % 32 taking i, i + 32, ... in order; for data that is not laid out in slots.
@@ -69,7 +69,7 @@ template <class TileT, class Function>
     partial[r] = 0.0;
     for (std::int64_t i = tile.lane() + TileT::width * r; i < n; i += 32) partial[r] = add(partial[r], term(i));
   }
-  return sum_of_virtual_lanes(tile, partial);
+  return sum_of_virtual_lanes<TileT::width>(tile, partial);
 }
 
 /// The same for integers, where order cannot matter.

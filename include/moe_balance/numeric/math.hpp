@@ -23,34 +23,34 @@ MOEB_NAMESPACE_BEGIN
 struct TwoFloats {
   float first;
   float second;
-  MOEB_INLINE constexpr TwoFloats(float both) : first(both), second(both) {}
-  MOEB_INLINE constexpr TwoFloats(float a, float b) : first(a), second(b) {}
+  MOEB_EARLY_INLINE constexpr TwoFloats(float both) : first(both), second(both) {}
+  MOEB_EARLY_INLINE constexpr TwoFloats(float a, float b) : first(a), second(b) {}
 };
-[[nodiscard]] MOEB_INLINE TwoFloats fma(TwoFloats a, TwoFloats b, TwoFloats c) {
+[[nodiscard]] MOEB_EARLY_INLINE TwoFloats fma(TwoFloats a, TwoFloats b, TwoFloats c) {
   return {fma(a.first, b.first, c.first), fma(a.second, b.second, c.second)};
 }
-[[nodiscard]] MOEB_INLINE TwoFloats mul(TwoFloats a, TwoFloats b) {
+[[nodiscard]] MOEB_EARLY_INLINE TwoFloats mul(TwoFloats a, TwoFloats b) {
   return {mul(a.first, b.first), mul(a.second, b.second)};
 }
-[[nodiscard]] MOEB_INLINE TwoFloats add(TwoFloats a, TwoFloats b) {
+[[nodiscard]] MOEB_EARLY_INLINE TwoFloats add(TwoFloats a, TwoFloats b) {
   return {add(a.first, b.first), add(a.second, b.second)};
 }
-[[nodiscard]] MOEB_INLINE TwoFloats sub(TwoFloats a, TwoFloats b) {
+[[nodiscard]] MOEB_EARLY_INLINE TwoFloats sub(TwoFloats a, TwoFloats b) {
   return {sub(a.first, b.first), sub(a.second, b.second)};
 }
 
 /// y * 2^n, where the last bits of `shifted` are n.
-[[nodiscard]] MOEB_INLINE float times_power_of_two(float y, float shifted) {
+[[nodiscard]] MOEB_EARLY_INLINE float times_power_of_two(float y, float shifted) {
   const auto exponent = static_cast<std::uint32_t>(bits_of(shifted)) << 23;
   return float_of(static_cast<std::int32_t>(static_cast<std::uint32_t>(bits_of(y)) + exponent));
 }
-[[nodiscard]] MOEB_INLINE TwoFloats times_power_of_two(TwoFloats y, TwoFloats shifted) {
+[[nodiscard]] MOEB_EARLY_INLINE TwoFloats times_power_of_two(TwoFloats y, TwoFloats shifted) {
   return {times_power_of_two(y.first, shifted.first), times_power_of_two(y.second, shifted.second)};
 }
 
 /// e^x for -87.33 <= x <= 88.72283, where the result is a normal number; elsewhere some number or NaN. Value: float or TwoFloats.
 template <class Value>
-[[nodiscard]] MOEB_INLINE Value exp_in_range(Value x) {
+[[nodiscard]] MOEB_EARLY_INLINE Value exp_in_range(Value x) {
   constexpr Value magic(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, kept in the low bits
   const Value shifted = fma(x, Value(1.44269504088896341f), magic);
   const Value n = sub(shifted, magic);
@@ -79,7 +79,7 @@ template <class Value>
   return choose(x >= -87.33f, exp_in_range(x), 0.0f);
 }
 
-[[nodiscard]] MOEB_INLINE TwoFloats exp_of_difference_or_zero(TwoFloats x) {
+[[nodiscard]] MOEB_EARLY_INLINE TwoFloats exp_of_difference_or_zero(TwoFloats x) {
   const TwoFloats e = exp_in_range(x);
   return {choose(x.first >= -87.33f, e.first, 0.0f), choose(x.second >= -87.33f, e.second, 0.0f)};
 }

@@ -22,17 +22,6 @@ template <>
 struct KeyOf<double> {
   using type = std::int64_t;
 };
-/// The integer type that holds a key and a slot.
-template <class K>
-struct PairOf;
-template <>
-struct PairOf<std::int32_t> {
-  using type = std::int64_t;
-};
-template <>
-struct PairOf<std::int64_t> {
-  __extension__ using type = __int128;
-};
 template <class Real>
 using Key = typename KeyOf<Real>::type;
 

@@ -14,7 +14,7 @@ MOEB_NAMESPACE_BEGIN
 
 /// rank[i] = how many of the values are larger than value[i].
 template <class T, int N>
-MOEB_INLINE void count_larger(const T (&value)[N], T (&rank)[N]) {
+MOEB_EARLY_INLINE void count_larger(const T (&value)[N], T (&rank)[N]) {
   for (int i = 0; i < N; ++i) rank[i] = 0;
   for (int j = 0; j < N; ++j) {
     for (int i = 0; i < N; ++i) rank[i] += value[j] > value[i] ? 1 : 0;
@@ -29,7 +29,7 @@ class MemorySelection {
   using Keys = Slots<K, LayoutT>;
 
   /// Slots past the last block may be written.
-  MOEB_INLINE void begin(const LayoutT& layout, Keys& keys) {
+  MOEB_EARLY_INLINE void begin(const LayoutT& layout, Keys& keys) {
     slots_ = layout.blocks() * LayoutT::block_size;
     if constexpr (columns > LayoutT::block_size) {
       for (; slots_ % columns != 0; ++slots_) keys[slots_] = excluded_key<K>;
@@ -40,7 +40,7 @@ class MemorySelection {
     }
   }
 
-  MOEB_INLINE void finish(const Keys& keys) {
+  MOEB_EARLY_INLINE void finish(const Keys& keys) {
     for (std::int32_t& each : slot_) each = 0;  // should fewer than Count be left to choose from
     if constexpr (ranks) {
       if (gather_all(keys)) return rank_candidates();
@@ -49,7 +49,7 @@ class MemorySelection {
   }
 
   /// The slot of rank k < Count.
-  [[nodiscard]] MOEB_INLINE std::int32_t slot(int k) const { return slot_[k]; }
+  [[nodiscard]] MOEB_EARLY_INLINE std::int32_t slot(int k) const { return slot_[k]; }
 
  private:
   /// Column c has slots c, c + columns, c + 2 columns, ... There are about twice as many as are chosen: of equally likely experts then
@@ -72,7 +72,7 @@ class MemorySelection {
 
   /// Calls body(slot, Rows<0, 1, ...>) for every few rows of `columns` slots: one row at a time would wait for its result in memory.
   template <class Body>
-  MOEB_INLINE static void for_rows(int first, int last, const Body& body) {
+  MOEB_EARLY_INLINE static void for_rows(int first, int last, const Body& body) {
     int i = first;
     for (; i + 4 * columns <= last; i += 4 * columns) body(i, Rows<0, 1, 2, 3>{});
     if constexpr (2 * columns <= LayoutT::block_size) {
@@ -83,15 +83,15 @@ class MemorySelection {
   }
 
   /// A key and its slot as one integer: the larger one ranks first, so that equal keys go to the smaller slot.
-  [[nodiscard]] MOEB_INLINE static constexpr std::int64_t candidate(K key, std::int32_t slot) {
+  [[nodiscard]] MOEB_EARLY_INLINE static constexpr std::int64_t candidate(K key, std::int32_t slot) {
     return (static_cast<std::int64_t>(key) << 32) | static_cast<std::int64_t>(static_cast<std::uint32_t>(~slot));
   }
 
-  MOEB_INLINE void find_threshold(const Keys& keys) {
+  MOEB_EARLY_INLINE void find_threshold(const Keys& keys) {
     alignas(64) K maximum[columns];
     for (int c = 0; c < columns; ++c) maximum[c] = excluded_key<K>;
     for_rows(
-        0, slots_, [&]<int... I>(int first, Rows<I...>) MOEB_LAMBDA {
+        0, slots_, [&]<int... I>(int first, Rows<I...>) MOEB_EARLY_LAMBDA {
           for (int c = 0; c < columns; ++c) {
             K best = maximum[c];
             ((best = keys[first + I * columns + c] > best ? keys[first + I * columns + c] : best), ...);
@@ -107,13 +107,13 @@ class MemorySelection {
   }
 
   /// Marks the keys of 32 rows.
-  MOEB_INLINE void mark(const Keys& keys, int first) {
+  MOEB_EARLY_INLINE void mark(const Keys& keys, int first) {
     const K least = threshold_;
     K bits[columns];  // of its own, so that compilers know that keys lie elsewhere
     for (int c = 0; c < columns; ++c) bits[c] = 0;
     const int last = slots_ - first < slots_marked ? slots_ : first + slots_marked;
     for_rows(
-        first, last, [&]<int... I>(int row, Rows<I...>) MOEB_LAMBDA {
+        first, last, [&]<int... I>(int row, Rows<I...>) MOEB_EARLY_LAMBDA {
           const int shift = (row - first) / columns;
           for (int c = 0; c < columns; ++c) {
             const K some = ((keys[row + I * columns + c] >= least ? K(1u << I) : K(0)) | ...);
@@ -124,7 +124,7 @@ class MemorySelection {
   }
 
   /// Whether there are few enough candidates.
-  MOEB_INLINE bool gather_all(const Keys& keys) {
+  MOEB_EARLY_INLINE bool gather_all(const Keys& keys) {
     candidates_ = 0;
     for (std::int64_t& each : candidate_) each = candidate(excluded_key<K>, 0);
     gather(keys, 0);
@@ -136,22 +136,22 @@ class MemorySelection {
   }
 
   /// 0 or 1, without a comparison of which compilers would make a branch.
-  [[nodiscard]] MOEB_INLINE static int is_not_zero(std::uint32_t bits) {
+  [[nodiscard]] MOEB_EARLY_INLINE static int is_not_zero(std::uint32_t bits) {
     return static_cast<int>((bits | (0u - bits)) >> 31);
   }
 
   /// Collects the marked keys, up to some more than `columns`. Most columns that have one have only one.
-  MOEB_INLINE void gather(const Keys& keys, int first) {
+  MOEB_EARLY_INLINE void gather(const Keys& keys, int first) {
     std::uint32_t others[columns];
     int column_of_others[columns];
     int columns_with_others = 0;
     int count = candidates_;
-    const auto take = [&](std::uint32_t marks, int column, int valid) MOEB_LAMBDA {
+    const auto take = [&](std::uint32_t marks, int column, int valid) MOEB_EARLY_LAMBDA {
       const std::int32_t slot = first + __builtin_ctz(marks) * columns + column;
       candidate_[count] = candidate(keys[slot], slot);
       count += valid;
     };
-    const auto take_first = [&](int i) MOEB_LAMBDA {
+    const auto take_first = [&](int i) MOEB_EARLY_LAMBDA {
       const int column = static_cast<int>(column_bits - (leader_[i] & column_bits));
       const std::uint32_t marks = mark_[column];
       const int any = is_not_zero(marks);
@@ -168,7 +168,7 @@ class MemorySelection {
     candidates_ = count;
   }
 
-  MOEB_INLINE void rank_candidates() {
+  MOEB_EARLY_INLINE void rank_candidates() {
     std::int64_t value[columns];
     for (int i = 0; i < columns; ++i) value[i] = candidate_[i];
     std::int64_t rank[columns];

@@ -1,161 +1,23 @@
 // The K largest keys of a token, in order: larger key first, equal keys by smaller expert id.
 #pragma once
 
-#include <moe_balance/tile/constants.hpp>
-
-#include <moe_balance/numeric/ordered_key.hpp>
 #include <moe_balance/numeric/select_from_memory.hpp>
-#include <moe_balance/tile/layout.hpp>
+#include <moe_balance/numeric/select_in_registers.hpp>
 
 #include <cstdint>
 
 MOEB_NAMESPACE_BEGIN
 
-template <class K, int Columns>
-struct Tournament;
-/// One column has nobody to play against: key and slot stay in a register each.
-template <class K>
-struct Tournament<K, 1> {
-  K best_key;
-  std::int32_t best_slot;
-
-  MOEB_INLINE void start(const K (&key)[1], const std::int32_t (&slot)[1]) { replace(0, key[0], slot[0]); }
-  MOEB_INLINE void replace(int /*column*/, K key, std::int32_t slot) {
-    best_key = key;
-    best_slot = slot;
-  }
-  [[nodiscard]] MOEB_INLINE K key() const { return best_key; }
-  [[nodiscard]] MOEB_INLINE std::int32_t slot() const { return best_slot; }
-};
-
-/// One lane's best keys. Column c has slots c, c + columns, c + 2 columns, ...: its best takes part in the tournament, and its second best is
-/// known, too, so that a column is scanned again only from its third pick on. A lane of registers names a slot by its offset (Layout), which is
-/// an addition away from its expert.
-template <class TileT, class LayoutT, class K>
-struct LaneMaxima {
-  static constexpr int columns = TileT::columns;
-  Tournament<K, columns> tournament;
-  K second[columns];  ///< excluded where it is not known
-  std::int32_t second_slot[columns];
-
-  /// The lane's best key, and its slot.
-  [[nodiscard]] MOEB_INLINE K key() const { return tournament.key(); }
-  [[nodiscard]] MOEB_INLINE std::int32_t slot() const { return tournament.slot(); }
-
-  MOEB_INLINE void scan(const LayoutT& layout, const Slots<K, LayoutT>& keys) {
-    K first[columns];
-    std::int32_t first_slot[columns];
-    MOEB_UNROLL
-    for (int c = 0; c < columns; ++c) {
-      first[c] = second[c] = excluded_key<K>;
-      first_slot[c] = second_slot[c] = 0;
-    }
-    const int rows = LayoutT::in_registers ? LayoutT::capacity / columns : layout.blocks() * LayoutT::block_size / columns;
-    const auto offer = [&](int row, int c) MOEB_LAMBDA {
-      const int i = row * columns + c;
-      const std::int32_t slot = LayoutT::in_registers ? LayoutT::offset(i) : i;
-      const K key = keys[i];
-      const bool leads = key > first[c];
-      const bool follows = key > second[c];
-      second[c] = leads ? first[c] : follows ? key : second[c];
-      second_slot[c] = leads ? first_slot[c] : follows ? slot : second_slot[c];
-      first[c] = leads ? key : first[c];
-      first_slot[c] = leads ? slot : first_slot[c];
-    };
-    // Two rows at a time: a CPU's running bests are memory, and would wait for their own stores after every row.
-    MOEB_UNROLL
-    for (int row = 0; row + 1 < rows; row += 2) {
-      MOEB_UNROLL
-      for (int c = 0; c < columns; ++c) {
-        offer(row, c);
-        offer(row + 1, c);
-      }
-    }
-    if (rows % 2 != 0) {
-      MOEB_UNROLL
-      for (int c = 0; c < columns; ++c) offer(rows - 1, c);
-    }
-    tournament.start(first, first_slot);
-  }
-
-  /// Goes on to the next best. Keys that are behind it become excluded, some of them later.
-  MOEB_INLINE void remove_best(const LayoutT& layout, Slots<K, LayoutT>& keys) {
-    const int column = slot() % columns;
-    keys[slot()] = excluded_key<K>;
-    if (second[column] == excluded_key<K>) {
-      scan_again(layout, keys, column);
-    } else {
-      tournament.replace(column, second[column], second_slot[column]);
-      second[column] = excluded_key<K>;
-    }
-  }
-
-  /// The same for one column of registers, in two steps. First the lane that `wins` goes on to its second best, if that is known; without a
-  /// branch, because all lanes run every round.
-  MOEB_INLINE void pass_on(bool wins) {
-    const bool moves = wins && second[0] != excluded_key<K>;
-    left_behind = moves ? slot() : left_behind;
-    tournament.replace(0, moves ? second[0] : key(), moves ? second_slot[0] : slot());
-    second[0] = moves ? excluded_key<K> : second[0];
-  }
-  /// Then, rarely, a lane scans again, without its best and the one left behind before. Registers cannot be indexed: every slot asks whether
-  /// it is the one.
-  MOEB_INLINE void rescan(const LayoutT& layout, Slots<K, LayoutT>& keys) {
-    MOEB_UNROLL
-    for (int i = 0; i < LayoutT::capacity; ++i) {
-      const bool is_behind = LayoutT::offset(i) == slot() || LayoutT::offset(i) == left_behind;
-      keys[i] = is_behind ? excluded_key<K> : keys[i];
-    }
-    scan_again(layout, keys, 0);
-  }
-  [[nodiscard]] MOEB_INLINE bool knows_second() const { return second[0] != excluded_key<K>; }
-
- private:
-  std::int32_t left_behind = -1;
-
-  MOEB_INLINE void scan_again(const LayoutT& layout, const Slots<K, LayoutT>& keys, int column) {
-    K next = excluded_key<K>;
-    std::int32_t next_slot = column;  // whatever it is where all keys are excluded
-    const int rows = LayoutT::in_registers ? LayoutT::capacity / columns : layout.blocks() * LayoutT::block_size / columns;
-    MOEB_UNROLL
-    for (int row = 0; row < rows; ++row) {
-      const int i = row * columns + column;
-      const bool larger = keys[i] > next;
-      next = larger ? keys[i] : next;
-      next_slot = larger ? LayoutT::in_registers ? LayoutT::offset(i) : i : next_slot;
-    }
-    tournament.replace(column, next, next_slot);
-  }
-};
-
-/// Calls emit(k, expert) for k = 0 to Count - 1 on every lane. At least Count keys must not be excluded. Overwrites the keys.
+/// Calls emit(k, expert, key) for k = 0 to Count - 1 on every lane. At least Count keys must not be excluded. Overwrites the keys.
 template <int Count, class TileT, class LayoutT, class K, class Emit>
 MOEB_INLINE void select_k(const TileT& tile, const LayoutT& layout, Slots<K, LayoutT>& keys, Emit&& emit) {
-  if constexpr (!LayoutT::in_registers) {
+  if constexpr (LayoutT::in_registers) {
+    select_in_registers(tile, layout, keys, Count, emit);
+  } else {
     MemorySelection<LayoutT, K, Count> selection;
     selection.begin(layout, keys);
     selection.finish(keys);
-    for (int k = 0; k < Count; ++k) emit(k, selection.slot(k));
-    return;
-  } else {
-    constexpr std::int32_t none = largest<std::int32_t>;
-    LaneMaxima<TileT, LayoutT, K> maxima;
-    maxima.scan(layout, keys);
-    const auto round = [&](int k) MOEB_LAMBDA {
-      const K best = tile.maximum(maxima.key());
-      const std::int32_t candidate = maxima.key() == best ? layout.base() + maxima.slot() : none;
-      const std::int32_t expert = tile.minimum(candidate);
-      emit(k, expert);
-      return candidate == expert;
-    };
-    MOEB_NO_UNROLL
-    for (int k = 0; k + 1 < Count; ++k) {
-      const bool wins = round(k);
-      const bool rescans = wins && !maxima.knows_second();
-      maxima.pass_on(wins);
-      if (rescans) maxima.rescan(layout, keys);
-    }
-    round(Count - 1);
+    for (int k = 0; k < Count; ++k) emit(k, selection.slot(k), keys[selection.slot(k)]);
   }
 }
 

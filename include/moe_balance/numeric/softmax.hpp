@@ -6,6 +6,7 @@
 
 #include <moe_balance/numeric/canonical_sum.hpp>
 #include <moe_balance/numeric/math.hpp>
+#include <moe_balance/numeric/ordered_key.hpp>
 
 #include <type_traits>
 
@@ -17,6 +18,7 @@ struct SoftmaxRow {
   Real maximum = 0;
   Real sum = 1;
   Real inverse_sum = 1;
+  bool regular = false;  ///< no logit is known to be +inf or NaN: lanes of registers, which have asked, need not ask again
 
   /// exp(logit - maximum) for logits up to the maximum; infinity and NaN stay what they are.
   [[nodiscard]] MOEB_INLINE Real exponential(Real logit) const { return exp_of_difference(sub(logit, maximum)); }
@@ -66,16 +68,21 @@ template <class TileT, class LayoutT, class Real>
   return choose(result == -infinity<Real>, Real(0), add(result, Real(0)));
 }
 
-/// The largest of a row's numbers, +inf among them; -inf where there is none. The sign of a zero is any.
-template <class TileT, class LayoutT, class Real>
-[[nodiscard]] MOEB_INLINE Real largest_number(const TileT& tile, const LayoutT& layout, const Slots<Real, LayoutT>& values) {
-  Real result = -infinity<Real>;
-  for_each_slot(layout, [&](int slot) MOEB_LAMBDA { result = larger_number(values[slot], result); });
-  MOEB_UNROLL
-  for (int distance = TileT::width / 2; distance >= 1; distance /= 2) {
-    result = larger_number(tile.shuffle_xor(result, distance), result);
+/// The largest of a row that lanes keep in registers, +inf among them; NaN where one is NaN. The sign of a zero is any.
+template <class TileT, class LayoutT>
+[[nodiscard]] MOEB_INLINE float largest_or_nan(const TileT& tile, const LayoutT& layout,
+                                               const Slots<float, LayoutT>& values) {
+  float result = -infinity<float>;
+  for_each_slot(layout, [&](int slot) MOEB_LAMBDA { result = larger_or_nan(values[slot], result); });
+  if constexpr (TileT::width == 32) {  // one instruction on a whole warp; a NaN that is positive has the largest key of all
+    return value_of_key<float>(tile.maximum(key_without_minus_zero(result)));
+  } else {
+    MOEB_UNROLL
+    for (int distance = TileT::width / 2; distance >= 1; distance /= 2) {
+      result = larger_or_nan(tile.shuffle_xor(result, distance), result);
+    }
+    return result;
   }
-  return result;
 }
 
 /// 1 / sum of a row whose exponentials were summed up.
@@ -101,44 +108,54 @@ template <class TileT, class LayoutT, class Real>
   return row;
 }
 
+/// The exponentials of a row below +inf; 0 of NaN. A lane of memory computes two at a time.
+template <class LayoutT, class Real>
+MOEB_INLINE void exponentiate(const LayoutT& layout, const Slots<Real, LayoutT>& logits, Real maximum,
+                              Slots<Real, LayoutT>& exponentials) {
+  if constexpr (LayoutT::in_registers || !std::is_same_v<Real, float>) {
+    for_each_slot(layout,
+                  [&](int slot) MOEB_LAMBDA { exponentials[slot] = exp_of_difference_or_zero(sub(logits[slot], maximum)); });
+  } else {
+    constexpr int half = LayoutT::block_size / 2;
+    const int blocks = layout.blocks();
+    for (int block = 0; block < blocks; ++block) {
+      const int first = block * LayoutT::block_size;
+      for (int i = first; i < first + half; ++i) {
+        const TwoFloats differences(sub(logits[i], maximum), sub(logits[i + half], maximum));
+        const TwoFloats e = exp_of_difference_or_zero(differences);
+        exponentials[i] = e.first;
+        exponentials[i + half] = e.second;
+      }
+    }
+  }
+}
+
+/// softmax_row where `largest`, of the numbers in the row, is below +inf.
+template <bool Regular, class TileT, class LayoutT, class Real>
+[[nodiscard]] MOEB_INLINE SoftmaxRow<Real> softmax_row_below(const TileT& tile, const LayoutT& layout,
+                                                             const Slots<Real, LayoutT>& logits, Real largest,
+                                                             Slots<Real, LayoutT>& exponentials) {
+  SoftmaxRow<Real> row;
+  row.regular = Regular;
+  row.maximum = largest == -infinity<Real> ? Real(0) : add(largest, Real(0));
+  exponentiate(layout, logits, row.maximum, exponentials);
+  row.sum = canonical_sum<Real>(tile, layout, [&](int slot, Real sum) MOEB_LAMBDA { return add(sum, exponentials[slot]); });
+  invert_sum(row);
+  return row;
+}
+
 /// The row's softmax; writes exp(x - maximum) of each logit to `exponentials`, and where the logit is NaN, NaN or 0.
-/// Lanes of registers, where every check is paid for, first see whether any logit is +inf; without one exponentials need few checks.
+/// Lanes of registers, where every check is paid for, first see whether any logit is +inf or NaN; without one exponentials need few checks.
 template <class TileT, class LayoutT, class Real>
 [[nodiscard]] MOEB_INLINE SoftmaxRow<Real> softmax_row(const TileT& tile, const LayoutT& layout,
                                                        const Slots<Real, LayoutT>& logits,
                                                        Slots<Real, LayoutT>& exponentials) {
-  {
-    Real largest;
-    if constexpr (LayoutT::in_registers)
-      largest = largest_number(tile, layout, logits);
-    else
-      largest = maximum_of(tile, layout, logits, [](Real value) MOEB_LAMBDA { return value; });
-    if (largest < infinity<Real>) {
-      SoftmaxRow<Real> row;
-      row.maximum = largest == -infinity<Real> ? Real(0) : add(largest, Real(0));
-      if constexpr (LayoutT::in_registers || !std::is_same_v<Real, float>) {
-        row.sum = canonical_sum<Real>(tile, layout, [&](int slot, Real sum) MOEB_LAMBDA {
-          exponentials[slot] = exp_of_difference_or_zero(sub(logits[slot], row.maximum));
-          return add(sum, exponentials[slot]);
-        });
-      } else {
-        constexpr int half = LayoutT::block_size / 2;
-        const int blocks = layout.blocks();
-        for (int block = 0; block < blocks; ++block) {
-          const int first = block * LayoutT::block_size;
-          for (int i = first; i < first + half; ++i) {
-            const TwoFloats e =
-                exp_of_difference_or_zero(TwoFloats(sub(logits[i], row.maximum), sub(logits[i + half], row.maximum)));
-            exponentials[i] = e.first;
-            exponentials[i + half] = e.second;
-          }
-        }
-        row.sum =
-            canonical_sum<Real>(tile, layout, [&](int slot, Real sum) MOEB_LAMBDA { return add(sum, exponentials[slot]); });
-      }
-      invert_sum(row);
-      return row;
-    }
+  if constexpr (LayoutT::in_registers) {
+    const Real largest = largest_or_nan(tile, layout, logits);
+    if (largest < infinity<Real>) return softmax_row_below<true>(tile, layout, logits, largest, exponentials);
+  } else {
+    const Real largest = maximum_of(tile, layout, logits, [](Real value) MOEB_LAMBDA { return value; });
+    if (largest < infinity<Real>) return softmax_row_below<false>(tile, layout, logits, largest, exponentials);
   }
   return softmax_row_with_infinities(tile, layout, logits, exponentials);
 }

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <moe_balance/config.hpp>
+#include <moe_balance/tile/opaque.hpp>
 
 MOEB_NAMESPACE_BEGIN
 
@@ -71,9 +72,10 @@ MOEB_INLINE void clear_slots(const Layout& layout, Slots<T, Layout>& slots) {
 template <class Layout, class Function>
 MOEB_INLINE void for_each_padding_slot(const Layout& layout, Function&& f) {
   if constexpr (Layout::in_registers) {
+    const Layout own{opaque(layout.experts), layout.lane};  // tiers full of experts need none of the comparisons
     MOEB_UNROLL
     for (int slot = 0; slot < Layout::capacity; ++slot) {
-      if (!layout.holds_expert(slot)) f(slot);
+      if (!own.holds_expert(slot)) f(slot);
     }
   } else {
     for (int slot = layout.experts; slot < layout.blocks() * Layout::block_size; ++slot) f(slot);

@@ -180,16 +180,15 @@ MOEB_INLINE Real smaller_of(Real a, Real b) {
   return a < b ? a : b;
 }
 
-/// The larger of a and b, b not NaN; b where a is NaN, either of them where they are zeros. One instruction on both sides.
-MOEB_INLINE float larger_number(float a, float b) {
-#if defined(__CUDA_ARCH__)
-  return fmaxf(a, b);
+/// The larger of a and b; a NaN that is positive where one of them is NaN.
+MOEB_INLINE float larger_or_nan(float a, float b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  float result;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
 #else
-  return larger_of(a, b);
+  return either_is_nan(a, b) ? quiet_nan<float> : larger_of(a, b);
 #endif
-}
-MOEB_INLINE double larger_number(double a, double b) {
-  return larger_of(a, b);
 }
 
 // Division and square root in a range that needs no special cases: the instruction sequences of CUDA's own correctly rounded ones, without
@@ -255,7 +254,11 @@ MOEB_INLINE double sqrt_in_range(double a) {
 /// 1 / a where |a| is 2^-126 to 2^126, NaN elsewhere (NaN and infinity included): a sum outside that range weighs nothing.
 template <class Real>
 MOEB_INLINE Real reciprocal_or_nan(Real a) {
+#if defined(__CUDA_ARCH__)
+  const Real magnitude = fabs(a);
+#else
   const Real magnitude = choose(a < Real(0), -a, a);
+#endif
   const bool in_range = magnitude >= Real(1.17549435e-38f) && magnitude <= Real(8.50705917e37f);
   return choose(in_range, reciprocal_in_range(choose(in_range, a, Real(1))), quiet_nan<Real>);
 }

@@ -28,6 +28,36 @@ struct BackwardProblem {
   Segments segments;
   bool logits_hold_quads;
   bool grad_holds_quads;
+  std::int64_t first_token = 0;  ///< which of the call's tokens row 0 of the views is
+};
+
+/// How far a problem's views move on, see ForwardStep.
+struct BackwardStep {
+  std::int64_t tokens;
+  std::int64_t active;
+  std::int64_t logits_bytes;
+  std::int64_t expert_ids;
+  std::int64_t grad_weights_bytes;
+  std::int64_t grad_logits_bytes;
+
+  template <class Problem>
+  MOEB_INLINE BackwardStep(const Problem& problem, std::int64_t token_count)
+      : tokens(token_count),
+        active(problem.active == nullptr ? 0 : token_count),
+        logits_bytes(opaque(token_count * row_bytes(problem.logits))),
+        expert_ids(opaque(token_count * problem.experts.stride)),
+        grad_weights_bytes(opaque(problem.grad_weights.data == nullptr ? 0 : token_count * row_bytes(problem.grad_weights))),
+        grad_logits_bytes(opaque(token_count * row_bytes(problem.grad_logits))) {}
+
+  template <class Problem>
+  MOEB_INLINE void advance(Problem& problem) const {
+    problem.logits.data = static_cast<const std::byte*>(problem.logits.data) + logits_bytes;
+    problem.experts.data += expert_ids;
+    problem.grad_weights.data = static_cast<const std::byte*>(problem.grad_weights.data) + grad_weights_bytes;
+    problem.grad_logits.data = static_cast<std::byte*>(problem.grad_logits.data) + grad_logits_bytes;
+    problem.active += active;
+    problem.first_token += tokens;
+  }
 };
 
 /// The part of the gradient that no token changes.
@@ -204,8 +234,8 @@ MOEB_INLINE void weight_gradient(const TileT& tile, const ChosenT& chosen, const
                                  Real (&grad)[PerLane]) {
   Real mean = 0;
   if (renormalise) {
-    mean = sum_over_chosen<Real, PerLane>(
-        tile, [&](int r) MOEB_LAMBDA { return mul(grad[r], mul(chosen.score[r], weights.factor)); });
+    mean = sum_over_chosen<Real, K>(tile,
+                                    [&](int r) MOEB_LAMBDA { return mul(grad[r], mul(chosen.score[r], weights.factor)); });
   }
   const Real factor = mul(weights.scaling, weights.factor);
   MOEB_UNROLL
@@ -326,8 +356,8 @@ MOEB_INLINE void backward_token(const Problem& problem, const TileT& tile, const
   Slots<Real, LayoutT> grad;
   ChosenT chosen;
   Real grad_chosen[ChosenT::per_lane];
-  bool has_gradient = is_active(problem.active, problem.tokens_on_device, token) &&
-                      load_chosen<Real>(problem, tile, token, layout.experts, chosen, grad_chosen);
+  bool has_gradient =
+      is_active(problem, token) && load_chosen<Real>(problem, tile, token, layout.experts, chosen, grad_chosen);
   if (has_gradient) {
     if constexpr (touches_only_chosen<decltype(problem.scoring), decltype(problem.balancer)>)
       has_gradient = chosen_gradient(problem, tile, layout, token, scatter, chosen, grad_chosen, grad);

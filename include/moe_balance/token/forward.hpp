@@ -28,20 +28,54 @@ struct ForwardProblem {
   ReplayRef replay;
   Segments segments;
   bool rows_hold_quads;
+  std::int64_t first_token = 0;  ///< which of the call's tokens row 0 of the views is
 };
 
-[[nodiscard]] MOEB_INLINE bool is_active(const std::uint8_t* active, const std::int64_t* tokens_on_device,
-                                         std::int64_t token) {
-  return (active == nullptr || active[token] != 0) && (tokens_on_device == nullptr || token < *tokens_on_device);
+/// How far a problem's views move on with so many tokens. Rows that are a fixed step apart are reached by additions, where a row's address anew
+/// is a multiplication of 64 bits for each view.
+struct ForwardStep {
+  std::int64_t tokens;
+  std::int64_t active;
+  std::int64_t logits_bytes;
+  std::int64_t expert_ids;
+  std::int64_t weights_bytes;
+
+  template <class Problem>
+  MOEB_INLINE ForwardStep(const Problem& problem, std::int64_t token_count)
+      : tokens(token_count),
+        active(problem.active == nullptr ? 0 : token_count),
+        logits_bytes(opaque(token_count * row_bytes(problem.logits))),
+        expert_ids(opaque(token_count * problem.experts.stride)),
+        weights_bytes(opaque(token_count * row_bytes(problem.weights))) {}
+
+  /// The same problem with so many rows fewer in front.
+  template <class Problem>
+  MOEB_INLINE void advance(Problem& problem) const {
+    problem.logits.data = static_cast<const std::byte*>(problem.logits.data) + logits_bytes;
+    problem.experts.data += expert_ids;
+    problem.weights.data = static_cast<std::byte*>(problem.weights.data) + weights_bytes;
+    problem.active += active;
+    if constexpr (is_replaying<decltype(problem.top_k)>) {
+      problem.replay.experts.data += tokens * problem.replay.experts.stride;
+      problem.replay.tokens += problem.replay.tokens == nullptr ? 0 : tokens;
+    }
+    problem.first_token += tokens;
+  }
+};
+
+template <class Problem>
+[[nodiscard]] MOEB_INLINE bool is_active(const Problem& problem, std::int64_t row) {
+  return (problem.active == nullptr || problem.active[row] != 0) &&
+         (problem.tokens_on_device == nullptr || problem.first_token + row < *problem.tokens_on_device);
 }
 
 /// Ranking keys: score + bias, or logit + bias where the scoring says so. The sum is written as value * 1 + bias, so that a user's
 /// score that ends in a product is rounded before the bias is added. `bias` has a value for every slot's expert, padding included, or is
-/// null for none.
+/// null for none. `regular`: no logit, and no score, is NaN.
 template <class Real, class Problem, class TileT, class LayoutT>
 MOEB_INLINE void rank_keys(const Problem& problem, const TileT& tile, const LayoutT& layout, std::int64_t token,
-                           const Slots<Real, LayoutT>& logits, const Slots<Real, LayoutT>& scores, const float* bias,
-                           Slots<Key<Real>, LayoutT>& keys) {
+                           const Slots<Real, LayoutT>& logits, const Slots<Real, LayoutT>& scores, bool regular,
+                           const float* bias, Slots<Key<Real>, LayoutT>& keys) {
   using Scoring = decltype(problem.scoring);
   const auto rank = [&](const auto& ranking_of, const auto& key_of) MOEB_LAMBDA {
     for_each_logit(tile, layout, problem.logits, token, problem.rows_hold_quads, logits,
@@ -60,9 +94,16 @@ MOEB_INLINE void rank_keys(const Problem& problem, const TileT& tile, const Layo
           return ranks_non_negative ? key_without_minus_zero(ranking) : key_of_number(ranking);
         });
   } else {
-    rank([](Real value, int) MOEB_LAMBDA { return value; },
-         [](Real ranking)
-             MOEB_LAMBDA { return ranks_non_negative ? key_of_non_negative(ranking) : key_of_number(ranking); });
+    const auto key_of = [](Real ranking) MOEB_LAMBDA {
+      return ranks_non_negative ? key_of_non_negative(ranking) : key_of_number(ranking);
+    };
+    if (regular) {
+      for_each_slot(layout, [&](int slot) MOEB_LAMBDA {
+        keys[slot] = key_of(is_over_selected<Scoring> ? logits[slot] : scores[slot]);
+      });
+    } else {
+      rank([](Real value, int) MOEB_LAMBDA { return value; }, key_of);
+    }
   }
   if (layout.has_padding()) {
     for_each_padding_slot(layout, [&](int slot) MOEB_LAMBDA { keys[slot] = excluded_key<Key<Real>>; });
@@ -87,6 +128,11 @@ MOEB_INLINE void take_replayed(const Problem& problem, const TileT& tile, int ex
   }
 }
 
+/// Whether a lane of registers can read a score off its key, where no bias was added.
+template <class Scoring, class LayoutT>
+inline constexpr bool keys_are_scores =
+    LayoutT::in_registers && !LayoutT::rereads_logits && is_non_negative<Scoring> && !is_over_selected<Scoring>;
+
 /// A token on its way through the forward pass. A lane that has the row in memory selects early, see begin_token.
 template <class Real, class Problem, class TileT, class LayoutT>
 struct ForwardToken {
@@ -109,29 +155,40 @@ struct ForwardToken {
 
 /// The ranking keys of the experts that may be chosen.
 template <class Real, class Problem, class TileT, class LayoutT>
-MOEB_INLINE void candidate_keys(const Problem& problem, const TileT& tile, const LayoutT& layout, std::int64_t token,
-                                const Slots<Real, LayoutT>& logits, const Slots<Real, LayoutT>& scores, const float* bias,
+MOEB_INLINE void candidate_keys(const Problem& problem, const TileT& tile, const LayoutT& layout,
+                                const ForwardToken<Real, Problem, TileT, LayoutT>& state, const float* bias,
                                 Slots<Key<Real>, LayoutT>& keys) {
-  rank_keys(problem, tile, layout, token, logits, scores, bias, keys);
+  rank_keys(problem, tile, layout, state.token, state.logits, state.scores, is_regular(state.row), bias, keys);
   problem.top_k.template narrow<Real>(tile, layout, keys);
 }
 
+/// Fills `chosen.expert`, and `chosen.score` where keys are scores: key_of_non_negative changes no bit, and what it did not make, NaN's key, is
+/// below 0.
 template <class Real, class Problem, class TileT, class LayoutT, class ChosenT>
 MOEB_INLINE void choose(const Problem& problem, const TileT& tile, const LayoutT& layout,
                         ForwardToken<Real, Problem, TileT, LayoutT>& state, const float* bias, ChosenT& chosen) {
   constexpr int k_count = decltype(problem.top_k)::k;
-  if constexpr (!LayoutT::in_registers) {
+  if constexpr (LayoutT::in_registers) {
+    Slots<Key<Real>, LayoutT> keys;
+    candidate_keys(problem, tile, layout, state, bias, keys);
+    MOEB_UNROLL
+    for (int r = 0; r < ChosenT::per_lane; ++r) {
+      chosen.expert[r] = -1;
+      chosen.score[r] = Real(0);
+    }
+    select_k<k_count>(tile, layout, keys, [&](int k, std::int32_t expert, Key<Real> key) MOEB_LAMBDA {
+      MOEB_UNROLL
+      for (int r = 0; r < ChosenT::per_lane; ++r) {
+        const bool is_own = ChosenT::rank(tile, r) == k;
+        chosen.expert[r] = is_own ? expert : chosen.expert[r];
+        if constexpr (keys_are_scores<decltype(problem.scoring), LayoutT>) {
+          chosen.score[r] = is_own ? float_of(key) : chosen.score[r];
+        }
+      }
+    });
+  } else {
     state.early.selection.finish(state.early.keys);
     for (int k = 0; k < k_count; ++k) chosen.expert[k] = state.early.selection.slot(k);
-  } else {
-    Slots<Key<Real>, LayoutT> keys;
-    candidate_keys<Real>(problem, tile, layout, state.token, state.logits, state.scores, bias, keys);
-    MOEB_UNROLL
-    for (int r = 0; r < ChosenT::per_lane; ++r) chosen.expert[r] = -1;
-    select_k<k_count>(tile, layout, keys, [&](int k, std::int32_t expert) MOEB_LAMBDA {
-      MOEB_UNROLL
-      for (int r = 0; r < ChosenT::per_lane; ++r) chosen.expert[r] = ChosenT::rank(tile, r) == k ? expert : chosen.expert[r];
-    });
   }
 }
 
@@ -157,16 +214,29 @@ MOEB_INLINE void load_chosen_logits(const ConstAnyMatrix& matrix, std::int64_t t
   }
 }
 
-/// What turns the chosen scores into weights. A lane that has all scores in memory looks them up.
-template <class Real, class Problem, class TileT, class LayoutT, class Row, class ChosenT>
-[[nodiscard]] MOEB_INLINE WeightRow<Real> weigh_chosen(const Problem& problem, const TileT& tile,
-                                                       const Slots<Real, LayoutT>& scores, const Row& row, ChosenT& chosen) {
-  using Scoring = decltype(problem.scoring);
-  if constexpr (LayoutT::in_registers || is_over_selected<Scoring>)
-    return weigh(problem.scoring, row, problem.top_k.weighting(), tile, chosen);
-  else
-    return weigh_scores<Scoring>(problem.top_k.weighting(), tile, chosen,
-                                 [&](int r) MOEB_LAMBDA { return scores[chosen.expert[r] < 0 ? 0 : chosen.expert[r]]; });
+/// Whether a score read off a key does not say that its logit is finite: 0 may be the score of -inf.
+template <class ChosenT>
+[[nodiscard]] MOEB_INLINE bool has_unclear_score(const ChosenT& chosen) {
+  bool is_unclear = false;
+  MOEB_UNROLL
+  for (int r = 0; r < ChosenT::per_lane; ++r) {
+    using Real = std::remove_cvref_t<decltype(chosen.score[r])>;
+    const bool is_clear = both(chosen.score[r] > Real(0), chosen.score[r] < infinity<Real>);
+    is_unclear = is_unclear || (chosen.expert[r] >= 0 && !is_clear);
+  }
+  return is_unclear;
+}
+
+/// The scores of the chosen logits, which are read from the row; NaN where a logit is not finite.
+template <class Problem, class Row, class ChosenT>
+MOEB_INLINE void find_scores(const Problem& problem, std::int64_t token, const Row& row, ChosenT& chosen) {
+  read_chosen_logits(problem.logits, token, chosen);
+  MOEB_UNROLL
+  for (int r = 0; r < ChosenT::per_lane; ++r) {
+    using Real = std::remove_reference_t<decltype(chosen.score[r])>;
+    const Real score = score_of(problem.scoring, chosen.logit[r], row);
+    chosen.score[r] = choose(is_finite(chosen.logit[r]), score, quiet_nan<Real>);
+  }
 }
 
 template <class Problem, class TileT, class ChosenT, class Real>
@@ -223,7 +293,14 @@ MOEB_INLINE void add_losses(const Problem& problem, const TileT& tile, const Lay
                             const Row& row, Sink& sink) {
   using Scoring = decltype(problem.scoring);
   using Traits = BalancerTraits<decltype(problem.balancer)>;
-  if constexpr (Traits::losses > 0 && is_normalised<Scoring>) {
+  if constexpr (Traits::losses > 0 && shows_non_finite<Scoring> && LayoutT::in_registers) {
+    if (!is_regular(row)) {
+      for_each_slot(layout, [&](int slot) MOEB_LAMBDA {  // false for NaN, too
+        scores[slot] = choose(scores[slot] < infinity<Real>, scores[slot], Real(0));
+      });
+    }
+    for_each_slot(layout, [&](int slot) MOEB_LAMBDA { add_probability<Scoring>(slot, scores[slot], sink); });
+  } else if constexpr (Traits::losses > 0 && is_normalised<Scoring>) {
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA {
       const Real probability = shows_non_finite<Scoring>
                                    ? choose(scores[slot] < infinity<Real>, scores[slot], Real(0))  // false for NaN, too
@@ -256,26 +333,28 @@ MOEB_INLINE void add_losses(const Problem& problem, const TileT& tile, const Lay
 /// Reports to the sink what a plain top-k of the scores would choose, for losses that count that.
 template <class Real, class Problem, class TileT, class LayoutT, class Sink>
 MOEB_INLINE void count_plain_top_k(const Problem& problem, const TileT& tile, const LayoutT& layout, std::int64_t token,
-                                   const Slots<Real, LayoutT>& logits, const Slots<Real, LayoutT>& scores, Sink& sink) {
+                                   const Slots<Real, LayoutT>& logits, const Slots<Real, LayoutT>& scores, bool regular,
+                                   Sink& sink) {
   if constexpr (BalancerTraits<decltype(problem.balancer)>::plain_losses > 0) {
     Slots<Key<Real>, LayoutT> keys;
-    rank_keys(problem, tile, layout, token, logits, scores, nullptr, keys);
-    select_k<decltype(problem.top_k)::k>(tile, layout, keys, [&](int /*k*/, std::int32_t expert) MOEB_LAMBDA {
-      if (tile.lane() == 0) sink.loss_count(expert);
-    });
+    rank_keys(problem, tile, layout, token, logits, scores, regular, nullptr, keys);
+    select_k<decltype(problem.top_k)::k>(tile, layout, keys,
+                                         [&](int /*k*/, std::int32_t expert, Key<Real> /*key*/) MOEB_LAMBDA {
+                                           if (tile.lane() == 0) sink.loss_count(expert);
+                                         });
   }
 }
 
 /// The first half of a token's forward pass: its scores, and what of its selection does not wait for memory. A CPU thread begins a token before it
 /// finishes the one before, so that one's chains of dependent instructions run beside the other's.
-/// `bias`: one value per expert up to the layout's capacity, 0 where there is none.
+/// `bias`: one value per expert up to the layout's capacity, 0 where there is none; or null.
 template <class Real, class Problem, class TileT, class LayoutT>
 MOEB_INLINE void begin_token(const Problem& problem, const TileT& tile, const LayoutT& layout, std::int64_t token,
                              const float* bias, ForwardToken<Real, Problem, TileT, LayoutT>& state) {
   using Scoring = decltype(problem.scoring);
   using Traits = BalancerTraits<decltype(problem.balancer)>;
   state.token = token;
-  state.active = is_active(problem.active, problem.tokens_on_device, token);
+  state.active = is_active(problem, token);
   if (!state.active) return;
   load_row(layout, problem.logits, token, problem.rows_hold_quads, state.logits);
   if constexpr (Traits::losses > 0 && !shows_non_finite<Scoring>) state.finite = finite_slots(layout, state.logits);
@@ -286,8 +365,32 @@ MOEB_INLINE void begin_token(const Problem& problem, const TileT& tile, const La
     state.replayed = problem.replay.tokens == nullptr || problem.replay.tokens[token] != 0;
   if constexpr (!LayoutT::in_registers) {
     if (state.replayed) return;
-    candidate_keys<Real>(problem, tile, layout, token, state.logits, state.scores, bias, state.early.keys);
+    candidate_keys(problem, tile, layout, state, bias, state.early.keys);
     state.early.selection.begin(layout, state.early.keys);
+  }
+}
+
+/// The weights of the chosen. Scores are read off keys, or looked up where a lane has them in memory, or computed from logits.
+template <class Real, class Problem, class TileT, class LayoutT, class ChosenT>
+[[nodiscard]] MOEB_INLINE WeightRow<Real> weigh_chosen(const Problem& problem, const TileT& tile,
+                                                       const ForwardToken<Real, Problem, TileT, LayoutT>& state,
+                                                       const float* bias, ChosenT& chosen) {
+  using Scoring = decltype(problem.scoring);
+  const Weighting weighting = problem.top_k.weighting();
+  if constexpr (keys_are_scores<Scoring, LayoutT>) {
+    const bool knows_scores = !state.replayed && bias == nullptr && !tile.any(has_unclear_score(chosen));
+    if (!knows_scores) find_scores(problem, state.token, state.row, chosen);
+    MOEB_UNROLL
+    for (int r = 0; r < chosen.per_lane; ++r) chosen.logit[r] = Real(0);  // scores say what there is to say
+    return weigh_scores<Scoring>(weighting, tile, chosen, [&](int r) MOEB_LAMBDA { return chosen.score[r]; });
+  } else {
+    load_chosen_logits(problem.logits, state.token, state.logits, chosen);
+    if constexpr (LayoutT::in_registers || is_over_selected<Scoring>)
+      return weigh(problem.scoring, state.row, weighting, tile, chosen);
+    else
+      return weigh_scores<Scoring>(weighting, tile, chosen, [&](int r) MOEB_LAMBDA {
+        return state.scores[chosen.expert[r] < 0 ? 0 : chosen.expert[r]];
+      });
   }
 }
 
@@ -315,9 +418,8 @@ MOEB_INLINE void finish_token(const Problem& problem, const TileT& tile, const L
   for (int r = 0; r < chosen.per_lane; ++r) {
     if (chosen.expert[r] >= 0) sink.count(chosen.expert[r]);
   }
-  count_plain_top_k(problem, tile, layout, token, state.logits, state.scores, sink);
-  load_chosen_logits(problem.logits, token, state.logits, chosen);
-  const WeightRow<Real> weights = weigh_chosen(problem, tile, state.scores, state.row, chosen);
+  count_plain_top_k(problem, tile, layout, token, state.logits, state.scores, is_regular(state.row), sink);
+  const WeightRow<Real> weights = weigh_chosen(problem, tile, state, bias, chosen);
   store_chosen(problem, tile, token, chosen, weights);
   if (tile.lane() == 0) {
     sink.token();

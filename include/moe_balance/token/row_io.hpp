@@ -9,6 +9,7 @@
 #include <moe_balance/tile/prefetch.hpp>
 #include <moe_balance/views.hpp>
 
+#include <cstddef>
 #include <cstdint>
 
 #include <type_traits>
@@ -67,6 +68,11 @@ template <bool Const>
   return address % (4 * size_of(matrix.type)) == 0 && matrix.stride % 4 == 0;
 }
 
+template <bool Const>
+[[nodiscard]] MOEB_INLINE std::int64_t row_bytes(const BasicAnyMatrix<Const>& matrix) {
+  return matrix.stride * static_cast<std::int64_t>(size_of(matrix.type));
+}
+
 /// One element, as a real number.
 template <class Real>
 [[nodiscard]] MOEB_INLINE Real load_element(const ConstAnyMatrix& matrix, std::int64_t row, std::int64_t column) {
@@ -86,29 +92,39 @@ MOEB_INLINE void store_element(const AnyMatrix& matrix, std::int64_t row, std::i
   });
 }
 
-/// The four slots from `slot` on; padding becomes NaN, which takes no part in anything.
+template <class Real, class T, class LayoutT>
+MOEB_INLINE void load_whole_quad(const LayoutT& layout, const T* row, int slot, Slots<Real, LayoutT>& slots) {
+  const Quad<T> quad = *reinterpret_cast<const Quad<T>*>(row + layout.base() + LayoutT::offset(slot));
+  MOEB_UNROLL
+  for (int i = 0; i < 4; ++i) slots[slot + i] = to_real(quad.value[i]);
+}
+
+/// The four slots from `slot` on; padding becomes -inf, which takes no part in anything.
 template <class Real, class T, class LayoutT>
 MOEB_INLINE void load_quad(const LayoutT& layout, const T* row, bool quads, int slot, Slots<Real, LayoutT>& slots) {
   const T* from = row + layout.base() + LayoutT::offset(slot);
   if (quads && layout.holds_expert(slot + 3)) {
-    const Quad<T> quad = *reinterpret_cast<const Quad<T>*>(from);
-    MOEB_UNROLL
-    for (int i = 0; i < 4; ++i) slots[slot + i] = to_real(quad.value[i]);
+    load_whole_quad(layout, row, slot, slots);
   } else {
     MOEB_UNROLL
-    for (int i = 0; i < 4; ++i) slots[slot + i] = layout.holds_expert(slot + i) ? to_real(from[i]) : quiet_nan<Real>;
+    for (int i = 0; i < 4; ++i) slots[slot + i] = layout.holds_expert(slot + i) ? to_real(from[i]) : -infinity<Real>;
   }
 }
 
 template <class Real, class T, class LayoutT>
+MOEB_INLINE void store_whole_quad(const LayoutT& layout, T* row, int slot, const Slots<Real, LayoutT>& slots) {
+  Quad<T> quad;
+  MOEB_UNROLL
+  for (int i = 0; i < 4; ++i) quad.value[i] = from_real<T>(slots[slot + i]);
+  *reinterpret_cast<Quad<T>*>(row + layout.base() + LayoutT::offset(slot)) = quad;
+}
+
+template <class Real, class T, class LayoutT>
 MOEB_INLINE void store_quad(const LayoutT& layout, T* row, bool quads, int slot, const Slots<Real, LayoutT>& slots) {
-  T* to = row + layout.base() + LayoutT::offset(slot);
   if (quads && layout.holds_expert(slot + 3)) {
-    Quad<T> quad;
-    MOEB_UNROLL
-    for (int i = 0; i < 4; ++i) quad.value[i] = from_real<T>(slots[slot + i]);
-    *reinterpret_cast<Quad<T>*>(to) = quad;
+    store_whole_quad(layout, row, slot, slots);
   } else {
+    T* to = row + layout.base() + LayoutT::offset(slot);
     MOEB_UNROLL
     for (int i = 0; i < 4; ++i) {
       if (layout.holds_expert(slot + i)) to[i] = from_real<T>(slots[slot + i]);
@@ -156,14 +172,32 @@ MOEB_INLINE void for_each_typed_quad(DataType type, Function&& f) {
   }
 }
 
+/// Calls whole(row, slot) for every quad of a lane's registers if the tier is full of experts, so that all quads are whole; else any(layout, row,
+/// slot). `row` is the row's address with its element type.
+template <class Real, class LayoutT, class Whole, class Any>
+MOEB_INLINE void for_each_quad_of_row(const LayoutT& layout, DataType type, void* data, std::int64_t offset, bool quads,
+                                      const Whole& whole, const Any& any) {
+  const auto visit = [&](const auto& one) MOEB_LAMBDA {
+    for_each_typed_quad<Real, LayoutT>(
+        type, [&](auto* tag, int slot) MOEB_LAMBDA { one(static_cast<decltype(tag)>(data) + offset, slot); });
+  };
+  if (!LayoutT::rereads_logits && quads && !layout.has_padding()) {
+    visit(whole);
+  } else {
+    const LayoutT own{LayoutT::rereads_logits ? layout.experts : opaque(layout.experts), layout.lane};
+    visit([&](auto* row, int slot) MOEB_LAMBDA { any(own, row, slot); });
+  }
+}
+
 template <class Real, class LayoutT>
 MOEB_INLINE void load_row(const LayoutT& layout, const ConstAnyMatrix& matrix, std::int64_t row, bool quads,
                           Slots<Real, LayoutT>& slots) {
   const std::int64_t offset = row * matrix.stride;
   if constexpr (LayoutT::in_registers) {
-    for_each_typed_quad<Real, LayoutT>(matrix.type, [&](auto* tag, int slot) MOEB_LAMBDA {
-      load_quad(layout, static_cast<decltype(tag)>(const_cast<void*>(matrix.data)) + offset, quads, slot, slots);
-    });
+    for_each_quad_of_row<Real>(
+        layout, matrix.type, const_cast<void*>(matrix.data), offset, quads,
+        [&](const auto* from, int slot) MOEB_LAMBDA { load_whole_quad(layout, from, slot, slots); },
+        [&](const LayoutT& own, const auto* from, int slot) MOEB_LAMBDA { load_quad(own, from, quads, slot, slots); });
   } else {
     with_element_type<Real>(matrix.type, [&](auto* tag) MOEB_LAMBDA {
       load_blocks(layout, static_cast<decltype(tag)>(const_cast<void*>(matrix.data)) + offset, slots);
@@ -198,9 +232,10 @@ MOEB_INLINE void store_row(const LayoutT& layout, const AnyMatrix& matrix, std::
                            const Slots<Real, LayoutT>& slots) {
   const std::int64_t offset = row * matrix.stride;
   if constexpr (LayoutT::in_registers) {
-    for_each_typed_quad<Real, LayoutT>(matrix.type, [&](auto* tag, int slot) MOEB_LAMBDA {
-      store_quad(layout, static_cast<decltype(tag)>(matrix.data) + offset, quads, slot, slots);
-    });
+    for_each_quad_of_row<Real>(
+        layout, matrix.type, matrix.data, offset, quads,
+        [&](auto* to, int slot) MOEB_LAMBDA { store_whole_quad(layout, to, slot, slots); },
+        [&](const LayoutT& own, auto* to, int slot) MOEB_LAMBDA { store_quad(own, to, quads, slot, slots); });
   } else {
     with_element_type<Real>(matrix.type, [&](auto* tag) MOEB_LAMBDA {
       store_blocks(layout, static_cast<decltype(tag)>(matrix.data) + offset, slots);
@@ -208,22 +243,29 @@ MOEB_INLINE void store_row(const LayoutT& layout, const AnyMatrix& matrix, std::
   }
 }
 
-/// Asks for a row ahead of its use, each lane for what it will load; does nothing else, and no harm past the last row.
-template <RowUse use, class LayoutT, bool Const>
-MOEB_INLINE void prefetch_row(const LayoutT& layout, const BasicAnyMatrix<Const>& matrix, std::int64_t row) {
-  const auto element = static_cast<std::int64_t>(size_of(matrix.type));
-  const auto first =
-      reinterpret_cast<std::uintptr_t>(matrix.data) + static_cast<std::uintptr_t>(row * matrix.stride * element);
+/// Asks for a row of `columns` elements at an address, lanes of a GPU for a sector each.
+template <RowUse use, class LayoutT>
+MOEB_INLINE void prefetch_row_at(const LayoutT& layout, DataType type, std::uintptr_t address) {
+  const auto bytes = static_cast<unsigned>(layout.experts * static_cast<int>(size_of(type)));
   if constexpr (LayoutT::in_registers) {
+    constexpr unsigned sector = 32;
+    constexpr unsigned most_bytes = LayoutT::capacity * LayoutT::width * sizeof(float);
     MOEB_UNROLL
-    for (int slot = 0; slot < LayoutT::capacity; slot += 4) {
-      if (layout.holds_expert(slot)) prefetch<use>(first + static_cast<std::uintptr_t>(layout.expert(slot) * element));
+    for (unsigned i = 0; i < most_bytes; i += sector * LayoutT::width) {
+      const unsigned own = i + sector * static_cast<unsigned>(layout.lane);
+      if (own < bytes) prefetch<use>(address + own);
     }
   } else {
-    constexpr std::uintptr_t cache_line = 64;
-    const auto bytes = static_cast<std::uintptr_t>(layout.experts * element);
-    for (std::uintptr_t i = 0; i < bytes; i += cache_line) prefetch<use>(first + i);
+    constexpr unsigned cache_line = 64;
+    for (unsigned i = 0; i < bytes; i += cache_line) prefetch<use>(address + i);
   }
+}
+
+/// Asks for a row ahead of its use; does nothing else, and no harm past the last row.
+template <RowUse use, class LayoutT, bool Const>
+MOEB_INLINE void prefetch_row(const LayoutT& layout, const BasicAnyMatrix<Const>& matrix, std::int64_t row) {
+  const auto first = reinterpret_cast<std::uintptr_t>(matrix.data);
+  prefetch_row_at<use>(layout, matrix.type, first + static_cast<std::uintptr_t>(row * row_bytes(matrix)));
 }
 
 /// Asks for the logits of a token's K chosen experts, wherever an empty slot's -1 leads.

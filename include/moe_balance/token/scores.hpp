@@ -42,6 +42,15 @@ struct RowOf<Scoring, Real> {
   using type = typename Scoring::template Row<Real>;
 };
 
+/// Whether a row is known to have no logit that is +inf or NaN; its scores are then numbers.
+template <class Row>
+[[nodiscard]] MOEB_INLINE bool is_regular(const Row& row) {
+  if constexpr (requires { row.regular; })
+    return row.regular;
+  else
+    return false;
+}
+
 /// Scores of all slots; padding and NaN logits have NaN or whatever the scoring makes of NaN.
 template <class Scoring, class TileT, class LayoutT, class Real>
 [[nodiscard]] MOEB_INLINE typename RowOf<Scoring, Real>::type prepare_scores(const Scoring& scoring, const TileT& tile,
@@ -139,14 +148,16 @@ struct Chosen {
 };
 
 /// Sum over the K chosen of term(r), in the canonical order with virtual lane k. Lanes that no k reaches would add +0 to sums that are
-/// never -0.
-template <class Real, int PerLane, class TileT, class Function>
+/// never -0: only those below the next power of two are added, and have the sum; all others have 0.
+template <class Real, int K, class TileT, class Function>
 [[nodiscard]] MOEB_INLINE Real sum_over_chosen(const TileT& tile, Function&& term) {
-  constexpr int used = PerLane > 16 ? 32 : PerLane > 8 ? 16 : PerLane > 4 ? 8 : PerLane > 2 ? 4 : PerLane;
+  constexpr int per_lane = (K + TileT::width - 1) / TileT::width;
+  constexpr int used = per_lane > 16 ? 32 : per_lane > 8 ? 16 : per_lane > 4 ? 8 : per_lane > 2 ? 4 : per_lane;
+  constexpr int reached = K > 16 ? 32 : K > 8 ? 16 : K > 4 ? 8 : K > 2 ? 4 : K;
   Real partial[used];
   MOEB_UNROLL
-  for (int r = 0; r < used; ++r) partial[r] = r < PerLane ? add(Real(0), term(r < PerLane ? r : 0)) : Real(0);
-  return sum_of_virtual_lanes(tile, partial);
+  for (int r = 0; r < used; ++r) partial[r] = r < per_lane ? add(Real(0), term(r < per_lane ? r : 0)) : Real(0);
+  return sum_of_virtual_lanes<(reached < TileT::width ? reached : TileT::width)>(tile, partial);
 }
 
 /// How the chosen scores share out: weight_k = score_k * factor * scaling. Not finite where a chosen logit, a score or a weight is not:
@@ -197,14 +208,14 @@ template <class Scoring, class Real, class TileT, int K, class Score>
     fault[r] = static_cast<int>(both(used, !is_finite(chosen.logit[r])));
     chosen.score[r] = choose(used, score(r), Real(0));
   }
-  const Real sum = sum_over_chosen<Real, per_lane>(tile, [&](int r) MOEB_LAMBDA { return chosen.score[r]; });
+  const Real sum = sum_over_chosen<Real, K>(tile, [&](int r) MOEB_LAMBDA { return chosen.score[r]; });
   WeightRow<Real> result;
   result.factor = renormalises<Scoring, K>(weighting) ? reciprocal_or_nan(add(sum, Real(1e-20))) : Real(1);
   result.scaling = static_cast<Real>(weighting.scaling_factor);
   int faults = 0;
   MOEB_UNROLL
   for (int r = 0; r < per_lane; ++r) faults |= fault[r] | static_cast<int>(!is_finite(result.weight(chosen.score[r])));
-  result.finite = !tile.any(faults != 0) && is_finite(sum);
+  result.finite = !tile.any(faults != 0 || !is_finite(sum));
   return result;
 }
 

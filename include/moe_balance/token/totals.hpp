@@ -18,6 +18,8 @@ struct Totals {
   std::int64_t* saved_words = nullptr;
   std::int64_t words_to_clear = 0;
   int counts_to_clear = 0;
+  /// Blocks that clear them, all of the grid's: more than one run at the same time and wait for each other before they add. 0: none has to.
+  int clearing_blocks = 0;
 };
 
 /// Adds one expert's sums of a segment to every destination, by `add(pointer, value)`, which is atomic. `loss_count` is what losses read:
