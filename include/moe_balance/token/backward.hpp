@@ -320,9 +320,11 @@ template <class Real, class Problem, class TileT, class LayoutT, class ChosenT, 
   const FiniteSlots<LayoutT> finite = finite_slots(layout, logits);
   const typename RowOf<Scoring, Real>::type row =
       score_row(problem, tile, layout, token, problem.logits_hold_quads, logits, scores);
-  silence_non_finite(layout, finite, logits, scores);
   const Weighting weighting = problem.top_k.weighting();
-  const WeightRow<Real> weights = weigh(problem.scoring, row, weighting, tile, chosen);
+  WeightRow<Real> weights;
+  if constexpr (!LayoutT::in_registers) weights = weigh_in_row(problem.scoring, row, weighting, tile, scores, chosen);
+  silence_non_finite(layout, finite, logits, scores);
+  if constexpr (LayoutT::in_registers) weights = weigh(problem.scoring, row, weighting, tile, chosen);
   if (!weights.finite) return false;
 
   weight_gradient<Scoring, k_count>(tile, chosen, weights, renormalises<Scoring, k_count>(weighting), grad_chosen);

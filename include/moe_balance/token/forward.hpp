@@ -385,12 +385,7 @@ template <class Real, class Problem, class TileT, class LayoutT, class ChosenT>
     return weigh_scores<Scoring>(weighting, tile, chosen, [&](int r) MOEB_LAMBDA { return chosen.score[r]; });
   } else {
     load_chosen_logits(problem.logits, state.token, state.logits, chosen);
-    if constexpr (LayoutT::in_registers || is_over_selected<Scoring>)
-      return weigh(problem.scoring, state.row, weighting, tile, chosen);
-    else
-      return weigh_scores<Scoring>(weighting, tile, chosen, [&](int r) MOEB_LAMBDA {
-        return state.scores[chosen.expert[r] < 0 ? 0 : chosen.expert[r]];
-      });
+    return weigh_in_row(problem.scoring, state.row, weighting, tile, state.scores, chosen);
   }
 }
 

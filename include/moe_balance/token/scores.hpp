@@ -234,4 +234,16 @@ template <class Scoring, class Row, class Real, class TileT, int K>
   }
 }
 
+/// The same where the row's scores are at hand: a lane that has them in memory looks them up.
+template <class Scoring, class Row, class Real, class TileT, class LayoutT, int K>
+[[nodiscard]] MOEB_INLINE WeightRow<Real> weigh_in_row(const Scoring& scoring, const Row& row, const Weighting& weighting,
+                                                       const TileT& tile, const Slots<Real, LayoutT>& scores,
+                                                       Chosen<Real, TileT, K>& chosen) {
+  if constexpr (LayoutT::in_registers || is_over_selected<Scoring>)
+    return weigh(scoring, row, weighting, tile, chosen);
+  else
+    return weigh_scores<Scoring>(weighting, tile, chosen,
+                                 [&](int r) MOEB_LAMBDA { return scores[chosen.expert[r] < 0 ? 0 : chosen.expert[r]]; });
+}
+
 MOEB_NAMESPACE_END
