@@ -29,8 +29,7 @@ concept Tile = requires(const T tile, float f, double d, std::int32_t i, std::in
   {tile.barrier()};
 };
 
-/// One lane that holds all of a token's scores in memory. `columns` is how many running maxima select_k keeps, so that
-/// a pick rescans 1/32 of the scores and the scans vectorise.
+/// One lane that holds all of a token's scores in memory. `columns` is how many running maxima a scan keeps, so that it vectorises.
 struct SerialTile {
   static constexpr int width = 1;
   static constexpr bool slots_in_registers = false;
