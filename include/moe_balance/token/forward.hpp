@@ -243,18 +243,19 @@ template <class Problem, class TileT, class ChosenT, class Real>
 MOEB_INLINE void store_chosen(const Problem& problem, const TileT& tile, std::int64_t token, const ChosenT& chosen,
                               const WeightRow<Real>& weights) {
   constexpr int k_count = decltype(problem.top_k)::k;
-  std::int32_t* const experts = problem.experts.data + token * problem.experts.stride;
-  with_element_type<Real>(problem.weights.type, [&](auto* tag) MOEB_LAMBDA {
-    using T = std::remove_pointer_t<decltype(tag)>;
-    T* const to = static_cast<T*>(problem.weights.data) + token * problem.weights.stride;
-    MOEB_UNROLL
-    for (int r = 0; r < ChosenT::per_lane; ++r) {
-      const int k = ChosenT::rank(tile, r);
-      if (k >= k_count) continue;
-      experts[k] = chosen.expert[r];
-      to[k] = from_real<T>(weights.weight(chosen.score[r]));
-    }
-  });
+  const bool is_real = !TileT::slots_in_registers && problem.weights.type == DataTypeOf<Real>::value;
+  Real* const real_weights = static_cast<Real*>(problem.weights.data) + token * problem.weights.stride;
+  MOEB_UNROLL
+  for (int r = 0; r < ChosenT::per_lane; ++r) {
+    const int k = ChosenT::rank(tile, r);
+    if (k >= k_count) continue;
+    problem.experts.data[token * problem.experts.stride + k] = chosen.expert[r];
+    const Real weight = weights.weight(chosen.score[r]);
+    if (is_real)
+      real_weights[k] = weight;
+    else
+      store_element(problem.weights, token, k, weight);
+  }
 }
 
 /// Scores of all slots. Where logits are read again, elementwise scores are computed quad by quad: all at once they would need more
