@@ -58,24 +58,8 @@ struct Tournament {
   }
 };
 
-/// One column has nobody to play against: key and slot stay in a register each.
-template <class K>
-struct Tournament<K, 1> {
-  K best_key;
-  std::int32_t best_slot;
-
-  MOEB_INLINE void start(const K (&key)[1], const std::int32_t (&slot)[1]) { replace(0, key[0], slot[0]); }
-  MOEB_INLINE void replace(int /*column*/, K key, std::int32_t slot) {
-    best_key = key;
-    best_slot = slot;
-  }
-  [[nodiscard]] MOEB_INLINE K key() const { return best_key; }
-  [[nodiscard]] MOEB_INLINE std::int32_t slot() const { return best_slot; }
-};
-
 /// One lane's best keys. Column c has slots c, c + columns, c + 2 columns, ...: its best takes part in the tournament, and its second best is
-/// known, too, so that a column is scanned again only from its third pick on. A lane of registers names a slot by its offset (Layout), which is
-/// an addition away from its expert.
+/// known, too, so that a column is scanned again only from its third pick on.
 template <class TileT, class LayoutT, class K>
 struct LaneMaxima {
   static constexpr int columns = TileT::columns;
@@ -95,10 +79,10 @@ struct LaneMaxima {
       first[c] = second[c] = excluded_key<K>;
       first_slot[c] = second_slot[c] = 0;
     }
-    const int rows = LayoutT::in_registers ? LayoutT::capacity / columns : layout.blocks() * LayoutT::block_size / columns;
+    const int rows = layout.blocks() * LayoutT::block_size / columns;
     const auto offer = [&](int row, int c) MOEB_LAMBDA {
       const int i = row * columns + c;
-      const std::int32_t slot = LayoutT::in_registers ? LayoutT::offset(i) : i;
+      const std::int32_t slot = i;
       const K key = keys[i];
       const bool leads = key > first[c];
       const bool follows = key > second[c];
@@ -135,39 +119,17 @@ struct LaneMaxima {
     }
   }
 
-  /// The same for one column of registers, in two steps. First the lane that `wins` goes on to its second best, if that is known; without a
-  /// branch, because all lanes run every round.
-  MOEB_INLINE void pass_on(bool wins) {
-    const bool moves = wins && second[0] != excluded_key<K>;
-    left_behind = moves ? slot() : left_behind;
-    tournament.replace(0, moves ? second[0] : key(), moves ? second_slot[0] : slot());
-    second[0] = moves ? excluded_key<K> : second[0];
-  }
-  /// Then, rarely, a lane scans again, without its best and the one left behind before. Registers cannot be indexed: every slot asks whether
-  /// it is the one.
-  MOEB_INLINE void rescan(const LayoutT& layout, Slots<K, LayoutT>& keys) {
-    MOEB_UNROLL
-    for (int i = 0; i < LayoutT::capacity; ++i) {
-      const bool is_behind = LayoutT::offset(i) == slot() || LayoutT::offset(i) == left_behind;
-      keys[i] = is_behind ? excluded_key<K> : keys[i];
-    }
-    scan_again(layout, keys, 0);
-  }
-  [[nodiscard]] MOEB_INLINE bool knows_second() const { return second[0] != excluded_key<K>; }
-
  private:
-  std::int32_t left_behind = -1;
-
   MOEB_INLINE void scan_again(const LayoutT& layout, const Slots<K, LayoutT>& keys, int column) {
     K next = excluded_key<K>;
     std::int32_t next_slot = column;  // whatever it is where all keys are excluded
-    const int rows = LayoutT::in_registers ? LayoutT::capacity / columns : layout.blocks() * LayoutT::block_size / columns;
+    const int rows = layout.blocks() * LayoutT::block_size / columns;
     MOEB_UNROLL
     for (int row = 0; row < rows; ++row) {
       const int i = row * columns + column;
       const bool larger = keys[i] > next;
       next = larger ? keys[i] : next;
-      next_slot = larger ? LayoutT::in_registers ? LayoutT::offset(i) : i : next_slot;
+      next_slot = larger ? i : next_slot;
     }
     tournament.replace(column, next, next_slot);
   }
@@ -178,30 +140,23 @@ template <class TileT, class LayoutT, class K, class Emit>
 MOEB_INLINE void select_k(const TileT& tile, const LayoutT& layout, Slots<K, LayoutT>& keys, int count, Emit&& emit) {
   if constexpr (LayoutT::in_registers) {
     select_in_registers(tile, layout, keys, count, emit);
-    return;
-  }
-  constexpr std::int32_t none = largest<std::int32_t>;
-  LaneMaxima<TileT, LayoutT, K> maxima;
-  maxima.scan(layout, keys);
-  const auto round = [&](int k) MOEB_LAMBDA {
-    const K best = tile.maximum(maxima.key());
-    const std::int32_t candidate = maxima.key() == best ? layout.base() + maxima.slot() : none;
-    const std::int32_t expert = tile.minimum(candidate);
-    emit(k, expert, best);
-    return candidate == expert;
-  };
-  MOEB_NO_UNROLL
-  for (int k = 0; k + 1 < count; ++k) {
-    const bool wins = round(k);
-    if constexpr (LayoutT::in_registers) {
-      const bool rescans = wins && !maxima.knows_second();
-      maxima.pass_on(wins);
-      if (rescans) maxima.rescan(layout, keys);
-    } else {
-      if (wins) maxima.remove_best(layout, keys);
+  } else {
+    constexpr std::int32_t none = largest<std::int32_t>;
+    LaneMaxima<TileT, LayoutT, K> maxima;
+    maxima.scan(layout, keys);
+    const auto round = [&](int k) MOEB_LAMBDA {
+      const K best = tile.maximum(maxima.key());
+      const std::int32_t candidate = maxima.key() == best ? layout.base() + maxima.slot() : none;
+      const std::int32_t expert = tile.minimum(candidate);
+      emit(k, expert, best);
+      return candidate == expert;
+    };
+    MOEB_NO_UNROLL
+    for (int k = 0; k + 1 < count; ++k) {
+      if (round(k)) maxima.remove_best(layout, keys);
     }
+    round(count - 1);
   }
-  round(count - 1);
 }
 
 MOEB_NAMESPACE_END
