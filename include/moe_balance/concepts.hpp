@@ -23,7 +23,7 @@ concept ElementwiseScoring = std::is_trivially_copyable_v<S> && requires(const S
 };
 
 /// Scores that depend on the token's whole row. `prepare` writes a score for each slot and returns what `score` needs to compute any
-/// one of them again; `backward` turns dL/dscores into dL/dlogits in place. NaN logits (padding is NaN) must take no part.
+/// one of them again; `backward` turns dL/dscores into dL/dlogits in place. NaN and -inf logits (padding is one of them) must take no part.
 template <class S>
 concept RowScoring = std::is_trivially_copyable_v<S> &&
     requires(const S scoring, const SerialTile tile, const Layout<SerialTile, 64> layout,

@@ -1,4 +1,4 @@
-// Softmax over a token's finite logits. Others take no part, padding slots (NaN) among them: -inf gets 0, +inf gets +inf, so that it ranks
+// Softmax over a token's finite logits. Others take no part, padding slots (NaN or -inf) among them: -inf gets 0, +inf gets +inf, so that it ranks
 // first, and NaN gets NaN or 0; none of them counts in the sum.
 #pragma once
 

@@ -51,7 +51,7 @@ template <class Row>
     return false;
 }
 
-/// Scores of all slots; padding and NaN logits have NaN or whatever the scoring makes of NaN.
+/// Scores of all slots; padding, whose logits are NaN (-inf in registers), and NaN have whatever the scoring makes of these.
 template <class Scoring, class TileT, class LayoutT, class Real>
 [[nodiscard]] MOEB_INLINE typename RowOf<Scoring, Real>::type prepare_scores(const Scoring& scoring, const TileT& tile,
                                                                              const LayoutT& layout,
