@@ -56,7 +56,7 @@ PHASES = [
     ("keys", r"rank_keys\("),
     ("groups", r"template narrow<"),
     ("scan", r"best\(scanned\("),
-    ("rounds", r"select_k\("),
+    ("rounds", r"select_k<"),
     ("weights", r"\bweigh\(|weigh_scores<|has_unclear_score|find_scores\(|load_chosen_logits\(|read_chosen_logits\(|weight_gradient<"),
     ("scatter", r"scatter_add<"),
     ("losses", r"add_losses\(|loss_gradient\(|add_token_loss_gradient\("),
