@@ -45,7 +45,13 @@ struct StepInputs {
       } else if (kind < 3) {
         logit = 0.5f;
       } else if (kind == 3) {
-        const float odd[] = {-std::numeric_limits<float>::infinity(), -200.0f, -300.0f, std::nanf(""), -0.0f, 0.0f};
+        const float odd[] = {std::numeric_limits<float>::infinity(),
+                             -std::numeric_limits<float>::infinity(),
+                             -200.0f,
+                             -300.0f,
+                             std::nanf(""),
+                             -0.0f,
+                             0.0f};
         logit = odd[random() % std::size(odd)];
       }
     }

@@ -128,10 +128,14 @@ MOEB_INLINE void take_replayed(const Problem& problem, const TileT& tile, int ex
   }
 }
 
-/// Whether a lane of registers can read a score off its key, where no bias was added.
+/// Whether scores alone show where logits are not finite: 0, infinity or NaN.
+template <class Scoring>
+inline constexpr bool shows_non_finite = is_normalised<Scoring>&& is_non_negative<Scoring>;
+
+/// Whether a lane of registers can read a score off its key, where no bias was added, and see by it that the logit is finite.
 template <class Scoring, class LayoutT>
 inline constexpr bool keys_are_scores =
-    LayoutT::in_registers && !LayoutT::rereads_logits && is_non_negative<Scoring> && !is_over_selected<Scoring>;
+    LayoutT::in_registers && !LayoutT::rereads_logits && shows_non_finite<Scoring> && !is_over_selected<Scoring>;
 
 /// A token on its way through the forward pass. A lane that has the row in memory selects early, see begin_token.
 template <class Real, class Problem, class TileT, class LayoutT>
@@ -214,7 +218,7 @@ MOEB_INLINE void load_chosen_logits(const ConstAnyMatrix& matrix, std::int64_t t
   }
 }
 
-/// Whether a score read off a key does not say that its logit is finite: 0 may be the score of -inf.
+/// Whether a score read off a regular row's key does not say that its logit is finite: 0 may be the score of -inf.
 template <class ChosenT>
 [[nodiscard]] MOEB_INLINE bool has_unclear_score(const ChosenT& chosen) {
   bool is_unclear = false;
@@ -282,10 +286,6 @@ MOEB_INLINE void add_probability(int slot, Real probability, Sink& sink) {
   else
     sink.probability(slot, to_fixed<probability_fraction_bits>(probability));
 }
-
-/// Whether scores alone show where logits are not finite: 0, infinity or NaN.
-template <class Scoring>
-inline constexpr bool shows_non_finite = is_normalised<Scoring>&& is_non_negative<Scoring>;
 
 /// A token's probabilities and token losses, added to the sink. `scores` are overwritten.
 template <class Real, class Problem, class TileT, class LayoutT, class Row, class Sink>
@@ -379,7 +379,8 @@ template <class Real, class Problem, class TileT, class LayoutT, class ChosenT>
   using Scoring = decltype(problem.scoring);
   const Weighting weighting = problem.top_k.weighting();
   if constexpr (keys_are_scores<Scoring, LayoutT>) {
-    const bool knows_scores = !state.replayed && bias == nullptr && !tile.any(has_unclear_score(chosen));
+    const bool reads_keys = is_regular(state.row) && !state.replayed && bias == nullptr;
+    const bool knows_scores = reads_keys && !tile.any(has_unclear_score(chosen));
     if (!knows_scores) find_scores(problem, state.token, state.row, chosen);
     MOEB_UNROLL
     for (int r = 0; r < chosen.per_lane; ++r) chosen.logit[r] = Real(0);  // scores say what there is to say
