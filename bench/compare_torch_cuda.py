@@ -147,10 +147,11 @@ class Problem:
         self.grad_logits = zeros(case.tokens, case.experts)
 
     def call(self, work):
-        """Enqueues moe_balance's part on the current stream."""
+        """Enqueues moe_balance's part on the current stream; softmax without a bias, as on PyTorch's side."""
+        bias = self.bias.data_ptr() if self.case.router == "sigmoid_groups" else None
         arguments = compare_call.Call(
             self.case.tokens, self.case.experts, self.logits.data_ptr(), self.ids.data_ptr(), self.weights.data_ptr(),
-            self.counts.data_ptr(), self.bias.data_ptr(), self.load.data_ptr(), self.saved.data_ptr(), self.saved.numel(),
+            self.counts.data_ptr(), bias, self.load.data_ptr(), self.saved.data_ptr(), self.saved.numel(),
             self.grad_weights.data_ptr(), self.grad_logits.data_ptr(), self.machine.place())
         if getattr(self.library, f"{self.case.router}_{work}")(ctypes.byref(arguments)) != 0:
             raise RuntimeError(f"{self.case.name()}: moe_balance failed")
