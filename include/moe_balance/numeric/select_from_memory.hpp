@@ -128,7 +128,8 @@ class MemorySelection {
     candidates_ = 0;
     for (std::int64_t& each : candidate_) each = candidate(excluded_key<K>, 0);
     gather(keys, 0);
-    for (int first = slots_marked; first < slots_ && candidates_ <= columns; first += slots_marked) {
+    for (int first = slots_marked; first < LayoutT::capacity && first < slots_ && candidates_ <= columns;
+         first += slots_marked) {
       mark(keys, first);
       gather(keys, first);
     }
