@@ -308,7 +308,8 @@ MOEB_HOST_DEVICE inline void for_each_token(const LayoutT& layout, const Problem
                                             std::int64_t first, std::int64_t stride, bool reads_rows, const Function& f) {
   const Segments& segments = problem.segments;
   const std::int64_t size = segments.size(segment);
-  if constexpr (LayoutT::rereads_logits) {
+  constexpr bool lane_holds_many_chosen = decltype(problem.top_k)::k > 4 * LayoutT::width;
+  if constexpr (LayoutT::rereads_logits || lane_holds_many_chosen) {
     for (std::int64_t i = first; i < size; i += stride) {
       if (reads_rows && i + stride < size) {
         prefetch_row<RowUse::read>(layout, problem.logits, segments.token(segment, i + stride));
