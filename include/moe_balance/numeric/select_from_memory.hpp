@@ -12,6 +12,15 @@
 
 MOEB_NAMESPACE_BEGIN
 
+/// The place of the lowest bit that is set; there is one.
+[[nodiscard]] MOEB_EARLY_INLINE int lowest_bit(std::uint32_t bits) {
+#if defined(__CUDA_ARCH__)
+  return __ffs(static_cast<int>(bits)) - 1;
+#else
+  return __builtin_ctz(bits);
+#endif
+}
+
 /// rank[i] = how many of the values are larger than value[i].
 template <class T, int N>
 MOEB_EARLY_INLINE void count_larger(const T (&value)[N], T (&rank)[N]) {
@@ -40,6 +49,7 @@ class MemorySelection {
     }
   }
 
+  MOEB_NO_EXECUTION_CHECK
   MOEB_EARLY_INLINE void finish(const Keys& keys) {
     for (std::int32_t& each : slot_) each = 0;  // should fewer than Count be left to choose from
     if constexpr (ranks) {
@@ -148,7 +158,7 @@ class MemorySelection {
     int columns_with_others = 0;
     int count = candidates_;
     const auto take = [&](std::uint32_t marks, int column, int valid) MOEB_EARLY_LAMBDA {
-      const std::int32_t slot = first + __builtin_ctz(marks) * columns + column;
+      const std::int32_t slot = first + lowest_bit(marks) * columns + column;
       candidate_[count] = candidate(keys[slot], slot);
       count += valid;
     };
