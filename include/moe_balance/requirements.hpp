@@ -67,6 +67,29 @@ concept HasTokenLoss = requires(const B balancer) {
   { balancer.token_loss(0.0f) } -> std::convertible_to<float>;
 };
 
+/// A function, of objects or static.
+template <class Pointer>
+inline constexpr bool is_function_pointer =
+    std::is_member_function_pointer_v<Pointer> || std::is_function_v<std::remove_pointer_t<Pointer>>;
+// A balancer that has a function of one of these names means to have that part, whatever its arguments are. Templates and overloads have no
+// one address and are not seen.
+template <class B>
+concept NamesSlope = requires {
+  requires is_function_pointer<decltype(&B::slope)>;
+};
+template <class B>
+concept NamesNextBias = requires {
+  requires is_function_pointer<decltype(&B::next_bias)>;
+};
+template <class B>
+concept NamesTokenLoss = requires {
+  requires is_function_pointer<decltype(&B::token_loss)>;
+};
+template <class B>
+concept NamesTokenSlope = requires {
+  requires is_function_pointer<decltype(&B::token_slope)>;
+};
+
 template <class S>
 concept HasRanks = requires(const S sync) {
   { sync.ranks() } -> std::convertible_to<int>;
@@ -114,9 +137,17 @@ template <class B>
 [[nodiscard]] constexpr bool of_balancer() {
   static_assert(std::is_trivially_copyable_v<B>,
                 "the balancer must satisfy std::is_trivially_copyable: kernels take it by value");
+  // A part with a wrong signature would be left out without a word where the balancer has another.
+  static_assert(LossBalancer<B> || !NamesSlope<B>,
+                "the balancer's slope is not: balancer.slope(expert, load) const -> float");
+  static_assert(BiasBalancer<B> || !NamesNextBias<B>,
+                "the balancer's next_bias is not: balancer.next_bias(bias, expert, load) const -> float");
   if constexpr (HasTokenLoss<B>) {
     static_assert(TokenLossBalancer<B>,
                   "the balancer has token_loss and lacks: balancer.token_slope(log_sum_exp) const -> float");
+  } else if constexpr (NamesTokenLoss<B> || NamesTokenSlope<B>) {
+    static_assert(TokenLossBalancer<B>,
+                  "the balancer has token_loss or token_slope and lacks: balancer.token_loss(log_sum_exp) const -> float");
   } else {
     static_assert(BalancerPolicy<B>,
                   "the balancer lacks one of: balancer.slope(expert, load) const -> float; balancer.next_bias(bias, expert, "

@@ -1,0 +1,11 @@
+// EXPECT: balancer\.next_bias
+#include <moe_balance/moe_balance.hpp>
+
+namespace mb = moe_balance;
+
+struct Wrong {
+  float slope(int /*expert*/, const mb::LoadView& /*load*/) const { return 1.0f; }
+  float next_bias(float bias) const { return bias; }
+};
+
+const mb::Router router{mb::Softmax{}, mb::TopK<2>{}, Wrong{}};
