@@ -69,6 +69,7 @@ def main():
     text = NOTICE.format(version=version(), header=header) + "\n".join(amalgamation.lines) + "\n"
     text = re.sub(r"\n{3,}", "\n\n", text)
     output = pathlib.Path(sys.argv[1])
+    output.parent.mkdir(parents=True, exist_ok=True)
     if not output.exists() or output.read_text(encoding="utf-8") != text:
         output.write_text(text, encoding="utf-8")
     print(f"{output}: {len(amalgamation.seen)} headers, {text.count(chr(10))} lines")

@@ -46,7 +46,7 @@ template <Model M>
 using BalancerOf = std::remove_const_t<decltype(M::balancer)>;
 
 /// The router of model M. A balancer of the published type has the published coefficients, another type its own defaults.
-template <Model M, BalancerPolicy Balancer = BalancerOf<M>, SyncPolicy Sync = SingleDevice>
+template <Model M, class Balancer = BalancerOf<M>, class Sync = SingleDevice>
 struct Preset : Router<ScoringOf<M>, TopKOf<M>, Balancer, Sync> {
   /// The router that a preset is.
   using Base = Router<ScoringOf<M>, TopKOf<M>, Balancer, Sync>;
@@ -69,6 +69,14 @@ struct Preset : Router<ScoringOf<M>, TopKOf<M>, Balancer, Sync> {
   template <SyncPolicy Other>
   [[nodiscard]] constexpr Preset<M, Balancer, Other> with(const Other& other) const {
     return {this->balancer, other};
+  }
+  /// What is neither: refused, with what either lacks.
+  template <class Other>
+  void with(const Other& /*other*/) const {
+    static_assert(
+        BalancerPolicy<Other> || SyncPolicy<Other>,
+        "the Sync lacks: sync.ranks() const -> int; or the balancer lacks one of: balancer.slope(expert, load) const -> "
+        "float; balancer.next_bias(bias, expert, load) const -> float; balancer.token_loss and token_slope");
   }
 
  private:

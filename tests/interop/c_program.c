@@ -139,6 +139,16 @@ static void presets(void) {
   CHECK(moeb_router_create("mixtral", NULL) == moeb_invalid_argument);
   moeb_router_destroy(NULL);
   CHECK(moeb_top_k(NULL) == 0 && moeb_saved_bytes(NULL, 1, 1, 1) == 0);
+  moeb_router* mixtral = NULL;
+  CHECK(moeb_router_create("mixtral", &mixtral) == moeb_ok);
+  CHECK(moeb_saved_bytes(mixtral, 4, 8, 1) > 0 && moeb_saved_bytes(mixtral, 4, -8, 1) == 0);
+  CHECK(moeb_saved_bytes(mixtral, -1, 8, 1) == 0 && moeb_saved_bytes(mixtral, 4, 8, -1) == 0);
+  CHECK(!moeb_has_load(mixtral) && moeb_update(mixtral, NULL, NULL, 8, 1) == moeb_ok);
+  moeb_router_destroy(mixtral);
+  moeb_router* deepseek = NULL;
+  CHECK(moeb_router_create("deepseek_v3", &deepseek) == moeb_ok);
+  CHECK(moeb_has_load(deepseek) && moeb_update(deepseek, NULL, NULL, 8, 1) == moeb_invalid_argument);
+  moeb_router_destroy(deepseek);
 }
 
 int main(void) {

@@ -11,7 +11,7 @@ MOEB_NAMESPACE_BEGIN
 
 template <class Loss>
 struct FromPlainTopK {
-  static_assert(LossBalancer<Loss>);
+  static_assert(LossBalancer<Loss>, "the loss of FromPlainTopK lacks: balancer.slope(expert, load) const -> float");
   static constexpr bool counts_plain_top_k = true;
   static constexpr LossScope scope = loss_scope<Loss>;
 

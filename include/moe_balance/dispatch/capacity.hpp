@@ -9,6 +9,7 @@
 #include <moe_balance/dispatch/capacity_kernels.hpp>
 #include <moe_balance/dispatch/permutation.hpp>
 #include <moe_balance/dispatch/validate.hpp>
+#include <moe_balance/requirements.hpp>
 #include <moe_balance/shape.hpp>
 #include <moe_balance/topk/top_k.hpp>
 
@@ -128,8 +129,9 @@ void limit_to_capacity(const CapacityArgs& args, Workspace workspace, const Plac
 
 /// A selection whose experts have a capacity. Losses, bias and counts see what was chosen, before dropping: they balance demand. Forward
 /// writes the ids before dropping to `chosen`, which backward takes beside the ids after: it knows itself which it needs.
-template <TopKPolicy Selection>
+template <class Selection>
 struct WithCapacity {
+  static_assert(requirements::of_top_k<Selection>() && TopKPolicy<Selection>);
   static constexpr int k = Selection::k;
   static constexpr bool replays = is_replaying<Selection>;
   static constexpr bool looks_across_tokens = true;

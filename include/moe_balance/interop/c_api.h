@@ -69,11 +69,11 @@ typedef struct moeb_backward_args {
   moeb_matrix grad_weights; /**< [T, K]; data NULL: zeros */
   moeb_matrix grad_logits;  /**< [T, E] out: float32 or the logits' type */
   void* saved;              /**< as moeb_forward filled it */
-  size_t saved_bytes;    /**< its size */
-  const uint8_t* active; /**< as given to moeb_forward */
-  int64_t sequences;     /**< as given to moeb_forward */
-  float loss_scale;      /**< multiplies the balancing loss's gradient; 1 for the plain loss */
-  int32_t threads;       /**< 0: all cores */
+  size_t saved_bytes;       /**< its size */
+  const uint8_t* active;    /**< as given to moeb_forward */
+  int64_t sequences;        /**< as given to moeb_forward */
+  float loss_scale;         /**< multiplies the balancing loss's gradient; 1 for the plain loss */
+  int32_t threads;          /**< 0: all cores */
 } moeb_backward_args;
 
 /** A router; moeb_router_create makes one. */
@@ -99,7 +99,7 @@ MOEB_C_API int32_t moeb_has_bias(const moeb_router* router);
 MOEB_C_API int32_t moeb_has_load(const moeb_router* router);
 /** Whether it has a balancing loss, so that moeb_forward needs `saved`. */
 MOEB_C_API int32_t moeb_has_loss(const moeb_router* router);
-/** Bytes of `saved` for one moeb_forward; 0 where there is no loss. */
+/** Bytes of `saved` for one moeb_forward; 0 where there is no loss, for NULL and for a negative size. */
 MOEB_C_API size_t moeb_saved_bytes(const moeb_router* router, int64_t tokens, int32_t experts, int64_t sequences);
 
 /** Inference: ids [T, K], weights [T, K] and optionally counts [E]. Needs no state. */
@@ -111,7 +111,8 @@ MOEB_C_API int moeb_backward(const moeb_router* router, const moeb_backward_args
 /** The value [1] of the balancing loss of one moeb_forward; moeb_invalid_argument for a router without a loss. */
 MOEB_C_API int moeb_loss(const moeb_router* router, const void* saved, size_t saved_bytes, int32_t experts,
                          int64_t sequences, float* value);
-/** Once per optimizer step: moves the bias [layers, E] of every layer and clears the load [layers, E]. `bias` may be NULL where there is none. */
+/** Once per optimizer step: moves the bias [layers, E] of every layer and clears the load [layers, E]. `bias` may be NULL where !moeb_has_bias,
+ *  `load` where !moeb_has_load. */
 MOEB_C_API int moeb_update(const moeb_router* router, float* bias, int64_t* load, int32_t experts, int64_t layers);
 
 #ifdef __cplusplus

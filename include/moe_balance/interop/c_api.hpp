@@ -1,6 +1,10 @@
 // Defines the functions of c_api.h. Include it in exactly one C++ file of a program or shared object, compiled with exceptions.
 #pragma once
 
+#if !defined(__cpp_exceptions)
+#error "moe_balance: interop/c_api.hpp turns exceptions into results: compile this file with exceptions"
+#endif
+
 #include <moe_balance/interop/c_api.h>
 #include <moe_balance/engine/host.hpp>
 #include <moe_balance/presets.hpp>
@@ -197,7 +201,8 @@ int32_t moeb_has_loss(const moeb_router* router) {
 }
 
 size_t moeb_saved_bytes(const moeb_router* router, int64_t tokens, int32_t experts, int64_t sequences) {
-  return router == nullptr ? 0 : router->saved_bytes({tokens, experts, sequences == 0 ? 1 : sequences});
+  if (router == nullptr || tokens < 0 || experts < 0 || sequences < 0) return 0;
+  return router->saved_bytes({tokens, experts, sequences == 0 ? 1 : sequences});
 }
 
 int moeb_route(const moeb_router* router, const moeb_forward_args* args) {
@@ -240,6 +245,7 @@ int moeb_loss(const moeb_router* router, const void* saved, size_t saved_bytes, 
 int moeb_update(const moeb_router* router, float* bias, int64_t* load, int32_t experts, int64_t layers) {
   return moe_balance::c_api::guarded([&] {
     moe_balance::c_api::expect_pointer("update", "router", router);
+    if (load == nullptr && !router->has_load()) return;
     router->update({bias, experts, layers}, {load, experts, layers});
   });
 }

@@ -2,6 +2,7 @@
 //
 // The functions take any struct with the members of DLPack's DLTensor (data, device, ndim, dtype, shape, strides, byte_offset), whoever
 // declares it: <dlpack/dlpack.h> of any version, or a framework's copy. This library has none of its own.
+// Whether a tensor is read-only stands in DLManagedTensorVersioned's flags, beside the tensor: look there before a call writes through a view.
 // A view borrows: the tensor's owner must keep it alive (call its deleter only) after the last call that uses the view has run.
 // Format: https://dmlc.github.io/dlpack/latest/c_api.html
 #pragma once

@@ -26,15 +26,19 @@ struct TwoFloats {
   MOEB_EARLY_INLINE constexpr TwoFloats(float both) : first(both), second(both) {}
   MOEB_EARLY_INLINE constexpr TwoFloats(float a, float b) : first(a), second(b) {}
 };
+/// Each of the two.
 [[nodiscard]] MOEB_EARLY_INLINE TwoFloats fma(TwoFloats a, TwoFloats b, TwoFloats c) {
   return {fma(a.first, b.first, c.first), fma(a.second, b.second, c.second)};
 }
+/// Each of the two.
 [[nodiscard]] MOEB_EARLY_INLINE TwoFloats mul(TwoFloats a, TwoFloats b) {
   return {mul(a.first, b.first), mul(a.second, b.second)};
 }
+/// Each of the two.
 [[nodiscard]] MOEB_EARLY_INLINE TwoFloats add(TwoFloats a, TwoFloats b) {
   return {add(a.first, b.first), add(a.second, b.second)};
 }
+/// Each of the two.
 [[nodiscard]] MOEB_EARLY_INLINE TwoFloats sub(TwoFloats a, TwoFloats b) {
   return {sub(a.first, b.first), sub(a.second, b.second)};
 }
@@ -44,6 +48,7 @@ struct TwoFloats {
   const auto exponent = static_cast<std::uint32_t>(bits_of(shifted)) << 23;
   return float_of(static_cast<std::int32_t>(static_cast<std::uint32_t>(bits_of(y)) + exponent));
 }
+/// Each of the two.
 [[nodiscard]] MOEB_EARLY_INLINE TwoFloats times_power_of_two(TwoFloats y, TwoFloats shifted) {
   return {times_power_of_two(y.first, shifted.first), times_power_of_two(y.second, shifted.second)};
 }
@@ -79,6 +84,7 @@ template <class Value>
   return choose(x >= -87.33f, exp_in_range(x), 0.0f);
 }
 
+/// Each of the two.
 [[nodiscard]] MOEB_EARLY_INLINE TwoFloats exp_of_difference_or_zero(TwoFloats x) {
   const TwoFloats e = exp_in_range(x);
   return {choose(x.first >= -87.33f, e.first, 0.0f), choose(x.second >= -87.33f, e.second, 0.0f)};

@@ -4,13 +4,15 @@
 // Ids outside [-1, experts) are counted in status.invalid_experts and treated as -1: an empty slot, weight 0, no count.
 #pragma once
 
+#include <moe_balance/requirements.hpp>
 #include <moe_balance/topk/top_k.hpp>
 
 MOEB_NAMESPACE_BEGIN
 
 /// `selection` serves the tokens that are not replayed, and says how weights are computed for all.
-template <TopKPolicy Selection>
+template <class Selection>
 struct Replay {
+  static_assert(requirements::of_top_k<Selection>() && TopKPolicy<Selection>);
   static constexpr int k = Selection::k;
   static constexpr bool replays = true;
 

@@ -1,0 +1,12 @@
+// EXPECT: sync\.ranks.*balancer\.slope.*balancer\.next_bias
+#include <moe_balance/moe_balance.hpp>
+
+namespace mb = moe_balance;
+
+struct Wrong {
+  float coefficient = 1.0f;
+};
+
+void f() {
+  mb::presets::DeepSeekV3<>{}.with(Wrong{});
+}
