@@ -136,20 +136,22 @@ template <class Balancer>
 struct HostSink {
   using Traits = BalancerTraits<Balancer>;
   using Row = Layout<SerialTile, max_experts>;
+  Row layout;
   Slots<std::int64_t, Row> counts;
   Slots<std::int64_t, Row> probabilities;
-  Slots<std::int32_t, Row> unit_high;
+  Slots<std::int32_t, Row> unit_high;  ///< with unit_low, probabilities of the last `units` tokens
   Slots<std::int32_t, Row> unit_low;
   int units = 0;
   static constexpr bool counts_apart = Traits::plain_losses > 0;
   std::int64_t loss_counts[counts_apart ? max_experts : 1];
   TokenTotals<Traits::token_losses> tokens;
 
+  MOEB_INLINE explicit HostSink(const Row& its_layout) : layout(its_layout) {}
+
   MOEB_INLINE void token() {
     ++tokens.tokens;
-    if (++units == most_unit_sums) {
-      units = 0;
-      carry();
+    if constexpr (Traits::losses > 0) {
+      if (++units == most_unit_sums) carry();
     }
   }
   MOEB_INLINE void unit_probability(int slot, float p) {
@@ -158,8 +160,9 @@ struct HostSink {
     unit_low[slot] += f.low;
   }
   MOEB_INLINE void unit_probability(int slot, double p) { probability(slot, to_fixed<probability_fraction_bits>(p)); }
+  /// Empties the sums of halves before they overflow.
   MOEB_INLINE void carry() {
-    const Row layout{max_experts, 0};
+    units = 0;
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA {
       probabilities[slot] += UnitFixed{unit_high[slot], unit_low[slot]}.value();
       unit_high[slot] = 0;
@@ -173,7 +176,7 @@ struct HostSink {
   MOEB_INLINE void probability(int slot, std::int64_t fixed) { probabilities[slot] += fixed; }
   MOEB_INLINE void token_loss(int index, std::int64_t fixed) { tokens.token_losses[index] += fixed; }
 
-  MOEB_INLINE void clear(const Row& layout) {
+  MOEB_INLINE void clear() {
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA { counts[slot] = 0; });
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA { probabilities[slot] = 0; });
     for (std::int64_t& count : loss_counts) count = 0;
@@ -183,7 +186,7 @@ struct HostSink {
     tokens = {};
   }
   MOEB_INLINE void flush(const Totals& totals, std::int64_t segment, int experts) {
-    carry();
+    if constexpr (Traits::losses > 0) carry();
     for (int e = 0; e < experts; ++e) {
       const std::int64_t loss_count = counts_apart ? loss_counts[counts_apart ? e : 0] : counts[e];
       add_expert_totals<Balancer>(totals, segment, experts, e, counts[e], loss_count, probabilities[e], AtomicAdd{});
@@ -261,11 +264,11 @@ struct Engine<Host> {
     if (bias != nullptr) {
       for (int e = 0; e < max_experts; ++e) padded_bias[e] = e < experts ? problem.bias[e] : 0.0f;
     }
-    HostSink<decltype(problem.balancer)> sink;
+    HostSink<decltype(problem.balancer)> sink(layout);
     ForwardToken<Real, Problem, SerialTile, HostLayout> states[2];
     for (std::int64_t segment = 0; segment < problem.segments.count(); ++segment) {
       const std::int64_t size = problem.segments.size(segment);
-      sink.clear(layout);
+      sink.clear();
       const std::int64_t first = size * part / parts;
       const std::int64_t last = size * (part + 1) / parts;
       for (std::int64_t i = first; i <= last; ++i) {
