@@ -12,15 +12,6 @@
 
 MOEB_NAMESPACE_BEGIN
 
-/// The place of the lowest bit that is set; there is one.
-[[nodiscard]] MOEB_EARLY_INLINE int lowest_bit(std::uint32_t bits) {
-#if defined(__CUDA_ARCH__)
-  return __ffs(static_cast<int>(bits)) - 1;
-#else
-  return __builtin_ctz(bits);
-#endif
-}
-
 /// rank[i] = how many of the values are larger than value[i].
 template <class T, int N>
 MOEB_EARLY_INLINE void count_larger(const T (&value)[N], T (&rank)[N]) {

@@ -65,6 +65,11 @@ __device__ inline double double_of(std::int64_t a) {
   return __longlong_as_double(a);
 }
 
+/// The place of the lowest bit that is set; there is one.
+__device__ inline int lowest_bit(std::uint32_t bits) {
+  return __ffs(static_cast<int>(bits)) - 1;
+}
+
 template <class Real>
 __device__ inline bool either_is_nan(Real a, Real b) {
   return a != a || b != b;
@@ -128,6 +133,10 @@ MOEB_INLINE std::int64_t bits_of(double a) {
 }
 MOEB_INLINE double double_of(std::int64_t a) {
   return __builtin_bit_cast(double, a);
+}
+
+MOEB_EARLY_INLINE int lowest_bit(std::uint32_t bits) {
+  return __builtin_ctz(bits);
 }
 
 /// Whether a or b is NaN, by one comparison.

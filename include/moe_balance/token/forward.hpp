@@ -346,17 +346,14 @@ MOEB_INLINE void count_plain_top_k(const Problem& problem, const TileT& tile, co
   }
 }
 
-/// The first half of a token's forward pass: its scores, and what of its selection does not wait for memory. A CPU thread begins a token before it
-/// finishes the one before, so that one's chains of dependent instructions run beside the other's.
+/// The first half of an active token's forward pass: its scores, and what of its selection does not wait for memory.
 /// `bias`: one value per expert up to the layout's capacity, 0 where there is none; or null.
 template <class Real, class Problem, class TileT, class LayoutT>
-MOEB_INLINE void begin_token(const Problem& problem, const TileT& tile, const LayoutT& layout, std::int64_t token,
-                             const float* bias, ForwardToken<Real, Problem, TileT, LayoutT>& state) {
+MOEB_INLINE void begin_active(const Problem& problem, const TileT& tile, const LayoutT& layout, std::int64_t token,
+                              const float* bias, ForwardToken<Real, Problem, TileT, LayoutT>& state) {
   using Scoring = decltype(problem.scoring);
   using Traits = BalancerTraits<decltype(problem.balancer)>;
   state.token = token;
-  state.active = is_active(problem, token);
-  if (!state.active) return;
   load_row(layout, problem.logits, token, problem.rows_hold_quads, state.logits);
   if constexpr (Traits::losses > 0 && !shows_non_finite<Scoring>) state.finite = finite_slots(layout, state.logits);
   if constexpr (!is_over_selected<Scoring> || Traits::losses + Traits::token_losses > 0) {
@@ -395,17 +392,13 @@ template <class Real, class Problem, class TileT, class LayoutT, class ChosenT>
 /// Sink: where the token's contributions go. count(expert), invalid_expert() are called by the lane that holds the choice, probability(
 /// slot, fixed) by the lane that holds the slot, token(), non_finite_token(), loss_count(expert) and token_loss(index, fixed) by lane 0.
 template <class Real, class Problem, class TileT, class LayoutT, class Sink>
-MOEB_INLINE void finish_token(const Problem& problem, const TileT& tile, const LayoutT& layout, const float* bias,
-                              ForwardToken<Real, Problem, TileT, LayoutT>& state, Sink& sink) {
+MOEB_INLINE void finish_active(const Problem& problem, const TileT& tile, const LayoutT& layout, const float* bias,
+                               ForwardToken<Real, Problem, TileT, LayoutT>& state, Sink& sink) {
   constexpr int k_count = decltype(problem.top_k)::k;
   const std::int64_t token = state.token;
   Chosen<Real, TileT, k_count> chosen;
   MOEB_UNROLL
   for (int r = 0; r < chosen.per_lane; ++r) chosen.expert[r] = -1;
-  if (!state.active) {
-    store_chosen(problem, tile, token, chosen, WeightRow<Real>{.finite = false});
-    return;
-  }
   if constexpr (is_replaying<decltype(problem.top_k)>) {
     if (state.replayed) take_replayed(problem, tile, layout.experts, token, chosen, sink);
   }
@@ -425,13 +418,43 @@ MOEB_INLINE void finish_token(const Problem& problem, const TileT& tile, const L
   if (weights.finite) add_losses(problem, tile, layout, token, state.finite, state.logits, state.scores, state.row, sink);
 }
 
+/// The outputs of a token that is not active: no experts, weights 0.
+template <class Real, class Problem, class TileT>
+MOEB_INLINE void store_nothing(const Problem& problem, const TileT& tile, std::int64_t token) {
+  Chosen<Real, TileT, decltype(problem.top_k)::k> chosen;
+  MOEB_UNROLL
+  for (int r = 0; r < chosen.per_lane; ++r) chosen.expert[r] = -1;
+  store_chosen(problem, tile, token, chosen, WeightRow<Real>{.finite = false});
+}
+
+/// The first half of a token's forward pass. A CPU thread begins a token before it finishes the one before, so that one's chains of dependent
+/// instructions run beside the other's.
+template <class Real, class Problem, class TileT, class LayoutT>
+MOEB_INLINE void begin_token(const Problem& problem, const TileT& tile, const LayoutT& layout, std::int64_t token,
+                             const float* bias, ForwardToken<Real, Problem, TileT, LayoutT>& state) {
+  state.token = token;
+  state.active = is_active(problem, token);
+  if (state.active) begin_active(problem, tile, layout, token, bias, state);
+}
+
+/// The second half.
+template <class Real, class Problem, class TileT, class LayoutT, class Sink>
+MOEB_INLINE void finish_token(const Problem& problem, const TileT& tile, const LayoutT& layout, const float* bias,
+                              ForwardToken<Real, Problem, TileT, LayoutT>& state, Sink& sink) {
+  if (state.active)
+    finish_active(problem, tile, layout, bias, state, sink);
+  else
+    store_nothing<Real>(problem, tile, state.token);
+}
+
 /// Both halves.
 template <class Real, class Problem, class TileT, class LayoutT, class Sink>
 MOEB_INLINE void forward_token(const Problem& problem, const TileT& tile, const LayoutT& layout, std::int64_t token,
                                const float* bias, Sink& sink) {
+  if (!is_active(problem, token)) return store_nothing<Real>(problem, tile, token);
   ForwardToken<Real, Problem, TileT, LayoutT> state;
-  begin_token(problem, tile, layout, token, bias, state);
-  finish_token(problem, tile, layout, bias, state, sink);
+  begin_active(problem, tile, layout, token, bias, state);
+  finish_active(problem, tile, layout, bias, state, sink);
 }
 
 MOEB_NAMESPACE_END
