@@ -245,7 +245,7 @@ MOEB_INLINE void store_row(const LayoutT& layout, const AnyMatrix& matrix, std::
 
 /// Asks for a row of `columns` elements at an address, lanes of a GPU for a sector each.
 template <RowUse use, class LayoutT>
-MOEB_INLINE void prefetch_row_at(const LayoutT& layout, DataType type, std::uintptr_t address) {
+MOEB_EARLY_INLINE void prefetch_row_at(const LayoutT& layout, DataType type, std::uintptr_t address) {
   const auto bytes = static_cast<unsigned>(layout.experts * static_cast<int>(size_of(type)));
   if constexpr (LayoutT::in_registers) {
     constexpr unsigned sector = 32;
@@ -263,15 +263,15 @@ MOEB_INLINE void prefetch_row_at(const LayoutT& layout, DataType type, std::uint
 
 /// Asks for a row ahead of its use; does nothing else, and no harm past the last row.
 template <RowUse use, class LayoutT, bool Const>
-MOEB_INLINE void prefetch_row(const LayoutT& layout, const BasicAnyMatrix<Const>& matrix, std::int64_t row) {
+MOEB_EARLY_INLINE void prefetch_row(const LayoutT& layout, const BasicAnyMatrix<Const>& matrix, std::int64_t row) {
   const auto first = reinterpret_cast<std::uintptr_t>(matrix.data);
   prefetch_row_at<use>(layout, matrix.type, first + static_cast<std::uintptr_t>(row * row_bytes(matrix)));
 }
 
 /// Asks for the logits of a token's K chosen experts, wherever an empty slot's -1 leads.
 template <int K>
-MOEB_INLINE void prefetch_chosen(const ConstAnyMatrix& logits, const MatrixView<const std::int32_t>& experts,
-                                 std::int64_t token) {
+MOEB_EARLY_INLINE void prefetch_chosen(const ConstAnyMatrix& logits, const MatrixView<const std::int32_t>& experts,
+                                       std::int64_t token) {
   const auto element = static_cast<std::int64_t>(size_of(logits.type));
   const auto first = reinterpret_cast<std::uintptr_t>(logits.data);
   for (int k = 0; k < K; ++k) {
