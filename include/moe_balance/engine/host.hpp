@@ -260,7 +260,8 @@ struct Engine<Host> {
     const SerialTile tile;
     const HostLayout layout{experts, 0};
     alignas(64) float padded_bias[max_experts];
-    const float* const bias = problem.bias == nullptr ? nullptr : padded_bias;
+    constexpr bool has_bias = BalancerTraits<decltype(problem.balancer)>::biases > 0;  // then it is required
+    const float* const bias = has_bias || problem.bias != nullptr ? padded_bias : nullptr;
     if (bias != nullptr) {
       for (int e = 0; e < max_experts; ++e) padded_bias[e] = e < experts ? problem.bias[e] : 0.0f;
     }

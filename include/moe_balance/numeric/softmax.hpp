@@ -53,17 +53,11 @@ template <class TileT, class LayoutT, class Real, class Admit>
   return result;
 }
 
-/// The largest finite value of a row; 0 where none is finite. Few rows have an infinite logit: where slots are memory, only those rows are read
-/// with a look at every value; lanes without registers to spare for a second reading look at once.
+/// The largest finite value of a row; 0 where none is finite.
 template <class TileT, class LayoutT, class Real>
-[[nodiscard]] MOEB_INLINE Real row_maximum(const TileT& tile, const LayoutT& layout, const Slots<Real, LayoutT>& values) {
-  Real result = infinity<Real>;
-  if constexpr (!LayoutT::in_registers)
-    result = maximum_of(tile, layout, values, [](Real value) MOEB_LAMBDA { return value; });
-  if (result == infinity<Real>) {
-    result = maximum_of(tile, layout, values,
-                        [](Real value) MOEB_LAMBDA { return choose(value < infinity<Real>, value, -infinity<Real>); });
-  }
+[[nodiscard]] MOEB_INLINE Real largest_finite(const TileT& tile, const LayoutT& layout, const Slots<Real, LayoutT>& values) {
+  const Real result = maximum_of(
+      tile, layout, values, [](Real value) MOEB_LAMBDA { return choose(value < infinity<Real>, value, -infinity<Real>); });
   // Adding +0: -0 and +0 compare equal, so either may have won.
   return choose(result == -infinity<Real>, Real(0), add(result, Real(0)));
 }
@@ -92,13 +86,13 @@ MOEB_INLINE void invert_sum(SoftmaxRow<Real>& row) {
   row.inverse_sum = reciprocal_in_range(row.sum);    // 1 to E
 }
 
-/// softmax_row for any logits.
+/// softmax_row for any logits; few rows have an infinite one, and those are read with a look at every value.
 template <class TileT, class LayoutT, class Real>
 [[nodiscard]] MOEB_INLINE SoftmaxRow<Real> softmax_row_with_infinities(const TileT& tile, const LayoutT& layout,
                                                                        const Slots<Real, LayoutT>& logits,
                                                                        Slots<Real, LayoutT>& exponentials) {
   SoftmaxRow<Real> row;
-  row.maximum = row_maximum(tile, layout, logits);
+  row.maximum = largest_finite(tile, layout, logits);
   row.sum = canonical_sum<Real>(tile, layout, [&](int slot, Real sum) MOEB_LAMBDA {
     const Real e = row.exponential(logits[slot]);
     exponentials[slot] = e;
@@ -145,7 +139,8 @@ template <bool Regular, class TileT, class LayoutT, class Real>
 }
 
 /// The row's softmax; writes exp(x - maximum) of each logit to `exponentials`, and where the logit is NaN, NaN or 0.
-/// Lanes of registers, where every check is paid for, first see whether any logit is +inf or NaN; without one exponentials need few checks.
+/// First all see whether any logit is +inf, lanes of registers, where every check is paid for, whether any is NaN, too: without one exponentials
+/// need few checks.
 template <class TileT, class LayoutT, class Real>
 [[nodiscard]] MOEB_INLINE SoftmaxRow<Real> softmax_row(const TileT& tile, const LayoutT& layout,
                                                        const Slots<Real, LayoutT>& logits,
