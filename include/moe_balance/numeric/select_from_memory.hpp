@@ -31,8 +31,8 @@ class MemorySelection {
   /// Slots past the last block may be written.
   MOEB_EARLY_INLINE void begin(const LayoutT& layout, Keys& keys) {
     slots_ = layout.blocks() * LayoutT::block_size;
-    if constexpr (columns > LayoutT::block_size) {
-      for (; slots_ % columns != 0; ++slots_) keys[slots_] = excluded_key<K>;
+    if constexpr (step > LayoutT::block_size) {
+      for (; slots_ % step != 0; ++slots_) keys[slots_] = excluded_key<K>;
     }
     if constexpr (ranks) {
       find_threshold(keys);
@@ -58,10 +58,11 @@ class MemorySelection {
   static constexpr int columns = Count <= 4 ? 8 : Count <= 8 ? 16 : Count <= 16 ? 32 : 64;
   static constexpr K column_bits = columns - 1;
   static constexpr int slots_marked = 32 * columns;
+  /// Four rows at a time: one at a time would wait for the one before, whose result is in memory.
+  static constexpr int step = 4 * columns;
+  static_assert(LayoutT::capacity % step == 0);
   /// float64, which is for checks, only ever inserts: less to compile.
   static constexpr bool ranks = sizeof(K) == 4;
-  template <int... I>
-  struct Rows {};
 
   int slots_;
   K threshold_ = nan_key<K>;
@@ -71,34 +72,24 @@ class MemorySelection {
   alignas(64) std::int64_t candidate_[columns + (columns > 32 ? columns : 32)];  ///< ranked, if there are at most `columns`
   std::int32_t slot_[columns];
 
-  /// Calls body(slot, Rows<0, 1, ...>) for every few rows of `columns` slots: one row at a time would wait for its result in memory.
-  template <class Body>
-  MOEB_EARLY_INLINE static void for_rows(int first, int last, const Body& body) {
-    int i = first;
-    for (; i + 4 * columns <= last; i += 4 * columns) body(i, Rows<0, 1, 2, 3>{});
-    if constexpr (2 * columns <= LayoutT::block_size) {
-      for (; i < last; i += 2 * columns) body(i, Rows<0, 1>{});
-    } else {
-      for (; i < last; i += columns) body(i, Rows<0>{});
-    }
-  }
-
   /// A key and its slot as one integer: the larger one ranks first, so that equal keys go to the smaller slot.
   [[nodiscard]] MOEB_EARLY_INLINE static constexpr std::int64_t candidate(K key, std::int32_t slot) {
     return (static_cast<std::int64_t>(key) << 32) | static_cast<std::int64_t>(static_cast<std::uint32_t>(~slot));
   }
 
+  [[nodiscard]] MOEB_EARLY_INLINE static constexpr K larger(K a, K b) { return a > b ? a : b; }
+
   MOEB_EARLY_INLINE void find_threshold(const Keys& keys) {
     alignas(64) K maximum[columns];
     for (int c = 0; c < columns; ++c) maximum[c] = excluded_key<K>;
-    for_rows(
-        0, slots_, [&]<int... I>(int first, Rows<I...>) MOEB_EARLY_LAMBDA {
-          for (int c = 0; c < columns; ++c) {
-            K best = maximum[c];
-            ((best = keys[first + I * columns + c] > best ? keys[first + I * columns + c] : best), ...);
-            maximum[c] = best;
-          }
-        });
+    for (int first = 0; first < slots_; first += step) {
+      for (int c = 0; c < columns; ++c) {
+        const int slot = first + c;
+        const K upper = larger(keys[slot], keys[slot + columns]);
+        const K lower = larger(keys[slot + 2 * columns], keys[slot + 3 * columns]);
+        maximum[c] = larger(maximum[c], larger(upper, lower));
+      }
+    }
     for (int c = 0; c < columns; ++c) maximum[c] = (maximum[c] & ~column_bits) | (column_bits - c);
     K rank[columns];
     count_larger(maximum, rank);
@@ -113,14 +104,15 @@ class MemorySelection {
     K bits[columns];  // of its own, so that compilers know that keys lie elsewhere
     for (int c = 0; c < columns; ++c) bits[c] = 0;
     const int last = slots_ - first < slots_marked ? slots_ : first + slots_marked;
-    for_rows(
-        first, last, [&]<int... I>(int row, Rows<I...>) MOEB_EARLY_LAMBDA {
-          const int shift = (row - first) / columns;
-          for (int c = 0; c < columns; ++c) {
-            const K some = ((keys[row + I * columns + c] >= least ? K(1u << I) : K(0)) | ...);
-            bits[c] |= some << shift;
-          }
-        });
+    for (int row = first; row < last; row += step) {
+      const int shift = (row - first) / columns;
+      for (int c = 0; c < columns; ++c) {
+        const int slot = row + c;
+        const K upper = (keys[slot] >= least ? 1 : 0) | (keys[slot + columns] >= least ? 2 : 0);
+        const K lower = (keys[slot + 2 * columns] >= least ? 4 : 0) | (keys[slot + 3 * columns] >= least ? 8 : 0);
+        bits[c] |= (upper | lower) << shift;
+      }
+    }
     for (int c = 0; c < columns; ++c) mark_[c] = static_cast<std::uint32_t>(bits[c]);
   }
 
