@@ -1,0 +1,190 @@
+// From a token's scores to the experts that are chosen, and what is known of those: their logits and scores.
+#pragma once
+
+#include <moe_balance/numeric/ordered_key.hpp>
+#include <moe_balance/numeric/select_k.hpp>
+#include <moe_balance/token/forward_problem.hpp>
+#include <moe_balance/token/row_io.hpp>
+#include <moe_balance/token/scores.hpp>
+
+#include <cstdint>
+
+#include <type_traits>
+
+MOEB_NAMESPACE_BEGIN
+
+/// Ranking keys: score + bias, or logit + bias where the scoring says so. The sum is written as value * 1 + bias, so that a user's
+/// score that ends in a product is rounded before the bias is added. `bias` has a value for every slot's expert, padding included, or is
+/// null for none. `regular`: no logit, and no score, is NaN.
+template <class Real, class Problem, class TileT, class LayoutT>
+MOEB_INLINE void rank_keys(const Problem& problem, const TileT& tile, const LayoutT& layout, std::int64_t token,
+                           const Slots<Real, LayoutT>& logits, const Slots<Real, LayoutT>& scores, bool regular,
+                           const float* bias, Slots<Key<Real>, LayoutT>& keys) {
+  using Scoring = decltype(problem.scoring);
+  const auto rank = [&](const auto& ranking_of, const auto& key_of) MOEB_LAMBDA {
+    for_each_logit(tile, layout, problem.logits, token, problem.rows_hold_quads, logits,
+                   [&](int slot, Real logit) MOEB_LAMBDA {
+                     const Real ranking = ranking_of(is_over_selected<Scoring> ? logit : scores[slot], slot);
+                     keys[slot] = either_is_nan(ranking, logit) ? nan_key<Key<Real>> : key_of(ranking);
+                   });
+  };
+  constexpr bool ranks_non_negative = is_non_negative<Scoring> && !is_over_selected<Scoring>;
+  if (LayoutT::rereads_logits || bias != nullptr) {  // one way where registers are scarce
+    rank(
+        [&](Real value, int slot) MOEB_LAMBDA {
+          return fma(value, Real(1), bias == nullptr ? Real(0) : static_cast<Real>(bias[layout.expert(slot)]));
+        },
+        [](Real ranking) MOEB_LAMBDA {  // +0 and any zero are +0
+          return ranks_non_negative ? key_without_minus_zero(ranking) : key_of_number(ranking);
+        });
+  } else {
+    const auto key_of = [](Real ranking) MOEB_LAMBDA {
+      return ranks_non_negative ? key_of_non_negative(ranking) : key_of_number(ranking);
+    };
+    if (regular) {
+      for_each_slot(layout, [&](int slot) MOEB_LAMBDA {
+        keys[slot] = key_of(is_over_selected<Scoring> ? logits[slot] : scores[slot]);
+      });
+    } else {
+      rank([](Real value, int) MOEB_LAMBDA { return value; }, key_of);
+    }
+  }
+  if (layout.has_padding()) {
+    for_each_padding_slot(layout, [&](int slot) MOEB_LAMBDA { keys[slot] = excluded_key<Key<Real>>; });
+  }
+}
+
+/// The caller's ids of a replayed token; invalid ones become -1 and are reported to the sink.
+template <class Problem, class TileT, class ChosenT, class Sink>
+MOEB_INLINE void take_replayed(const Problem& problem, const TileT& tile, int experts, std::int64_t token, ChosenT& chosen,
+                               Sink& sink) {
+  constexpr int k_count = decltype(problem.top_k)::k;
+  MOEB_UNROLL
+  for (int r = 0; r < ChosenT::per_lane; ++r) {
+    const int k = ChosenT::rank(tile, r);
+    chosen.expert[r] = -1;
+    if (k >= k_count) continue;
+    const std::int32_t id = problem.replay.experts.data[token * problem.replay.experts.stride + k];
+    if (id >= -1 && id < experts)
+      chosen.expert[r] = id;
+    else
+      sink.invalid_expert();
+  }
+}
+
+/// Whether scores alone show where logits are not finite: 0, infinity or NaN.
+template <class Scoring>
+inline constexpr bool shows_non_finite = is_normalised<Scoring>&& is_non_negative<Scoring>;
+
+/// Whether a lane of registers can read a score off its key, where no bias was added, and see by it that the logit is finite.
+template <class Scoring, class LayoutT>
+inline constexpr bool keys_are_scores =
+    LayoutT::in_registers && !LayoutT::rereads_logits && shows_non_finite<Scoring> && !is_over_selected<Scoring>;
+
+/// A token on its way through the forward pass. A lane that has the row in memory selects early, see begin_token.
+template <class Real, class Problem, class TileT, class LayoutT>
+struct ForwardToken {
+  using Scoring = decltype(Problem::scoring);
+  struct InMemory {
+    Slots<Key<Real>, LayoutT> keys;
+    MemorySelection<LayoutT, Key<Real>, decltype(Problem::top_k)::k> selection;
+  };
+  struct Nothing {};
+
+  std::int64_t token;
+  bool active;
+  bool replayed = false;
+  Slots<Real, LayoutT> logits;
+  Slots<Real, LayoutT> scores;
+  FiniteSlots<LayoutT> finite;
+  typename RowOf<Scoring, Real>::type row{};
+  std::conditional_t<LayoutT::in_registers, Nothing, InMemory> early;
+};
+
+/// The ranking keys of the experts that may be chosen.
+template <class Real, class Problem, class TileT, class LayoutT>
+MOEB_INLINE void candidate_keys(const Problem& problem, const TileT& tile, const LayoutT& layout,
+                                const ForwardToken<Real, Problem, TileT, LayoutT>& state, const float* bias,
+                                Slots<Key<Real>, LayoutT>& keys) {
+  rank_keys(problem, tile, layout, state.token, state.logits, state.scores, is_regular(state.row), bias, keys);
+  problem.top_k.template narrow<Real>(tile, layout, keys);
+}
+
+/// Fills `chosen.expert`, and `chosen.score` where keys are scores: key_of_non_negative changes no bit, and what it did not make, NaN's key, is
+/// below 0.
+template <class Real, class Problem, class TileT, class LayoutT, class ChosenT>
+MOEB_INLINE void choose(const Problem& problem, const TileT& tile, const LayoutT& layout,
+                        ForwardToken<Real, Problem, TileT, LayoutT>& state, const float* bias, ChosenT& chosen) {
+  constexpr int k_count = decltype(problem.top_k)::k;
+  if constexpr (LayoutT::in_registers) {
+    Slots<Key<Real>, LayoutT> keys;
+    candidate_keys(problem, tile, layout, state, bias, keys);
+    MOEB_UNROLL
+    for (int r = 0; r < ChosenT::per_lane; ++r) {
+      chosen.expert[r] = -1;
+      chosen.score[r] = Real(0);
+    }
+    select_k<k_count>(tile, layout, keys, [&](int k, std::int32_t expert, Key<Real> key) MOEB_LAMBDA {
+      MOEB_UNROLL
+      for (int r = 0; r < ChosenT::per_lane; ++r) {
+        const bool is_own = ChosenT::rank(tile, r) == k;
+        chosen.expert[r] = is_own ? expert : chosen.expert[r];
+        if constexpr (keys_are_scores<decltype(problem.scoring), LayoutT>) {
+          chosen.score[r] = is_own ? float_of(key) : chosen.score[r];
+        }
+      }
+    });
+  } else {
+    state.early.selection.finish(state.early.keys);
+    for (int k = 0; k < k_count; ++k) chosen.expert[k] = state.early.selection.slot(k);
+  }
+}
+
+/// The logits of the chosen experts, read from the row.
+template <class ChosenT>
+MOEB_INLINE void read_chosen_logits(const ConstAnyMatrix& matrix, std::int64_t token, ChosenT& chosen) {
+  MOEB_UNROLL
+  for (int r = 0; r < ChosenT::per_lane; ++r) {
+    using Real = std::remove_reference_t<decltype(chosen.logit[r])>;
+    chosen.logit[r] = load_element<Real>(matrix, token, chosen.expert[r] < 0 ? 0 : chosen.expert[r]);
+  }
+}
+
+/// The same where the lane has the row. Lanes that keep slots in registers cannot index them and read the row again, from cache.
+template <class Real, class LayoutT, class ChosenT>
+MOEB_INLINE void load_chosen_logits(const ConstAnyMatrix& matrix, std::int64_t token, const Slots<Real, LayoutT>& logits,
+                                    ChosenT& chosen) {
+  if constexpr (LayoutT::in_registers) {
+    read_chosen_logits(matrix, token, chosen);
+  } else {
+    MOEB_UNROLL
+    for (int r = 0; r < ChosenT::per_lane; ++r) chosen.logit[r] = logits[chosen.expert[r] < 0 ? 0 : chosen.expert[r]];
+  }
+}
+
+/// Whether a score read off a regular row's key does not say that its logit is finite: 0 may be the score of -inf.
+template <class ChosenT>
+[[nodiscard]] MOEB_INLINE bool has_unclear_score(const ChosenT& chosen) {
+  bool is_unclear = false;
+  MOEB_UNROLL
+  for (int r = 0; r < ChosenT::per_lane; ++r) {
+    using Real = std::remove_cvref_t<decltype(chosen.score[r])>;
+    const bool is_clear = both(chosen.score[r] > Real(0), chosen.score[r] < infinity<Real>);
+    is_unclear = is_unclear || (chosen.expert[r] >= 0 && !is_clear);
+  }
+  return is_unclear;
+}
+
+/// The scores of the chosen logits, which are read from the row; NaN where a logit is not finite.
+template <class Problem, class Row, class ChosenT>
+MOEB_INLINE void find_scores(const Problem& problem, std::int64_t token, const Row& row, ChosenT& chosen) {
+  read_chosen_logits(problem.logits, token, chosen);
+  MOEB_UNROLL
+  for (int r = 0; r < ChosenT::per_lane; ++r) {
+    using Real = std::remove_reference_t<decltype(chosen.score[r])>;
+    const Real score = score_of(problem.scoring, chosen.logit[r], row);
+    chosen.score[r] = choose(is_finite(chosen.logit[r]), score, quiet_nan<Real>);
+  }
+}
+
+MOEB_NAMESPACE_END

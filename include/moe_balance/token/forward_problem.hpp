@@ -1,0 +1,72 @@
+// What the forward pass knows of a call, and how a tile moves on in it.
+#pragma once
+
+#include <moe_balance/token/row_io.hpp>
+#include <moe_balance/token/segments.hpp>
+
+#include <moe_balance/concepts.hpp>
+#include <moe_balance/tile/opaque.hpp>
+#include <moe_balance/views.hpp>
+
+#include <cstddef>
+#include <cstdint>
+
+MOEB_NAMESPACE_BEGIN
+
+/// All that the forward pass needs to know; trivially copyable, so that it is a kernel's parameter as it is.
+template <class Scoring, class TopKT, class Balancer>
+struct ForwardProblem {
+  Scoring scoring;
+  TopKT top_k;
+  Balancer balancer;
+  ConstAnyMatrix logits;
+  MatrixView<std::int32_t> experts;
+  AnyMatrix weights;
+  const float* bias;
+  const std::uint8_t* active;
+  const std::int64_t* tokens_on_device;
+  ReplayRef replay;
+  Segments segments;
+  bool rows_hold_quads;
+  std::int64_t first_token = 0;  ///< which of the call's tokens row 0 of the views is
+};
+
+/// How far a problem's views move on with so many tokens. Rows that are a fixed step apart are reached by additions, where a row's address anew
+/// is a multiplication of 64 bits for each view.
+struct ForwardStep {
+  std::int64_t tokens;
+  std::int64_t active;
+  std::int64_t logits_bytes;
+  std::int64_t expert_ids;
+  std::int64_t weights_bytes;
+
+  template <class Problem>
+  MOEB_INLINE ForwardStep(const Problem& problem, std::int64_t token_count)
+      : tokens(token_count),
+        active(problem.active == nullptr ? 0 : token_count),
+        logits_bytes(opaque(token_count * row_bytes(problem.logits))),
+        expert_ids(opaque(token_count * problem.experts.stride)),
+        weights_bytes(opaque(token_count * row_bytes(problem.weights))) {}
+
+  /// The same problem with so many rows fewer in front.
+  template <class Problem>
+  MOEB_INLINE void advance(Problem& problem) const {
+    problem.logits.data = static_cast<const std::byte*>(problem.logits.data) + logits_bytes;
+    problem.experts.data += expert_ids;
+    problem.weights.data = static_cast<std::byte*>(problem.weights.data) + weights_bytes;
+    problem.active += active;
+    if constexpr (is_replaying<decltype(problem.top_k)>) {
+      problem.replay.experts.data += tokens * problem.replay.experts.stride;
+      problem.replay.tokens += problem.replay.tokens == nullptr ? 0 : tokens;
+    }
+    problem.first_token += tokens;
+  }
+};
+
+template <class Problem>
+[[nodiscard]] MOEB_INLINE bool is_active(const Problem& problem, std::int64_t row) {
+  return (problem.active == nullptr || problem.active[row] != 0) &&
+         (problem.tokens_on_device == nullptr || problem.first_token + row < *problem.tokens_on_device);
+}
+
+MOEB_NAMESPACE_END
