@@ -1,4 +1,4 @@
-"""The struct of compare_library.hpp's functions."""
+"""The struct of compare_library.hpp's functions, and what all who time them need."""
 import ctypes
 
 
@@ -17,3 +17,8 @@ def load(path):
     library.saved_bytes.restype = ctypes.c_int64
     library.saved_bytes.argtypes = [ctypes.c_int64]
     return library
+
+
+def cpu_name():
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        return next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), "unknown")

@@ -110,7 +110,7 @@ def main():
     library = compare_call.load(args.library)
     problem = Problem(library, args.tokens, args.experts, args.threads)
     results, agree = [], True
-    print(f"compare_torch.py {' '.join(sys.argv[2:])}: {cpu_name()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, "
+    print(f"compare_torch.py {' '.join(sys.argv[2:])}: {compare_call.cpu_name()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, "
           f"{datetime.date.today().isoformat()}")
     shape = f"T={args.tokens} E={args.experts} K={K}"
     cases = [
@@ -137,15 +137,10 @@ def main():
             print(f"{name}: the two sides disagree", file=sys.stderr)
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:
-            json.dump({"command": " ".join(["compare_torch.py"] + sys.argv[2:]), "machine": platform.processor() or platform.machine(), "cpu": cpu_name(), "cores": torch.get_num_threads(),
+            json.dump({"command": " ".join(["compare_torch.py"] + sys.argv[2:]), "machine": platform.processor() or platform.machine(), "cpu": compare_call.cpu_name(), "cores": torch.get_num_threads(),
                        "date": datetime.date.today().isoformat(), "torch": torch.__version__, "results": results}, file, indent=1)
             file.write("\n")
     return 0 if agree else 1
-
-
-def cpu_name():
-    with open("/proc/cpuinfo", encoding="utf-8") as file:
-        return next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), "unknown")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import sys
 
 import torch
 
+import compare_call
 import compare_torch
 from compare_timing import paired, report, use_threads
 
@@ -130,7 +131,7 @@ def main():
     call = ctypes.byref(problem.call)
     results = []
     shape = f"T={args.tokens} E={args.experts} K={args.top_k}"
-    print(f"compare_torch_dispatch.py {' '.join(sys.argv[2:])}: {compare_torch.cpu_name()}, {torch.get_num_threads()} threads, "
+    print(f"compare_torch_dispatch.py {' '.join(sys.argv[2:])}: {compare_call.cpu_name()}, {torch.get_num_threads()} threads, "
           f"PyTorch {torch.__version__}, {datetime.date.today().isoformat()}")
 
     routing_agrees = args.top_k != compare_torch.K or compare_routing(library, problem, shape, args.repeats, results)

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# compare_revisions_test.sh PYTHON WORK: a library has its own bits, and not those of one whose loss counts twice.
+set -euo pipefail
+bench=$(dirname "$(readlink -f "$0")")/..
+python=$1
+work=$2
+rm -rf "$work"
+mkdir -p "$work/twice"
+build() { "${CXX:-g++}" -std=c++20 -O0 -fPIC -shared -I"$bench/../include" "$1/compare_library.cpp" -o "$2"; }
+cp "$bench"/compare_library.{cpp,hpp} "$work/twice"
+sed -i 's/coefficient = 1e-2f/coefficient = 2e-2f/' "$work/twice/compare_library.hpp"
+build "$bench" "$work/once.so"
+build "$work/twice" "$work/twice.so"
+compare() { "$python" "$bench/compare_revisions.py" "$@" --tokens 16 --repeats 1; }
+compare "$work/once.so" "$work/once.so"
+status=0
+compare "$work/once.so" "$work/twice.so" >"$work/different" || status=$?
+[ "$status" -eq 1 ] && grep -q 'softmax_backward .*DIFFERENT BITS' "$work/different"
