@@ -10,7 +10,10 @@ old=build/bench/revision
 rm -rf "$old"
 mkdir -p "$old"
 git archive "$revision" include bench | tar -x -C "$old"
-build() { "${CXX:-g++}" -std=c++20 -O2 -fPIC -shared -I"$1/include" "$1/bench/compare_library.cpp" -o "$2"; }
+# Each library has variables of its own, which g++ would let two in one process share.
+unique=()
+[[ $("${CXX:-g++}" --version) == *clang* ]] || unique=(-fno-gnu-unique)
+build() { "${CXX:-g++}" -std=c++20 -O2 "${unique[@]}" -fPIC -shared -I"$1/include" "$1/bench/compare_library.cpp" -o "$2"; }
 build "$old" build/bench/compare_old.so
 build . build/bench/compare_new.so
 exec "${PYTHON:-python3}" bench/compare_revisions.py build/bench/compare_old.so build/bench/compare_new.so "$@"

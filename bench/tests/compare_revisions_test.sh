@@ -8,7 +8,8 @@ rm -rf "$work"
 mkdir -p "$work/twice"
 build() { "${CXX:-g++}" -std=c++20 -O0 -fPIC -shared -I"$bench/../include" "$1/compare_library.cpp" -o "$2"; }
 cp "$bench"/compare_library.{cpp,hpp} "$work/twice"
-sed -i 's/coefficient = 1e-2f/coefficient = 2e-2f/' "$work/twice/compare_library.hpp"
+sed -i 's/compare::backward(compare::softmax,/compare::backward(moe_balance::Router{moe_balance::Softmax{}, moe_balance::TopK<8>{}, moe_balance::AuxLoss{.coefficient = 2e-2f}},/' \
+  "$work/twice/compare_library.cpp"
 build "$bench" "$work/once.so"
 build "$work/twice" "$work/twice.so"
 compare() { "$python" "$bench/compare_revisions.py" "$@" --tokens 16 --repeats 1; }
