@@ -7,6 +7,7 @@
 
 #include <doctest/doctest.h>
 #include <moe_balance/moe_balance.hpp>
+#include <moe_balance/sync/thread.hpp>
 
 #include <algorithm>
 #include <cmath>

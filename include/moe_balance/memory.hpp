@@ -6,8 +6,9 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
+#include <cstring>
 #include <new>
+#include <utility>
 
 MOEB_NAMESPACE_BEGIN
 
@@ -17,15 +18,12 @@ struct Allocator;
 
 template <>
 struct Allocator<Host> {
-  struct Delete {
-    void operator()(void* data) const { ::operator delete (data, std::align_val_t{64}); }
-  };
-  [[nodiscard]] static std::unique_ptr<void, Delete> allocate_zeroed(std::size_t bytes, const Host& /*host*/) {
-    std::unique_ptr<void, Delete> memory(::operator new (bytes == 0 ? 1 : bytes, std::align_val_t{64}));
-    auto* first = static_cast<unsigned char*>(memory.get());
-    for (std::size_t i = 0; i < bytes; ++i) first[i] = 0;
+  [[nodiscard]] static void* allocate_zeroed(std::size_t bytes, const Host& /*host*/) {
+    void* const memory = ::operator new (bytes == 0 ? 1 : bytes, std::align_val_t{64});
+    std::memset(memory, 0, bytes);
     return memory;
   }
+  static void release(void* memory) { ::operator delete (memory, std::align_val_t{64}); }
 };
 
 /// `size` zeroed elements of a trivial type; freed with the object. Movable, not copyable.
@@ -35,15 +33,26 @@ class Buffer {
   /// Errors: std::bad_alloc; CudaError on a GPU, where the memory is zeroed on the stream.
   explicit Buffer(std::size_t size, const Place& place = {})
       : memory_(Allocator<Place>::allocate_zeroed(size * sizeof(T), place)), size_(size) {}
+  /// Takes what `other` owns; that has no elements then.
+  Buffer(Buffer&& other) noexcept : memory_(std::exchange(other.memory_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+  /// Exchanges what both own.
+  Buffer& operator=(Buffer&& other) noexcept {
+    std::swap(memory_, other.memory_);
+    std::swap(size_, other.size_);
+    return *this;
+  }
+  /// Frees the memory.
+  ~Buffer() { Allocator<Place>::release(memory_); }
   /// The first element, in the place; valid as long as the buffer.
-  [[nodiscard]] T* data() const { return static_cast<T*>(memory_.get()); }
+  [[nodiscard]] T* data() const { return static_cast<T*>(memory_); }
   /// Elements.
   [[nodiscard]] std::size_t size() const { return size_; }
   /// Bytes of all elements.
   [[nodiscard]] std::size_t bytes() const { return size_ * sizeof(T); }
 
  private:
-  std::unique_ptr<void, typename Allocator<Place>::Delete> memory_;
+  // A std::unique_ptr would do; its header is a sixth of what every file that includes this library takes a compiler.
+  void* memory_;
   std::size_t size_;
 };
 

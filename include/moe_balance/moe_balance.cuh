@@ -21,17 +21,16 @@ struct DataTypeOf<__half> {
 
 template <>
 struct Allocator<cudaStream_t> {
-  struct Delete {
-    void operator()(void* data) const { cudaFree(data); }
-  };
   /// Allocates with cudaMalloc and zeroes on the stream.
-  [[nodiscard]] static std::unique_ptr<void, Delete> allocate_zeroed(std::size_t bytes, cudaStream_t stream) {
-    void* data = nullptr;
-    check_cuda(cudaMalloc(&data, bytes == 0 ? 1 : bytes), "allocating device memory");
-    std::unique_ptr<void, Delete> memory(data);
-    check_cuda(cudaMemsetAsync(data, 0, bytes, stream), "zeroing device memory");
+  [[nodiscard]] static void* allocate_zeroed(std::size_t bytes, cudaStream_t stream) {
+    void* memory = nullptr;
+    check_cuda(cudaMalloc(&memory, bytes == 0 ? 1 : bytes), "allocating device memory");
+    const cudaError_t zeroed = cudaMemsetAsync(memory, 0, bytes, stream);
+    if (zeroed != cudaSuccess) release(memory);
+    check_cuda(zeroed, "zeroing device memory");
     return memory;
   }
+  static void release(void* memory) { cudaFree(memory); }
 };
 
 MOEB_NAMESPACE_END

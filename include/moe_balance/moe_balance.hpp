@@ -29,7 +29,6 @@
 #include <moe_balance/scoring/sqrt_softplus.hpp>
 #include <moe_balance/state.hpp>
 #include <moe_balance/sync/single_device.hpp>
-#include <moe_balance/sync/thread.hpp>
 #include <moe_balance/topk/group_limited_top_k.hpp>
 #include <moe_balance/topk/replay.hpp>
 #include <moe_balance/topk/top_k.hpp>

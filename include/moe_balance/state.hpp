@@ -20,8 +20,7 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
-#include <istream>
-#include <ostream>
+#include <iosfwd>  // the streams themselves are the caller's to include
 #include <string>
 
 MOEB_NAMESPACE_BEGIN
@@ -86,7 +85,8 @@ inline void check_state_arguments(const char* call, const BiasRef& bias, const L
 
 /// Writes bias and load, in host memory, and the number of steps done, and flushes the stream. A router without a bias passes a bias of
 /// zeros. Errors: InvalidArgument; StateError when the stream does not take it, on a full disk, say.
-inline void save_state(std::ostream& out, const BiasRef& bias, const LoadRef& load, std::int64_t step) {
+template <class Traits>
+void save_state(std::basic_ostream<char, Traits>& out, const BiasRef& bias, const LoadRef& load, std::int64_t step) {
   check_state_arguments("save_state", bias, load);
   StateBytes bytes;
   bytes.append_magic();
@@ -106,7 +106,8 @@ inline void save_state(std::ostream& out, const BiasRef& bias, const LoadRef& lo
 }
 
 /// Reads the next `count` bytes behind those that `bytes` has; raises StateError where the stream ends before.
-inline void read_state_bytes(std::istream& in, StateBytes& bytes, std::size_t count) {
+template <class Traits>
+void read_state_bytes(std::basic_istream<char, Traits>& in, StateBytes& bytes, std::size_t count) {
   const std::size_t before = bytes.size();
   bytes.resize(before + count);
   in.read(bytes.data() + before, static_cast<std::streamsize>(count));
@@ -120,7 +121,8 @@ inline void read_state_bytes(std::istream& in, StateBytes& bytes, std::size_t co
 /// Reads what save_state wrote into bias and load, in host memory, and returns the step. Reads its own bytes only, so that a state may lie
 /// inside a larger file. Errors: InvalidArgument; StateError for what is no state, of another version or shape, truncated or
 /// corrupted. Nothing is written then.
-[[nodiscard]] inline std::int64_t load_state(std::istream& in, const BiasRef& bias, const LoadRef& load) {
+template <class Traits>
+[[nodiscard]] std::int64_t load_state(std::basic_istream<char, Traits>& in, const BiasRef& bias, const LoadRef& load) {
   check_state_arguments("load_state", bias, load);
   const auto fail = [](const std::string& what) { raise<StateError>("moe_balance: load_state: " + what); };
   StateBytes bytes;

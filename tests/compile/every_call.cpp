@@ -1,5 +1,6 @@
 // Every call of the library with every part, for compilation under unusual settings.
 #include <moe_balance/moe_balance.hpp>
+#include <moe_balance/sync/thread.hpp>
 
 #include <sstream>
 

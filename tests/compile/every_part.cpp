@@ -3,6 +3,7 @@
 #include <moe_balance/interop/c_api.hpp>
 #include <moe_balance/interop/dlpack.hpp>
 #include <moe_balance/moe_balance.hpp>
+#include <moe_balance/sync/thread.hpp>
 #if defined(MOE_BALANCE_TEST_MPI)
 #include <moe_balance/sync/mpi.hpp>
 #endif

@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <thread>
 
 MOEB_NAMESPACE_BEGIN
 
@@ -47,8 +46,7 @@ struct DispatchEngine<Host> {
 
   /// Blocks for `work` items of which `least` are worth a thread.
   [[nodiscard]] static std::int64_t blocks(std::int64_t work, std::int64_t least, const Host& host) {
-    const std::int64_t cores = std::max<std::int64_t>(1, std::thread::hardware_concurrency());
-    return std::clamp<std::int64_t>(work / least, 1, host.threads > 0 ? host.threads : cores);
+    return std::clamp<std::int64_t>(work / least, 1, host.threads > 0 ? host.threads : usable_cores());
   }
   [[nodiscard]] static LaunchSize for_rows(std::int64_t rows, std::int64_t columns, const Host& host) {
     const std::int64_t most = std::max<std::int64_t>(rows, 1);

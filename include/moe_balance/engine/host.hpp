@@ -4,6 +4,7 @@
 #pragma once
 
 #include <moe_balance/engine/engine.hpp>
+#include <moe_balance/engine/threads.hpp>
 #include <moe_balance/engine/tuning.hpp>
 #include <moe_balance/error.hpp>
 #include <moe_balance/tile/tile.hpp>
@@ -12,10 +13,7 @@
 #include <atomic>
 #include <cstdint>
 #include <cstring>
-#include <system_error>
-#include <thread>
 #include <type_traits>
-#include <vector>
 
 MOEB_NAMESPACE_BEGIN
 
@@ -74,51 +72,8 @@ void run_with(InstructionSet /*wanted*/, const Function& f) {
 }
 #endif
 
-/// f(part, parts) without f's type, so that starting threads is compiled once in a file and not once for every loop. Refers to f.
-class PartFunction {
- public:
-  template <class Function>
-  explicit PartFunction(const Function& f)
-      : function_(&f),
-        call_([](const void* function, int part, int parts) { (*static_cast<const Function*>(function))(part, parts); }) {}
-  void operator()(int part, int parts) const { call_(function_, part, parts); }
-
- private:
-  const void* function_;
-  void (*call_)(const void*, int, int);
-};
-
-/// Starts a thread for each part from `next` on; leaves `next` at the first that the system refused.
-inline void start_threads(std::vector<std::thread>& threads, int& next, int parts, const PartFunction& f) {
-#if defined(__cpp_exceptions)
-  try {
-#endif
-    for (; next < parts; ++next) {
-      threads[static_cast<std::size_t>(next - 1)] = std::thread([&f, part = next, parts] { f(part, parts); });
-    }
-#if defined(__cpp_exceptions)
-  } catch (const std::system_error&) {
-  }
-#endif
-}
-
-/// Runs f(part, parts) on several threads; the calling thread takes part 0, and the parts of threads that could not be started.
-inline void run_parts(int parts, const PartFunction& f) {
-  std::vector<std::thread> others(static_cast<std::size_t>(parts - 1));
-  int started = 1;
-  start_threads(others, started, parts, f);
-  f(0, parts);
-  for (int part = started; part < parts; ++part) f(part, parts);
-  for (int part = 1; part < started; ++part) others[static_cast<std::size_t>(part - 1)].join();
-}
-template <class Function>
-void run_parallel(int parts, const Function& f) {
-  run_parts(parts, PartFunction(f));
-}
-
 [[nodiscard]] inline int thread_count(const Host& host, std::int64_t tokens, int experts) {
-  const int cores = static_cast<int>(std::thread::hardware_concurrency());
-  const std::int64_t wanted = host.threads > 0 ? host.threads : std::max(1, cores);
+  const std::int64_t wanted = host.threads > 0 ? host.threads : usable_cores();
   const std::int64_t useful = tokens * experts / host_tuning.logits_per_thread + 1;
   return static_cast<int>(std::min({wanted, useful, std::max<std::int64_t>(tokens, 1)}));
 }
@@ -269,13 +224,14 @@ struct Engine<Host> {
     ForwardToken<Real, Problem, SerialTile, HostLayout> states[2];
     for (std::int64_t segment = 0; segment < problem.segments.count(); ++segment) {
       const std::int64_t size = problem.segments.size(segment);
+      const SegmentRows rows = problem.segments.rows(segment);
       sink.clear();
       const std::int64_t first = size * part / parts;
       const std::int64_t last = size * (part + 1) / parts;
       for (std::int64_t i = first; i <= last; ++i) {
         if (i < last) {
-          prefetch_row<RowUse::read>(layout, problem.logits, problem.segments.token(segment, i + host_tuning.rows_ahead));
-          begin_token(problem, tile, layout, problem.segments.token(segment, i), bias, states[i % 2]);
+          prefetch_row<RowUse::read>(layout, problem.logits, rows[i + host_tuning.rows_ahead]);
+          begin_token(problem, tile, layout, rows[i], bias, states[i % 2]);
         }
         if (i > first) finish_token(problem, tile, layout, bias, states[(i - 1) % 2], sink);
       }
@@ -293,16 +249,15 @@ struct Engine<Host> {
     for (std::int64_t segment = 0; segment < problem.segments.count(); ++segment) {
       prepare_slopes(problem, tile, segment, 0, 1, max_experts, slope);
       const std::int64_t size = problem.segments.size(segment);
+      const SegmentRows rows = problem.segments.rows(segment);
       const std::int64_t last = size * (part + 1) / parts;
       for (std::int64_t i = size * part / parts; i < last; ++i) {
-        const std::int64_t next = problem.segments.token(segment, i + 1);
         if constexpr (reads_rows)
-          prefetch_row<RowUse::read>(layout, problem.logits, next);
+          prefetch_row<RowUse::read>(layout, problem.logits, rows[i + 1]);
         else if (i + host_tuning.tokens_ahead < last)
-          prefetch_chosen<decltype(problem.top_k)::k>(problem.logits, problem.experts,
-                                                      problem.segments.token(segment, i + host_tuning.tokens_ahead));
-        prefetch_row<RowUse::write>(layout, problem.grad_logits, next);
-        backward_token<Real>(problem, tile, layout, problem.segments.token(segment, i), slopes);
+          prefetch_chosen<decltype(problem.top_k)::k>(problem.logits, problem.experts, rows[i + host_tuning.tokens_ahead]);
+        prefetch_row<RowUse::write>(layout, problem.grad_logits, rows[i + 1]);
+        backward_token<Real>(problem, tile, layout, rows[i], slopes);
       }
     }
   }

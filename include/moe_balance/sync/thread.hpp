@@ -1,10 +1,12 @@
-// ThreadSync: sums over the threads of one process, each a rank; for tests and for programs that run one thread per rank on the CPU.
+// ThreadSync: sums over the threads of one process, each a rank; for tests and for programs that run one thread per rank on the CPU. An include
+// of its own, outside the umbrella headers, as those of the other ranks are.
 // start adds the rank's counts to a sum that all ranks share and returns; finish waits until every rank has started that sum.
 #pragma once
 
 #include <moe_balance/concepts.hpp>
 #include <moe_balance/error.hpp>
 
+#include <chrono>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -20,7 +22,6 @@ MOEB_NAMESPACE_BEGIN
 /// starts is the same one.
 class ThreadSync {
  public:
-  // The type comes with <condition_variable>, whose waits take it: <chrono> would add its calendars to what every file compiles.
   using Seconds = std::chrono::duration<double>;
 
   /// The handles of all ranks of a new group; element r is that of rank r. `timeout` bounds each wait for the other ranks.

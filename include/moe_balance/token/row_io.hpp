@@ -132,7 +132,7 @@ MOEB_INLINE void store_quad(const LayoutT& layout, T* row, bool quads, int slot,
   }
 }
 
-/// A lane that keeps its slots in memory: blocks as they are, the last one padded.
+/// A lane that keeps its slots in memory: whole blocks, then the experts left.
 template <class Real, class T, class LayoutT>
 MOEB_INLINE void load_blocks(const LayoutT& layout, const T* row, Slots<Real, LayoutT>& slots) {
   constexpr int block = LayoutT::block_size;
@@ -141,9 +141,16 @@ MOEB_INLINE void load_blocks(const LayoutT& layout, const T* row, Slots<Real, La
   for (; first + block <= layout.experts; first += block) {
     for (int i = 0; i < block; ++i) slots[first + i] = to_real(row[first + i]);
   }
+  for (; first < layout.experts; ++first) slots[first] = to_real(row[first]);
+}
+
+/// The last block, where experts fill only a part of it.
+template <class Real, class LayoutT>
+MOEB_INLINE void pad_last_block(const LayoutT& layout, Slots<Real, LayoutT>& slots) {
+  constexpr int block = LayoutT::block_size;
+  const int first = layout.experts / block * block;
   if (first == layout.experts) return;
   for (int i = 0; i < block; ++i) slots[first + i] = quiet_nan<Real>;
-  for (int i = 0; first + i < layout.experts; ++i) slots[first + i] = to_real(row[first + i]);
 }
 
 template <class Real, class T, class LayoutT>
@@ -199,6 +206,7 @@ MOEB_INLINE void load_row(const LayoutT& layout, const ConstAnyMatrix& matrix, s
         [&](const auto* from, int slot) MOEB_LAMBDA { load_whole_quad(layout, from, slot, slots); },
         [&](const LayoutT& own, const auto* from, int slot) MOEB_LAMBDA { load_quad(own, from, quads, slot, slots); });
   } else {
+    pad_last_block(layout, slots);
     with_element_type<Real>(matrix.type, [&](auto* tag) MOEB_LAMBDA {
       load_blocks(layout, static_cast<decltype(tag)>(const_cast<void*>(matrix.data)) + offset, slots);
     });

@@ -7,6 +7,13 @@
 
 MOEB_NAMESPACE_BEGIN
 
+/// The rows of one segment's tokens, equally far apart.
+struct SegmentRows {
+  std::int64_t first;
+  std::int64_t step;
+  [[nodiscard]] MOEB_INLINE std::int64_t operator[](std::int64_t index) const { return first + index * step; }
+};
+
 /// Segment s holds size(s) tokens; its i-th is row token(s, i). Calls without sequences have one segment.
 struct Segments {
   Sequences sequences{};
@@ -24,10 +31,14 @@ struct Segments {
     return bounded(sequences.offsets[segment + 1]) - bounded(sequences.offsets[segment]);
   }
 
+  [[nodiscard]] MOEB_INLINE SegmentRows rows(std::int64_t segment) const {
+    if (sequences.layout == Sequences::Layout::token_major) return {segment, sequences.count};
+    if (sequences.layout == Sequences::Layout::offsets) return {bounded(sequences.offsets[segment]), 1};
+    return {segment * length, 1};
+  }
+
   [[nodiscard]] MOEB_INLINE std::int64_t token(std::int64_t segment, std::int64_t index) const {
-    if (sequences.layout == Sequences::Layout::token_major) return index * sequences.count + segment;
-    if (sequences.layout == Sequences::Layout::offsets) return bounded(sequences.offsets[segment]) + index;
-    return segment * length + index;
+    return rows(segment)[index];
   }
 
  private:
