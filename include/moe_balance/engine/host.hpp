@@ -229,11 +229,14 @@ struct Engine<Host> {
       const std::int64_t first = size * part / parts;
       const std::int64_t last = size * (part + 1) / parts;
       for (std::int64_t i = first; i <= last; ++i) {
+        auto& next = states[i % 2];
         if (i < last) {
           prefetch_row<RowUse::read>(layout, problem.logits, rows[i + host_tuning.rows_ahead]);
-          begin_token(problem, tile, layout, rows[i], bias, states[i % 2]);
+          next.token = rows[i];
+          next.active = is_active(problem, next.token);
+          if (!next.active) store_nothing<Real>(problem, tile, next.token);
         }
-        if (i > first) finish_token(problem, tile, layout, bias, states[(i - 1) % 2], sink);
+        forward_two_tokens(problem, tile, layout, bias, next, states[(i + 1) % 2], sink);
       }
       sink.flush(totals, segment, experts);
     }

@@ -81,7 +81,7 @@ template <class Scoring, class LayoutT>
 inline constexpr bool keys_are_scores =
     LayoutT::in_registers && !LayoutT::rereads_logits && shows_non_finite<Scoring> && !is_over_selected<Scoring>;
 
-/// A token on its way through the forward pass. A lane that has the row in memory selects early, see begin_token.
+/// A token on its way through the forward pass. A lane that has the row in memory selects in two steps, see forward_two_tokens.
 template <class Real, class Problem, class TileT, class LayoutT>
 struct ForwardToken {
   using Scoring = decltype(Problem::scoring);
@@ -92,7 +92,7 @@ struct ForwardToken {
   struct Nothing {};
 
   std::int64_t token;
-  bool active;
+  bool active = false;  ///< on its way
   bool replayed = false;
   Slots<Real, LayoutT> logits;
   Slots<Real, LayoutT> scores;

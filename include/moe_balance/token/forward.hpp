@@ -117,11 +117,10 @@ MOEB_INLINE void count_plain_top_k(const Problem& problem, const TileT& tile, co
   }
 }
 
-/// The first half of an active token's forward pass: its scores, and what of its selection does not wait for memory.
-/// `bias`: one value per expert up to the layout's capacity, 0 where there is none; or null.
+/// The first step of an active token's forward pass: its scores.
 template <class Real, class Problem, class TileT, class LayoutT>
-MOEB_INLINE void begin_active(const Problem& problem, const TileT& tile, const LayoutT& layout, std::int64_t token,
-                              const float* bias, ForwardToken<Real, Problem, TileT, LayoutT>& state) {
+MOEB_INLINE void score_active(const Problem& problem, const TileT& tile, const LayoutT& layout, std::int64_t token,
+                              ForwardToken<Real, Problem, TileT, LayoutT>& state) {
   using Scoring = decltype(problem.scoring);
   using Traits = BalancerTraits<decltype(problem.balancer)>;
   state.token = token;
@@ -132,11 +131,30 @@ MOEB_INLINE void begin_active(const Problem& problem, const TileT& tile, const L
   }
   if constexpr (is_replaying<decltype(problem.top_k)>)
     state.replayed = problem.replay.tokens == nullptr || problem.replay.tokens[token] != 0;
+}
+
+/// The second: what of its selection does not wait for memory, if it has the row there.
+/// `bias`, here and below: one value per expert up to the layout's capacity, 0 where there is none; or null.
+template <class Real, class Problem, class TileT, class LayoutT>
+MOEB_INLINE void rank_active(const Problem& problem, const TileT& tile, const LayoutT& layout, const float* bias,
+                             ForwardToken<Real, Problem, TileT, LayoutT>& state) {
   if constexpr (!LayoutT::in_registers) {
     if (state.replayed) return;
     candidate_keys(problem, tile, layout, state, bias, state.early.keys);
     state.early.selection.begin(layout, state.early.keys);
   }
+}
+
+/// The third: which experts. Sink as below.
+template <class Real, class Problem, class TileT, class LayoutT, class ChosenT, class Sink>
+MOEB_INLINE void choose_active(const Problem& problem, const TileT& tile, const LayoutT& layout, const float* bias,
+                               ForwardToken<Real, Problem, TileT, LayoutT>& state, ChosenT& chosen, Sink& sink) {
+  MOEB_UNROLL
+  for (int r = 0; r < chosen.per_lane; ++r) chosen.expert[r] = -1;
+  if constexpr (is_replaying<decltype(problem.top_k)>) {
+    if (state.replayed) take_replayed(problem, tile, layout.experts, state.token, chosen, sink);
+  }
+  if (!state.replayed) choose(problem, tile, layout, state, bias, chosen);
 }
 
 /// The weights of the chosen. Scores are read off keys, or looked up where a lane has them in memory, or computed from logits.
@@ -159,22 +177,13 @@ template <class Real, class Problem, class TileT, class LayoutT, class ChosenT>
   }
 }
 
-/// The second half: selection, weights, and what the token adds to sums.
+/// The last: weights, and what the token adds to sums.
 /// Sink: where the token's contributions go. count(expert), invalid_expert() are called by the lane that holds the choice, probability(
 /// slot, fixed) by the lane that holds the slot, token(), non_finite_token(), loss_count(expert) and token_loss(index, fixed) by lane 0.
-template <class Real, class Problem, class TileT, class LayoutT, class Sink>
+template <class Real, class Problem, class TileT, class LayoutT, class ChosenT, class Sink>
 MOEB_INLINE void finish_active(const Problem& problem, const TileT& tile, const LayoutT& layout, const float* bias,
-                               ForwardToken<Real, Problem, TileT, LayoutT>& state, Sink& sink) {
-  constexpr int k_count = decltype(problem.top_k)::k;
+                               ForwardToken<Real, Problem, TileT, LayoutT>& state, ChosenT& chosen, Sink& sink) {
   const std::int64_t token = state.token;
-  Chosen<Real, TileT, k_count> chosen;
-  MOEB_UNROLL
-  for (int r = 0; r < chosen.per_lane; ++r) chosen.expert[r] = -1;
-  if constexpr (is_replaying<decltype(problem.top_k)>) {
-    if (state.replayed) take_replayed(problem, tile, layout.experts, token, chosen, sink);
-  }
-  if (!state.replayed) choose(problem, tile, layout, state, bias, chosen);
-
   MOEB_UNROLL
   for (int r = 0; r < chosen.per_lane; ++r) {
     if (chosen.expert[r] >= 0) sink.count(chosen.expert[r]);
@@ -198,34 +207,32 @@ MOEB_INLINE void store_nothing(const Problem& problem, const TileT& tile, std::i
   store_chosen(problem, tile, token, chosen, WeightRow<Real>{.finite = false});
 }
 
-/// The first half of a token's forward pass. A CPU thread begins a token before it finishes the one before, so that one's chains of dependent
-/// instructions run beside the other's.
-template <class Real, class Problem, class TileT, class LayoutT>
-MOEB_INLINE void begin_token(const Problem& problem, const TileT& tile, const LayoutT& layout, std::int64_t token,
-                             const float* bias, ForwardToken<Real, Problem, TileT, LayoutT>& state) {
-  state.token = token;
-  state.active = is_active(problem, token);
-  if (state.active) begin_active(problem, tile, layout, token, bias, state);
-}
-
-/// The second half.
-template <class Real, class Problem, class TileT, class LayoutT, class Sink>
-MOEB_INLINE void finish_token(const Problem& problem, const TileT& tile, const LayoutT& layout, const float* bias,
-                              ForwardToken<Real, Problem, TileT, LayoutT>& state, Sink& sink) {
-  if (state.active)
-    finish_active(problem, tile, layout, bias, state, sink);
-  else
-    store_nothing<Real>(problem, tile, state.token);
-}
-
-/// Both halves.
+/// A token's whole forward pass.
 template <class Real, class Problem, class TileT, class LayoutT, class Sink>
 MOEB_INLINE void forward_token(const Problem& problem, const TileT& tile, const LayoutT& layout, std::int64_t token,
                                const float* bias, Sink& sink) {
   if (!is_active(problem, token)) return store_nothing<Real>(problem, tile, token);
   ForwardToken<Real, Problem, TileT, LayoutT> state;
-  begin_active(problem, tile, layout, token, bias, state);
-  finish_active(problem, tile, layout, bias, state, sink);
+  Chosen<Real, TileT, decltype(problem.top_k)::k> chosen;
+  score_active(problem, tile, layout, token, state);
+  rank_active(problem, tile, layout, bias, state);
+  choose_active(problem, tile, layout, bias, state, chosen, sink);
+  finish_active(problem, tile, layout, bias, state, chosen, sink);
+}
+
+/// The first half of the next token's forward pass, and the second of the previous one's, where these are active. Steps take turns, so that
+/// chains of dependent instructions, with which each step begins or ends, run beside another token's.
+template <class Real, class Problem, class TileT, class LayoutT, class Sink>
+MOEB_INLINE void forward_two_tokens(const Problem& problem, const TileT& tile, const LayoutT& layout, const float* bias,
+                                    ForwardToken<Real, Problem, TileT, LayoutT>& next,
+                                    ForwardToken<Real, Problem, TileT, LayoutT>& previous, Sink& sink) {
+  Chosen<Real, TileT, decltype(problem.top_k)::k> chosen;
+  for (int r = 0; r < chosen.per_lane; ++r) chosen.expert[r] = -1;  // or else g++ warns
+  if (next.active) score_active(problem, tile, layout, next.token, next);
+  if (previous.active) choose_active(problem, tile, layout, bias, previous, chosen, sink);
+  if (next.active) rank_active(problem, tile, layout, bias, next);
+  if (previous.active) finish_active(problem, tile, layout, bias, previous, chosen, sink);
+  previous.active = false;
 }
 
 MOEB_NAMESPACE_END
