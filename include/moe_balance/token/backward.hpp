@@ -323,7 +323,8 @@ template <class Real, class Problem, class TileT, class LayoutT, class ChosenT, 
   const Weighting weighting = problem.top_k.weighting();
   WeightRow<Real> weights;
   if constexpr (!LayoutT::in_registers) weights = weigh_in_row(problem.scoring, row, weighting, tile, scores, chosen);
-  silence_non_finite(layout, finite, logits, scores);
+  const bool all_finite = is_known_finite(layout, logits);
+  if (!(all_finite && shows_non_finite<Scoring>)) silence_non_finite(layout, finite, logits, scores);
   if constexpr (LayoutT::in_registers) weights = weigh(problem.scoring, row, weighting, tile, chosen);
   if (!weights.finite) return false;
 
@@ -344,7 +345,7 @@ template <class Real, class Problem, class TileT, class LayoutT, class ChosenT, 
   if constexpr (LayoutT::rereads_logits) {  // asks the logits again: to know until here would keep them in registers
     for_each_logit(tile, layout, problem.logits, token, problem.logits_hold_quads, logits,
                    [&](int slot, Real logit) MOEB_LAMBDA { grad[slot] = choose(is_finite(logit), grad[slot], Real(0)); });
-  } else {
+  } else if (!all_finite) {
     for_each_slot(layout,
                   [&](int slot) MOEB_LAMBDA { grad[slot] = choose(finite.holds(slot, logits), grad[slot], Real(0)); });
   }

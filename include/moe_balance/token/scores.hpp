@@ -9,6 +9,7 @@
 
 #include <concepts>
 #include <cstdint>
+#include <type_traits>
 
 MOEB_NAMESPACE_BEGIN
 
@@ -110,6 +111,28 @@ template <class LayoutT, class Real>
   if constexpr (finite.is_used)
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA { finite.set(slot, is_finite(logits[slot])); });
   return finite;
+}
+
+/// Whether a lane that has its row in memory has seen that all of it is finite; false, too, where padding is among it.
+template <class LayoutT, class Real>
+[[nodiscard]] MOEB_INLINE bool is_known_finite(const LayoutT& layout, const Slots<Real, LayoutT>& logits) {
+  if constexpr (LayoutT::in_registers || !std::is_same_v<Real, float>) {
+    return false;
+  } else {
+    constexpr int columns = LayoutT::block_size;
+    constexpr std::uint32_t magnitude = 0x7fffffff;
+    constexpr std::uint32_t to_sign = 0x00800000;  // added to an exponent of ones, carries into the sign
+    std::uint32_t signs[columns];
+    for (int c = 0; c < columns; ++c) signs[c] = 0;
+    const int slots = layout.blocks() * LayoutT::block_size;
+    for (int first = 0; first < slots; first += columns) {
+      for (int c = 0; c < columns; ++c)
+        signs[c] |= (static_cast<std::uint32_t>(bits_of(logits[first + c])) & magnitude) + to_sign;
+    }
+    std::uint32_t any = 0;
+    for (int c = 0; c < columns; ++c) any |= signs[c];
+    return (any & ~magnitude) == 0;
+  }
 }
 
 /// The slot's score; 0 where it or its logit is not finite, padding among them: these take no part in sums over a row.
