@@ -4,6 +4,8 @@
 #include "registry.hpp"
 #include "step.hpp"
 
+#include <moe_balance/engine/threads.hpp>
+
 #include <algorithm>
 #include <chrono>
 #include <cstring>
@@ -15,7 +17,7 @@
 namespace microbenchmark {
 
 [[nodiscard]] inline int cores() {
-  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  return moe_balance::usable_cores();
 }
 
 /// Bytes per second, reads and writes counted, at which `threads` threads together copy memory when each moves its part of `bytes`

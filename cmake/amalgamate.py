@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Writes the library as a single header, for projects that copy one file.
 
-    python3 cmake/amalgamate.py OUTPUT [HEADER]
+    python3 cmake/amalgamate.py OUTPUT [HEADER...]
 
-HEADER is moe_balance.hpp (the default: everything a host compiler can use) or moe_balance.cuh (the CUDA engine, too). Every header stands once,
-in the order in which a compiler would read it; the same sources give the same bytes, and OUTPUT is left alone where it has them already.
+HEADERs are moe_balance.hpp (the default) or moe_balance.cuh (the CUDA engine, too), and what is outside them: sync/thread.hpp, say. Every header stands
+once, in the order in which a compiler would read it; the same sources give the same bytes, and OUTPUT is left alone where it has them already.
 """
 
 import pathlib
@@ -14,7 +14,7 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 OWN = re.compile(r"^\s*#\s*include\s*<(moe_balance/[^>]+)>\s*$")
 SYSTEM = re.compile(r"^#\s*include\s*<([^>]+)>\s*$")
-NOTICE = """// moe_balance {version}, all of <{header}> in one file, made by cmake/amalgamate.py. Do not edit.
+NOTICE = """// moe_balance {version}, all of {headers} in one file, made by cmake/amalgamate.py. Do not edit.
 // Apache License 2.0: https://www.apache.org/licenses/LICENSE-2.0
 #pragma once
 #if defined(MOEB_SINGLE_FILE)
@@ -61,12 +61,13 @@ def version():
 
 
 def main():
-    if len(sys.argv) not in (2, 3):
+    if len(sys.argv) < 2:
         sys.exit(__doc__)
-    header = "moe_balance/" + (sys.argv[2] if len(sys.argv) == 3 else "moe_balance.hpp")
+    headers = ["moe_balance/" + header for header in sys.argv[2:] or ["moe_balance.hpp"]]
     amalgamation = Amalgamation()
-    amalgamation.add(header)
-    text = NOTICE.format(version=version(), header=header) + "\n".join(amalgamation.lines) + "\n"
+    for header in headers:
+        amalgamation.add(header)
+    text = NOTICE.format(version=version(), headers=", ".join(f"<{header}>" for header in headers)) + "\n".join(amalgamation.lines) + "\n"
     text = re.sub(r"\n{3,}", "\n\n", text)
     output = pathlib.Path(sys.argv[1])
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ DESCRIBED = {
     r"static constexpr bool normalised\b": "Scores sum to 1 already.",
     r"static constexpr bool over_selected\b": "Logits are ranked, and scored among the chosen.",
     r"static constexpr bool non_negative\b": "A score is never below +0, nor -0.",
+    r"static constexpr bool finite_scores\b": "Finite logits have finite scores.",
     # selection: TopKPolicy
     r"static constexpr int k = ": "K, the experts chosen per token.",
     r"\bweighting\(\) const": "How the weights follow from the chosen scores. Asked for by TopKPolicy.",

@@ -8,7 +8,10 @@
 
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <cstddef>
+#include <stdexcept>
+#include <thread>
 #include <vector>
 
 namespace {
@@ -17,6 +20,7 @@ namespace mb = moe_balance;
 
 int threads_granted = 1 << 30;
 int threads_started = 0;
+bool refuses_affinity = false;
 int starts_on_own_core = 0;  ///< threads that may start on the core of the thread that creates them
 
 }  // namespace
@@ -25,10 +29,12 @@ extern "C" int pthread_create(pthread_t* id, const pthread_attr_t* attributes, v
   using Create = int (*)(pthread_t*, const pthread_attr_t*, void* (*)(void*), void*);
   static const auto create = reinterpret_cast<Create>(dlsym(RTLD_NEXT, "pthread_create"));
   if (threads_started == threads_granted) return EAGAIN;
-  ++threads_started;
   cpu_set_t cores;
-  if (attributes == nullptr || pthread_attr_getaffinity_np(attributes, sizeof(cores), &cores) != 0) CPU_ZERO(&cores);
-  if (CPU_COUNT(&cores) == 0 || CPU_ISSET(static_cast<std::size_t>(sched_getcpu()), &cores)) ++starts_on_own_core;
+  const bool is_told = attributes != nullptr && pthread_attr_getaffinity_np(attributes, sizeof(cores), &cores) == 0;
+  const bool apart = is_told && !CPU_ISSET(static_cast<std::size_t>(sched_getcpu()), &cores);
+  if (apart && refuses_affinity) return EPERM;
+  ++threads_started;
+  if (!apart) ++starts_on_own_core;
   return create(id, attributes, function, argument);
 }
 
@@ -94,6 +100,18 @@ TEST_CASE("one part runs on the calling thread") {
   CHECK(same);
 }
 
+TEST_CASE("an exception of the calling thread's part leaves when the other parts have ended") {
+  std::atomic<int> ended{0};
+  const auto throws_in_part_0 = [&](int part, int) {
+    if (part == 0) throw std::runtime_error("part 0");
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    ++ended;
+  };
+  threads_granted = 1 << 30;
+  CHECK_THROWS_WITH(mb::run_parallel(4, throws_in_part_0), "part 0");
+  CHECK(ended == 3);
+}
+
 TEST_CASE("usable_cores counts the cores that the calling thread may run on") {
   const int all = mb::usable_cores();
   CHECK(all >= 1);
@@ -113,6 +131,13 @@ TEST_CASE("threads start on other cores than the caller's, where there are enoug
   mb::run_parallel(cores, [&](int, int) { fewer += mb::usable_cores() != cores ? 1 : 0; });
   CHECK(fewer == 0);
 
+  SUBCASE("a sandbox that refuses threads with an affinity: threads without") {
+    refuses_affinity = true;
+    CHECK(runs_of(cores, 1 << 30) == std::vector<int>(static_cast<std::size_t>(cores), 1));
+    refuses_affinity = false;
+    CHECK(threads_started == cores - 1);
+    CHECK(starts_on_own_core == cores - 1);
+  }
   SUBCASE("more threads than cores: some on the caller's, too") {
     runs_of(cores + 1, 1 << 30);
     CHECK(starts_on_own_core == cores);

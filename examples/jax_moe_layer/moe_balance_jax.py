@@ -111,7 +111,7 @@ def matrix(call, argument, array):
 
 
 class MoeBalance:
-    """The handlers NAME_* of a shared object, registered with XLA. `threads` of the CPU serve each call, 0: all cores."""
+    """The handlers NAME_* of a shared object, registered with XLA. `threads` of the CPU serve each call, 0: all that the calling thread may run on."""
 
     def __init__(self, library, name, platform="cpu", threads=0):
         self._library = ctypes.CDLL(str(library))

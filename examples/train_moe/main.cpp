@@ -8,13 +8,14 @@
 #include "training.hpp"
 #include "user_error.hpp"
 
+#include <moe_balance/engine/threads.hpp>
+
 #include <algorithm>
 #include <atomic>
 #include <csignal>
 #include <cstdio>
 #include <exception>
 #include <future>
-#include <thread>
 
 namespace {
 
@@ -52,7 +53,7 @@ std::vector<Domain> load_and_describe(const Options& options) {
 }
 
 int runs_at_once(const Options& options) {
-  const int cores = options.threads > 0 ? options.threads : static_cast<int>(std::thread::hardware_concurrency());
+  const int cores = options.threads > 0 ? options.threads : moe_balance::usable_cores();
   return std::clamp(cores, 1, static_cast<int>(options.balancers.size()));
 }
 

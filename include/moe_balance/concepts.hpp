@@ -57,6 +57,14 @@ template <class S>
     S::non_negative;
   }
 inline constexpr bool is_non_negative<S> = S::non_negative;
+/// finite_scores: where all of a token's logits are finite, so are its scores. The CPU's backward pass looks at each of them otherwise.
+template <class S>
+inline constexpr bool is_finitely_scoring = false;
+template <class S>
+  requires requires {
+    S::finite_scores;
+  }
+inline constexpr bool is_finitely_scoring<S> = S::finite_scores;
 /// over_selected: experts are ranked by logit + bias, and weights are computed among the chosen logits only.
 template <class S>
 inline constexpr bool is_over_selected = false;

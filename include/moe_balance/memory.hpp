@@ -42,7 +42,9 @@ class Buffer {
     return *this;
   }
   /// Frees the memory.
-  ~Buffer() { Allocator<Place>::release(memory_); }
+  ~Buffer() {
+    if (memory_ != nullptr) Allocator<Place>::release(memory_);
+  }
   /// The first element, in the place; valid as long as the buffer.
   [[nodiscard]] T* data() const { return static_cast<T*>(memory_); }
   /// Elements.

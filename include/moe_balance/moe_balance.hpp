@@ -1,4 +1,4 @@
-// Everything that a host compiler can use. moe_balance.cuh adds the CUDA engine.
+// Everything that a host compiler can use but interop/ and the Syncs of many ranks, an include each. moe_balance.cuh adds the CUDA engine.
 #pragma once
 
 #include <moe_balance/balancer/aux_loss.hpp>

@@ -83,8 +83,8 @@ inline void check_state_arguments(const char* call, const BiasRef& bias, const L
   MOEB_EXPECTS(load.stride >= load.experts, call, "load.stride", std::to_string(load.stride), least);
 }
 
-/// Writes bias and load, in host memory, and the number of steps done, and flushes the stream. A router without a bias passes a bias of
-/// zeros. Errors: InvalidArgument; StateError when the stream does not take it, on a full disk, say.
+/// Writes bias and load, in host memory, and the number of steps done, and flushes the stream, whose header (`fstream`, say) the caller includes. A
+/// router without a bias passes a bias of zeros. Errors: InvalidArgument; StateError when the stream does not take it, on a full disk, say.
 template <class Traits>
 void save_state(std::basic_ostream<char, Traits>& out, const BiasRef& bias, const LoadRef& load, std::int64_t step) {
   check_state_arguments("save_state", bias, load);
@@ -119,7 +119,7 @@ void read_state_bytes(std::basic_istream<char, Traits>& in, StateBytes& bytes, s
 }
 
 /// Reads what save_state wrote into bias and load, in host memory, and returns the step. Reads its own bytes only, so that a state may lie
-/// inside a larger file. Errors: InvalidArgument; StateError for what is no state, of another version or shape, truncated or
+/// inside a larger file. The caller includes the stream's header. Errors: InvalidArgument; StateError for what is no state, of another version or shape, truncated or
 /// corrupted. Nothing is written then.
 template <class Traits>
 [[nodiscard]] std::int64_t load_state(std::basic_istream<char, Traits>& in, const BiasRef& bias, const LoadRef& load) {

@@ -221,7 +221,7 @@ enum class InstructionSet : std::uint8_t { automatic, baseline, x86_64_v3, x86_6
 
 /// Where a call runs on the CPU. Calls return when the work is done.
 struct Host {
-  int threads = 0;  ///< 0 = all cores that the process may use; small calls use fewer
+  int threads = 0;  ///< 0 = all cores that the calling thread may run on; small calls use fewer
   InstructionSet instructions = InstructionSet::automatic;  ///< for measurements; the result is the same
 };
 

@@ -18,3 +18,12 @@ if grep -n '#include <moe_balance/' "$header"; then echo "an include of the libr
 
 "$@" -std=c++20 -O0 -Wall -Wextra -Wpedantic -Werror "-I$build" "$root/tests/packaging/consumer/consumer.cpp" -o "$build/consumer" -pthread
 "$build/consumer"
+
+# Headers outside the umbrella, in the same file.
+"$python" "$root/cmake/amalgamate.py" "$build/more/moe_balance/moe_balance.hpp" moe_balance.hpp sync/thread.hpp
+cat >"$build/more.cpp" <<'EOF'
+#include <moe_balance/moe_balance.hpp>
+int main() { return moe_balance::ThreadSync::group(2)[1].ranks() == 2 ? 0 : 1; }
+EOF
+"$@" -std=c++20 -O0 -Wall -Wextra -Wpedantic -Werror "-I$build/more" "$build/more.cpp" -o "$build/more.out" -pthread
+"$build/more.out"

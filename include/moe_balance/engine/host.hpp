@@ -157,7 +157,8 @@ struct Engine<Host> {
   using HostLayout = Layout<SerialTile, max_experts>;
 
   static void check(const char* call, const Host& host) {
-    MOEB_EXPECTS(host.threads >= 0, call, "host.threads", host.threads, "0 (all cores) or more");
+    MOEB_EXPECTS(host.threads >= 0, call, "host.threads", host.threads,
+                 "0 (all cores that the calling thread may run on) or more");
   }
 
   static void clear(void* data, std::size_t bytes, const Host& /*host*/) {

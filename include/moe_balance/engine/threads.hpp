@@ -65,7 +65,9 @@ class ThreadStart {
   ~ThreadStart() {
     if (is_valid_) pthread_attr_destroy(&attributes_);
   }
-  [[nodiscard]] const pthread_attr_t* attributes() const { return is_valid_ ? &attributes_ : nullptr; }
+  [[nodiscard]] const pthread_attr_t* attributes() const {
+    return is_valid_ ? &attributes_ : nullptr;
+  }
 
   /// Lets the thread that calls it, which has started, run on all cores.
   void release() const {
@@ -84,35 +86,54 @@ class ThreadStart {
 };
 #undef MOEB_HAS_CPU_SETS
 
-/// One part and the thread that does it.
-struct PartThread {
-  const PartFunction* f;
-  const ThreadStart* start;
-  int part;
-  int parts;
-  pthread_t id;
+/// The threads of one call, a part each but for part 0; joined before this goes, also by an exception of the calling thread's part.
+class PartThreads {
+ public:
+  PartThreads(int parts, const PartFunction& f) : start_(parts), threads_(static_cast<std::size_t>(parts - 1)) {
+    for (; started_ < parts; ++started_) {
+      Thread& thread = threads_[static_cast<std::size_t>(started_ - 1)];
+      thread = {&f, &start_, started_, parts, {}};
+      if (!start(thread, start_.attributes()) && !start(thread, nullptr)) break;
+    }
+  }
+  PartThreads(const PartThreads&) = delete;
+  PartThreads& operator=(const PartThreads&) = delete;
+  ~PartThreads() {
+    for (int part = 1; part < started_; ++part) pthread_join(threads_[static_cast<std::size_t>(part - 1)].id, nullptr);
+  }
+  /// The first part that the system refused a thread for.
+  [[nodiscard]] int first_refused() const { return started_; }
 
-  static void* run(void* self) {
-    const auto& own = *static_cast<const PartThread*>(self);
+ private:
+  struct Thread {
+    const PartFunction* f;
+    const ThreadStart* start;
+    int part;
+    int parts;
+    pthread_t id;
+  };
+
+  /// A sandbox may refuse a thread that comes with an affinity, and grant it without.
+  [[nodiscard]] static bool start(Thread& thread, const pthread_attr_t* attributes) {
+    return pthread_create(&thread.id, attributes, &PartThreads::run, &thread) == 0;
+  }
+  static void* run(void* thread) {
+    const auto& own = *static_cast<const Thread*>(thread);
     own.start->release();
     (*own.f)(own.part, own.parts);
     return nullptr;
   }
+
+  ThreadStart start_;
+  std::vector<Thread> threads_;
+  int started_ = 1;
 };
 
 /// Runs f(part, parts) on several threads; the calling thread takes part 0, and the parts of threads that could not be started.
 inline void run_on_threads(int parts, const PartFunction& f) {
-  const ThreadStart start(parts);
-  std::vector<PartThread> others(static_cast<std::size_t>(parts - 1));
-  int started = 1;
-  for (; started < parts; ++started) {
-    PartThread& other = others[static_cast<std::size_t>(started - 1)];
-    other = {&f, &start, started, parts, {}};
-    if (pthread_create(&other.id, start.attributes(), &PartThread::run, &other) != 0) break;
-  }
+  const PartThreads others(parts, f);
   f(0, parts);
-  for (int part = started; part < parts; ++part) f(part, parts);
-  for (int part = 1; part < started; ++part) pthread_join(others[static_cast<std::size_t>(part - 1)].id, nullptr);
+  for (int part = others.first_refused(); part < parts; ++part) f(part, parts);
 }
 
 /// f(0, 1) on the calling thread, or run_on_threads.

@@ -58,7 +58,7 @@ typedef struct moeb_forward_args {
   int64_t sequences;     /**< equal sequences, one behind the other, for a sequence loss; 0 and 1: one */
   moeb_status* status;   /**< optional */
   int32_t accumulate;    /**< not 0: add this call's counts to load; 0 in evaluation and recomputation */
-  int32_t threads;       /**< 0: all cores */
+  int32_t threads;       /**< 0: all cores that the calling thread may run on */
 } moeb_forward_args;
 
 /** Arguments of moeb_backward. */
@@ -73,7 +73,7 @@ typedef struct moeb_backward_args {
   const uint8_t* active;    /**< as given to moeb_forward */
   int64_t sequences;        /**< as given to moeb_forward */
   float loss_scale;         /**< multiplies the balancing loss's gradient; 1 for the plain loss */
-  int32_t threads;          /**< 0: all cores */
+  int32_t threads;          /**< 0: all cores that the calling thread may run on */
 } moeb_backward_args;
 
 /** A router; moeb_router_create makes one. */

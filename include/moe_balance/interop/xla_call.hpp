@@ -49,7 +49,8 @@ using TopKCount = ffi::Attr<std::int64_t, top_k_name>;
 /// A place with the threads that a call asked for; a GPU has no use for them.
 template <class Place>
 [[nodiscard]] Place with_threads(const char* call, Place place, std::int64_t threads) {
-  Validator{call}.range("threads", threads, 0, std::numeric_limits<int>::max(), "0: all cores");
+  Validator{call}.range("threads", threads, 0, std::numeric_limits<int>::max(),
+                        "0: all cores that the calling thread may run on");
   if constexpr (std::is_same_v<Place, Host>) place.threads = static_cast<int>(threads);
   return place;
 }

@@ -30,7 +30,7 @@
 //
 // `loss` is for a global-batch loss over several devices: XLA sums the counts that `forward` gave, and `saved` with the sum goes to `backward`.
 //
-// Attributes, int64 each: `threads` of all (Host::threads: 0 takes all cores for the time of the call, which blocks the XLA thread that makes it; a
+// Attributes, int64 each: `threads` of all (Host::threads: 0 takes all cores that the calling thread may run on for the time of the call, which blocks the XLA thread that makes it; a
 // GPU ignores it); `sequences` and `token_major` (0 or 1) of forward and backward (loss takes the first), for SequenceLoss; `align` and `rows_per_expert` of permutation;
 // `top_k` of permute.
 //

@@ -12,6 +12,7 @@ MOEB_NAMESPACE_BEGIN
 struct Softmax {
   static constexpr bool normalised = true;
   static constexpr bool non_negative = true;
+  static constexpr bool finite_scores = true;
   template <class Real>
   using Row = SoftmaxRow<Real>;
 

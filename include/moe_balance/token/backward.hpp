@@ -324,7 +324,7 @@ template <class Real, class Problem, class TileT, class LayoutT, class ChosenT, 
   WeightRow<Real> weights;
   if constexpr (!LayoutT::in_registers) weights = weigh_in_row(problem.scoring, row, weighting, tile, scores, chosen);
   const bool all_finite = is_known_finite(layout, logits);
-  if (!(all_finite && shows_non_finite<Scoring>)) silence_non_finite(layout, finite, logits, scores);
+  if (!(all_finite && is_finitely_scoring<Scoring>)) silence_non_finite(layout, finite, logits, scores);
   if constexpr (LayoutT::in_registers) weights = weigh(problem.scoring, row, weighting, tile, chosen);
   if (!weights.finite) return false;
 
