@@ -93,7 +93,7 @@ TEST_CASE("contract 13: one captured graph serves every batch size through token
     router.backward(backward, memory.workspace(), engine.place());
   });
   for (const std::int64_t count : {200, 0, 1, 37, 199}) {
-    cuda_check(cudaMemcpy(tokens.data(), &count, sizeof count, cudaMemcpyHostToDevice), "cudaMemcpy");
+    engine.upload(tokens.data(), &count, sizeof count);
     replay(engine, graph);
     Outcome replayed = memory.outcome();
     replayed.status = {};

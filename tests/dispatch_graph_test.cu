@@ -65,8 +65,8 @@ struct GraphLayer {
     copy(token_count, std::vector<std::int64_t>{active});
   }
   template <class T>
-  static void copy(Array<T>& to, const std::vector<T>& from) {
-    cuda_check(cudaMemcpy(to.data(), from.data(), from.size() * sizeof(T), cudaMemcpyHostToDevice), "cudaMemcpy");
+  void copy(Array<T>& to, const std::vector<T>& from) {
+    engine.upload(to.data(), from.data(), from.size() * sizeof(T));
   }
 
   void enqueue() {

@@ -43,6 +43,13 @@ struct CudaEngine {
   [[nodiscard]] cudaStream_t place() const { return stream_.get(); }
   void wait() const { cuda_check(cudaStreamSynchronize(place()), "cudaStreamSynchronize"); }
 
+  /// Returns when the bytes are there. On the stream itself, which waits for no other: a plain cudaMemcpy may return before they have arrived, and
+  /// a kernel on this stream may then run first.
+  void upload(void* to, const void* from, std::size_t bytes) const {
+    cuda_check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, place()), "cudaMemcpyAsync to the device");
+    wait();
+  }
+
   template <class T>
   class Array {
    public:
@@ -52,7 +59,7 @@ struct CudaEngine {
       T* memory = nullptr;
       cuda_check(cudaMalloc(&memory, size_ * sizeof(T)), "cudaMalloc");
       memory_ = std::shared_ptr<T>(memory, [](T* pointer) { (void)cudaFree(pointer); });
-      cuda_check(cudaMemcpy(memory, values.data(), size_ * sizeof(T), cudaMemcpyHostToDevice), "cudaMemcpy to the device");
+      engine.upload(memory, values.data(), size_ * sizeof(T));
     }
     [[nodiscard]] T* data() { return memory_.get(); }
     [[nodiscard]] std::vector<T> values() const {
