@@ -67,7 +67,7 @@ TEST_CASE_TEMPLATE_DEFINE("expert parallelism: replicas follow the rule, for any
                               .rank = rank,
                               .first_token = first,
                               .rule = rule},
-                             {}, engine.place());
+                             {}, memory.engine.place());
         memory.check([&](int id, std::int64_t token) {
           const std::int64_t replica_total = replicas[static_cast<std::size_t>(id)];
           const int step = rule == mb::ReplicaRule::spread ? 23333 : 1;

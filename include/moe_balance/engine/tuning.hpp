@@ -76,8 +76,9 @@ inline constexpr CudaTier full_tiles[] = {
     {32, 8, 256, 2, false},   {64, 8, 256, 2, false},   {128, 16, 256, 2, false}, {256, 32, 256, 2, false},
     {512, 32, 256, 1, false}, {1024, 32, 128, 2, true}, {2048, 32, 128, 2, true},
 };
-/// A rival that only a GPU can judge: twice the scores per lane for 64 to 256 experts, so that what each token's tile does together (sums,
-/// weights, addresses) is shared by two tokens of a warp, at the price of more registers, fewer warps and selection by shuffles.
+/// A rival: twice the scores per lane for 64 to 256 experts, so that what each token's tile does together (sums, weights, addresses) is shared by
+/// two tokens of a warp, at the price of more registers, fewer warps and selection by shuffles. Slower on an H100: forward of 32768 tokens of 256
+/// experts takes 53.1 instead of 45.5 us.
 inline constexpr CudaTier narrow_tiles[] = {
     {32, 8, 256, 2, false},   {64, 4, 128, 3, false},   {128, 8, 128, 3, false},  {256, 16, 128, 3, false},
     {512, 32, 256, 1, false}, {1024, 32, 128, 2, true}, {2048, 32, 128, 2, true},
