@@ -19,7 +19,6 @@ MAY_BE_SKIPPED = ("compare_torch",)  # needs PyTorch, which need not be there
 HIGHLIGHTS = re.compile(r"/float32/E(256|512|896)/T(64/warm/graph|8192/|32768/)|^update/|/E256/T8192/H")  # what the table shows
 PROGRAM_OF_STEP = {  # Google Benchmark exits with 0 whatever fails
     "benchmarks": "router_gpu",
-    "benchmarks_narrow": "router_gpu_narrow",
     "dispatch": "dispatch_gpu",
     "user_policy": "user_policy_gpu",
 }

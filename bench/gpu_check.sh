@@ -172,9 +172,6 @@ finish_steps
 step repeats 60 "$build/bench/repeat" --repeats 100
 step benchmarks 90 "$build/bench/router_gpu" --benchmark_out_format=json "--benchmark_out=$work/figures/router_gpu.json"
 step dispatch 40 "$build/bench/dispatch_gpu" --benchmark_out_format=json "--benchmark_out=$work/figures/dispatch_gpu.json"
-# The rival design of engine/tuning.hpp, where it differs.
-step benchmarks_narrow 30 "$build/bench/router_gpu_narrow" '--benchmark_filter=(softmax_top8_aux_loss/float32/E(64|128|256)|sigmoid.*/float32/E256)/T(8192|32768)/' \
-  --benchmark_out_format=json "--benchmark_out=$work/figures/router_gpu_narrow.json"
 step user_policy 20 "$build/bench/user_policy_gpu" '--benchmark_filter=forward/softplus_top4/float32/E256/T8192/' \
   --benchmark_out_format=json "--benchmark_out=$work/figures/user_policy_gpu.json"
 step compare_torch 120 "$python" bench/compare_torch.py "$build/bench/libcompare_cuda.so" --device cuda --compile --seconds 80 \

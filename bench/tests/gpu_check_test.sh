@@ -44,7 +44,6 @@ done
 BENCHMARK
 cp "$2/bench/router_gpu" "$2/bench/user_policy_gpu"
 cp "$2/bench/router_gpu" "$2/bench/dispatch_gpu"
-cp "$2/bench/router_gpu" "$2/bench/router_gpu_narrow"
 chmod +x "$2"/bench/*
 mkdir -p "$2/tests/nccl"
 cp "$2/bench/repeat" "$2/tests/nccl/nccl_device_test"
@@ -107,7 +106,7 @@ check no_folder '' 2 --dependencies "$folder/nowhere"
 expect no_folder 'nowhere is not a folder'
 
 check well '' 0 --jobs 3
-holds well 'report["passed"] and set(status.values()) == {"passed"} and len(status) == 18'
+holds well 'report["passed"] and set(status.values()) == {"passed"} and len(status) == 17'
 holds well 'report["machine"]["gpu"] == "NVIDIA Test 100" and report["machine"]["driver"] == "999.1" and report["machine"]["cuda"] == "13.0"'
 holds well '"--jobs 3" in report["machine"]["command"] and len(report["machine"]["date"]) == 20'
 holds well 'len(report["tests"]) == 6 and report["figures"]["router_gpu"]["benchmarks"][0]["median_us"] == 4.5'
@@ -118,19 +117,19 @@ expect well 'ALL PASSED'
 grep -qx -- '-DCMAKE_CUDA_ARCHITECTURES=90-real' "$folder/build/options" || { echo "the card's architecture is not asked for"; exit 1; }
 
 check without_torch 'torch no_nccl' 0
-holds without_torch 'status["compare_torch"] == "skipped" and report["passed"] and len(status) == 17'
+holds without_torch 'status["compare_torch"] == "skipped" and report["passed"] and len(status) == 16'
 expect without_torch 'so NcclSync was not checked'
 
 check wrong 'build skip race hang benchmark' 1 --step-limit 3
-holds wrong 'not report["passed"] and len(status) == 18'
+holds wrong 'not report["passed"] and len(status) == 17'
 holds wrong 'status["build"] == "failed" and status["golden"] == "failed" and status["sanitizer_racecheck"] == "failed"'
 holds wrong 'status["sanitizer_synccheck"] == "timed_out" and 2.5 < seconds["sanitizer_synccheck"] < 10'
-holds wrong 'status["benchmarks"] == status["benchmarks_narrow"] == status["user_policy"] == status["dispatch"] == "failed"'
+holds wrong 'status["benchmarks"] == status["user_policy"] == status["dispatch"] == "failed"'
 holds wrong 'status["sanitizer_memcheck"] == "passed" and status["repeats"] == "passed" and status["compare_torch"] == "passed"'
 holds wrong '"error: it does not compile" in next(s for s in report["steps"] if s["name"] == "build")["log_tail"]'
 expect wrong 'SOMETHING DID NOT PASS'
 expect wrong 'FAILED: broken'
 
 check late '' 1 --deadline 1
-holds late 'not report["passed"] and len(status) == 18 and set(status.values()) == {"out_of_time"}'
+holds late 'not report["passed"] and len(status) == 17 and set(status.values()) == {"out_of_time"}'
 echo "gpu_check.sh does what it says: 8 runs"

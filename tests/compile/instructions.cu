@@ -17,8 +17,8 @@ __device__ Problem common_case(Problem problem) {
 
 }  // namespace
 
-template <const auto& Tiers, int Tier, class Problem>
-__global__ void __launch_bounds__(Tiers[Tier].threads, Tiers[Tier].blocks_per_sm)
+template <int Tier, class Problem>
+__global__ void __launch_bounds__(mb::cuda_tiers[Tier].threads, mb::cuda_tiers[Tier].blocks_per_sm)
     common_forward(const __grid_constant__ Problem given, const __grid_constant__ mb::Totals totals) {
   extern __shared__ __align__(16) std::byte memory[];
   Problem problem = common_case(given);
@@ -26,11 +26,12 @@ __global__ void __launch_bounds__(Tiers[Tier].threads, Tiers[Tier].blocks_per_sm
   if constexpr (mb::BalancerTraits<decltype(problem.balancer)>::biases == 0) problem.bias = nullptr;
   if (mb::BalancerTraits<decltype(problem.balancer)>::biases > 0 && problem.bias == nullptr) __builtin_unreachable();
   problem.rows_hold_quads = true;
-  mb::forward_kernel<mb::KernelConfig<Tier>>(mb::CudaBlock{memory}, mb::CudaTile<Tiers[Tier].width>{}, problem, totals);
+  mb::forward_kernel<mb::KernelConfig<Tier>>(mb::CudaBlock{memory}, mb::CudaTile<mb::cuda_tiers[Tier].width>{}, problem,
+                                             totals);
 }
 
-template <const auto& Tiers, int Tier, class Problem>
-__global__ void __launch_bounds__(Tiers[Tier].threads, Tiers[Tier].blocks_per_sm)
+template <int Tier, class Problem>
+__global__ void __launch_bounds__(mb::cuda_tiers[Tier].threads, mb::cuda_tiers[Tier].blocks_per_sm)
     common_backward(const __grid_constant__ Problem given) {
   extern __shared__ __align__(16) std::byte memory[];
   Problem problem = common_case(given);
@@ -38,22 +39,20 @@ __global__ void __launch_bounds__(Tiers[Tier].threads, Tiers[Tier].blocks_per_sm
   problem.grad_logits.type = mb::DataType::float32;
   problem.logits_hold_quads = true;
   problem.grad_holds_quads = true;
-  mb::backward_kernel<mb::KernelConfig<Tier>>(mb::CudaBlock{memory}, mb::CudaTile<Tiers[Tier].width>{}, problem);
+  mb::backward_kernel<mb::KernelConfig<Tier>>(mb::CudaBlock{memory}, mb::CudaTile<mb::cuda_tiers[Tier].width>{}, problem);
 }
 
 /// Taking a kernel's address is what has it compiled.
-template <const auto& Tiers, class Scoring, class Selection, class Balancer, int... Tier>
+template <class Scoring, class Selection, class Balancer, int... Tier>
 bool kernels_of() {
   using Forward = mb::ForwardProblem<Scoring, Selection, Balancer>;
   using Backward = mb::BackwardProblem<Scoring, Selection, Balancer>;
-  return ((common_forward<Tiers, Tier, Forward> != nullptr && common_backward<Tiers, Tier, Backward> != nullptr) && ...);
+  return ((common_forward<Tier, Forward> != nullptr && common_backward<Tier, Backward> != nullptr) && ...);
 }
 
 bool kernels_exist();
 bool kernels_exist() {
   using DeepSeekSelection = mb::GroupLimitedTopK<8>;
-  return kernels_of<mb::full_tiles, mb::Softmax, mb::TopK<8>, mb::AuxLoss, 1, 2, 3, 4>() &&
-         kernels_of<mb::full_tiles, mb::Sigmoid, DeepSeekSelection, mb::LossFreeBias, 3>() &&
-         kernels_of<mb::narrow_tiles, mb::Softmax, mb::TopK<8>, mb::AuxLoss, 1, 2, 3>() &&
-         kernels_of<mb::narrow_tiles, mb::Sigmoid, DeepSeekSelection, mb::LossFreeBias, 3>();
+  return kernels_of<mb::Softmax, mb::TopK<8>, mb::AuxLoss, 1, 2, 3, 4>() &&
+         kernels_of<mb::Sigmoid, DeepSeekSelection, mb::LossFreeBias, 3>();
 }

@@ -178,12 +178,12 @@ def count(loop, width, used):
 
 
 def tiers_of(budgets):
-    """{(design, tier): (experts, lanes a token)}"""
+    """{tier: (experts, lanes a token)}"""
     tiers = {}
     for line in subprocess.run([budgets], check=True, capture_output=True, text=True).stdout.splitlines():
-        kind, *rest = line.split()
-        if kind == "design":
-            tiers[(rest[0], int(rest[1]))] = (int(rest[2]), int(rest[3]))
+        kind, tier, *rest = line.split()
+        if kind == "tier":
+            tiers[int(tier)] = (int(rest[0]), int(rest[1]))
     return tiers
 
 
@@ -202,10 +202,10 @@ def rows(budgets, nvdisasm, command):
     table, used = [], set()
     for name, code in zip(names, kernels.values()):
         name = re.sub(r"moe_balance::v[0-9_]*::(cuda_[0-9a-z_]*::)?", "", name)
-        kernel = re.match(r"void common_(forward|backward)<(\w+), (\d+), \w+Problem<(.*)> >\(", name)
+        kernel = re.match(r"void common_(forward|backward)<(\d+), \w+Problem<(.*)> >\(", name)
         if not kernel:
             continue
-        experts, width = tiers[(kernel.group(2), int(kernel.group(3)))]
+        experts, width = tiers[int(kernel.group(2))]
         loop, reads_rows = loop_over_tokens(code)
         phases = {phase: instructions * width / 32 for phase, instructions in count(loop, width, used).items()}
         row_bytes = 4 * experts
@@ -213,12 +213,12 @@ def rows(budgets, nvdisasm, command):
         read = row_bytes if reads_rows else 32 * K
         bytes_per_token = read + (row_bytes if kernel.group(1) == "backward" else 0) + 8 * K
         memory = bytes_per_token * TOKENS / BYTES_PER_SECOND * 1e6
-        start = f"| {kernel.group(4)} | {kernel.group(1)} | {experts} | {width} | {bytes_per_token} | {memory:.1f} |"
-        table.append((kernel.group(1) != "forward", kernel.group(4), experts, -width, start, phases))
+        start = f"| {kernel.group(3)} | {kernel.group(1)} | {experts} | {width} | {bytes_per_token} | {memory:.1f} |"
+        table.append((kernel.group(1) != "forward", kernel.group(3), experts, start, phases))
     unused = [pattern for pattern in [*NEVER, *(pattern for pattern, _ in LOOPS)] if pattern not in used]
     if unused:
         sys.exit("no instruction comes from these source lines any more, so that counts are wrong:\n" + "\n".join(unused))
-    return [(start, phases) for *_, start, phases in sorted(table, key=lambda row: row[:4])]
+    return [(start, phases) for *_, start, phases in sorted(table, key=lambda row: row[:3])]
 
 
 def table_of(version, counted):

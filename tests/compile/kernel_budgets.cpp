@@ -1,6 +1,5 @@
-// Prints what tuning.hpp and the kernels' shared-memory layouts say of every tier, for resources.sh and kernel_table.py:
+// Prints what tuning.hpp and the kernels' shared-memory layouts say of every tier, for resources.sh, kernel_table.py and instructions.py:
 //   tier INDEX EXPERTS WIDTH THREADS BLOCKS_PER_SM REGISTERS
-//   design NAME INDEX EXPERTS WIDTH           (of every design that tuning.hpp has)
 //   shared INDEX KERNEL BALANCER BYTES BLOCKS...    (dynamic shared memory; BALANCER as a demangler prints it, without spaces; blocks launched for
 //                                                    each multiprocessor of sm_80, sm_90 and sm_100)
 #include <moe_balance/engine/kernels.hpp>
@@ -20,12 +19,6 @@ void print_tier() {
   constexpr mb::CudaTier tier = mb::cuda_tiers[Tier];
   std::printf("tier %d %d %d %d %d %d\n", Tier, tier.max_experts, tier.width, tier.threads, tier.blocks_per_sm,
               mb::register_budget(tier));
-}
-
-void print_design(const char* name, const mb::CudaTier (&tiers_of_design)[mb::cuda_tier_count]) {
-  for (int i = 0; i < mb::cuda_tier_count; ++i) {
-    std::printf("design %s %d %d %d\n", name, i, tiers_of_design[i].max_experts, tiers_of_design[i].width);
-  }
 }
 
 template <class Balancer, int Tier>
@@ -55,8 +48,6 @@ void print_balancer(const char* name, std::integer_sequence<int, Tier...>) {
 
 int main() {
   print_tiers(tiers);
-  print_design("full_tiles", mb::full_tiles);
-  print_design("narrow_tiles", mb::narrow_tiles);
   print_balancer<mb::NoBalancer>("NoBalancer", tiers);
   print_balancer<mb::Combine<mb::LossFreeBias, mb::SequenceLoss>>("Combine<LossFreeBias,SequenceLoss>", tiers);
   print_balancer<mb::Combine<mb::AuxLoss, mb::ZLoss>>("Combine<AuxLoss,ZLoss>", tiers);

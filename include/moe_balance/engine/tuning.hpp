@@ -71,25 +71,12 @@ struct CudaTier {
 
 /// 32: Mixtral (8), Switch, small research models. 64: OLMoE, DeepSeek-V2-Lite. 128: Qwen3, gpt-oss. 256: DeepSeek-V3, DeepSeek-V2 (160),
 /// GLM-4.5 (160). 512: Kimi K2 (384), Qwen3-Next. 1024: Kimi K3 (896). 2048: research.
-/// Eight scores per lane keep 16-byte loads full and the state of a token inside 64 registers.
-inline constexpr CudaTier full_tiles[] = {
+/// Eight scores per lane keep 16-byte loads full and the state of a token inside 64 registers. Twice as many for 64 to 256 experts were slower on an
+/// H100: forward of 32768 tokens of 256 experts took 53.1 us instead of 45.5.
+inline constexpr CudaTier cuda_tiers[] = {
     {32, 8, 256, 2, false},   {64, 8, 256, 2, false},   {128, 16, 256, 2, false}, {256, 32, 256, 2, false},
     {512, 32, 256, 1, false}, {1024, 32, 128, 2, true}, {2048, 32, 128, 2, true},
 };
-/// A rival: twice the scores per lane for 64 to 256 experts, so that what each token's tile does together (sums, weights, addresses) is shared by
-/// two tokens of a warp, at the price of more registers, fewer warps and selection by shuffles. Slower on an H100: forward of 32768 tokens of 256
-/// experts takes 53.1 instead of 45.5 us.
-inline constexpr CudaTier narrow_tiles[] = {
-    {32, 8, 256, 2, false},   {64, 4, 128, 3, false},   {128, 8, 128, 3, false},  {256, 16, 128, 3, false},
-    {512, 32, 256, 1, false}, {1024, 32, 128, 2, true}, {2048, 32, 128, 2, true},
-};
-
-/// The design that kernels are compiled with. bench/gpu_check.sh times router_gpu with one and router_gpu_narrow with the other; results are the same
-/// bits. All files of a program must name the same.
-#if !defined(MOE_BALANCE_CUDA_TIERS)
-#define MOE_BALANCE_CUDA_TIERS full_tiles
-#endif
-inline constexpr const auto& cuda_tiers = MOE_BALANCE_CUDA_TIERS;
 
 /// The most registers a thread of a tier's kernels may have: what lets `blocks_per_sm` blocks share the 65536 registers of an SM (allocated to a
 /// warp in units of 256, so to a thread in eights), and never more than the 255 that an instruction can name.
