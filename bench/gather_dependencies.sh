@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # gather_dependencies.sh [DIR]: copies what gpu_check.sh needs beside nvcc and cmake from the distribution's packages into DIR (.gpu_deps, which
 # git ignores): doctest, nlohmann_json and Google Benchmark, each with a package file, so that CMAKE_PREFIX_PATH=DIR finds them on a machine
-# that has none of them installed. About 2 MiB; no links, so that any copying tool can move the folder.
+# that has none of them installed. About 2 MiB; no links, so that any copying tool can move the folder. Its file `revision` says which tree it was
+# gathered in, for gpu_check.sh in a copy of it: gather anew before each copy.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
 target=${1:-.gpu_deps}
@@ -19,6 +20,8 @@ for needed in $include/doctest/doctest.h $include/nlohmann/json.hpp $include/ben
 done
 
 rm -rf "$target"
+revision=$(git rev-parse HEAD 2>/dev/null) || revision=
+[ -z "$revision" ] || [ -z "$(git status --porcelain)" ] || revision="$revision with changes"
 mkdir -p "$target/include" "$target/lib"
 cp -rL $include/doctest $include/nlohmann $include/benchmark "$target/include/"
 # Programs look the library up by the name that it has in itself.
@@ -41,6 +44,5 @@ package nlohmann_json nlohmann_json::nlohmann_json INTERFACE ''
 package benchmark benchmark::benchmark SHARED \
   "IMPORTED_LOCATION \"\${_root}/lib/$soname\" IMPORTED_SONAME \"$soname\" INTERFACE_LINK_LIBRARIES \"pthread\""
 
-# Copies of this tree may lack .git.
-{ git rev-parse HEAD 2>/dev/null || echo unknown; } >"$target/revision"
+[ -z "$revision" ] || echo "$revision" >"$target/revision"
 echo "gathered $(du -sh "$target" | cut -f 1) in $target"

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # gpu_check.sh [OPTIONS]: everything that only a GPU can show, in one command and under 8 minutes on 16 cores: builds for this machine's card,
 # runs all tests on it, the four tools of compute-sanitizer on a reduced suite, 100 repeats bit for bit, CPU = GPU bit for bit, CUDA
-# graphs, the benchmarks, and the comparison with PyTorch where it is installed. Needs nvcc, cmake and python3.
+# graphs, NCCL with one rank and its example where it is installed, the benchmarks, and the comparison with PyTorch where it is installed. Needs nvcc, cmake and python3.
 #   --dependencies DIR   where doctest, Google Benchmark and nlohmann_json are, if not installed (gather_dependencies.sh makes such a folder;
-#                        .gpu_deps is taken when it is there)
+#                        .gpu_deps is taken when it is there); the revision that it names is the report's, whatever git says here
 #   --output DIR         where the report goes, as DATE-GPU.json and DATE-GPU.log (bench/results)
 #   --build DIR          where to build (build/gpu_check)
 #   --jobs N             compilers at a time (all cores)
@@ -61,12 +61,13 @@ rm -rf "$work"
 mkdir -p "$work/steps" "$work/logs" "$work/junit" "$work/figures"
 report=$output/$(date -u +%Y-%m-%d)-$(tr 'A-Z ' 'a-z-' <<<"$name" | tr -cd 'a-z0-9-')
 
+# A copy of a tree may have no .git, or one that knows nothing of what was copied over it, so what the dependencies say goes first.
 revision=unknown
-if git rev-parse HEAD >/dev/null 2>&1; then
+if [ -n "$dependencies" ] && [ -f "$dependencies/revision" ]; then
+  revision="$(<"$dependencies/revision") when the dependencies were gathered"
+elif git rev-parse HEAD >/dev/null 2>&1; then
   revision=$(git rev-parse HEAD)
   [ -z "$(git status --porcelain 2>/dev/null)" ] || revision="$revision with changes"
-elif [ -n "$dependencies" ] && [ -f "$dependencies/revision" ]; then
-  revision="$(<"$dependencies/revision") when the dependencies were gathered"
 fi
 {
   printf 'command\t%s\n' "$command"
@@ -152,7 +153,7 @@ generator=() keep_going=(-k)
 if command -v ninja >/dev/null; then generator=(-G Ninja) keep_going=(-k 0); fi
 step configure 60 cmake -S . -B "$build" "${generator[@]}" -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS_RELEASE=-O2 \
   "-DCMAKE_CUDA_FLAGS_RELEASE=-O2 -Xcompiler=-O1" "-DCMAKE_CUDA_ARCHITECTURES=$capability-real" -DMOE_BALANCE_CUDA=ON -DMOE_BALANCE_GPU_CHECK=ON \
-  -DMOE_BALANCE_WARNINGS_AS_ERRORS=OFF -DMOE_BALANCE_EXAMPLES=OFF "-DCMAKE_PREFIX_PATH=$dependencies"
+  -DMOE_BALANCE_WARNINGS_AS_ERRORS=OFF -DMOE_BALANCE_EXAMPLES=ON "-DCMAKE_PREFIX_PATH=$dependencies"
 step build 270 cmake --build "$build" --parallel "$jobs" --target all gpu_benchmarks -- "${keep_going[@]}"
 
 tests kernel_parameters 30 -R kernel_parameters
@@ -162,6 +163,7 @@ tests golden 60 -R golden
 tests other_tests 120 -L cuda -E 'kernel_parameters|cuda_graph|dispatch_graph|cuda\.contract'
 if [ -x "$build/tests/nccl/nccl_device_test" ]; then
   tests nccl 60 -R nccl_device
+  tests nccl_example 60 -R nccl_global_batch
 else
   echo "gpu_check: no NCCL 2.18 with its header was found, or its test did not build, so NcclSync was not checked" >&2
 fi

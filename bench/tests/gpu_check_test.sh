@@ -20,6 +20,13 @@ PROGRAM
 stand_in nvcc <<'PROGRAM'
 echo "Cuda compilation tools, release 13.0, V13.0.1"
 PROGRAM
+stand_in git <<'PROGRAM'
+[[ $WRONG != *no_git* ]] || exit 128
+case $1 in
+  rev-parse) echo 0123abcd ;;
+  status) [[ $WRONG != *dirty* ]] || echo ' M a_file' ;;
+esac
+PROGRAM
 stand_in cmake <<'PROGRAM'
 if [ "$1" = -S ]; then
   printf '%s\n' "$@" >"$4/options"
@@ -58,6 +65,7 @@ while [ $# -gt 0 ]; do
 done
 status=run
 [[ $WRONG != *skip* || ${chosen:-} != golden ]] || status=notrun
+[[ $WRONG != *example* || ${chosen:-} != nccl_global_batch ]] || status=fail
 echo "<testsuite><testcase name=\"${chosen:-others}\" time=\"0.5\" status=\"$status\"><system-out>fine</system-out></testcase></testsuite>" >"$junit"
 PROGRAM
 stand_in compute-sanitizer <<'PROGRAM'
@@ -105,23 +113,35 @@ expect no_number 'soon is not a positive number'
 check no_folder '' 2 --dependencies "$folder/nowhere"
 expect no_folder 'nowhere is not a folder'
 
-check well '' 0 --jobs 3
-holds well 'report["passed"] and set(status.values()) == {"passed"} and len(status) == 17'
+# gather NAME WRONG: gathers dependencies into NAME.
+gather() { WRONG=$2 PATH=$folder/bin:$PATH bash "$root/bench/gather_dependencies.sh" "$folder/$1" >"$folder/$1.log"; }
+gather gathered ''
+gather gathered_with_changes dirty
+gather gathered_without_git no_git
+[ ! -e "$folder/gathered_without_git/revision" ] || { echo "a revision was written without git"; exit 1; }
+
+check well dirty 0 --jobs 3 --dependencies "$folder/gathered"
+holds well 'report["machine"]["revision"] == "0123abcd when the dependencies were gathered"'
+holds well 'report["passed"] and set(status.values()) == {"passed"} and len(status) == 18'
 holds well 'report["machine"]["gpu"] == "NVIDIA Test 100" and report["machine"]["driver"] == "999.1" and report["machine"]["cuda"] == "13.0"'
 holds well '"--jobs 3" in report["machine"]["command"] and len(report["machine"]["date"]) == 20'
-holds well 'len(report["tests"]) == 6 and report["figures"]["router_gpu"]["benchmarks"][0]["median_us"] == 4.5'
+holds well 'len(report["tests"]) == 7 and report["figures"]["router_gpu"]["benchmarks"][0]["median_us"] == 4.5'
 holds well '"secret" not in json.dumps(report)'
 expect well '4.50 us (4.40 to 4.70)'
 expect well '10.0x'
 expect well 'ALL PASSED'
 grep -qx -- '-DCMAKE_CUDA_ARCHITECTURES=90-real' "$folder/build/options" || { echo "the card's architecture is not asked for"; exit 1; }
+grep -qx -- '-DMOE_BALANCE_EXAMPLES=ON' "$folder/build/options" || { echo "the example of NCCL is not asked for"; exit 1; }
 
-check without_torch 'torch no_nccl' 0
+check without_torch 'torch no_nccl no_git' 0 --dependencies "$folder/gathered_with_changes"
+holds without_torch 'report["machine"]["revision"] == "0123abcd with changes when the dependencies were gathered"'
 holds without_torch 'status["compare_torch"] == "skipped" and report["passed"] and len(status) == 16'
 expect without_torch 'so NcclSync was not checked'
 
-check wrong 'build skip race hang benchmark' 1 --step-limit 3
-holds wrong 'not report["passed"] and len(status) == 17'
+check wrong 'build skip example race hang benchmark dirty' 1 --step-limit 3 --dependencies "$folder/gathered_without_git"
+holds wrong 'report["machine"]["revision"] == "0123abcd with changes"'
+holds wrong 'not report["passed"] and len(status) == 18'
+holds wrong 'status["nccl"] == "passed" and status["nccl_example"] == "failed"'
 holds wrong 'status["build"] == "failed" and status["golden"] == "failed" and status["sanitizer_racecheck"] == "failed"'
 holds wrong 'status["sanitizer_synccheck"] == "timed_out" and 2.5 < seconds["sanitizer_synccheck"] < 10'
 holds wrong 'status["benchmarks"] == status["user_policy"] == status["dispatch"] == "failed"'
@@ -130,6 +150,7 @@ holds wrong '"error: it does not compile" in next(s for s in report["steps"] if 
 expect wrong 'SOMETHING DID NOT PASS'
 expect wrong 'FAILED: broken'
 
-check late '' 1 --deadline 1
-holds late 'not report["passed"] and len(status) == 17 and set(status.values()) == {"out_of_time"}'
+check late no_git 1 --deadline 1 --dependencies "$folder/gathered_without_git"
+holds late 'report["machine"]["revision"] == "unknown"'
+holds late 'not report["passed"] and len(status) == 18 and set(status.values()) == {"out_of_time"}'
 echo "gpu_check.sh does what it says: 8 runs"
