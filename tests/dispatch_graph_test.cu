@@ -138,17 +138,29 @@ TEST_CASE(
   }
 }
 
-TEST_CASE("contract 12: a fused call is two kernels, a permutation two") {
-  GraphLayer layer(500, 40, 8);
-  const auto kernels = [&](const auto& enqueue) { return kernels_of(graph_of(layer.engine, enqueue)); };
-  const mb::Workspace workspace{layer.scratch.data(), mb::route_and_permute_workspace_bytes(layer.router, {500, 40})};
-  const mb::PermutationArgs order{.experts = mb::MatrixView<std::int32_t>(layer.ids.data(), 500, GraphLayer::k),
-                                  .offsets = {layer.offsets.data(), 41},
-                                  .row_of_slot = {layer.row_of_slot.data(), 500, GraphLayer::k},
+namespace {
+
+/// Kernels of a permutation alone.
+int kernels_of_permutation(GraphLayer& layer) {
+  const mb::Shape shape{layer.tokens, layer.experts};
+  const mb::Workspace workspace{layer.scratch.data(), mb::route_and_permute_workspace_bytes(layer.router, shape)};
+  const mb::PermutationArgs order{.experts = mb::MatrixView<std::int32_t>(layer.ids.data(), layer.tokens, GraphLayer::k),
+                                  .offsets = {layer.offsets.data(), layer.experts + 1},
+                                  .row_of_slot = {layer.row_of_slot.data(), layer.tokens, GraphLayer::k},
                                   .slot_of_row = {layer.slot_of_row.data(), layer.rows},
                                   .align = GraphLayer::align};
-  CHECK(kernels([&] { mb::permutation(order, workspace, layer.engine.place()); }) == 2);
-  CHECK(kernels([&] { layer.enqueue(); }) == 2 + 5);  // permute, combine, its backward with weights, permute's backward
+  return kernels_of(graph_of(layer.engine, [&] { mb::permutation(order, workspace, layer.engine.place()); }));
+}
+
+}  // namespace
+
+TEST_CASE("contract 12: a fused call is two kernels, a permutation two, or one of few slots") {
+  GraphLayer few(2047 / GraphLayer::k, 40, 8);
+  CHECK(kernels_of_permutation(few) == 1);
+  GraphLayer many((2048 + GraphLayer::k - 1) / GraphLayer::k, 40, 8);
+  CHECK(kernels_of_permutation(many) == 2);
+  // permute, combine, its backward with weights, permute's backward
+  CHECK(kernels_of(graph_of(few.engine, [&] { few.enqueue(); })) == 2 + 5);
 }
 
 TEST_CASE("contract 12: a permutation by sorting is captured, too") {

@@ -62,11 +62,11 @@ bool is_caught(const Faults& faults) {
 }
 
 /// The lines of the barriers that a step passes.
-std::set<std::uint_least32_t> lines_of(BarrierFault Faults::*barriers) {
+std::set<std::uint_least32_t> lines_of(BarrierFault Faults::*barriers, int experts = 64) {
   std::set<std::uint_least32_t> lines;
   Faults faults;
   (faults.*barriers).seen = &lines;
-  const StepInputs inputs = inputs_of(64);
+  const StepInputs inputs = inputs_of(experts);
   (void)run_step(router, inputs, Fibers{.seed = 2, .multiprocessors = 2, .faults = faults});
   return lines;
 }
@@ -83,6 +83,19 @@ TEST_CASE("every barrier of the forward and backward kernels is needed, and leav
   for (const std::uint_least32_t line : lines) {
     CAPTURE(line);
     CHECK(is_caught(Faults{.block_barriers = {.skipped = line}}));
+  }
+}
+
+TEST_CASE(
+    "where threads are more than experts, the barrier between rows' sums by groups and the groups' sums is needed, too") {
+  constexpr int experts = 32;  // half as many as threads
+  const std::set<std::uint_least32_t> others = lines_of(&Faults::block_barriers);
+  std::set<std::uint_least32_t> lines = lines_of(&Faults::block_barriers, experts);
+  CHECK(!is_caught({}, experts));
+  CHECK(lines.size() == others.size() + 1);
+  for (const std::uint_least32_t line : lines) {
+    CAPTURE(line);
+    CHECK(is_caught(Faults{.block_barriers = {.skipped = line}}, experts));
   }
 }
 

@@ -9,13 +9,19 @@ TEST_CASE("fibers = CPU: softmax, global-batch loss") {
 }
 
 TEST_CASE("fibers = CPU: softmax over the selected, micro-batch and z-loss, replay") {
-  check_same_as_host(mb::Router{mb::SoftmaxOverSelected{}, mb::Replay{mb::TopK<6>{}}, mb::Combine{mb::AuxLoss{}, mb::ZLoss{}}},
-                     {6, 33, 64, 100, 256, 500});
+  check_same_as_host(
+      mb::Router{mb::SoftmaxOverSelected{}, mb::Replay{mb::TopK<6>{}}, mb::Combine{mb::AuxLoss{}, mb::ZLoss{}}},
+      {6, 33, 64, 100, 256, 500});
+}
+
+TEST_CASE("fibers = CPU: softmax, replay, no losses, so that tokens without experts have no gradient") {
+  check_same_as_host(mb::Router{mb::Softmax{}, mb::Replay{mb::TopK<3>{}}}, {32, 64, 100, 256, 512});
 }
 
 TEST_CASE("fibers = CPU: losses that count a plain top-k") {
-  check_same_as_host(mb::Router{mb::Softmax{}, mb::TopK<4>{}, mb::Combine{mb::LossFreeBias{}, mb::FromPlainTopK{mb::AuxLoss{}}}},
-                     {4, 60, 256, 1024});
+  check_same_as_host(
+      mb::Router{mb::Softmax{}, mb::TopK<4>{}, mb::Combine{mb::LossFreeBias{}, mb::FromPlainTopK{mb::AuxLoss{}}}},
+      {4, 60, 256, 1024});
 }
 
 }  // namespace testing

@@ -12,18 +12,26 @@ namespace {
 /// Sub-warp tiles, whole warps, and whole warps with sums in shared memory that read logits again.
 using FewTiers = FibersOfTiers<0, 3, 6>;
 
-/// 24, 33 and 200 experts, 1030 once: awkward logits, sequences, several blocks and rows of blocks; without tokens, with one, with many.
+/// Awkward logits, sequences, several blocks and rows of blocks; without tokens, with one, with many.
+template <class Router>
+void check_orders(const Router& router, int experts, bool usual) {
+  for (const std::int64_t tokens : {0, 1, 36}) {
+    CAPTURE(experts);
+    CAPTURE(tokens);
+    StepInputs inputs(static_cast<std::uint64_t>(experts), tokens, experts, Router::k, true);
+    inputs.usual = usual;
+    const StepOutputs first = run_step(router, inputs, FewTiers{.seed = 1, .multiprocessors = 1});
+    CHECK(same_bits(first, run_step(router, inputs, FewTiers{.seed = 2, .multiprocessors = 2})));
+  }
+}
+
+/// By calls of any kind and by usual ones, whose kernels read ahead.
 template <class Router>
 void check_orders(const Router& router) {
-  for (const int experts : {24, 33, 200, 1030}) {
-    for (const std::int64_t tokens : {0, 1, 36}) {
-      CAPTURE(experts);
-      CAPTURE(tokens);
-      const StepInputs inputs(static_cast<std::uint64_t>(experts), tokens, experts, Router::k, true);
-      const StepOutputs first = run_step(router, inputs, FewTiers{.seed = 1, .multiprocessors = 1});
-      CHECK(same_bits(first, run_step(router, inputs, FewTiers{.seed = 2, .multiprocessors = 2})));
-    }
-  }
+  for (const int experts : {24, 33, 200, 1030}) check_orders(router, experts, false);
+  const int usual_before = usual_kernels;
+  for (const int experts : {32, 256}) check_orders(router, experts, true);
+  CHECK(usual_kernels - usual_before >= 2 * 2 * 4);
 }
 
 }  // namespace

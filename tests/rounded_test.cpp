@@ -5,6 +5,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -123,13 +124,75 @@ TEST_CASE("a probability in two halves is the same fixed-point number as in 64 b
   CHECK(wrong == 0);
 }
 
-TEST_CASE("sums in two halves stay exact however many tokens are added") {
+TEST_CASE("a probability in 64 bits without checks is the same fixed-point number as with them, from 0 to 2") {
+  std::int64_t wrong = 0;
+  const auto two = std::bit_cast<std::uint32_t>(2.0f);
+  for (std::uint32_t bits = 0; bits <= two; bits += 37) {
+    const auto value = std::bit_cast<float>(bits);
+    wrong += mb::unit_to_int64(value) != mb::to_fixed<mb::probability_fraction_bits>(value) ? 1 : 0;
+  }
+  CHECK(wrong == 0);
+  CHECK(mb::unit_to_int64(0.0f) == 0);
+  CHECK(mb::unit_to_int64(1.0f) == std::int64_t{1} << 32);
+  CHECK(mb::unit_to_int64(2.0f) == std::int64_t{1} << 33);
+}
+
+namespace {
+
+/// How many units in the last place of a float a value is from the exact one, which is a normal number.
+double ulps_between(float value, double exact) {
+  return std::abs(static_cast<double>(value) - exact) / std::ldexp(1.0, std::ilogb(exact) - 23);
+}
+
+/// The largest such distance of f from the exact function over every `step`-th float between two of one sign, with the last one.
+template <class Function, class Exact>
+double largest_error(float nearer_to_zero, float farther, std::uint32_t step, const Function& f, const Exact& exact) {
+  const auto last = std::bit_cast<std::uint32_t>(farther);
+  double largest = ulps_between(f(farther), exact(static_cast<double>(farther)));
+  for (auto bits = std::bit_cast<std::uint32_t>(nearer_to_zero); bits < last; bits += step) {
+    const auto x = std::bit_cast<float>(bits);
+    largest = std::max(largest, ulps_between(f(x), exact(static_cast<double>(x))));
+  }
+  return largest;
+}
+
+}  // namespace
+
+TEST_CASE("exp is accurate to 2 units in the last place, and exact at 0, beyond its range and for NaN") {
+  const auto exact = [](double x) { return std::exp(x); };
+  const auto whole = [](float x) { return mb::exp(x); };
+  const auto of_difference = [](float x) { return mb::exp_of_difference(x); };
+  const auto or_zero = [](float x) { return mb::exp_of_difference_or_zero(x); };
+  const auto both = [](float x) { return mb::exp_of_difference_or_zero(mb::TwoFloats{-1.0f, x}).second; };
+  CHECK(largest_error(-0.0f, -87.33f, 101, whole, exact) <= 2);
+  CHECK(largest_error(0.0f, 88.72283f, 101, whole, exact) <= 2);
+  CHECK(largest_error(-0.0f, -87.33f, 1009, of_difference, exact) <= 2);
+  CHECK(largest_error(-0.0f, -87.33f, 1009, or_zero, exact) <= 2);
+  CHECK(largest_error(-0.0f, -87.33f, 1009, both, exact) <= 2);
+  for (const float zero : {0.0f, -0.0f}) CHECK(mb::exp(zero) == 1.0f);
+  CHECK(mb::exp(-87.34f) == 0.0f);
+  CHECK(mb::exp(-HUGE_VALF) == 0.0f);
+  CHECK(mb::exp(88.73f) == HUGE_VALF);
+  CHECK(std::isnan(mb::exp(std::nanf(""))));
+  CHECK(mb::exp_of_difference_or_zero(std::nanf("")) == 0.0f);
+}
+
+TEST_CASE("exp of a difference never exceeds 1") {
+  // Near 0, where a polynomial's error could; probabilities rank as keys of which none is above 2.
+  std::int64_t above = 0;
+  for (auto bits = std::bit_cast<std::uint32_t>(-0.0f); bits <= std::bit_cast<std::uint32_t>(-0.5f); bits += 7) {
+    above += mb::exp_of_difference_or_zero(std::bit_cast<float>(bits)) > 1.0f ? 1 : 0;
+  }
+  CHECK(above == 0);
+}
+
+TEST_CASE("sums of probabilities in registers stay exact however many tokens are added") {
   using LayoutT = mb::Layout<TwoLanes, 8>;
   std::mt19937 random(3);
   for (const int tokens : {1, mb::most_unit_sums - 1, mb::most_unit_sums, 5 * mb::most_unit_sums + 7}) {
     std::int64_t row[8] = {};
     std::int64_t sums[8] = {};
-    mb::UnitRegisterSums<LayoutT> lane{row, LayoutT{8, 1}};
+    mb::RegisterSums<LayoutT> lane{row, LayoutT{8, 1}};
     lane.clear();
     for (int token = 0; token < tokens; ++token) {
       for (int slot = 0; slot < LayoutT::capacity; ++slot) {
@@ -139,7 +202,7 @@ TEST_CASE("sums in two halves stay exact however many tokens are added") {
       }
     }
     lane.flush();
-    for (int slot = 0; slot < LayoutT::capacity; ++slot) CHECK(row[mb::place_in_row(LayoutT{8, 1}, slot)] == sums[slot]);
+    for (int slot = 0; slot < LayoutT::capacity; ++slot) CHECK(row[mb::place_in_row<LayoutT::width>(1, slot)] == sums[slot]);
   }
 }
 

@@ -36,7 +36,7 @@ else
   else
     # What cannot run need not be fast: a third of the time. Optimised kernels are compiled by the tests of registers.
     cuda="CUDA: nvcc but no GPU, so the CUDA tests are compiled and reported as skipped"
-    options+=("-DCMAKE_CUDA_FLAGS_RELEASE=-O0 -Xcicc=-O0 -Xptxas=-O0")
+    options+=("-DCMAKE_CUDA_FLAGS_RELEASE=-O0 -Xptxas=-O0")
   fi
   options+=(-DMOE_BALANCE_CUDA=ON "-DCMAKE_CUDA_ARCHITECTURES=${capability:-90}-real")
 fi

@@ -50,9 +50,11 @@
 #if defined(__CUDA_ARCH__)
 #define MOEB_UNROLL _Pragma("unroll")
 #define MOEB_NO_UNROLL _Pragma("unroll 1")
+#define MOEB_UNROLL_BY_8 _Pragma("unroll 8")
 #else
 #define MOEB_UNROLL
 #define MOEB_NO_UNROLL
+#define MOEB_UNROLL_BY_8
 #endif
 
 // For what no other shared object may share: kernels, their launchers, and what registers functions of this object with a framework.

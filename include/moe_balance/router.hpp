@@ -282,6 +282,12 @@ struct Router {
         return;
       }
     }
+    if constexpr (requires { Engine<Place>::clear_beside(problem, saved, 0, saved, 0, place); }) {
+      const auto words = static_cast<std::int64_t>(loss_count > 0 ? saved_size / sizeof(std::int64_t) : 0);
+      const int counts = totals.counts != nullptr ? experts : 0;
+      totals.cleared_beside = Engine<Place>::clear_beside(problem, saved, words, totals.counts, counts, place);
+      return;
+    }
     if constexpr (loss_count > 0) Engine<Place>::clear(saved, saved_size, place);
     if (totals.counts != nullptr) {
       Engine<Place>::clear(totals.counts, static_cast<std::size_t>(experts) * sizeof(std::int64_t), place);

@@ -27,41 +27,44 @@ GROUPS_KEPT = 4  # of 8 groups: GroupLimitedTopK's defaults
 BYTES_PER_SECOND = 4.3e12
 WARP_INSTRUCTIONS_PER_SECOND = 132 * 4 * 1.7e9
 
-# Source lines that are not run in the common case: rows that hold no quads or no finite weights, padding, infinite logits, masked tokens. The
-# table's kernels have tiers full of experts.
+# Where the loop over tokens jumps back: engine/kernels.hpp, forward_usual_tokens and backward_usual_tokens.
+TOKEN_LOOPS = r"while \(token < end\)|if \(left <= step\) return;"
+# Source lines that are not run in the common case: logits of other types, no finite weights, infinite logits. The table's kernels are those of usual
+# calls.
 NEVER = [
-    r"load_quad\(own, from, quads, slot, slots\)|store_quad\(own, to, quads, slot, slots\)|const LayoutT own\{",
-    r"if \(!own\.holds_expert\(slot\)\) f\(slot\)|const Layout own\{opaque",
+    r"static_cast<b?float16\*>\(nullptr\)",
     r"if \(!has_gradient\) clear_slots",
     r"return softmax_row_with_infinities|if \(!knows_scores\) find_scores|rank\(\[\]\(Real value, int\)|choose\(scores\[slot\] < infinity",
+    r"finite = finite_slots\(|silence_non_finite\(|choose\(finite\.holds",
     r"kept_groups<(2|max_group_score_top)",  # groups that do not lie on neighbouring lanes
     r"\* reciprocal\) >> 22|\(1u << 22\)|\(kept >> \(group & 31u\)\)",
-    r"\+\+tokens == most_unit_sums\) flush\(\)",
     r"for \(int source = 0; source < sources|tile\.shuffle\(chosen\.expert\[r\], source\)|tile\.shuffle\(value\[r\], source\)"
     r"|is_expert\(slot, expert\) \? add",  # an expert chosen twice
 ]
 # Source lines inside loops, and how often the loop's body runs for one token; a line of a caller multiplies with those of its callees.
+WARP = 32  # lanes of a token, where words of keys and slots are selected; the rounds by keys are then the rare way
 LOOPS = [
-    (r"selection\.take\(k, emit\)|selection\.go_on\(|for \(int k = 0; k \+ 1 < count; \+\+k\)", lambda width, repeats: K - 1 if repeats else 1),
-    (r"^\s*search\(\);", lambda width, repeats: rescans(width) / (K - 1)),
+    (r"selection\(tile, layout, keys\)|best\(scanned|emit_own\(", lambda width, repeats: 0 if width == WARP else 1),
+    (r"int k = 0; k \+ 1 < Count|selection\.take\(\)|selection\.go_on\(", lambda width, repeats: 0 if width == WARP else K - 1 if repeats else 1),
+    (r"if \(searches\) search\(taken\)", lambda width, repeats: rescans(width) / (K - 1)),
     (r"best = tile\.maximum\(best\)|best = score\[r\] > best|group = score\[r\] == best|group = tile\.minimum\(group\)|kept \|= 1u << group"
      r"|\? excluded_key<Key> : score\[r\]|int round = 0; round < groups_kept", lambda width, repeats: GROUPS_KEPT if repeats else 1),
 ]
 # The phase of an instruction: the first of these that one of its source lines matches.
 PHASES = [
-    ("prefetch", r"prefetch_row"),
-    ("load", r"\bload_row\(|load_chosen<|load_element<"),
-    ("finite", r"finite_slots\(|silence_non_finite\("),
+    ("load", r"\bload_row\(|load_element<|load_chosen\(|read_for_gradient\(|check_chosen\("),
+    ("finite", r"is_known_finite\("),
     ("scores", r"score_row\(|scores_backward\("),
     ("keys", r"rank_keys\("),
     ("groups", r"template narrow<"),
-    ("scan", r"best\(scanned\("),
-    ("rounds", r"select_k<"),
+    ("scan", r"best_words<|best\(scanned"),
+    ("rounds", r"\bselect\(tile, keys|select_k<|select_in_registers<"),
     ("weights", r"\bweigh\(|weigh_scores<|has_unclear_score|find_scores\(|load_chosen_logits\(|read_chosen_logits\(|weight_gradient<"),
     ("scatter", r"scatter_add<"),
     ("losses", r"add_losses\(|loss_gradient\(|add_token_loss_gradient\("),
     ("store", r"store_chosen\(|store_row\(|store_quad\("),
     ("counts", r"sink\.count|sink\.token"),
+    ("places", r"\bmoved\(|::place\("),
     ("rest", r""),
 ]
 
@@ -126,29 +129,25 @@ def kernels_of(assembly, source):
 
 
 def loop_over_tokens(code):
-    """The instructions of the smallest loop that moves a row's quads, or, in a kernel that reads no whole row, stores them."""
+    """The instructions of the loop that jumps back at a line of TOKEN_LOOPS, and whether the kernel reads whole rows."""
     position = {item: index for index, item in enumerate(code) if isinstance(item, str)}
     loops = []
     for index, item in enumerate(code):
         branch = None if isinstance(item, str) else re.search(r"\bBRA `\((\.L_x_\d+)\)", item.text)
         if branch and position[branch.group(1)] <= index:
             loops.append((position[branch.group(1)], index))
-    # What is behind the kernel's end jumps back, too: code for lanes that have parted.
-    end = next((i for i, item in enumerate(code) if not isinstance(item, str) and item.text == "EXIT"), len(code))
-    loops = [loop for loop in loops if loop[1] < end]
-    def moves(access):
-        return [i for i, item in enumerate(code) if not isinstance(item, str) and re.search(access, item.text)]
-    quads = moves(r"\bLDG\.\S*128") or moves(r"\bSTG\.\S*128")
-    around = [(first, last) for first, last in loops if quads and first <= quads[0] and quads[-1] <= last]
-    if not around:
-        sys.exit("a kernel has no loop over tokens")
-    first, last = min(around, key=lambda loop: loop[1] - loop[0])
+    over_tokens = [(first, last) for first, last in loops if re.search(TOKEN_LOOPS, (code[last].frames or [""])[0])]
+    if len(over_tokens) != 1:
+        sys.exit(f"a kernel has {len(over_tokens)} loops over tokens")
+    first, last = over_tokens[0]
     for begin, end in loops:
         if first <= begin and end <= last and (begin, end) != (first, last):
             for item in code[begin : end + 1]:
                 if not isinstance(item, str):
                     item.repeats = True
-    return [item for item in code[first : last + 1] if not isinstance(item, str)], bool(moves(r"\bLDG\.\S*128"))
+    instructions = [item for item in code if not isinstance(item, str)]
+    reads_rows = any(re.search(r"\bLDG\.\S*128", item.text) for item in instructions)
+    return [item for item in code[first : last + 1] if not isinstance(item, str)], reads_rows
 
 
 def times(instruction, width, used):
@@ -202,7 +201,7 @@ def rows(budgets, nvdisasm, command):
     table, used = [], set()
     for name, code in zip(names, kernels.values()):
         name = re.sub(r"moe_balance::v[0-9_]*::(cuda_[0-9a-z_]*::)?", "", name)
-        kernel = re.match(r"void common_(forward|backward)<(\d+), \w+Problem<(.*)> >\(", name)
+        kernel = re.match(r"void moe_balance_(forward|backward)<(\d+), true, \w+Problem<(.*)> >\(", name)
         if not kernel:
             continue
         experts, width = tiers[int(kernel.group(2))]

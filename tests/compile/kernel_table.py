@@ -46,15 +46,15 @@ def occupancy(arch, threads, blocks):
 
 
 def kernels_of(ptxas):
-    """{(kernel, tier, problem): (registers, static shared bytes)} from ptxas's output."""
+    """{(kernel, whether it is that of usual calls, tier, problem): (registers, static shared bytes)} from ptxas's output."""
     found = {}
     name = None
     for line in open(ptxas, encoding="utf-8"):
         entry = re.search(r"Compiling entry function '(.*)' for", line)
         if entry:
             text = re.sub(r"moe_balance::v[0-9_]*::(cuda_[0-9a-z_]*::)?", "", entry.group(1))
-            kernel = re.match(r"void moe_balance_(forward|backward)<(\d+), \w+Problem<(.*)> >\(", text)
-            name = kernel and (kernel.group(1), int(kernel.group(2)), kernel.group(3).replace(" ", ""))
+            kernel = re.match(r"void moe_balance_(forward|backward)<(\d+), (true|false), \w+Problem<(.*)> >\(", text)
+            name = kernel and (kernel.group(1), kernel.group(3), int(kernel.group(2)), kernel.group(4).replace(" ", ""))
         used = re.search(r"Used (\d+) registers", line)
         if used and name:
             static = re.search(r"(\d+) bytes smem", line)
@@ -77,46 +77,51 @@ def split_arguments(text):
 
 def rows(budgets, ptxas):
     """The table's lines, without registers and occupancy first, then with them."""
-    tiers, shared, launched = {}, {}, {}
+    tiers, most, shared, launched = {}, {}, {}, {}
     for line in subprocess.run([budgets], check=True, capture_output=True, text=True).stdout.splitlines():
         kind, tier, *rest = line.split()
         if kind == "tier":
-            experts, width, threads, blocks, registers = map(int, rest)
-            tiers[int(tier)] = (experts, width, threads, registers)
+            tiers[int(tier)] = tuple(map(int, rest))
+        elif kind == "registers":
+            most[(rest[0], rest[1], int(tier))] = int(rest[2])
         elif kind == "shared":
-            shared[(rest[0], int(tier), rest[1])] = int(rest[2])
-            launched[(rest[0], int(tier), rest[1])] = dict(zip(LIMITS, map(int, rest[3:])))
+            place = (rest[0], rest[1], int(tier), rest[2])
+            shared[place] = int(rest[3])
+            launched[place] = dict(zip(LIMITS, map(int, rest[4:])))
     by_arch = {arch: kernels_of(path) for arch, path in ptxas.items()}
     names = set().union(*by_arch.values())
     for arch, kernels in by_arch.items():
         if set(kernels) != names:
             sys.exit(f"{arch} has other kernels: {sorted(names - set(kernels))[:3]} are missing")
     plain, full = [], []
-    for kernel, tier, problem in sorted(names, key=lambda name: (name[2], name[0] != "forward", name[1])):
+    for name in sorted(names, key=lambda name: (name[3], name[0] != "forward", name[1], name[2])):
+        kernel, usual, tier, problem = name
         scoring, selection, balancer = split_arguments(problem)
-        if (kernel, tier, balancer) not in shared:
+        place = (kernel, usual, tier, balancer)
+        if place not in shared:
             sys.exit(f"kernel_budgets.cpp does not print the shared memory of {balancer}")
-        experts, width, threads, budget = tiers[tier]
-        dynamic = shared[(kernel, tier, balancer)]
+        experts, width, threads = tiers[tier]
+        dynamic = shared[place]
         router = f"{scoring}, {selection}, {balancer}".replace(",", ", ").replace(",  ", ", ")
-        static = max(by_arch[arch][(kernel, tier, problem)][1] for arch in ptxas)
-        start = f"| {router} | {kernel} | {experts} | {width} | {threads} | {static} + {dynamic} |"
+        static = max(by_arch[arch][name][1] for arch in ptxas)
+        calls = "usual" if usual == "true" else "any"
+        start = f"| {router} | {kernel} | {calls} | {experts} | {width} | {threads} | {static} + {dynamic} |"
         registers, resident = [], []
         for arch in ptxas:
-            used = by_arch[arch][(kernel, tier, problem)][0]
-            blocks = blocks_per_sm(arch, threads, used, by_arch[arch][(kernel, tier, problem)][1] + dynamic)
-            asked = launched[(kernel, tier, balancer)][arch]
+            used = by_arch[arch][name][0]
+            blocks = blocks_per_sm(arch, threads, used, by_arch[arch][name][1] + dynamic)
+            asked = launched[place][arch]
             if asked > blocks:
-                sys.exit(f"tuning.hpp asks for {asked} blocks of {router}, {kernel}, {experts} experts on {arch}, and {blocks} fit")
+                sys.exit(f"tuning.hpp asks for {asked} blocks of {router}, {kernel} of {calls} calls, {experts} experts on {arch}, and {blocks} fit")
             registers.append(str(used))
             resident.append(f"{asked} of {blocks} ({occupancy(arch, threads, asked):.0%})")
         plain.append(start)
-        full.append(f"{start} {' / '.join(registers)} of {budget} | {' / '.join(resident)} |")
+        full.append(f"{start} {' / '.join(registers)} of {most[(kernel, usual, tier)]} | {' / '.join(resident)} |")
     return plain, full
 
 
 def registers_of(row):
-    return [int(used) for used in row.split("|")[7].split(" of ")[0].split("/")]
+    return [int(used) for used in row.split("|")[8].split(" of ")[0].split("/")]
 
 
 def is_far(old, new):
@@ -127,10 +132,10 @@ def table(version, architectures, full):
     archs = " / ".join(architectures)
     return [
         BEGIN,
-        f"{version}, {archs}. Shared memory is static + dynamic bytes a block; occupancy is theoretical.",
+        f"{version}, {archs}. Shared memory is static + dynamic bytes a block; occupancy is theoretical. Usual calls: include/moe_balance/engine/usual_call.hpp.",
         "",
-        f"| router | kernel | experts up to | lanes a token | threads | shared memory | registers {archs} | blocks an SM of those that fit (occupancy) {archs} |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| router | kernel | calls | experts up to | lanes a token | threads | shared memory | registers {archs} | blocks an SM of those that fit (occupancy) {archs} |",
+        "|---|---|---|---|---|---|---|---|---|",
         *full,
         END,
     ]

@@ -31,13 +31,15 @@ void deepseek_v3(const Calls& calls, cudaStream_t stream) {
 
 void softmax_with_losses(const Calls& calls, cudaStream_t stream);
 void softmax_with_losses(const Calls& calls, cudaStream_t stream) {
-  run(mb::Router{mb::Softmax{}, mb::TopK<8>{}, mb::Combine{mb::AuxLoss{.coefficient = 1e-2f}, mb::ZLoss{.coefficient = 1e-3f}}},
+  run(mb::Router{mb::Softmax{}, mb::TopK<8>{},
+                 mb::Combine{mb::AuxLoss{.coefficient = 1e-2f}, mb::ZLoss{.coefficient = 1e-3f}}},
       calls, stream);
 }
 
 void deepseek_v4(const Calls& calls, cudaStream_t stream);
 void deepseek_v4(const Calls& calls, cudaStream_t stream) {
-  run(mb::Router{mb::SqrtSoftplus{}, mb::Replay{mb::TopK<6>{}}, mb::Combine{mb::LossFreeBias{}, mb::SequenceLoss{}}}, calls, stream);
+  run(mb::Router{mb::SqrtSoftplus{}, mb::Replay{mb::TopK<6>{}}, mb::Combine{mb::LossFreeBias{}, mb::SequenceLoss{}}}, calls,
+      stream);
 }
 
 void largest_k(const Calls& calls, cudaStream_t stream);
@@ -62,10 +64,12 @@ struct DispatchCalls {
 
 void dispatch(const Calls& calls, const DispatchCalls& dispatch, cudaStream_t stream);
 void dispatch(const Calls& calls, const DispatchCalls& dispatch, cudaStream_t stream) {
-  mb::route_and_permute(mb::Router{mb::Softmax{}, mb::TopK<8>{}}, calls.route, dispatch.permutation, calls.workspace, stream);
-  mb::forward_and_permute(mb::Router{mb::Sigmoid{}, mb::GroupLimitedTopK<8>{.groups = 8, .groups_kept = 4, .scaling_factor = 2.5f},
-                                     mb::Combine{mb::LossFreeBias{.update_rate = 1e-3f}, mb::SequenceLoss{.coefficient = 1e-4f}}},
-                          calls.forward, dispatch.permutation, calls.workspace, stream);
+  mb::route_and_permute(mb::Router{mb::Softmax{}, mb::TopK<8>{}}, calls.route, dispatch.permutation, calls.workspace,
+                        stream);
+  mb::forward_and_permute(
+      mb::Router{mb::Sigmoid{}, mb::GroupLimitedTopK<8>{.groups = 8, .groups_kept = 4, .scaling_factor = 2.5f},
+                 mb::Combine{mb::LossFreeBias{.update_rate = 1e-3f}, mb::SequenceLoss{.coefficient = 1e-4f}}},
+      calls.forward, dispatch.permutation, calls.workspace, stream);
   mb::permutation(dispatch.permutation, calls.workspace, stream);
   mb::permute(dispatch.permute, calls.workspace, stream);
   mb::permute_backward(dispatch.permute_backward, calls.workspace, stream);

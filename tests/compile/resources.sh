@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # resources.sh OUTPUT BUDGETS NVCC FLAGS... SOURCE: compiles SOURCE to a cubin and fails when any kernel or function in it spills registers,
-# needs a stack frame, or has more registers than its tier may have. BUDGETS is the program that prints tuning.hpp's budgets
+# needs a stack frame, or has more registers than its kind may have in its tier. BUDGETS is the program that prints tuning.hpp's budgets
 # (kernel_budgets.cpp). Prints registers and shared memory of every kernel; OUTPUT.txt keeps what ptxas said.
 set -euo pipefail
 output=$1 budgets=$2
@@ -14,7 +14,7 @@ awk '
     sub(/^void /, "", name)
     return name
   }
-  FILENAME == ARGV[1] { if ($1 == "tier") budget[$2] = $7; next }
+  FILENAME == ARGV[1] { if ($1 == "registers") budget[$2 " " $3 " " $4] = $5; next }
   /Compiling entry function/ { ++kernels }
   /Function properties for/ { sub(/.*Function properties for /, ""); name = short($0) }
   /bytes stack frame/ {
@@ -24,11 +24,11 @@ awk '
   }
   /Used [0-9]+ registers/ {
     sub(/.*: /, "")
-    tier = name
-    if (sub(/^moe_balance_(forward|forward_and_count|backward)</, "", tier)) {
-      sub(/,.*/, "", tier)
-      if (!(tier in budget)) { ++bad; print "FAILED " name ": tuning.hpp has no tier " tier }
-      else if ($2 > budget[tier]) { ++bad; print "FAILED " name ": " $2 " registers, and its tier may have " budget[tier] }
+    if (name ~ /^moe_balance_(forward|forward_and_count|backward)</) {
+      split(name, part, /[<,] */)  # kernel, tier, whether it is that of usual calls
+      kind = part[2] (part[1] ~ /backward/ ? " backward " : " forward ") (part[3] ~ /(true|1)$/ ? "true" : "false")
+      if (!(kind in budget)) { ++bad; print "FAILED " name ": tuning.hpp has no budget of " kind }
+      else if ($2 > budget[kind]) { ++bad; print "FAILED " name ": " $2 " registers, and its tier may have " budget[kind] }
     }
     print name ": " $0
   }

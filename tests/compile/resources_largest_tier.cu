@@ -12,7 +12,8 @@ using EveryPart = mb::Combine<mb::AuxLoss, mb::SequenceLoss, mb::GlobalBatchLoss
 /// Taking a kernel's address is what has it compiled.
 template <class Scoring, class Selection, class Balancer>
 bool kernel_exists() {
-  return mb::moe_balance_forward<largest_tier, mb::ForwardProblem<Scoring, Selection, Balancer>> != nullptr;
+  using Problem = mb::ForwardProblem<Scoring, Selection, Balancer>;
+  return mb::moe_balance_forward<largest_tier, false, Problem> != nullptr;
 }
 
 template <class... Scorings>

@@ -1,5 +1,6 @@
-// The kernels of one scoring in every tier, with each kind of selection and balancer that makes a kernel of its own. MOE_BALANCE_SCORING, given
-// on the command line, is the scoring: five short compilations instead of one long one.
+// The kernels of one scoring in every tier, with each kind of selection and balancer that makes a kernel of its own. Two macros, given on the command
+// line, make ten short compilations of one long one: MOE_BALANCE_SCORING is the scoring, MOE_BALANCE_USUAL says whether the kernels are those of usual
+// calls.
 // What differs in numbers alone is one kernel: LossFreeBias is NoBalancer with a bias pointer, and the scopes of a loss differ in a flush.
 // EveryPart has all balancers at once; Replay of GroupLimitedTopK has both selections' code.
 #include <moe_balance/moe_balance.cuh>
@@ -12,19 +13,20 @@ namespace mb = moe_balance;
 namespace {
 
 using Scoring = mb::MOE_BALANCE_SCORING;
-using Tiers = std::make_integer_sequence<int, mb::cuda_tier_count>;
+constexpr bool usual = MOE_BALANCE_USUAL;
+using Tiers = std::make_integer_sequence<int, usual ? mb::usual_tier_count : mb::cuda_tier_count>;
 using EveryPart = mb::Combine<mb::AuxLoss, mb::SequenceLoss, mb::GlobalBatchLoss, mb::ZLoss, mb::LossFreeBias>;
 
 template <class Selection, class Balancer, int... Tier>
 auto forward_kernels(std::integer_sequence<int, Tier...>) {
   using Problem = mb::ForwardProblem<Scoring, Selection, Balancer>;
-  return std::array{mb::moe_balance_forward<Tier, Problem>...};
+  return std::array{mb::moe_balance_forward<Tier, (usual && mb::has_usual_kernel<Tier, Problem>), Problem>...};
 }
 
 template <class Selection, class Balancer, int... Tier>
 auto backward_kernels(std::integer_sequence<int, Tier...>) {
   using Problem = mb::BackwardProblem<Scoring, Selection, Balancer>;
-  return std::array{mb::moe_balance_backward<Tier, Problem>...};
+  return std::array{mb::moe_balance_backward<Tier, (usual && mb::has_usual_kernel<Tier, Problem>), Problem>...};
 }
 
 }  // namespace

@@ -5,7 +5,7 @@
 set -euo pipefail
 output=$1
 shift
-own='moe_balance_(forward|backward|loss|update|publish|dispatch|forward_and_count)|::Cuda(Dispatch)?Engine::|check_cuda'
+own='moe_balance_(forward|backward|loss|update|clear|publish|dispatch|forward_and_count)|::Cuda(Dispatch)?Engine::|check_cuda'
 
 for arch in 80 90; do
   "$@" -arch=sm_$arch -DMOE_BALANCE_ENTRY=entry_$arch -Xcompiler=-fPIC -c -o "$output.$arch.o"

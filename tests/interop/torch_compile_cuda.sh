@@ -4,5 +4,5 @@
 set -euo pipefail
 nvcc=$1 include=$2 source=$3 object=$4
 headers=$(python -W ignore -c 'import torch; print(torch.__path__[0])')/include
-exec "$nvcc" -std=c++20 -O0 -Xcicc=-O0 -Xptxas=-O0 -arch=sm_90 --Werror=all-warnings -Xcompiler=-fPIC,-Wall,-Wextra,-Werror -DUSE_CUDA \
+exec "$nvcc" -std=c++20 -O0 -Xptxas=-O0 -arch=sm_90 --Werror=all-warnings -Xcompiler=-fPIC,-Wall,-Wextra,-Werror -DUSE_CUDA \
   -I"$include" -isystem "$headers" -isystem "$headers/torch/csrc/api/include" -c "$source" -o "$object"

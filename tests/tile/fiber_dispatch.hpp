@@ -58,15 +58,16 @@ struct DispatchEngine<testing::Fibers> {
   template <class Problem>
   static void forward_and_count(const Problem& problem, const Totals& totals, std::int32_t* histogram, std::int64_t rows,
                                 const Fibers& place) {
-    with_tier(static_cast<int>(problem.logits.columns), [&](auto tier_index) {
-      constexpr int index = decltype(tier_index)::value;
-      constexpr CudaTier tier = cuda_tiers[index];
+    with_config(problem, [&](auto config) {
+      using Config = decltype(config);
+      constexpr CudaTier tier = Config::tier;
       constexpr int threads = 64;
+      testing::usual_kernels += Config::usual ? 1 : 0;
       using Shared = ForwardShared<decltype(problem.balancer), tier.max_experts>;
-      testing::launch_fibers(place, rows, 1, threads, Shared::bytes(threads / tier.width),
+      testing::launch_fibers(place, rows, 1, threads, Shared::bytes(threads / tier.width, threads),
                              [&](const testing::FiberBlock& block) {
                                const testing::FiberTile<tier.width> tile{block.group, block.thread()};
-                               forward_and_count_kernel<KernelConfig<index>>(block, tile, problem, totals, histogram);
+                               forward_and_count_kernel<Config>(block, tile, problem, totals, histogram);
                              });
     });
   }

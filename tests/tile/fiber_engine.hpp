@@ -26,6 +26,9 @@ struct FibersOfTiers {
 using Fibers = FibersOfTiers<0, 1, 2, 3, 4, 5, 6>;
 static_assert(moe_balance::cuda_tier_count == 7);
 
+/// How many kernels for usual calls (engine/usual_call.hpp) have run on fibers: tests of those must not pass without one.
+inline int usual_kernels = 0;
+
 /// One fiber's view of its block.
 struct FiberBlock {
   using Site = std::source_location;
@@ -145,14 +148,16 @@ struct Engine<testing::FibersOfTiers<Tiers...>> {
 
   template <class Real, class Problem>
   static void forward(const Problem& problem, const Totals& totals, const Fibers& place) {
-    with_own_tier(static_cast<int>(problem.logits.columns), [&](auto index) {
-      constexpr int tier_index = decltype(index)::value;
-      constexpr CudaTier tier = small_block(cuda_tiers[tier_index]);
+    with_own_config(problem, [&](auto config) {
+      using Config = decltype(config);
+      constexpr CudaTier tier = small_block(Config::tier);
+      testing::usual_kernels += Config::usual ? 1 : 0;
       const GridShape grid(tier, problem.segments, resident_blocks(tier, place));
       using Shared = ForwardShared<decltype(problem.balancer), tier.max_experts>;
-      const std::size_t shared_bytes = Shared::bytes(tier.threads / tier.width) - place.faults.less_shared_bytes;
+      const std::size_t shared_bytes =
+          Shared::bytes(tier.threads / tier.width, tier.threads) - place.faults.less_shared_bytes;
       const auto body = [&](const FiberBlock& block) {
-        forward_kernel<KernelConfig<tier_index>>(block, tile_of<tier.width>(block), problem, totals);
+        forward_kernel<Config>(block, tile_of<tier.width>(block), problem, totals);
       };
       if (totals.clearing_blocks > 1)
         testing::launch_fibers_together(place, grid.columns, grid.rows, tier.threads, shared_bytes, body);
@@ -163,15 +168,16 @@ struct Engine<testing::FibersOfTiers<Tiers...>> {
 
   template <class Real, class Problem>
   static void backward(const Problem& problem, const Fibers& place) {
-    with_own_tier(static_cast<int>(problem.logits.columns), [&](auto index) {
-      constexpr int tier_index = decltype(index)::value;
-      constexpr CudaTier tier = small_block(cuda_tiers[tier_index]);
+    with_own_config(problem, [&](auto config) {
+      using Config = decltype(config);
+      constexpr CudaTier tier = small_block(Config::tier);
+      testing::usual_kernels += Config::usual ? 1 : 0;
       const GridShape grid(tier, problem.segments, resident_blocks(tier, place));
       testing::launch_fibers(place, grid.columns, grid.rows, tier.threads,
                              backward_shared_bytes<decltype(problem.balancer), tier.max_experts>(tier.threads / tier.width),
                              [&](const FiberBlock& block) {
                                const testing::FiberTile<tier.width> tile = tile_of<tier.width>(block);
-                               backward_kernel<KernelConfig<tier_index>>(block, tile, problem);
+                               backward_kernel<Config>(block, tile, problem);
                              });
     });
   }
@@ -203,6 +209,18 @@ struct Engine<testing::FibersOfTiers<Tiers...>> {
       return serves;
     };
     (void)(serve(std::integral_constant<int, Tiers>{}) || ...);
+  }
+
+  /// with_config, of these tiers only.
+  template <class Problem, class Function>
+  static void with_own_config(const Problem& problem, const Function& f) {
+    with_own_tier(static_cast<int>(problem.logits.columns), [&](auto tier) {
+      constexpr int index = decltype(tier)::value;
+      if constexpr (has_usual_kernel<index, Problem>) {
+        if (is_usual(problem, cuda_tiers[index].max_experts)) return f(KernelConfig<index, true>{});
+      }
+      f(KernelConfig<index, false>{});
+    });
   }
 
   /// Faults of blocks are for the kernels over tokens: the others have no loop over blocks.

@@ -70,9 +70,16 @@ struct FiberTile {
     }
     return false;
   }
-  [[nodiscard]] std::int32_t maximum(std::int32_t value, const Site& site = Site::current()) const {
+  [[nodiscard]] std::uint32_t ballot(bool value, const Site& site = Site::current()) const {
+    const std::uint64_t* seen = meet(value ? 1 : 0, site);
+    std::uint32_t lanes = 0;
+    for (int i = 0; i < W; ++i) lanes |= seen[i] != 0 ? 1u << i : 0u;
+    return lanes;
+  }
+  template <class V>
+  [[nodiscard]] V maximum(V value, const Site& site = Site::current()) const {
     const std::uint64_t* seen = meet(encode(value), site);
-    for (int i = 0; i < W; ++i) value = std::max(value, decode<std::int32_t>(seen[i]));
+    for (int i = 0; i < W; ++i) value = std::max(value, decode<V>(seen[i]));
     return value;
   }
   [[nodiscard]] std::int32_t minimum(std::int32_t value, const Site& site = Site::current()) const {

@@ -91,8 +91,8 @@ struct ArraySink {
   ArraySums<Balancer>& sums;
   const LayoutT& layout;
 
-  void token() { ++sums.tokens.tokens; }
-  void non_finite_token() { ++sums.tokens.non_finite_tokens; }
+  void token() { sums.tokens.tokens += layout.lane == 0 ? 1 : 0; }
+  void non_finite_token() { sums.tokens.non_finite_tokens += layout.lane == 0 ? 1 : 0; }
   void invalid_expert() { ++sums.tokens.invalid_experts; }
   void token_loss(int index, std::int64_t fixed) { sums.tokens.token_losses[index] += fixed; }
   void count(std::int32_t expert) { ++sums.counts[expert]; }
@@ -213,6 +213,16 @@ TileOutputs outputs_on_fibers(Step&& step, std::uint64_t seed) {
   return std::move(step.out);
 }
 
+/// The same where the fibers share memory.
+template <int W, class Step>
+TileOutputs outputs_on_fibers_with_memory(Step&& step, std::uint64_t seed) {
+  FiberGroup group(W, seed);
+  std::uint32_t memory[2 * W];
+  std::fill(std::begin(memory), std::end(memory), 0xdeadbeefu);
+  group.run([&](int lane) { step.run(mb::TileWithMemory<FiberTile<W>>{{&group, lane}, memory}); });
+  return std::move(step.out);
+}
+
 template <class Scoring, class Selection, class Balancer>
 void check_all_widths(const Scoring& scoring, const Selection& selection, const Balancer& balancer, bool replays = true) {
   using Step = TileStep<Scoring, Selection, Balancer>;
@@ -231,6 +241,7 @@ void check_all_widths(const Scoring& scoring, const Selection& selection, const 
       CHECK(outputs_on_fibers<8>(fresh(), seed) == serial.out);
       CHECK(outputs_on_fibers<16>(fresh(), seed) == serial.out);
       CHECK(outputs_on_fibers<32>(fresh(), seed) == serial.out);
+      CHECK(outputs_on_fibers_with_memory<32>(fresh(), seed) == serial.out);
     }
   }
 }

@@ -144,11 +144,16 @@ inline void check_permutation(const PermutationArgs& args, Workspace workspace) 
   return problem;
 }
 
-/// The second launch of a permutation.
+/// The second launch of a permutation, with so many blocks that rank slots. On a GPU there are more where padding is much of the work.
 template <class Place, class Tag = EngineTagOf<Place>>
-void place_slots(const PermutationProblem& problem, std::int64_t blocks, const Place& place) {
+void place_slots(PermutationProblem problem, std::int64_t ranking_blocks, const Place& place) {
   using Engine = DispatchEngine<Place>;
   const int tiles = Engine::tiles(problem.expert_count);
+  problem.ranking_blocks = ranking_blocks;
+  const std::int64_t marking = Engine::reads_arguments ? 0
+                                                       : std::min(1 + problem.rows / dispatch_tuning.rows_per_marking_block,
+                                                                  dispatch_tuning.most_parts);
+  const std::int64_t blocks = std::max(ranking_blocks, marking);
   Engine::launch("permutation", {blocks, tiles, PlaceSlots::shared_bytes(problem.expert_count, tiles)}, PlaceSlots{},
                  problem, place);
 }
@@ -194,6 +199,10 @@ void permutation_by_counting(const PermutationArgs& args, const Workspace& works
     problem.invalid = found_invalid;
   }
   const int experts = problem.expert_count;
+  if (problem.histogram_rows == 1 && !Engine::reads_arguments) {  // few slots: a launch less
+    problem.histogram = nullptr;
+    return place_slots(problem, 1, place);
+  }
   Engine::launch("permutation", {problem.histogram_rows, Engine::tiles(experts), CountSlots::shared_bytes(experts)},
                  CountSlots{}, problem, place);
   if constexpr (Engine::reads_arguments) {
@@ -207,7 +216,7 @@ void permutation_by_counting(const PermutationArgs& args, const Workspace& works
 /// Groups the slots of `experts` by expert, stably: expert e's slots get the rows offsets[e], offsets[e] + 1, ... in token order (k order within
 /// a token), then padding rows up to offsets[e + 1]. Rows from offsets[E] on are padding too. K may not exceed max_experts; E is 1 to
 /// max_dispatch_experts.
-/// Up to max_counted_experts two launches on a GPU. Beyond, slots are sorted, with the same result: three launches of our own and those of
+/// Up to max_counted_experts two launches on a GPU, one for fewer than 2048 slots. Beyond, slots are sorted, with the same result: three launches of our own and those of
 /// CUB's radix sort (one for few slots, else three and one per eight bits of the ids) and scan (two), which only a program has one of whose
 /// files includes dispatch/many_experts.cuh. Nothing waits for the host or allocates; all memory must stay alive until the launches are done.
 /// Errors: InvalidArgument before any output is written, on the CPU also for an id outside [-1, E).

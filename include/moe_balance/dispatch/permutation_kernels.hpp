@@ -1,5 +1,5 @@
-// The two kernels of a permutation: a stable counting sort of slots by expert over contiguous ranges of slots. The first counts each range's slots per
-// expert; the second adds up the ranges before its own, which is exact, and ranks its slots by matching ids among the lanes of a tile. No order
+// The two kernels of a permutation: a stable counting sort of slots by expert over contiguous ranges of slots. The first, where there is more than one
+// range, counts each range's slots per expert; the second adds up the ranges before its own, which is exact, and ranks its slots by matching ids among the lanes of a tile. No order
 // depends on what an atomic addition returns.
 #pragma once
 
@@ -40,8 +40,12 @@ struct PermutationProblem {
   std::int32_t* expert_of_block;
   std::int64_t row_blocks;
   std::int64_t block_size;
-  std::int32_t* histogram;  ///< [histogram_rows, E]: slots per expert of each range of tokens
+  std::int32_t*
+      histogram;  ///< [histogram_rows, E]: slots per expert of each range of tokens; null where they are few: each block counts all, the first gives them rows, and all
+                  ///< share the marking of padding
   std::int64_t histogram_rows;
+  std::int64_t
+      ranking_blocks;     ///< of the second launch: they share the rows of the histogram; further ones only mark padding
   std::int64_t* invalid;  ///< counts ids that are no expert's; may be null
 };
 
@@ -113,6 +117,7 @@ MOEB_INLINE void for_each_offset(const BlockT& block, const TileT& tile, std::in
 /// First launch: one row of the histogram per block.
 struct CountSlots {
   static constexpr bool uses_shared = true;
+  static constexpr bool lets_next_kernel_start = true;
   [[nodiscard]] static constexpr std::size_t shared_bytes(int experts) {
     return static_cast<std::size_t>(experts) * sizeof(std::int32_t);
   }
@@ -141,6 +146,7 @@ struct CountSlots {
 /// Second launch: offsets, padding marks, and a row for each slot. Each block takes the same number of rows of the histogram.
 struct PlaceSlots {
   static constexpr bool uses_shared = true;
+  static constexpr bool runs_beside_kernel_before = true;
 
   /// Per expert: all slots, slots of earlier blocks, first row; then for each tile its slots so far. And a word per tile to add threads up.
   struct Shared {
@@ -168,47 +174,124 @@ struct PlaceSlots {
     const int tiles = block.threads() / TileT::width;
     const Shared shared(block.shared(), problem.expert_count, tiles);
     for (int i = block.thread(); i < tiles * problem.expert_count; i += block.threads()) shared.tile_counts[i] = 0;
-    add_up_blocks(block, problem, shared);
+    if constexpr (BesideBlock<BlockT>) block.await_kernel_before();
+    const bool counts_all = problem.histogram == nullptr;
+    if (!counts_all) add_up_blocks(block, tile, problem, shared);
     block.barrier();
-    const std::int64_t first_row = block.index() * rows_per_block(block, problem);
-    const ItemRange own = slots_of_rows(problem, first_row, first_row + rows_per_block(block, problem));
+    const bool ranks = block.index() < problem.ranking_blocks;
+    ItemRange own{0, 0};
+    if (counts_all || ranks) {
+      const std::int64_t first_row = first_row_of(block, problem);
+      own = slots_of_rows(problem, first_row, first_row + rows_per_block(problem));
+    }
     const ItemRange range = range_of_tile(block, tile, own);
     count_of_tile(block, tile, problem, range, shared);
+    if (counts_all) {
+      block.barrier();
+      add_up_tiles(block, problem, tiles, shared);
+      block.barrier();
+    }
     find_offsets(block, tile, problem, shared);
     block.barrier();
     start_tiles(block, problem, tiles, shared);
     mark_padding(block, tile, problem, shared.offset, [&](std::int64_t e) MOEB_LAMBDA { return shared.total[e]; });
     block.barrier();
-    rank(block, tile, problem, range, shared);
+    if (ranks) rank(block, tile, problem, range, shared);
   }
 
  private:
+  [[nodiscard]] MOEB_INLINE static std::int64_t rows_per_block(const PermutationProblem& problem) {
+    return problem.histogram_rows / problem.ranking_blocks;
+  }
   template <class BlockT>
-  [[nodiscard]] MOEB_INLINE static std::int64_t rows_per_block(const BlockT& block, const PermutationProblem& problem) {
-    return problem.histogram_rows / block.blocks();
+  [[nodiscard]] MOEB_INLINE static std::int64_t first_row_of(const BlockT& block, const PermutationProblem& problem) {
+    return problem.histogram == nullptr ? 0 : block.index() * rows_per_block(problem);
   }
 
+  /// Neighbouring counts of a row of the histogram, loaded together.
+  template <int Count>
+  struct alignas(Count * sizeof(std::int32_t)) Counts {
+    std::int32_t value[Count];
+  };
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  static constexpr int quads_at_once = 4;  // more spill there
+#else
+  static constexpr int quads_at_once = 8;
+#endif
+
+  template <class BlockT, class TileT>
+  MOEB_INLINE static void add_up_blocks(const BlockT& block, const TileT& tile, const PermutationProblem& problem,
+                                        const Shared& shared) {
+    const bool has_quads =
+        problem.expert_count % 4 == 0 && reinterpret_cast<std::uintptr_t>(problem.histogram) % sizeof(Counts<4>) == 0;
+    if (has_quads)
+      add_up_blocks_by<4>(block, tile, problem, shared);
+    else
+      add_up_blocks_by<1>(block, tile, problem, shared);
+  }
+
+  /// Lanes side by side share `Count` experts: each adds up the rows that are its own by turns, several loads at once, because that is what a GPU
+  /// thread waits for.
+  template <int Count, class BlockT, class TileT>
+  MOEB_INLINE static void add_up_blocks_by(const BlockT& block, const TileT& tile, const PermutationProblem& problem,
+                                           const Shared& shared) {
+    constexpr int sharing = TileT::width < 4 ? TileT::width : 4;
+    constexpr int at_once = Count == 1 ? 16 : quads_at_once;
+    const std::int64_t first_row =
+        block.index() < problem.ranking_blocks ? first_row_of(block, problem) : problem.histogram_rows;
+    const int own = block.thread() % sharing;
+    const int groups = block.threads() / sharing;
+    const int runs = problem.expert_count / Count;
+    // All lanes of a tile go round as often: they meet in the sums.
+    for (int start_run = 0; start_run < runs; start_run += groups) {
+      const int run = start_run + block.thread() / sharing;
+      const bool has_run = run < runs;
+      const std::int32_t* const column = problem.histogram + (has_run ? run : 0) * Count;
+      // The rows before this block's first, then the others: one after the other, so that only one of the sums is in registers.
+      std::int64_t sum[Count] = {};
+      const auto add_up = [&](std::int64_t first, std::int64_t last) MOEB_LAMBDA {
+        MOEB_NO_UNROLL
+        for (std::int64_t start = first + own; start < last; start += sharing * at_once) {
+          Counts<Count> counts[at_once];
+          MOEB_UNROLL
+          for (int i = 0; i < at_once; ++i) {
+            const std::int64_t row = start + sharing * i;
+            const bool exists = has_run && row < last;
+            counts[i] =
+                exists ? *reinterpret_cast<const Counts<Count>*>(column + row * problem.expert_count) : Counts<Count>{};
+          }
+          MOEB_UNROLL
+          for (int i = 0; i < at_once; ++i) {
+            MOEB_UNROLL
+            for (int e = 0; e < Count; ++e) sum[e] += counts[i].value[e];
+          }
+        }
+      };
+      const auto store = [&](std::int64_t* to) MOEB_LAMBDA {
+        MOEB_UNROLL
+        for (int e = 0; e < Count; ++e) {
+          std::int64_t all = sum[e];
+          MOEB_UNROLL
+          for (int distance = 1; distance < sharing; distance *= 2) all += tile.shuffle_xor(all, distance);
+          if (has_run && own == 0) to[run * Count + e] = all;
+        }
+      };
+      add_up(0, first_row);
+      store(shared.earlier);
+      add_up(first_row, problem.histogram_rows);
+      store(shared.total);
+    }
+  }
+
+  /// What a block that has counted all slots knows by itself.
   template <class BlockT>
-  MOEB_INLINE static void add_up_blocks(const BlockT& block, const PermutationProblem& problem, const Shared& shared) {
-    const std::int64_t first_row = block.index() * rows_per_block(block, problem);
-    constexpr int at_once = 16;  // loads that a GPU thread waits for together
+  MOEB_INLINE static void add_up_tiles(const BlockT& block, const PermutationProblem& problem, int tiles,
+                                       const Shared& shared) {
     for (int e = block.thread(); e < problem.expert_count; e += block.threads()) {
-      std::int64_t before = 0;
       std::int64_t all = 0;
-      for (std::int64_t start = 0; start < problem.histogram_rows; start += at_once) {
-        std::int32_t counts[at_once];
-        MOEB_UNROLL
-        for (int i = 0; i < at_once; ++i) {
-          const bool exists = start + i < problem.histogram_rows;
-          counts[i] = exists ? problem.histogram[(start + i) * problem.expert_count + e] : 0;
-        }
-        MOEB_UNROLL
-        for (int i = 0; i < at_once; ++i) {
-          before += start + i < first_row ? counts[i] : 0;
-          all += counts[i];
-        }
-      }
-      shared.earlier[e] = before;
+      for (int i = 0; i < tiles; ++i) all += shared.tile_counts[i * problem.expert_count + e];
+      shared.earlier[e] = 0;
       shared.total[e] = all;
     }
   }
@@ -221,16 +304,27 @@ struct PlaceSlots {
     return {own.first + range.first, own.first + range.last};
   }
 
-  /// Slots per expert of this tile's range; the last tile's are not needed.
+  /// Slots per expert of this tile's range; the last tile's are needed only where nobody has counted before, and then invalid ids are, too.
   template <class BlockT, class TileT>
   MOEB_INLINE static void count_of_tile(const BlockT& block, const TileT& tile, const PermutationProblem& problem,
                                         const ItemRange& range, const Shared& shared) {
     const int own = block.thread() / TileT::width;
-    if (own + 1 == block.threads() / TileT::width) return;
+    const bool counts_all = problem.histogram == nullptr;
+    if (!counts_all && own + 1 == block.threads() / TileT::width) return;
     std::int32_t* counts = shared.tile_counts + own * problem.expert_count;
-    for (std::int64_t slot = range.first + tile.lane(); slot < range.last; slot += TileT::width) {
-      const std::int32_t expert = expert_of(problem, slot);
-      if (expert >= 0) block.add_shared(counts + expert, 1);
+    std::int64_t invalid = 0;
+    for (std::int64_t first = range.first; first < range.last; first += TileT::width * at_once) {
+      std::int32_t expert[at_once];
+      load_ids(tile, problem, first, range.last, expert);
+      MOEB_UNROLL
+      for (int i = 0; i < at_once; ++i) {
+        const bool is_expert = expert[i] >= 0 && expert[i] < problem.expert_count;
+        if (is_expert) block.add_shared(counts + expert[i], 1);
+        invalid += !is_expert && expert[i] != -1 ? 1 : 0;
+      }
+    }
+    if (counts_all && block.index() == 0 && invalid != 0 && problem.invalid != nullptr) {
+      block.add_global(problem.invalid, invalid);
     }
   }
 
@@ -263,25 +357,44 @@ struct PlaceSlots {
     }
   }
 
+  /// Slots of each lane whose ids a tile waits for together.
+  static constexpr int at_once = 4;
+
+  /// A lane's ids of the slots first + lane, first + width + lane, ...; -1 from `last` on.
+  template <class TileT>
+  MOEB_INLINE static void load_ids(const TileT& tile, const PermutationProblem& problem, std::int64_t first,
+                                   std::int64_t last, std::int32_t (&ids)[at_once]) {
+    MOEB_UNROLL
+    for (int i = 0; i < at_once; ++i) {
+      const std::int64_t slot = first + TileT::width * i + tile.lane();
+      ids[i] = slot < last ? problem.experts[slot] : -1;
+    }
+  }
+
   /// The tile walks its range in order, one slot per lane at a time.
   template <class BlockT, class TileT>
   MOEB_INLINE static void rank(const BlockT& block, const TileT& tile, const PermutationProblem& problem,
                                const ItemRange& range, const Shared& shared) {
     std::int32_t* counts = shared.tile_counts + block.thread() / TileT::width * problem.expert_count;
-    for (std::int64_t first = range.first; first < range.last; first += TileT::width) {
-      const std::int64_t slot = first + tile.lane();
-      const std::int32_t expert = slot < range.last ? expert_of(problem, slot) : -1;
-      const std::uint32_t peers = tile.match(expert);
-      const int before = count_bits(peers & lanes_below(tile.lane()));
-      std::int64_t row = -1;
-      if (expert >= 0) {
-        row = row_of_place(problem, shared.offset[expert], shared.earlier[expert] + counts[expert] + before);
+    for (std::int64_t start = range.first; start < range.last; start += TileT::width * at_once) {
+      std::int32_t ids[at_once];
+      load_ids(tile, problem, start, range.last, ids);
+      MOEB_UNROLL
+      for (int i = 0; i < at_once; ++i) {
+        const std::int64_t slot = start + TileT::width * i + tile.lane();
+        const std::int32_t expert = ids[i] >= 0 && ids[i] < problem.expert_count ? ids[i] : -1;
+        const std::uint32_t peers = tile.match(expert);
+        const int before = count_bits(peers & lanes_below(tile.lane()));
+        std::int64_t row = -1;
+        if (expert >= 0) {
+          row = row_of_place(problem, shared.offset[expert], shared.earlier[expert] + counts[expert] + before);
+        }
+        tile.barrier();
+        if (expert >= 0 && before == 0) counts[expert] += count_bits(peers);
+        tile.barrier();
+        if (slot < range.last) problem.row_of_slot[slot] = row;
+        if (row >= 0) problem.slot_of_row[row] = slot;
       }
-      tile.barrier();
-      if (expert >= 0 && before == 0) counts[expert] += count_bits(peers);
-      tile.barrier();
-      if (slot < range.last) problem.row_of_slot[slot] = row;
-      if (row >= 0) problem.slot_of_row[row] = slot;
     }
   }
 };

@@ -30,8 +30,9 @@ MOEB_NAMESPACE_BEGIN
 
 /// The forward pass by blocks that have contiguous ranges of tokens. Block b leaves its counts in row b of the histogram.
 template <class Config, class BlockT, class TileT, class Problem>
-MOEB_HOST_DEVICE inline void forward_and_count_kernel(const BlockT& block, const TileT& tile, const Problem& problem,
+MOEB_HOST_DEVICE inline void forward_and_count_kernel(const BlockT& block, const TileT& tile, const Problem& given,
                                                       const Totals& totals, std::int32_t* histogram) {
+  const auto& problem = specialised<Config>(given);
   ForwardPass<Config, BlockT, TileT, Problem> pass(block, tile, problem);
   std::int32_t* row = histogram + block.index() * pass.experts;
   for (int e = block.thread(); e < pass.experts; e += block.threads()) row[e] = 0;
@@ -40,11 +41,8 @@ MOEB_HOST_DEVICE inline void forward_and_count_kernel(const BlockT& block, const
   for (std::int64_t segment = 0; segment < problem.segments.count(); ++segment) {
     const ItemRange items = items_of_segment(problem.segments, segment, range);
     if (items.first >= items.last) continue;
-    pass.start_segment();
-    auto sink = pass.sink();
-    for (std::int64_t i = items.first + block.thread() / TileT::width; i < items.last; i += tiles) {
-      forward_token<float>(problem, tile, pass.layout, problem.segments.token(segment, i), pass.bias(), sink);
-    }
+    const auto sink =
+        forward_tokens<Config>(pass, problem, segment, items.first + tile_in_block(block, tile), items.last, tiles);
     pass.finish_segment(sink, totals, segment);
     for (int e = block.thread(); e < pass.experts; e += block.threads()) row[e] += pass.shared.counts()[e];
     // Offsets in device memory may be wrong: no token may be counted twice, or the permutation would need more rows than there are.

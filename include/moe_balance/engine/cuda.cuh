@@ -9,6 +9,7 @@
 #include <moe_balance/error.hpp>
 #include <moe_balance/tile/cuda_tile.cuh>
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <type_traits>
@@ -37,12 +38,17 @@
 MOEB_NAMESPACE_BEGIN
 inline namespace MOEB_ARCH_NAMESPACE {
 
-/// The block of a running kernel.
+/// The block of a running kernel. `Threads`: how many, or 0 for as many as were launched.
+template <int Threads = 0>
 struct MOEB_HIDDEN CudaBlock {
   std::byte* memory;
 
-  __device__ int thread() const { return static_cast<int>(threadIdx.x); }
-  __device__ int threads() const { return static_cast<int>(blockDim.x); }
+  __device__ int thread() const {
+    const auto index = static_cast<int>(threadIdx.x);
+    __builtin_assume(index >= 0 && index < 1024);  // or else divisions ask for the sign
+    return index;
+  }
+  __device__ int threads() const { return Threads > 0 ? Threads : static_cast<int>(blockDim.x); }
   __device__ std::int64_t index() const { return blockIdx.x; }
   __device__ std::int64_t blocks() const { return gridDim.x; }
   __device__ std::int64_t row() const { return blockIdx.y; }
@@ -60,6 +66,18 @@ struct MOEB_HIDDEN CudaBlock {
     __cluster_barrier_wait();
 #endif
   }
+  // Of a grid that was launched beside the kernel before it; elsewhere it returns at once.
+  __device__ void await_kernel_before() const {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+  }
+  /// From here on the next kernel may start, if it was launched to run beside this one.
+  __device__ void let_next_kernel_start() const {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+  }
   __device__ std::byte* shared() const {
     return memory;
   }
@@ -74,19 +92,34 @@ struct MOEB_HIDDEN CudaBlock {
   }
 };
 
-template <int Tier, class Problem>
-__global__ void __launch_bounds__(cuda_tiers[Tier].threads, cuda_tiers[Tier].blocks_per_sm) MOEB_HIDDEN
+/// How many of forward's largest blocks a multiprocessor must have registers for.
+template <int Tier, bool Usual, class Problem>
+inline constexpr int blocks_of_most_threads =
+    blocks_per_sm(cuda_tiers[Tier], forward_kind<KernelConfig<Tier, Usual>, Problem>) * cuda_tiers[Tier].threads
+    / most_forward_threads<KernelConfig<Tier, Usual>, Problem>;
+
+/// A block's threads where all have as many, else 0.
+template <class Config, class Problem>
+inline constexpr int fixed_forward_threads =
+    most_forward_threads<Config, Problem> == Config::tier.threads ? Config::tier.threads : 0;
+
+template <int Tier, bool Usual, class Problem>
+__global__ void __launch_bounds__(most_forward_threads<KernelConfig<Tier, Usual>, Problem>,
+                                  blocks_of_most_threads<Tier, Usual, Problem>) MOEB_HIDDEN
     moe_balance_forward(const __grid_constant__ Problem problem, const __grid_constant__ Totals totals) {
   extern __shared__ __align__(16) std::byte moe_balance_shared[];
-  forward_kernel<KernelConfig<Tier>>(CudaBlock{moe_balance_shared}, CudaTile<KernelConfig<Tier>::tier.width>{}, problem,
-                                     totals);
+  forward_kernel<KernelConfig<Tier, Usual>>(
+      CudaBlock<fixed_forward_threads<KernelConfig<Tier, Usual>, Problem>>{moe_balance_shared},
+      CudaTile<cuda_tiers[Tier].width>{}, problem, totals);
 }
 
-template <int Tier, class Problem>
-__global__ void __launch_bounds__(cuda_tiers[Tier].threads, cuda_tiers[Tier].blocks_per_sm) MOEB_HIDDEN
+template <int Tier, bool Usual, class Problem>
+__global__ void __launch_bounds__(cuda_tiers[Tier].threads,
+                                  blocks_per_sm(cuda_tiers[Tier], KernelConfig<Tier, Usual>::backward)) MOEB_HIDDEN
     moe_balance_backward(const __grid_constant__ Problem problem) {
   extern __shared__ __align__(16) std::byte moe_balance_shared[];
-  backward_kernel<KernelConfig<Tier>>(CudaBlock{moe_balance_shared}, CudaTile<KernelConfig<Tier>::tier.width>{}, problem);
+  backward_kernel<KernelConfig<Tier, Usual>>(CudaBlock<cuda_tiers[Tier].threads>{moe_balance_shared},
+                                             CudaTile<cuda_tiers[Tier].width>{}, problem);
 }
 
 template <class Problem>
@@ -101,8 +134,16 @@ __global__ void __launch_bounds__(32) MOEB_HIDDEN moe_balance_update(const __gri
 
 template <int Threads>
 __global__ void __launch_bounds__(Threads) MOEB_HIDDEN
+    moe_balance_clear(std::int64_t* words, std::int64_t word_count, std::int64_t* counts, int count_count) {
+  const CudaBlock<Threads> block{nullptr};
+  block.let_next_kernel_start();
+  clear_kernel(block, words, word_count, counts, count_count);
+}
+
+template <int Threads>
+__global__ void __launch_bounds__(Threads) MOEB_HIDDEN
     moe_balance_publish(std::int64_t* load, std::int64_t* counts, int experts, bool accumulate) {
-  publish_kernel(CudaBlock{nullptr}, load, counts, experts, accumulate);
+  publish_kernel(CudaBlock<Threads>{nullptr}, load, counts, experts, accumulate);
 }
 
 MOEB_HIDDEN inline void check_cuda(cudaError_t error, const char* what) {
@@ -127,6 +168,25 @@ struct MOEB_HIDDEN CudaEngine {
     if (bytes != 0) check_cuda(cudaMemsetAsync(data, 0, bytes, stream), "clearing sums");
   }
 
+  /// Clears what `problem`'s forward adds up in. Returns whether forward, which must be the next launch, may run beside that: its blocks read
+  /// logits meanwhile, and wait before they add.
+  template <class Problem>
+  [[nodiscard]] static bool clear_beside(const Problem& problem, std::int64_t* words, std::int64_t word_count,
+                                         std::int64_t* counts, int count_count, cudaStream_t stream) {
+    const Device device = current_device("clearing sums");
+    constexpr int threads = 256;
+    const std::int64_t useful = (std::max<std::int64_t>(word_count, count_count) + threads - 1) / threads;
+    const auto blocks = static_cast<unsigned>(std::clamp<std::int64_t>(useful, 1, device.multiprocessors));
+    moe_balance_clear<threads><<<blocks, threads, 0, stream>>>(words, word_count, counts, count_count);
+    check_cuda(cudaGetLastError(), "clearing sums");
+    bool waits = false;
+    with_config(problem, [&](auto config) {
+      waits = device.runs_beside() &&
+              is_compiled_for(first_capability_with_clusters, forward_kernel_of<decltype(config), Problem>());
+    });
+    return waits;
+  }
+
   static void copy(void* to, const void* from, std::size_t bytes, cudaStream_t stream) {
     check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream), "copying counts");
   }
@@ -136,10 +196,10 @@ struct MOEB_HIDDEN CudaEngine {
   template <class Problem>
   [[nodiscard]] static int clearing_blocks(const Problem& problem, cudaStream_t stream) {
     int result = 0;
-    with_tier(static_cast<int>(problem.logits.columns), [&](auto tier_index) {
-      constexpr int index = decltype(tier_index)::value;
-      const GridShape shape(cuda_tiers[index], problem.segments, many_blocks);
-      if (shape.blocks() == 1 || runs_as_cluster<index, Problem>(shape, stream)) result = static_cast<int>(shape.blocks());
+    with_config(problem, [&](auto config) {
+      using Config = decltype(config);
+      const GridShape shape(Config::tier, problem.segments, many_blocks);
+      if (shape.blocks() == 1 || runs_as_cluster<Config, Problem>(shape, stream)) result = static_cast<int>(shape.blocks());
     });
     return result;
   }
@@ -147,19 +207,21 @@ struct MOEB_HIDDEN CudaEngine {
   template <class Real, class Problem>
   static void forward(const Problem& problem, const Totals& totals, cudaStream_t stream) {
     const Device device = current_device("forward");
-    with_tier(static_cast<int>(problem.logits.columns), [&](auto tier_index) {
-      constexpr int index = decltype(tier_index)::value;
-      constexpr CudaTier tier = cuda_tiers[index];
-      constexpr std::size_t shared_bytes = forward_shared_bytes<decltype(problem.balancer), index>();
-      const auto kernel = forward_kernel_of<index, Problem>();
-      const dim3 grid = grid_of(GridShape(tier, problem.segments, device.resident_blocks(tier, shared_bytes)));
-      if (totals.clearing_blocks > 1) {
-        const ClusterLaunch launch(grid, tier.threads, shared_bytes, stream);
+    with_config(problem, [&](auto config) {
+      using Config = decltype(config);
+      const auto kernel = forward_kernel_of<Config, Problem>();
+      const int threads = totals.clearing_blocks > 0 ? Config::tier.threads : forward_threads<Config>(problem, device);
+      const std::size_t shared_bytes = forward_shared_bytes<decltype(problem.balancer), Config::index>(threads);
+      const std::int64_t resident =
+          device.resident_blocks(Config::tier, forward_kind<Config, Problem>, threads, shared_bytes);
+      const dim3 grid = grid_of(GridShape(threads / Config::tier.width, problem.segments, resident));
+      if (totals.clearing_blocks > 1 || totals.cleared_beside) {
+        const Launch launch(grid, threads, shared_bytes, stream, totals.cleared_beside);
         void* arguments[] = {const_cast<Problem*>(&problem), const_cast<Totals*>(&totals)};
         check_cuda(cudaLaunchKernelExC(&launch.config, reinterpret_cast<const void*>(kernel), arguments),
-                   "launching forward as a cluster");
+                   totals.cleared_beside ? "launching forward" : "launching forward as a cluster");
       } else {
-        kernel<<<grid, tier.threads, shared_bytes, stream>>>(problem, totals);
+        kernel<<<grid, threads, shared_bytes, stream>>>(problem, totals);
       }
     });
     check_cuda(cudaGetLastError(), "launching forward");
@@ -168,12 +230,13 @@ struct MOEB_HIDDEN CudaEngine {
   template <class Real, class Problem>
   static void backward(const Problem& problem, cudaStream_t stream) {
     const Device device = current_device("backward");
-    with_tier(static_cast<int>(problem.logits.columns), [&](auto tier_index) {
-      constexpr int index = decltype(tier_index)::value;
-      constexpr CudaTier tier = cuda_tiers[index];
-      constexpr std::size_t shared_bytes = backward_shared_bytes<decltype(problem.balancer), index>();
-      const dim3 grid = grid_of(GridShape(tier, problem.segments, device.resident_blocks(tier, shared_bytes)));
-      moe_balance_backward<index, Problem><<<grid, tier.threads, shared_bytes, stream>>>(problem);
+    with_config(problem, [&](auto config) {
+      using Config = decltype(config);
+      constexpr CudaTier tier = Config::tier;
+      constexpr std::size_t shared_bytes = backward_shared_bytes<decltype(problem.balancer), Config::index>();
+      const dim3 grid = grid_of(
+          GridShape(tier, problem.segments, device.resident_blocks(tier, Config::backward, tier.threads, shared_bytes)));
+      moe_balance_backward<Config::index, Config::usual, Problem><<<grid, tier.threads, shared_bytes, stream>>>(problem);
     });
     check_cuda(cudaGetLastError(), "launching backward");
   }
@@ -198,6 +261,56 @@ struct MOEB_HIDDEN CudaEngine {
     check_cuda(cudaGetLastError(), "launching the global batch's counts");
   }
 
+  /// A launch whose grid is one cluster, or one that may run beside the kernel before it. Holds what its configuration points to.
+  struct Launch {
+    cudaLaunchAttribute attribute{};
+    cudaLaunchConfig_t config{};
+
+    Launch(dim3 grid, int threads, std::size_t shared_bytes, cudaStream_t stream, bool beside) {
+      if (beside) {
+        attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attribute.val.programmaticStreamSerializationAllowed = 1;
+      } else {
+        attribute.id = cudaLaunchAttributeClusterDimension;
+        attribute.val.clusterDim.x = grid.x;
+        attribute.val.clusterDim.y = grid.y;
+        attribute.val.clusterDim.z = grid.z;
+      }
+      config.gridDim = grid;
+      config.blockDim = dim3(static_cast<unsigned>(threads));
+      config.dynamicSmemBytes = shared_bytes;
+      config.stream = stream;
+      config.attrs = &attribute;
+      config.numAttrs = 1;
+    }
+    Launch(const Launch&) = delete;
+    Launch& operator=(const Launch&) = delete;
+  };
+
+  /// Whether a kernel can be launched to start while the one before it runs; it must then wait for that one.
+  template <class Kernel>
+  [[nodiscard]] static bool runs_beside(const char* call, Kernel kernel) {
+    return current_device(call).runs_beside() && is_compiled_for(first_capability_with_clusters, kernel);
+  }
+
+  /// Launches it so.
+  template <class... Parameters>
+  static void launch_beside(const char* what, void (*kernel)(Parameters...), dim3 grid, int threads,
+                            std::size_t shared_bytes, cudaStream_t stream, std::remove_const_t<Parameters>... parameters) {
+    const Launch launch(grid, threads, shared_bytes, stream, true);
+    void* arguments[] = {&parameters...};
+    check_cuda(cudaLaunchKernelExC(&launch.config, reinterpret_cast<const void*>(kernel), arguments), what);
+  }
+
+  /// Whether a kernel's code is for this capability or a later one: earlier code waits for nothing, whatever device it runs on.
+  template <class Kernel>
+  [[nodiscard]] static bool is_compiled_for(int capability, Kernel kernel) {
+    cudaFuncAttributes attributes{};
+    check_cuda(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)),
+               "reading what forward was compiled for");
+    return attributes.ptxVersion >= capability;
+  }
+
  private:
   /// check_cuda for one of Router's calls; the text is put together only when there is an error.
   static void check_call(cudaError_t error, const char* call, const char* what) {
@@ -211,6 +324,25 @@ struct MOEB_HIDDEN CudaEngine {
     check_call(earlier, call, no_device ? "finding a CUDA device" : "an earlier CUDA call had failed before this one");
   }
 
+  struct Device {
+    int multiprocessors = 0;
+    int capability = 0;
+
+    /// Whether kernels can start while the one before them runs, in captured graphs, too.
+    [[nodiscard]] bool runs_beside() const {
+      constexpr int first_driver = 12030;
+      int driver = 0;
+      check_cuda(cudaDriverGetVersion(&driver), "reading the driver's version");
+      return capability >= first_capability_with_clusters && driver >= first_driver;
+    }
+
+    [[nodiscard]] std::int64_t resident_blocks(const CudaTier& tier, KernelKind kind, int threads,
+                                               std::size_t shared_bytes) const {
+      const CudaArchitecture architecture = cuda_architecture(capability);
+      return std::int64_t{multiprocessors} * moe_balance::resident_blocks(tier, kind, threads, shared_bytes, architecture);
+    }
+  };
+
   [[nodiscard]] static dim3 grid_of(const GridShape& shape) {
     return dim3(static_cast<unsigned>(shape.columns), static_cast<unsigned>(shape.rows), 1);
   }
@@ -218,32 +350,24 @@ struct MOEB_HIDDEN CudaEngine {
   /// More than a device holds, so that the tokens alone decide.
   static constexpr std::int64_t many_blocks = std::int64_t{1} << 30;
 
-  /// A launch whose grid is one cluster. Holds what its configuration points to.
-  struct ClusterLaunch {
-    cudaLaunchAttribute attribute{};
-    cudaLaunchConfig_t config{};
-
-    ClusterLaunch(dim3 grid, int threads, std::size_t shared_bytes, cudaStream_t stream) {
-      attribute.id = cudaLaunchAttributeClusterDimension;
-      attribute.val.clusterDim.x = grid.x;
-      attribute.val.clusterDim.y = grid.y;
-      attribute.val.clusterDim.z = grid.z;
-      config.gridDim = grid;
-      config.blockDim = dim3(static_cast<unsigned>(threads));
-      config.dynamicSmemBytes = shared_bytes;
-      config.stream = stream;
-      config.attrs = &attribute;
-      config.numAttrs = 1;
+  /// Threads of forward's blocks: as many as still give nearly every multiprocessor a block.
+  template <class Config, class Problem>
+  [[nodiscard]] static int forward_threads(const Problem& problem, const Device& device) {
+    int threads = most_forward_threads<Config, Problem>;
+    while (threads > Config::tier.threads) {
+      const GridShape shape(threads / Config::tier.width, problem.segments, many_blocks);
+      if (shape.blocks() * 4 >= device.multiprocessors * 3) break;
+      threads -= Config::tier.threads;
     }
-    ClusterLaunch(const ClusterLaunch&) = delete;
-    ClusterLaunch& operator=(const ClusterLaunch&) = delete;
-  };
+    return threads;
+  }
 
   /// The forward kernel, allowed its shared memory.
-  template <int Tier, class Problem>
+  template <class Config, class Problem>
   [[nodiscard]] static auto forward_kernel_of() {
-    constexpr std::size_t shared_bytes = forward_shared_bytes<decltype(Problem::balancer), Tier>();
-    const auto kernel = moe_balance_forward<Tier, Problem>;
+    constexpr std::size_t shared_bytes =
+        forward_shared_bytes<decltype(Problem::balancer), Config::index>(most_forward_threads<Config, Problem>);
+    const auto kernel = moe_balance_forward<Config::index, Config::usual, Problem>;
     if constexpr (shared_bytes > 48 * 1024) {
       check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
                  "reserving shared memory for forward");
@@ -251,35 +375,24 @@ struct MOEB_HIDDEN CudaEngine {
     return kernel;
   }
 
-  /// Whether forward's grid fits a cluster of the current device. Code that was compiled for an earlier architecture does not wait for other
-  /// blocks, whatever device it runs on.
-  template <int Tier, class Problem>
+  /// Whether forward's grid fits a cluster of the current device.
+  template <class Config, class Problem>
   [[nodiscard]] static bool runs_as_cluster(const GridShape& shape, cudaStream_t stream) {
     if (shape.blocks() > most_blocks_of_cluster) return false;
-    constexpr CudaTier tier = cuda_tiers[Tier];
-    constexpr std::size_t shared_bytes = forward_shared_bytes<decltype(Problem::balancer), Tier>();
+    constexpr CudaTier tier = Config::tier;
+    constexpr std::size_t shared_bytes = forward_shared_bytes<decltype(Problem::balancer), Config::index>();
     const Device device = current_device("forward");
     if (device.capability < first_capability_with_clusters) return false;
-    if (shape.blocks() > device.resident_blocks(tier, shared_bytes)) return false;
-    const auto kernel = reinterpret_cast<const void*>(forward_kernel_of<Tier, Problem>());
-    cudaFuncAttributes attributes{};
-    check_cuda(cudaFuncGetAttributes(&attributes, kernel), "reading what forward was compiled for");
-    if (attributes.ptxVersion < first_capability_with_clusters) return false;
-    const ClusterLaunch launch(grid_of(shape), tier.threads, shared_bytes, stream);
+    if (shape.blocks() > device.resident_blocks(tier, forward_kind<Config, Problem>, tier.threads, shared_bytes))
+      return false;
+    if (!is_compiled_for(first_capability_with_clusters, forward_kernel_of<Config, Problem>())) return false;
+    const auto kernel = reinterpret_cast<const void*>(forward_kernel_of<Config, Problem>());
+    const Launch launch(grid_of(shape), tier.threads, shared_bytes, stream, false);
     int clusters = 0;
     const bool is_known = cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch.config) == cudaSuccess;
     if (!is_known) (void)cudaGetLastError();  // a device that will not say gets the ordinary launch
     return is_known && clusters > 0;
   }
-
-  struct Device {
-    int multiprocessors = 0;
-    int capability = 0;
-
-    [[nodiscard]] std::int64_t resident_blocks(const CudaTier& tier, std::size_t shared_bytes) const {
-      return std::int64_t{multiprocessors} * moe_balance::resident_blocks(tier, shared_bytes, cuda_architecture(capability));
-    }
-  };
 
   [[nodiscard]] static Device current_device(const char* call) {
     check_no_earlier_error(call);

@@ -27,6 +27,8 @@ struct DispatchTuning {
   /// Fewest slots worth a part (a GPU's block): each part reads every part's counts.
   std::int64_t slots_per_part = 1024;
   std::int64_t most_parts = 128;
+  /// Rows, most of them padding, that are worth a block of a permutation of few slots.
+  std::int64_t rows_per_marking_block = 2048;
   /// Blocks of the kernel that routes and counts: enough to fill a device; fewer where they would have fewer tokens than this.
   std::int64_t most_routing_blocks = 256;
   std::int64_t tokens_per_routing_block = 16;
@@ -66,6 +68,13 @@ struct CudaTier {
   int width;
   int threads;        ///< per block
   int blocks_per_sm;  ///< what registers must leave room for, and the persistent grid's size where shared memory has room, too
+  /// The same for usual calls (engine/usual_call.hpp), whose kernels need fewer registers; 0: the tier has none.
+  int usual_forward_blocks;
+  int light_forward_blocks;  ///< where a token's state is small, see is_light
+  int usual_backward_blocks;
+  /// Whether one block of usual forward may have the place of so many, because each adds its sums to those in global memory. 32768 tokens of 256
+  /// experts on an H100: 27.0 us with 256 threads, 26.5 with 512, 24.9 with 1024, which leave too few registers; 64 tokens 4.1, 4.9 and 6.6.
+  bool merges_blocks;
   bool private_rows;  ///< probability sums in shared memory: more than 16 per lane would not fit registers
 };
 
@@ -74,16 +83,28 @@ struct CudaTier {
 /// Eight scores per lane keep 16-byte loads full and the state of a token inside 64 registers. Twice as many for 64 to 256 experts were slower on an
 /// H100: forward of 32768 tokens of 256 experts took 53.1 us instead of 45.5.
 inline constexpr CudaTier cuda_tiers[] = {
-    {32, 8, 256, 2, false},   {64, 8, 256, 2, false},   {128, 16, 256, 2, false}, {256, 32, 256, 2, false},
-    {512, 32, 256, 1, false}, {1024, 32, 128, 2, true}, {2048, 32, 128, 2, true},
+    {32, 8, 256, 2, 3, 3, 4, false, false},   {64, 8, 256, 2, 3, 3, 4, false, false},
+    {128, 16, 256, 2, 3, 3, 4, false, false}, {256, 32, 256, 2, 2, 3, 4, true, false},
+    {512, 32, 256, 1, 2, 2, 2, true, false},  {1024, 32, 128, 2, 0, 0, 0, false, true},
+    {2048, 32, 128, 2, 0, 0, 0, false, true},
 };
+
+/// Which of a tier's kernels.
+enum class KernelKind : std::uint8_t { any_call, usual_forward, light_forward, usual_backward };
+
+[[nodiscard]] constexpr int blocks_per_sm(const CudaTier& tier, KernelKind kind) {
+  return kind == KernelKind::any_call        ? tier.blocks_per_sm
+         : kind == KernelKind::usual_forward ? tier.usual_forward_blocks
+         : kind == KernelKind::light_forward ? tier.light_forward_blocks
+                                             : tier.usual_backward_blocks;
+}
 
 /// The most registers a thread of a tier's kernels may have: what lets `blocks_per_sm` blocks share the 65536 registers of an SM (allocated to a
 /// warp in units of 256, so to a thread in eights), and never more than the 255 that an instruction can name.
-[[nodiscard]] constexpr int register_budget(const CudaTier& tier) {
+[[nodiscard]] constexpr int register_budget(const CudaTier& tier, KernelKind kind) {
   constexpr int registers_per_sm = 65536;
   constexpr int most = 255;
-  const int share = registers_per_sm / (tier.threads * tier.blocks_per_sm) / 8 * 8;
+  const int share = registers_per_sm / (tier.threads * blocks_per_sm(tier, kind)) / 8 * 8;
   return share < most ? share : most;
 }
 
@@ -106,13 +127,14 @@ inline constexpr CudaArchitecture cuda_architectures[] = {
   return result;
 }
 
-/// Blocks that a multiprocessor is given: the tier's, or as many as its shared memory holds. In the 2048-expert tier with losses that is all
+/// Blocks of `threads` threads, a multiple of the tier's, that a multiprocessor is given: the tier's, or as many as its shared memory holds. In the 2048-expert tier with losses that is all
 /// where 228 KiB are shared; on sm_80 a loss that counts a plain top-k leaves room for one.
-[[nodiscard]] constexpr int resident_blocks(const CudaTier& tier, std::size_t shared_bytes,
+[[nodiscard]] constexpr int resident_blocks(const CudaTier& tier, KernelKind kind, int threads, std::size_t shared_bytes,
                                             const CudaArchitecture& architecture) {
   const int bytes = static_cast<int>(shared_bytes) + reserved_shared_bytes;
   const int held = architecture.shared_memory / ((bytes + shared_bytes_unit - 1) / shared_bytes_unit * shared_bytes_unit);
-  return held < 1 ? 1 : held < tier.blocks_per_sm ? held : tier.blocks_per_sm;
+  const int wanted = blocks_per_sm(tier, kind) * tier.threads / threads;
+  return held < 1 ? 1 : held < wanted ? held : wanted;
 }
 
 /// The largest cluster that every device has from compute capability 9.0 on ("Thread Block Clusters" in the guide): its blocks run at the same time
@@ -122,5 +144,11 @@ inline constexpr int first_capability_with_clusters = 90;
 
 inline constexpr int cuda_tier_count = sizeof(cuda_tiers) / sizeof(cuda_tiers[0]);
 static_assert(cuda_tiers[cuda_tier_count - 1].max_experts == max_experts);
+/// Tiers, the first of all, that have kernels for usual calls.
+inline constexpr int usual_tier_count = [] {
+  int count = 0;
+  while (count < cuda_tier_count && cuda_tiers[count].usual_forward_blocks > 0) ++count;
+  return count;
+}();
 
 MOEB_NAMESPACE_END

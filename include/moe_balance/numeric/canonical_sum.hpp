@@ -31,6 +31,16 @@ template <int Lanes, class TileT, class Real, int local>
   return sum;
 }
 
+/// The sum of nothing: -0, the number whose addition changes nothing. To add it costs no instruction.
+template <class Real>
+struct NoSum {
+  MOEB_INLINE constexpr operator Real() const { return -Real(0); }  // NOLINT: for callers that take a Real
+};
+template <class Real>
+[[nodiscard]] MOEB_INLINE Real add(NoSum<Real> /*sum*/, Real term) {
+  return term;
+}
+
 /// Sum over all slots of accumulate(slot, -0), where `accumulate(slot, a)` returns a plus the slot's term, rounded once (so that a
 /// product may be fused into the addition). Padding slots must return `a`, or `a` plus a zero. Sums start from -0, the number whose
 /// addition changes nothing.
@@ -39,16 +49,25 @@ template <class Real, class TileT, class LayoutT, class Function>
   constexpr int local = 32 / TileT::width;
   constexpr int columns = 4 * local;
   Real column[columns];
-  MOEB_UNROLL
-  for (int c = 0; c < columns; ++c) column[c] = -Real(0);
-  const int blocks = layout.blocks();
-  for (int block = 0; block < blocks; ++block) {
-    const int first = block * LayoutT::block_size;
-    const int first_column = LayoutT::block_size <= columns ? first % columns : 0;
+  if constexpr (LayoutT::in_registers) {
+    static_assert(LayoutT::capacity >= columns || LayoutT::capacity % 4 == 0);
     MOEB_UNROLL
-    for (int i = 0; i < LayoutT::block_size; ++i) {
-      const int c = LayoutT::block_size <= columns ? first_column + i : i % columns;
-      column[c] = accumulate(first + i, column[c]);
+    for (int c = 0; c < columns; ++c)
+      column[c] = c < LayoutT::capacity ? accumulate(c < LayoutT::capacity ? c : 0, NoSum<Real>{}) : -Real(0);
+    MOEB_UNROLL
+    for (int i = columns; i < LayoutT::capacity; ++i) column[i % columns] = accumulate(i, column[i % columns]);
+  } else {
+    MOEB_UNROLL
+    for (int c = 0; c < columns; ++c) column[c] = -Real(0);
+    const int blocks = layout.blocks();
+    for (int block = 0; block < blocks; ++block) {
+      const int first = block * LayoutT::block_size;
+      const int first_column = LayoutT::block_size <= columns ? first % columns : 0;
+      MOEB_UNROLL
+      for (int i = 0; i < LayoutT::block_size; ++i) {
+        const int c = LayoutT::block_size <= columns ? first_column + i : i % columns;
+        column[c] = accumulate(first + i, column[c]);
+      }
     }
   }
   Real partial[local];

@@ -22,6 +22,11 @@ template <int Bits, class Real>
   return round_to_int64(mul(clamped, static_cast<Real>(std::int64_t{1} << Bits)));
 }
 
+/// The same as to_fixed<probability_fraction_bits> for 0 <= value <= 2, without its checks.
+[[nodiscard]] MOEB_INLINE std::int64_t unit_to_int64(float value) {
+  return round_to_int64(mul(value, 4294967296.0f));
+}
+
 /// round(value * 2^32) as high * 2^22 + low, for 0 <= value <= 2: the same integer as to_fixed's, without a conversion to 64 bits.
 /// 0 <= high <= 2^11 and |low| <= 2^21, so that 32 bits hold the sums of `most_unit_sums` of them.
 struct UnitFixed {

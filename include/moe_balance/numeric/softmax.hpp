@@ -133,7 +133,7 @@ template <bool Regular, class TileT, class LayoutT, class Real>
   row.regular = Regular;
   row.maximum = largest == -infinity<Real> ? Real(0) : add(largest, Real(0));
   exponentiate(layout, logits, row.maximum, exponentials);
-  row.sum = canonical_sum<Real>(tile, layout, [&](int slot, Real sum) MOEB_LAMBDA { return add(sum, exponentials[slot]); });
+  row.sum = canonical_sum<Real>(tile, layout, [&](int slot, auto sum) MOEB_LAMBDA { return add(sum, exponentials[slot]); });
   invert_sum(row);
   return row;
 }

@@ -1,6 +1,7 @@
 // The tile of W GPU threads, W = 1, 2, 4, 8, 16 or 32: neighbours in one warp. Tiles of the same warp may diverge from each other.
 #pragma once
 
+#include <moe_balance/tile/opaque.hpp>
 #include <moe_balance/tile/tile.hpp>
 
 #include <cstdint>
@@ -14,13 +15,10 @@ struct CudaTile {
   static constexpr bool slots_in_registers = true;
   static constexpr int columns = 1;
 
-  MOEB_HOST_DEVICE int lane() const {
-#if defined(__CUDA_ARCH__)
-    return static_cast<int>(threadIdx.x % W);
-#else
-    return 0;
-#endif
-  }
+  /// Kept in a register: reading the thread's index takes as long as a load from shared memory, and compilers would read it again and again.
+  std::int32_t own_lane = opaque(index_in_tile());
+
+  MOEB_HOST_DEVICE int lane() const { return own_lane; }
   template <class V>
   MOEB_HOST_DEVICE V shuffle(V value, [[maybe_unused]] int source) const {
 #if defined(__CUDA_ARCH__)
@@ -44,9 +42,21 @@ struct CudaTile {
     return value;
 #endif
   }
+  MOEB_HOST_DEVICE std::uint32_t ballot(bool value) const {
+#if defined(__CUDA_ARCH__)
+    const std::uint32_t lanes = __ballot_sync(mask(), value);
+    return W == 32 ? lanes : lanes >> (threadIdx.x % 32 / W * W) & ((1u << (W % 32)) - 1u);
+#else
+    return value ? 1 : 0;
+#endif
+  }
   MOEB_HOST_DEVICE std::int32_t maximum(std::int32_t value) const {
     return reduce(
         value, [](std::int32_t a, std::int32_t b) { return a > b ? a : b; }, Reduction::maximum);
+  }
+  MOEB_HOST_DEVICE std::uint32_t maximum(std::uint32_t value) const {
+    return reduce(
+        value, [](std::uint32_t a, std::uint32_t b) { return a > b ? a : b; }, Reduction::maximum);
   }
   MOEB_HOST_DEVICE std::int32_t minimum(std::int32_t value) const {
     return reduce(
@@ -66,11 +76,19 @@ struct CudaTile {
   }
 
  private:
+  MOEB_HOST_DEVICE static std::int32_t index_in_tile() {
+#if defined(__CUDA_ARCH__)
+    return static_cast<std::int32_t>(threadIdx.x % W);
+#else
+    return 0;
+#endif
+  }
+
   enum class Reduction { maximum, minimum };
 
   /// Over a whole warp this is one instruction, redux.sync, on sm_80 and later.
-  template <class Function>
-  MOEB_HOST_DEVICE std::int32_t reduce(std::int32_t value, const Function& f, [[maybe_unused]] Reduction reduction) const {
+  template <class Value, class Function>
+  MOEB_HOST_DEVICE Value reduce(Value value, const Function& f, [[maybe_unused]] Reduction reduction) const {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     constexpr bool has_instruction = W == 32;
 #else

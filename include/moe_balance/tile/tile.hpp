@@ -11,7 +11,7 @@ MOEB_NAMESPACE_BEGIN
 
 /// Every member is a collective: all lanes of the tile call it together.
 template <class T>
-concept Tile = requires(const T tile, float f, double d, std::int32_t i, std::int64_t l) {
+concept Tile = requires(const T tile, float f, double d, std::int32_t i, std::uint32_t u, std::int64_t l) {
   { T::width } -> std::convertible_to<int>;
   { T::slots_in_registers } -> std::convertible_to<bool>;
   { T::columns } -> std::convertible_to<int>;
@@ -23,7 +23,9 @@ concept Tile = requires(const T tile, float f, double d, std::int32_t i, std::in
   { tile.shuffle_xor(i, 1) } -> std::same_as<std::int32_t>;
   { tile.shuffle_xor(l, 1) } -> std::same_as<std::int64_t>;
   { tile.any(true) } -> std::same_as<bool>;
+  { tile.ballot(true) } -> std::same_as<std::uint32_t>;
   { tile.maximum(i) } -> std::same_as<std::int32_t>;
+  { tile.maximum(u) } -> std::same_as<std::uint32_t>;
   { tile.minimum(i) } -> std::same_as<std::int32_t>;
   { tile.match(i) } -> std::same_as<std::uint32_t>;
   {tile.barrier()};
@@ -45,6 +47,8 @@ struct SerialTile {
     return value;
   }
   [[nodiscard]] MOEB_INLINE static constexpr bool any(bool value) { return value; }
+  /// A bit for each lane of the tile whose value is true.
+  [[nodiscard]] MOEB_INLINE static constexpr std::uint32_t ballot(bool value) { return value ? 1 : 0; }
   template <class V>
   [[nodiscard]] MOEB_INLINE static constexpr V maximum(V value) {
     return value;
@@ -58,5 +62,17 @@ struct SerialTile {
   MOEB_INLINE static constexpr void barrier() {}
 };
 static_assert(Tile<SerialTile>);
+
+/// A tile whose lanes share memory: two words for each lane, which nothing else uses. `Unrolls`: whether the code of each round of a selection is
+/// worth its compilation.
+template <class TileT, bool Unrolls = false>
+struct TileWithMemory : TileT {
+  static constexpr bool unrolls = Unrolls;
+  std::uint32_t* memory;
+};
+template <class T>
+concept HasTileMemory = Tile<T> && requires(const T tile) {
+  { tile.memory } -> std::convertible_to<std::uint32_t*>;
+};
 
 MOEB_NAMESPACE_END

@@ -58,6 +58,16 @@ struct BackwardStep {
     problem.active += active;
     problem.first_token += tokens;
   }
+
+  /// What a usual call's problem is from `row` on, see engine/usual_call.hpp.
+  template <class Problem>
+  MOEB_INLINE static void place(const Problem& problem, std::uint32_t row, std::uint32_t logits_bytes, Problem& own) {
+    constexpr std::uint32_t k = decltype(problem.top_k)::k;
+    own.logits.data = moved(problem.logits.data, row, logits_bytes);
+    own.experts.data = moved(problem.experts.data, row, k * sizeof(std::int32_t));
+    own.grad_weights.data = moved(problem.grad_weights.data, row, k * sizeof(float));
+    own.grad_logits.data = moved(problem.grad_logits.data, row, logits_bytes);
+  }
 };
 
 /// The part of the gradient that no token changes.
@@ -210,22 +220,44 @@ MOEB_INLINE void scatter_add(const TileT& tile, const LayoutT& layout, const Cho
 template <class Balancer>
 inline constexpr bool has_losses = BalancerTraits<Balancer>::losses + BalancerTraits<Balancer>::token_losses > 0;
 
-/// The ids that forward chose and the weights' gradients; false for a token that has no gradient: one without ids, unless it has a loss.
-template <class Real, class Problem, class TileT, class ChosenT, int PerLane>
-[[nodiscard]] MOEB_INLINE bool load_chosen(const Problem& problem, const TileT& tile, std::int64_t token, int experts,
-                                           ChosenT& chosen, Real (&grad_weight)[PerLane]) {
+/// What backward reads of a token. Lanes that read it ahead wait for nothing of it until they need it.
+template <class Real, class Problem, class TileT, class LayoutT>
+struct BackwardToken {
+  static constexpr int per_lane = Chosen<Real, TileT, decltype(Problem::top_k)::k>::per_lane;
+  Chosen<Real, TileT, decltype(Problem::top_k)::k> chosen;
+  Real grad_chosen[per_lane];
+  Slots<Real, LayoutT> logits;
+};
+
+/// The ids that forward chose, as they are in memory, and the weights' gradients.
+template <class Real, class Problem, class TileT, class LayoutT>
+MOEB_INLINE void load_chosen(const Problem& problem, const TileT& tile, std::int64_t token,
+                             BackwardToken<Real, Problem, TileT, LayoutT>& state) {
   constexpr int k_count = decltype(problem.top_k)::k;
+  MOEB_UNROLL
+  for (int r = 0; r < state.per_lane; ++r) {
+    const int k = state.chosen.rank(tile, r);
+    const bool is_rank = k < k_count;
+    state.chosen.expert[r] = is_rank ? problem.experts.data[token * problem.experts.stride + k] : -1;
+    const bool has_gradient = is_rank && problem.grad_weights.data != nullptr;
+    state.grad_chosen[r] = has_gradient ? load_element<Real>(problem.grad_weights, token, k) : Real(0);
+  }
+}
+
+/// Makes -1 of ids that no expert has, and 0 of their weights' gradients; false for a token that has no gradient: one without ids, unless it has a loss.
+template <class Real, class Problem, class TileT, class LayoutT>
+[[nodiscard]] MOEB_INLINE bool check_chosen(const TileT& tile, int experts,
+                                            BackwardToken<Real, Problem, TileT, LayoutT>& state) {
   bool any = false;
   MOEB_UNROLL
-  for (int r = 0; r < PerLane; ++r) {
-    const int k = ChosenT::rank(tile, r);
-    const std::int32_t expert = k < k_count ? problem.experts.data[token * problem.experts.stride + k] : -1;
-    chosen.expert[r] = expert < experts ? expert : -1;
-    const bool has_gradient = chosen.expert[r] >= 0 && problem.grad_weights.data != nullptr;
-    grad_weight[r] = has_gradient ? load_element<Real>(problem.grad_weights, token, k) : Real(0);
-    any = any || chosen.expert[r] >= 0;
+  for (int r = 0; r < state.per_lane; ++r) {
+    std::int32_t& expert = state.chosen.expert[r];
+    const bool is_expert = expert >= 0 && expert < experts;
+    expert = is_expert ? expert : -1;
+    state.grad_chosen[r] = is_expert ? state.grad_chosen[r] : Real(0);
+    any = any || is_expert;
   }
-  return tile.any(any) || has_losses<decltype(problem.balancer)>;
+  return has_losses<decltype(Problem::balancer)> || tile.any(any);
 }
 
 /// In: dL/dweight of each chosen expert; out: dL/dscore (dL/dlogit where weights are a softmax over the selected).
@@ -280,21 +312,23 @@ MOEB_INLINE void add_token_loss_gradient(const Problem& problem, const TileT& ti
 template <class Scoring, class Balancer>
 inline constexpr bool touches_only_chosen = !has_losses<Balancer> && (is_over_selected<Scoring> || !RowScoring<Scoring>);
 
-/// The gradient of such a token; false where its weights were not finite.
-template <class Real, class Problem, class TileT, class LayoutT, class ChosenT, int PerLane>
+/// The gradient of such a token, whose chosen logits were read; false where its weights were not finite.
+template <class Real, class Problem, class TileT, class LayoutT>
 [[nodiscard]] MOEB_INLINE bool chosen_gradient(const Problem& problem, const TileT& tile, const LayoutT& layout,
-                                               std::int64_t token, const Scatter<Real>& scatter, ChosenT& chosen,
-                                               Real (&grad_chosen)[PerLane], Slots<Real, LayoutT>& grad) {
+                                               const Scatter<Real>& scatter,
+                                               BackwardToken<Real, Problem, TileT, LayoutT>& state,
+                                               Slots<Real, LayoutT>& grad) {
   using Scoring = decltype(problem.scoring);
   constexpr int k_count = decltype(problem.top_k)::k;
-  read_chosen_logits(problem.logits, token, chosen);
+  auto& chosen = state.chosen;
+  auto& grad_chosen = state.grad_chosen;
   const Weighting weighting = problem.top_k.weighting();
   const WeightRow<Real> weights = weigh(problem.scoring, typename RowOf<Scoring, Real>::type{}, weighting, tile, chosen);
   if (!weights.finite) return false;
   weight_gradient<Scoring, k_count>(tile, chosen, weights, renormalises<Scoring, k_count>(weighting), grad_chosen);
   if constexpr (!is_over_selected<Scoring>) {
     MOEB_UNROLL
-    for (int r = 0; r < PerLane; ++r) {
+    for (int r = 0; r < state.per_lane; ++r) {
       grad_chosen[r] = mul(grad_chosen[r], elementwise_derivative(problem.scoring, chosen.logit[r], chosen.score[r]));
       grad_chosen[r] = chosen.expert[r] >= 0 ? grad_chosen[r] : Real(0);
     }
@@ -304,26 +338,30 @@ template <class Real, class Problem, class TileT, class LayoutT, class ChosenT, 
   return true;
 }
 
-/// The gradient of a token that has one; false where its weights were not finite.
-template <class Real, class Problem, class TileT, class LayoutT, class ChosenT, int PerLane>
+/// The gradient of a token that has one, whose row was read; false where its weights were not finite.
+template <class Real, class Problem, class TileT, class LayoutT>
 [[nodiscard]] MOEB_INLINE bool token_gradient(const Problem& problem, const TileT& tile, const LayoutT& layout,
                                               std::int64_t token, const LossSlopes<Real>& slopes,
-                                              const Scatter<Real>& scatter, ChosenT& chosen, Real (&grad_chosen)[PerLane],
+                                              const Scatter<Real>& scatter,
+                                              BackwardToken<Real, Problem, TileT, LayoutT>& state,
                                               Slots<Real, LayoutT>& grad) {
   using Scoring = decltype(problem.scoring);
   using Traits = BalancerTraits<decltype(problem.balancer)>;
   constexpr int k_count = decltype(problem.top_k)::k;
-  Slots<Real, LayoutT> logits;
+  auto& chosen = state.chosen;
+  auto& grad_chosen = state.grad_chosen;
+  Slots<Real, LayoutT>& logits = state.logits;
   Slots<Real, LayoutT> scores;
-  load_row(layout, problem.logits, token, problem.logits_hold_quads, logits);
-  load_chosen_logits(problem.logits, token, logits, chosen);
-  const FiniteSlots<LayoutT> finite = finite_slots(layout, logits);
+  if constexpr (!LayoutT::in_registers) load_chosen_logits(problem.logits, token, logits, chosen);
+  FiniteSlots<LayoutT> finite;
+  if constexpr (LayoutT::rereads_logits) finite = finite_slots(layout, logits);
   const typename RowOf<Scoring, Real>::type row =
       score_row(problem, tile, layout, token, problem.logits_hold_quads, logits, scores);
   const Weighting weighting = problem.top_k.weighting();
   WeightRow<Real> weights;
   if constexpr (!LayoutT::in_registers) weights = weigh_in_row(problem.scoring, row, weighting, tile, scores, chosen);
-  const bool all_finite = is_known_finite(layout, logits);
+  const bool all_finite = is_known_finite(tile, layout, logits, is_regular(row));
+  if (!LayoutT::rereads_logits && !all_finite) finite = finite_slots(layout, logits);
   if (!(all_finite && is_finitely_scoring<Scoring>)) silence_non_finite(layout, finite, logits, scores);
   if constexpr (LayoutT::in_registers) weights = weigh(problem.scoring, row, weighting, tile, chosen);
   if (!weights.finite) return false;
@@ -352,23 +390,62 @@ template <class Real, class Problem, class TileT, class LayoutT, class ChosenT, 
   return true;
 }
 
+/// Reads what the gradient needs of the row of a token whose ids are known.
+template <class Real, class Problem, class TileT, class LayoutT>
+MOEB_INLINE void read_for_gradient(const Problem& problem, const LayoutT& layout, std::int64_t token,
+                                   BackwardToken<Real, Problem, TileT, LayoutT>& state) {
+  constexpr bool reads_row = !touches_only_chosen<decltype(problem.scoring), decltype(problem.balancer)>;
+  if constexpr (reads_row) load_row(layout, problem.logits, token, problem.logits_hold_quads, state.logits);
+  // A lane that has the row in memory looks them up there; others cannot index their registers and read them again, from cache.
+  if constexpr (!reads_row || LayoutT::in_registers) read_chosen_logits(problem.logits, token, state.chosen);
+}
+
+/// The gradient of a token that has one, of which all was read; false where its weights were not finite.
+template <class Real, class Problem, class TileT, class LayoutT>
+[[nodiscard]] MOEB_INLINE bool gradient_of_read(const Problem& problem, const TileT& tile, const LayoutT& layout,
+                                                std::int64_t token, const LossSlopes<Real>& slopes,
+                                                const Scatter<Real>& scatter,
+                                                BackwardToken<Real, Problem, TileT, LayoutT>& state,
+                                                Slots<Real, LayoutT>& grad) {
+  if constexpr (touches_only_chosen<decltype(problem.scoring), decltype(problem.balancer)>)
+    return chosen_gradient(problem, tile, layout, scatter, state, grad);
+  else
+    return token_gradient(problem, tile, layout, token, slopes, scatter, state, grad);
+}
+
+/// Stores a token's gradient, 0 where it has none.
+template <class Real, class Problem, class LayoutT>
+MOEB_INLINE void store_gradient(const Problem& problem, const LayoutT& layout, std::int64_t token, bool has_gradient,
+                                Slots<Real, LayoutT>& grad) {
+  if (!has_gradient) clear_slots(layout, grad);
+  store_row(layout, problem.grad_logits, token, problem.grad_holds_quads, grad);
+}
+
+/// The gradient of a token, if it has one, of which all was read ahead.
+template <class Real, class Problem, class TileT, class LayoutT>
+MOEB_INLINE void backward_read_token(const Problem& problem, const TileT& tile, const LayoutT& layout, std::int64_t token,
+                                     bool has_gradient, BackwardToken<Real, Problem, TileT, LayoutT>& state,
+                                     const LossSlopes<Real>& slopes, const Scatter<Real>& scatter) {
+  Slots<Real, LayoutT> grad;
+  if (has_gradient) has_gradient = gradient_of_read(problem, tile, layout, token, slopes, scatter, state, grad);
+  store_gradient<Real>(problem, layout, token, has_gradient, grad);
+}
+
 template <class Real, class Problem, class TileT, class LayoutT>
 MOEB_INLINE void backward_token(const Problem& problem, const TileT& tile, const LayoutT& layout, std::int64_t token,
                                 const LossSlopes<Real>& slopes, const Scatter<Real>& scatter = {}) {
-  using ChosenT = Chosen<Real, TileT, decltype(problem.top_k)::k>;
+  BackwardToken<Real, Problem, TileT, LayoutT> state;
   Slots<Real, LayoutT> grad;
-  ChosenT chosen;
-  Real grad_chosen[ChosenT::per_lane];
-  bool has_gradient =
-      is_active(problem, token) && load_chosen<Real>(problem, tile, token, layout.experts, chosen, grad_chosen);
+  bool has_gradient = is_active(problem, token);
   if (has_gradient) {
-    if constexpr (touches_only_chosen<decltype(problem.scoring), decltype(problem.balancer)>)
-      has_gradient = chosen_gradient(problem, tile, layout, token, scatter, chosen, grad_chosen, grad);
-    else
-      has_gradient = token_gradient(problem, tile, layout, token, slopes, scatter, chosen, grad_chosen, grad);
+    load_chosen(problem, tile, token, state);
+    has_gradient = check_chosen(tile, layout.experts, state);
   }
-  if (!has_gradient) clear_slots(layout, grad);
-  store_row(layout, problem.grad_logits, token, problem.grad_holds_quads, grad);
+  if (has_gradient) {  // in one branch: a row that lives through two costs a lane registers
+    read_for_gradient(problem, layout, token, state);
+    has_gradient = gradient_of_read(problem, tile, layout, token, slopes, scatter, state, grad);
+  }
+  store_gradient<Real>(problem, layout, token, has_gradient, grad);
 }
 
 MOEB_NAMESPACE_END

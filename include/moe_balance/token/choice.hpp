@@ -81,6 +81,9 @@ template <class Scoring, class LayoutT>
 inline constexpr bool keys_are_scores =
     LayoutT::in_registers && !LayoutT::rereads_logits && shows_non_finite<Scoring> && !is_over_selected<Scoring>;
 
+/// The largest key of a regular row of normalised scores where no bias is added. They are 2 at most, see unit_to_fixed.
+inline constexpr std::int32_t largest_unit_key = 0x40000000;
+
 /// A token on its way through the forward pass. A lane that has the row in memory selects in two steps, see forward_two_tokens.
 template <class Real, class Problem, class TileT, class LayoutT>
 struct ForwardToken {
@@ -104,10 +107,32 @@ struct ForwardToken {
 /// The ranking keys of the experts that may be chosen.
 template <class Real, class Problem, class TileT, class LayoutT>
 MOEB_INLINE void candidate_keys(const Problem& problem, const TileT& tile, const LayoutT& layout,
-                                const ForwardToken<Real, Problem, TileT, LayoutT>& state, const float* bias,
+                                const ForwardToken<Real, Problem, TileT, LayoutT>& state, bool regular, const float* bias,
                                 Slots<Key<Real>, LayoutT>& keys) {
-  rank_keys(problem, tile, layout, state.token, state.logits, state.scores, is_regular(state.row), bias, keys);
+  rank_keys(problem, tile, layout, state.token, state.logits, state.scores, regular, bias, keys);
   problem.top_k.template narrow<Real>(tile, layout, keys);
+}
+
+/// choose() for lanes of registers, by calls of emit(k, expert, key) on the lane that has rank k.
+template <class Real, class Problem, class TileT, class LayoutT, class Emit>
+MOEB_INLINE void choose_in_registers(const Problem& problem, const TileT& tile, const LayoutT& layout,
+                                     const ForwardToken<Real, Problem, TileT, LayoutT>& state, const float* bias,
+                                     const Emit& emit) {
+  using Scoring = decltype(problem.scoring);
+  constexpr int k_count = decltype(problem.top_k)::k;
+  constexpr bool has_unit_keys = keys_are_scores<Scoring, LayoutT> &&
+                                 BalancerTraits<decltype(problem.balancer)>::biases == 0 &&
+                                 selects_packed<k_count, TileT, LayoutT, Key<Real>>;
+  Slots<Key<Real>, LayoutT> keys;
+  if constexpr (has_unit_keys) {
+    if (is_regular(state.row) && bias == nullptr) {
+      using Packed = PackedSelection<k_count, TileT, LayoutT>;
+      candidate_keys(problem, tile, layout, state, true, nullptr, keys);
+      if (Packed::select(tile, keys, Packed::lowest_for(largest_unit_key), emit)) return;
+    }
+  }
+  candidate_keys(problem, tile, layout, state, is_regular(state.row), bias, keys);
+  select_k<k_count, !has_unit_keys>(tile, layout, keys, emit);
 }
 
 /// Fills `chosen.expert`, and `chosen.score` where keys are scores: key_of_non_negative changes no bit, and what it did not make, NaN's key, is
@@ -115,27 +140,24 @@ MOEB_INLINE void candidate_keys(const Problem& problem, const TileT& tile, const
 template <class Real, class Problem, class TileT, class LayoutT, class ChosenT>
 MOEB_INLINE void choose(const Problem& problem, const TileT& tile, const LayoutT& layout,
                         ForwardToken<Real, Problem, TileT, LayoutT>& state, const float* bias, ChosenT& chosen) {
-  constexpr int k_count = decltype(problem.top_k)::k;
   if constexpr (LayoutT::in_registers) {
-    Slots<Key<Real>, LayoutT> keys;
-    candidate_keys(problem, tile, layout, state, bias, keys);
     MOEB_UNROLL
     for (int r = 0; r < ChosenT::per_lane; ++r) {
       chosen.expert[r] = -1;
       chosen.score[r] = Real(0);
     }
-    select_k<k_count>(tile, layout, keys, [&](int k, std::int32_t expert, Key<Real> key) MOEB_LAMBDA {
+    choose_in_registers(problem, tile, layout, state, bias, [&](int k, std::int32_t expert, Key<Real> key) MOEB_LAMBDA {
       MOEB_UNROLL
       for (int r = 0; r < ChosenT::per_lane; ++r) {
-        const bool is_own = ChosenT::rank(tile, r) == k;
+        const bool is_own = TileT::width * r == k - tile.lane();
         chosen.expert[r] = is_own ? expert : chosen.expert[r];
-        if constexpr (keys_are_scores<decltype(problem.scoring), LayoutT>) {
+        if constexpr (keys_are_scores<decltype(problem.scoring), LayoutT>)
           chosen.score[r] = is_own ? float_of(key) : chosen.score[r];
-        }
       }
     });
   } else {
     state.early.selection.finish(state.early.keys);
+    constexpr int k_count = decltype(problem.top_k)::k;
     for (int k = 0; k < k_count; ++k) chosen.expert[k] = state.early.selection.slot(k);
   }
 }

@@ -110,27 +110,32 @@ MOEB_INLINE void count_plain_top_k(const Problem& problem, const TileT& tile, co
   if constexpr (BalancerTraits<decltype(problem.balancer)>::plain_losses > 0) {
     Slots<Key<Real>, LayoutT> keys;
     rank_keys(problem, tile, layout, token, logits, scores, regular, nullptr, keys);
-    select_k<decltype(problem.top_k)::k>(tile, layout, keys,
-                                         [&](int /*k*/, std::int32_t expert, Key<Real> /*key*/) MOEB_LAMBDA {
-                                           if (tile.lane() == 0) sink.loss_count(expert);
-                                         });
+    select_k<decltype(problem.top_k)::k, true>(
+        tile, layout, keys, [&](int /*k*/, std::int32_t expert, Key<Real> /*key*/) MOEB_LAMBDA { sink.loss_count(expert); });
   }
 }
 
-/// The first step of an active token's forward pass: its scores.
+/// The first step of an active token's forward pass: its scores. `state` has its logits.
 template <class Real, class Problem, class TileT, class LayoutT>
-MOEB_INLINE void score_active(const Problem& problem, const TileT& tile, const LayoutT& layout, std::int64_t token,
+MOEB_INLINE void score_loaded(const Problem& problem, const TileT& tile, const LayoutT& layout, std::int64_t token,
                               ForwardToken<Real, Problem, TileT, LayoutT>& state) {
   using Scoring = decltype(problem.scoring);
   using Traits = BalancerTraits<decltype(problem.balancer)>;
   state.token = token;
-  load_row(layout, problem.logits, token, problem.rows_hold_quads, state.logits);
   if constexpr (Traits::losses > 0 && !shows_non_finite<Scoring>) state.finite = finite_slots(layout, state.logits);
   if constexpr (!is_over_selected<Scoring> || Traits::losses + Traits::token_losses > 0) {
     state.row = score_row(problem, tile, layout, token, problem.rows_hold_quads, state.logits, state.scores);
   }
   if constexpr (is_replaying<decltype(problem.top_k)>)
     state.replayed = problem.replay.tokens == nullptr || problem.replay.tokens[token] != 0;
+}
+
+/// The same of a token whose logits are to be read.
+template <class Real, class Problem, class TileT, class LayoutT>
+MOEB_INLINE void score_active(const Problem& problem, const TileT& tile, const LayoutT& layout, std::int64_t token,
+                              ForwardToken<Real, Problem, TileT, LayoutT>& state) {
+  load_row(layout, problem.logits, token, problem.rows_hold_quads, state.logits);
+  score_loaded(problem, tile, layout, token, state);
 }
 
 /// The second: what of its selection does not wait for memory, if it has the row there.
@@ -140,7 +145,7 @@ MOEB_INLINE void rank_active(const Problem& problem, const TileT& tile, const La
                              ForwardToken<Real, Problem, TileT, LayoutT>& state) {
   if constexpr (!LayoutT::in_registers) {
     if (state.replayed) return;
-    candidate_keys(problem, tile, layout, state, bias, state.early.keys);
+    candidate_keys(problem, tile, layout, state, is_regular(state.row), bias, state.early.keys);
     state.early.selection.begin(layout, state.early.keys);
   }
 }
@@ -179,7 +184,7 @@ template <class Real, class Problem, class TileT, class LayoutT, class ChosenT>
 
 /// The last: weights, and what the token adds to sums.
 /// Sink: where the token's contributions go. count(expert), invalid_expert() are called by the lane that holds the choice, probability(
-/// slot, fixed) by the lane that holds the slot, token(), non_finite_token(), loss_count(expert) and token_loss(index, fixed) by lane 0.
+/// slot, fixed) by the lane that holds the slot, loss_count(expert) by one lane, token_loss(index, fixed) by lane 0, token() and non_finite_token() by all.
 template <class Real, class Problem, class TileT, class LayoutT, class ChosenT, class Sink>
 MOEB_INLINE void finish_active(const Problem& problem, const TileT& tile, const LayoutT& layout, const float* bias,
                                ForwardToken<Real, Problem, TileT, LayoutT>& state, ChosenT& chosen, Sink& sink) {
@@ -191,10 +196,8 @@ MOEB_INLINE void finish_active(const Problem& problem, const TileT& tile, const 
   count_plain_top_k(problem, tile, layout, token, state.logits, state.scores, is_regular(state.row), sink);
   const WeightRow<Real> weights = weigh_chosen(problem, tile, state, bias, chosen);
   store_chosen(problem, tile, token, chosen, weights);
-  if (tile.lane() == 0) {
-    sink.token();
-    if (!weights.finite) sink.non_finite_token();
-  }
+  sink.token();
+  if (!weights.finite) sink.non_finite_token();
   if (weights.finite) add_losses(problem, tile, layout, token, state.finite, state.logits, state.scores, state.row, sink);
 }
 
@@ -205,6 +208,19 @@ MOEB_INLINE void store_nothing(const Problem& problem, const TileT& tile, std::i
   MOEB_UNROLL
   for (int r = 0; r < chosen.per_lane; ++r) chosen.expert[r] = -1;
   store_chosen(problem, tile, token, chosen, WeightRow<Real>{.finite = false});
+}
+
+/// The forward pass of a token whose logits were read ahead: it is active, and row 0 of the problem's views.
+template <class Real, class Problem, class TileT, class LayoutT, class Sink>
+MOEB_INLINE void forward_read_token(const Problem& problem, const TileT& tile, const LayoutT& layout,
+                                    const Slots<Real, LayoutT>& logits, const float* bias, Sink& sink) {
+  ForwardToken<Real, Problem, TileT, LayoutT> state;
+  Chosen<Real, TileT, decltype(problem.top_k)::k> chosen;
+  state.logits = logits;
+  score_loaded(problem, tile, layout, 0, state);
+  rank_active(problem, tile, layout, bias, state);
+  choose_active(problem, tile, layout, bias, state, chosen, sink);
+  finish_active(problem, tile, layout, bias, state, chosen, sink);
 }
 
 /// A token's whole forward pass.

@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 MOEB_NAMESPACE_BEGIN
 
@@ -30,6 +31,13 @@ struct ForwardProblem {
   bool rows_hold_quads;
   std::int64_t first_token = 0;  ///< which of the call's tokens row 0 of the views is
 };
+
+/// An address so many rows of so many bytes further on.
+template <class T>
+[[nodiscard]] MOEB_INLINE T* moved(T* data, std::uint32_t rows, std::uint32_t row_bytes) {
+  using Byte = std::conditional_t<std::is_const_v<T>, const std::byte, std::byte>;
+  return reinterpret_cast<T*>(reinterpret_cast<Byte*>(data) + static_cast<std::uint64_t>(rows) * row_bytes);
+}
 
 /// How far a problem's views move on with so many tokens. Rows that are a fixed step apart are reached by additions, where a row's address anew
 /// is a multiplication of 64 bits for each view.
@@ -60,6 +68,19 @@ struct ForwardStep {
       problem.replay.tokens += problem.replay.tokens == nullptr ? 0 : tokens;
     }
     problem.first_token += tokens;
+  }
+
+  /// What a usual call's problem is from `row` on, see engine/usual_call.hpp.
+  template <class Problem>
+  MOEB_INLINE static void place(const Problem& problem, std::uint32_t row, std::uint32_t logits_bytes, Problem& own) {
+    constexpr std::uint32_t k = decltype(problem.top_k)::k;
+    own.logits.data = moved(problem.logits.data, row, logits_bytes);
+    own.experts.data = moved(problem.experts.data, row, k * sizeof(std::int32_t));
+    own.weights.data = moved(problem.weights.data, row, k * sizeof(float));
+    if constexpr (is_replaying<decltype(problem.top_k)>) {
+      own.replay.experts.data = problem.replay.experts.data + row * problem.replay.experts.stride;
+      own.replay.tokens = problem.replay.tokens == nullptr ? nullptr : problem.replay.tokens + row;
+    }
   }
 };
 

@@ -251,10 +251,9 @@ MOEB_INLINE void store_row(const LayoutT& layout, const AnyMatrix& matrix, std::
   }
 }
 
-/// Asks for a row of `columns` elements at an address, lanes of a GPU for a sector each.
+/// Asks for a row of so many bytes at an address, lanes of a GPU for a sector each.
 template <RowUse use, class LayoutT>
-MOEB_EARLY_INLINE void prefetch_row_at(const LayoutT& layout, DataType type, std::uintptr_t address) {
-  const auto bytes = static_cast<unsigned>(layout.experts * static_cast<int>(size_of(type)));
+MOEB_EARLY_INLINE void prefetch_bytes(const LayoutT& layout, unsigned bytes, std::uintptr_t address) {
   if constexpr (LayoutT::in_registers) {
     constexpr unsigned sector = 32;
     constexpr unsigned most_bytes = LayoutT::capacity * LayoutT::width * sizeof(float);
@@ -267,6 +266,12 @@ MOEB_EARLY_INLINE void prefetch_row_at(const LayoutT& layout, DataType type, std
     constexpr unsigned cache_line = 64;
     for (unsigned i = 0; i < bytes; i += cache_line) prefetch<use>(address + i);
   }
+}
+
+/// Asks for a row of elements of a type at an address.
+template <RowUse use, class LayoutT>
+MOEB_EARLY_INLINE void prefetch_row_at(const LayoutT& layout, DataType type, std::uintptr_t address) {
+  prefetch_bytes<use>(layout, static_cast<unsigned>(layout.experts * static_cast<int>(size_of(type))), address);
 }
 
 /// Asks for a row ahead of its use; does nothing else, and no harm past the last row.

@@ -113,11 +113,17 @@ template <class LayoutT, class Real>
   return finite;
 }
 
-/// Whether a lane that has its row in memory has seen that all of it is finite; false, too, where padding is among it.
-template <class LayoutT, class Real>
-[[nodiscard]] MOEB_INLINE bool is_known_finite(const LayoutT& layout, const Slots<Real, LayoutT>& logits) {
-  if constexpr (LayoutT::in_registers || !std::is_same_v<Real, float>) {
+/// Whether a tile has seen that all of its row is finite; false, too, where padding is among it. `regular`: no logit is +inf or NaN.
+template <class TileT, class LayoutT, class Real>
+[[nodiscard]] MOEB_INLINE bool is_known_finite(const TileT& tile, const LayoutT& layout, const Slots<Real, LayoutT>& logits,
+                                               bool regular) {
+  if constexpr (LayoutT::rereads_logits || !std::is_same_v<Real, float>) {
     return false;
+  } else if constexpr (LayoutT::in_registers) {
+    if (!regular) return false;
+    Real smallest = logits[0];
+    for_each_slot(layout, [&](int slot) MOEB_LAMBDA { smallest = smaller_of(logits[slot], smallest); });
+    return !tile.any(smallest == -infinity<Real>);
   } else {
     constexpr int columns = LayoutT::block_size;
     constexpr std::uint32_t magnitude = 0x7fffffff;
@@ -153,7 +159,7 @@ template <class TileT, class LayoutT, class Real>
 [[nodiscard]] MOEB_INLINE Real inverse_of_total(const TileT& tile, const LayoutT& layout,
                                                 const Slots<Real, LayoutT>& scores) {
   const Real total =
-      add(canonical_sum<Real>(tile, layout, [&](int slot, Real sum) MOEB_LAMBDA { return add(sum, scores[slot]); }),
+      add(canonical_sum<Real>(tile, layout, [&](int slot, auto sum) MOEB_LAMBDA { return add(sum, scores[slot]); }),
           Real(1e-20));
   const Real inverse = reciprocal_or_nan(total);
   return inverse == inverse ? inverse : Real(0);

@@ -20,6 +20,8 @@ struct Totals {
   int counts_to_clear = 0;
   /// Blocks that clear them, all of the grid's: more than one run at the same time and wait for each other before they add. 0: none has to.
   int clearing_blocks = 0;
+  /// Whether the kernel before clears them while this one runs: it waits for that one before it adds.
+  bool cleared_beside = false;
 };
 
 /// Adds one expert's sums of a segment to every destination, by `add(pointer, value)`, which is atomic. `loss_count` is what losses read:

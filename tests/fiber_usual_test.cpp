@@ -1,0 +1,197 @@
+// The kernels for usual calls (engine/usual_call.hpp), executed on fibers, give the bits of the CPU engine: logits on which their selection, which
+// packs keys and slots into words, has to choose between ties or to give up, for every K, and logits in 16 bits.
+#include "engine_host.hpp"
+#include "tile/fiber_dispatch.hpp"
+#include "tile/same_as_host.hpp"
+
+#include "bodies/forward_and_permute.hpp"
+
+#include <limits>
+#include <tuple>
+
+namespace testing {
+
+namespace {
+
+/// Logits that a selection finds hard.
+enum class Rows : std::uint8_t {
+  normal,
+  levels,      ///< a few values only: many ties
+  equal,       ///< one value
+  few_finite,  ///< fewer than K are finite: the others are -inf, in every fourth token also NaN and +inf
+  tiny         ///< scores of 1, e^-60 and e^-80: all but a few are below 2^-63
+};
+constexpr Rows every_kind[] = {Rows::normal, Rows::levels, Rows::equal, Rows::few_finite, Rows::tiny};
+
+constexpr float infinite = std::numeric_limits<float>::infinity();
+
+float logit_of(Rows rows, Random& random, float finite_share, bool is_odd_token) {
+  switch (rows) {
+    case Rows::levels:
+      return 0.5f * static_cast<float>(random.integer(-2, 2));
+    case Rows::equal:
+      return 0.25f;
+    case Rows::few_finite: {
+      const float others[] = {-infinite, -infinite, -infinite, std::nanf(""), infinite};
+      if (random.chance(static_cast<double>(finite_share))) return static_cast<float>(random.normal());
+      return others[random.integer(0, is_odd_token ? 4 : 2)];
+    }
+    case Rows::tiny:
+      return random.chance(static_cast<double>(finite_share)) ? 0.0f : random.chance(0.5) ? -60.0f : -80.0f;
+    default:
+      return static_cast<float>(random.normal());
+  }
+}
+
+/// A usual call's inputs: three tokens for each of the tiles that run at a time on one multiprocessor, and one more.
+StepInputs usual_inputs(Rows rows, int experts, int k) {
+  const std::int64_t tiles = 4 * (experts < 128 ? 4 : experts < 256 ? 2 : 1);
+  Random random(static_cast<std::uint64_t>(experts * 100 + k));
+  StepInputs inputs(1, tiles * 3 + 1, experts, k, false);
+  const float finite_share = static_cast<float>(k) / static_cast<float>(2 * experts);
+  for (std::size_t i = 0; i < inputs.logits.size(); ++i) {
+    const bool is_odd_token = i / static_cast<std::size_t>(experts) % 4 == 3;
+    inputs.logits[i] = logit_of(rows, random, finite_share, is_odd_token);
+  }
+  inputs.usual = true;
+  return inputs;
+}
+
+template <class Router>
+void check_usual(const Router& router) {
+  for (const int experts : {32, 64, 128, 256, 512, 1024}) {
+    for (const Rows rows : every_kind) {
+      CAPTURE(Router::k);
+      CAPTURE(static_cast<int>(rows));
+      StepInputs inputs = usual_inputs(rows, experts, Router::k);
+      check_step(router, inputs, 1);
+      if (rows == Rows::levels || rows == Rows::equal || rows == Rows::tiny) continue;  // values that 16 bits hold
+      inputs.type = mb::DataType::bfloat16;
+      check_step(router, inputs, 1);
+    }
+  }
+}
+
+/// Scores that are probabilities, which rank by their own bits.
+template <int K>
+void check_softmax() {
+  check_usual(mb::Router{mb::Softmax{}, mb::TopK<K>{}, mb::AuxLoss{.coefficient = 0.3f}});
+}
+
+/// Sums of score and bias, which rank by distance from the largest.
+template <int K>
+void check_biased() {
+  check_usual(mb::Router{mb::Sigmoid{}, mb::TopK<K>{}, mb::LossFreeBias{}});
+}
+
+}  // namespace
+
+TEST_CASE("usual calls: fibers = CPU, Softmax, K = 1, 2, 4") {
+  check_softmax<1>();
+  check_softmax<2>();
+  check_softmax<4>();
+}
+TEST_CASE("usual calls: fibers = CPU, Softmax, K = 8, 10, 16") {
+  check_softmax<8>();
+  check_softmax<10>();
+  check_softmax<16>();
+}
+TEST_CASE("usual calls: fibers = CPU, Sigmoid with a bias, K = 1, 2, 4") {
+  check_biased<1>();
+  check_biased<2>();
+  check_biased<4>();
+}
+TEST_CASE("usual calls: fibers = CPU, Sigmoid with a bias, K = 8, 10, 16") {
+  check_biased<8>();
+  check_biased<10>();
+  check_biased<16>();
+}
+TEST_CASE("usual calls: fibers = CPU, SoftmaxOverSelected, whose keys are logits") {
+  check_usual(mb::Router{mb::SoftmaxOverSelected{}, mb::TopK<8>{}});
+}
+
+namespace {
+
+/// A usual call's, and what else its bodies ask for.
+Inputs usual_inputs(mb::DataType type, int experts) {
+  Inputs inputs = full_inputs(static_cast<std::uint64_t>(experts), 100, experts, 8);
+  inputs.loss_parts = 1;
+  inputs.logits_type = inputs.grad_type = type;
+  inputs.bias.clear();
+  inputs.active.clear();
+  return inputs;
+}
+
+const mb::Router fused_router{mb::Softmax{}, mb::TopK<8>{}, mb::AuxLoss{.coefficient = 0.3f}};
+
+/// Checks f(inputs) in every tier, and that it ran so many kernels for usual calls, in tiers that have them.
+template <class Function>
+void check_in_tiers(int kernels, const Function& f) {
+  for (const mb::CudaTier& tier : mb::cuda_tiers) {
+    for (const mb::DataType type : {mb::DataType::float32, mb::DataType::bfloat16}) {
+      CAPTURE(tier.max_experts);
+      CAPTURE(static_cast<int>(type));
+      const int usual_before = usual_kernels;
+      f(usual_inputs(type, tier.max_experts));
+      const bool has_usual = tier.usual_forward_blocks > 0;
+      CHECK(usual_kernels - usual_before == (has_usual ? kernels : 0));
+    }
+  }
+}
+
+/// What routing and a permutation wrote.
+template <class Engine>
+std::tuple<std::vector<std::int32_t>, Bytes, std::vector<std::int64_t>, std::vector<std::int64_t>> routed(
+    const Engine& engine, const Inputs& inputs, bool fused) {
+  const auto size = static_cast<std::size_t>(inputs.tokens * 8);
+  std::vector<std::int64_t> offsets(static_cast<std::size_t>(inputs.experts + 1), 77), row_of_slot(size, 77),
+      slot_of_row(size, 77);
+  const std::size_t bytes = mb::route_and_permute_workspace_bytes(fused_router, {inputs.tokens, inputs.experts});
+  Memory<Engine> memory(engine, inputs, 8, bytes, 0);
+  mb::RouteArgs args = memory.route_args();
+  std::vector<std::int64_t> counts(static_cast<std::size_t>(inputs.experts), 77);
+  args.counts = nullptr;
+  const mb::PermutationArgs order{.experts = args.experts,
+                                  .offsets = {offsets.data(), inputs.experts + 1},
+                                  .row_of_slot = {row_of_slot.data(), inputs.tokens, 8},
+                                  .slot_of_row = {slot_of_row.data(), inputs.tokens * 8},
+                                  .counts = counts.data()};
+  if (fused) {
+    mb::route_and_permute(fused_router, args, order, memory.workspace(), engine.place());
+  } else {
+    fused_router.route(args, {}, engine.place());
+    mb::permutation(order, memory.workspace(), engine.place());
+  }
+  const Outcome outcome = memory.outcome();
+  return {outcome.experts, outcome.weights_bytes, counts, slot_of_row};
+}
+
+}  // namespace
+
+TEST_CASE("usual calls: forward_and_permute on fibers = forward and permutation on the CPU") {
+  check_in_tiers(2, [](const Inputs& inputs) { check_fused<FiberEngine>(fused_router, inputs); });
+}
+
+TEST_CASE("usual calls: route_and_permute on fibers = route and permutation on the CPU") {
+  check_in_tiers(
+      1, [](const Inputs& inputs) { CHECK((routed(FiberEngine{}, inputs, true) == routed(HostEngine{}, inputs, false))); });
+}
+
+TEST_CASE("clearing ahead of a forward pass sets all sums to 0, and nothing behind them") {
+  for (const std::int64_t words : {0, 1, 63, 1000}) {
+    for (const int counts : {0, 1, 64, 300}) {
+      CAPTURE(words);
+      CAPTURE(counts);
+      std::vector<std::int64_t> saved(static_cast<std::size_t>(words + 2), 77),
+          sums(static_cast<std::size_t>(counts + 2), 77);
+      std::vector<std::int64_t> cleared_saved(saved.size(), 0), cleared_sums(sums.size(), 0);
+      for (auto* behind : {&cleared_saved, &cleared_sums}) behind->back() = *(behind->end() - 2) = 77;
+      launch_fibers(Fibers{}, 3, 1, 64, 0,
+                    [&](const FiberBlock& block) { mb::clear_kernel(block, saved.data(), words, sums.data(), counts); });
+      CHECK(saved == cleared_saved);
+      CHECK(sums == cleared_sums);
+    }
+  }
+}
+
+}  // namespace testing
