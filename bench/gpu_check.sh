@@ -154,7 +154,9 @@ if command -v ninja >/dev/null; then generator=(-G Ninja) keep_going=(-k 0); fi
 step configure 60 cmake -S . -B "$build" "${generator[@]}" -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS_RELEASE=-O2 \
   "-DCMAKE_CUDA_FLAGS_RELEASE=-O2 -Xcompiler=-O1" "-DCMAKE_CUDA_ARCHITECTURES=$capability-real" -DMOE_BALANCE_CUDA=ON -DMOE_BALANCE_GPU_CHECK=ON \
   -DMOE_BALANCE_WARNINGS_AS_ERRORS=OFF -DMOE_BALANCE_EXAMPLES=ON "-DCMAKE_PREFIX_PATH=$dependencies"
-step build 300 cmake --build "$build" --parallel "$jobs" --target all gpu_benchmarks -- "${keep_going[@]}"
+# Tests first, so that a build that takes too long leaves them whole.
+step build 260 cmake --build "$build" --parallel "$jobs" --target all -- "${keep_going[@]}"
+step build_benchmarks 120 cmake --build "$build" --parallel "$jobs" --target gpu_benchmarks -- "${keep_going[@]}"
 
 tests kernel_parameters 30 -R kernel_parameters
 tests cuda_graph 40 -R 'cuda_graph|dispatch_graph'

@@ -112,6 +112,38 @@ TEST_CASE("usual calls: fibers = CPU, SoftmaxOverSelected, whose keys are logits
 
 namespace {
 
+/// A user's softmax, which promises nothing about finite scores though its row says that all logits are finite.
+struct PlainSoftmax {
+  static constexpr bool normalised = true;
+  static constexpr bool non_negative = true;
+  template <class Real>
+  using Row = mb::SoftmaxRow<Real>;
+
+  template <class TileT, class LayoutT, class Real>
+  MOEB_INLINE Row<Real> prepare(const TileT& tile, const LayoutT& layout, const mb::Slots<Real, LayoutT>& logits,
+                                mb::Slots<Real, LayoutT>& scores) const {
+    return mb::Softmax{}.prepare(tile, layout, logits, scores);
+  }
+  template <class Real>
+  [[nodiscard]] MOEB_INLINE Real score(Real logit, const Row<Real>& row) const {
+    return row.probability(logit);
+  }
+  template <class TileT, class LayoutT, class Real>
+  MOEB_INLINE void backward(const TileT& tile, const LayoutT& layout, const mb::Slots<Real, LayoutT>& logits,
+                            const mb::Slots<Real, LayoutT>& scores, mb::Slots<Real, LayoutT>& grad,
+                            const Row<Real>& row) const {
+    mb::Softmax{}.backward(tile, layout, logits, scores, grad, row);
+  }
+};
+
+}  // namespace
+
+TEST_CASE("usual calls: a scoring of the user's that makes no promise has the CPU's gradients") {
+  check_usual(mb::Router{PlainSoftmax{}, mb::TopK<4>{}, mb::AuxLoss{.coefficient = 0.3f}});
+}
+
+namespace {
+
 /// A usual call's, and what else its bodies ask for.
 Inputs usual_inputs(mb::DataType type, int experts) {
   Inputs inputs = full_inputs(static_cast<std::uint64_t>(experts), 100, experts, 8);

@@ -95,9 +95,10 @@ struct MOEB_HIDDEN CudaDispatchEngine {
                      cudaStream_t stream) {
     const auto kernel = moe_balance_dispatch<Body, Problem>;
     allow_shared_bytes(call, kernel, size.shared_bytes);
-    if constexpr (requires { Body::runs_beside_kernel_before; }) {
+    if constexpr (requires { Body::runs_beside_kernel_before(problem); }) {
       // Blocks that start beside others share multiprocessors unevenly: on an H100 64 of them end 1.2 us earlier, 128 of them 6 us later.
-      if (2 * size.blocks <= multiprocessors() && CudaEngine::runs_beside(call, kernel)) {
+      if (Body::runs_beside_kernel_before(problem) && 2 * size.blocks <= multiprocessors() &&
+          CudaEngine::runs_beside(call, kernel)) {
         return CudaEngine::launch_beside(call, kernel, dim3(static_cast<unsigned>(size.blocks)), 32 * size.tiles,
                                          size.shared_bytes, stream, body, problem);
       }

@@ -146,7 +146,10 @@ struct CountSlots {
 /// Second launch: offsets, padding marks, and a row for each slot. Each block takes the same number of rows of the histogram.
 struct PlaceSlots {
   static constexpr bool uses_shared = true;
-  static constexpr bool runs_beside_kernel_before = true;
+  /// Whether it may start while the kernel before it runs: that is the first launch. A caller's kernel may itself have been allowed to end early.
+  [[nodiscard]] static bool runs_beside_kernel_before(const PermutationProblem& problem) {
+    return problem.histogram != nullptr;
+  }
 
   /// Per expert: all slots, slots of earlier blocks, first row; then for each tile its slots so far. And a word per tile to add threads up.
   struct Shared {

@@ -182,7 +182,7 @@ struct MOEB_HIDDEN CudaEngine {
     bool waits = false;
     with_config(problem, [&](auto config) {
       waits = device.runs_beside() &&
-              is_compiled_for(first_capability_with_clusters, forward_kernel_of<decltype(config), Problem>());
+              is_compiled_for(first_capability_with_clusters, forward_kernel_of<decltype(config), Problem>(device));
     });
     return waits;
   }
@@ -209,7 +209,7 @@ struct MOEB_HIDDEN CudaEngine {
     const Device device = current_device("forward");
     with_config(problem, [&](auto config) {
       using Config = decltype(config);
-      const auto kernel = forward_kernel_of<Config, Problem>();
+      const auto kernel = forward_kernel_of<Config, Problem>(device);
       const int threads = totals.clearing_blocks > 0 ? Config::tier.threads : forward_threads<Config>(problem, device);
       const std::size_t shared_bytes = forward_shared_bytes<decltype(problem.balancer), Config::index>(threads);
       const std::int64_t resident =
@@ -307,7 +307,7 @@ struct MOEB_HIDDEN CudaEngine {
   [[nodiscard]] static bool is_compiled_for(int capability, Kernel kernel) {
     cudaFuncAttributes attributes{};
     check_cuda(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)),
-               "reading what forward was compiled for");
+               "reading what a kernel was compiled for");
     return attributes.ptxVersion >= capability;
   }
 
@@ -350,25 +350,39 @@ struct MOEB_HIDDEN CudaEngine {
   /// More than a device holds, so that the tokens alone decide.
   static constexpr std::int64_t many_blocks = std::int64_t{1} << 30;
 
-  /// Threads of forward's blocks: as many as still give nearly every multiprocessor a block.
+  /// Threads of forward's largest block whose shared memory the device has.
   template <class Config, class Problem>
-  [[nodiscard]] static int forward_threads(const Problem& problem, const Device& device) {
+  [[nodiscard]] static int largest_block(const Device& device) {
+    const auto available =
+        static_cast<std::size_t>(cuda_architecture(device.capability).shared_memory - reserved_shared_bytes);
     int threads = most_forward_threads<Config, Problem>;
-    while (threads > Config::tier.threads) {
-      const GridShape shape(threads / Config::tier.width, problem.segments, many_blocks);
-      if (shape.blocks() * 4 >= device.multiprocessors * 3) break;
+    while (threads > Config::tier.threads &&
+           forward_shared_bytes<decltype(Problem::balancer), Config::index>(threads) > available) {
       threads -= Config::tier.threads;
     }
     return threads;
   }
 
-  /// The forward kernel, allowed its shared memory.
+  /// Threads of forward's blocks: as many as still give nearly every multiprocessor a block.
   template <class Config, class Problem>
-  [[nodiscard]] static auto forward_kernel_of() {
-    constexpr std::size_t shared_bytes =
-        forward_shared_bytes<decltype(Problem::balancer), Config::index>(most_forward_threads<Config, Problem>);
+  [[nodiscard]] static int forward_threads(const Problem& problem, const Device& device) {
+    int threads = largest_block<Config, Problem>(device);
+    while (threads > Config::tier.threads) {
+      const int tiles = threads / Config::tier.width;
+      const GridShape shape(tiles, problem.segments, many_blocks);
+      if (tiles <= problem.segments.length && shape.blocks() * 4 >= device.multiprocessors * 3) break;
+      threads -= Config::tier.threads;
+    }
+    return threads;
+  }
+
+  /// The forward kernel, allowed the shared memory of its largest block.
+  template <class Config, class Problem>
+  [[nodiscard]] static auto forward_kernel_of(const Device& device) {
     const auto kernel = moe_balance_forward<Config::index, Config::usual, Problem>;
-    if constexpr (shared_bytes > 48 * 1024) {
+    const std::size_t shared_bytes =
+        forward_shared_bytes<decltype(Problem::balancer), Config::index>(largest_block<Config, Problem>(device));
+    if (shared_bytes > 48 * 1024) {
       check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
                  "reserving shared memory for forward");
     }
@@ -385,8 +399,8 @@ struct MOEB_HIDDEN CudaEngine {
     if (device.capability < first_capability_with_clusters) return false;
     if (shape.blocks() > device.resident_blocks(tier, forward_kind<Config, Problem>, tier.threads, shared_bytes))
       return false;
-    if (!is_compiled_for(first_capability_with_clusters, forward_kernel_of<Config, Problem>())) return false;
-    const auto kernel = reinterpret_cast<const void*>(forward_kernel_of<Config, Problem>());
+    if (!is_compiled_for(first_capability_with_clusters, forward_kernel_of<Config, Problem>(device))) return false;
+    const auto kernel = reinterpret_cast<const void*>(forward_kernel_of<Config, Problem>(device));
     const Launch launch(grid_of(shape), tier.threads, shared_bytes, stream, false);
     int clusters = 0;
     const bool is_known = cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch.config) == cudaSuccess;

@@ -67,6 +67,7 @@ struct ForwardShared {
   static_assert(rows_at % alignof(std::int64_t) == 0);
   static constexpr int words_of_thread = 2;  ///< of a tile's own memory
 
+  /// `threads`: those that have words of their tile's memory.
   [[nodiscard]] static constexpr std::size_t bytes(int tiles, int threads) {
     return rows_at + row_bytes * static_cast<std::size_t>(tiles) +
            words_of_thread * sizeof(std::uint32_t) * static_cast<std::size_t>(threads);
@@ -83,7 +84,7 @@ struct ForwardShared {
   [[nodiscard]] MOEB_HOST_DEVICE std::int64_t* probabilities(int tile) const {
     return reinterpret_cast<std::int64_t*>(memory + rows_at) + static_cast<std::int64_t>(tile) * MaxExperts;
   }
-  /// A tile's own, behind the rows of all.
+  /// A tile's own, behind the rows of all; there are none in a tier that has no use for them.
   [[nodiscard]] MOEB_HOST_DEVICE std::uint32_t* words(int tile, int tiles, int width) const {
     const std::size_t words_at = rows_at + row_bytes * static_cast<std::size_t>(tiles);
     return reinterpret_cast<std::uint32_t*>(memory + words_at) + tile * words_of_thread * width;
@@ -93,7 +94,8 @@ struct ForwardShared {
 template <class Balancer, int Tier>
 [[nodiscard]] constexpr std::size_t forward_shared_bytes(int threads = cuda_tiers[Tier].threads) {
   constexpr CudaTier tier = cuda_tiers[Tier];
-  return ForwardShared<Balancer, tier.max_experts>::bytes(threads / tier.width, threads);
+  constexpr bool selects_by_words = tier.max_experts / tier.width <= 32;  // see PackedSelection
+  return ForwardShared<Balancer, tier.max_experts>::bytes(threads / tier.width, selects_by_words ? threads : 0);
 }
 
 template <class BlockT, class SumsT, class Balancer>

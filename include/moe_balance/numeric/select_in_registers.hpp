@@ -222,8 +222,8 @@ struct PackedSelection {
     const std::uint32_t taken = round.taken;
     const bool exhausted = round.exhausted;
     const bool knows_all = depth == LayoutT::capacity || !tile.any(exhausted);
-    if (!knows_all || (taken >> slot_bits) == 0) return false;
     tile.barrier();
+    if (!knows_all || (taken >> slot_bits) == 0) return false;
     if (tile.lane() < Count) {
       const std::uint32_t word = tile.memory[tile.lane()];
       const auto slot = static_cast<std::int32_t>(last_slot - (word & last_slot));

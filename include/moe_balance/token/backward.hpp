@@ -361,8 +361,9 @@ template <class Real, class Problem, class TileT, class LayoutT>
   WeightRow<Real> weights;
   if constexpr (!LayoutT::in_registers) weights = weigh_in_row(problem.scoring, row, weighting, tile, scores, chosen);
   const bool all_finite = is_known_finite(tile, layout, logits, is_regular(row));
-  if (!LayoutT::rereads_logits && !all_finite) finite = finite_slots(layout, logits);
-  if (!(all_finite && is_finitely_scoring<Scoring>)) silence_non_finite(layout, finite, logits, scores);
+  const bool needs_mask = !(all_finite && is_finitely_scoring<Scoring>);
+  if (!LayoutT::rereads_logits && needs_mask) finite = finite_slots(layout, logits);
+  if (needs_mask) silence_non_finite(layout, finite, logits, scores);
   if constexpr (LayoutT::in_registers) weights = weigh(problem.scoring, row, weighting, tile, chosen);
   if (!weights.finite) return false;
 
