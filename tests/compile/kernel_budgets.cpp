@@ -43,7 +43,7 @@ void print_shared(const char* balancer) {
     }
     std::printf("\n");
   };
-  print("forward", Config::forward, mb::forward_shared_bytes<Balancer, Tier>());
+  print("forward", Config::forward, mb::forward_shared_bytes<Balancer, mb::cuda_tiers[Tier]>());
   print("backward", Config::backward, mb::backward_shared_bytes<Balancer, Tier>());
 }
 

@@ -153,9 +153,8 @@ struct Engine<testing::FibersOfTiers<Tiers...>> {
       constexpr CudaTier tier = small_block(Config::tier);
       testing::usual_kernels += Config::usual ? 1 : 0;
       const GridShape grid(tier, problem.segments, resident_blocks(tier, place));
-      using Shared = ForwardShared<decltype(problem.balancer), tier.max_experts>;
       const std::size_t shared_bytes =
-          Shared::bytes(tier.threads / tier.width, tier.threads) - place.faults.less_shared_bytes;
+          forward_shared_bytes<decltype(problem.balancer), tier>() - place.faults.less_shared_bytes;
       const auto body = [&](const FiberBlock& block) {
         forward_kernel<Config>(block, tile_of<tier.width>(block), problem, totals);
       };

@@ -114,7 +114,7 @@ struct MOEB_HIDDEN CudaDispatchEngine {
                                 cudaStream_t stream) {
     with_config(problem, [&](auto config) {
       using Config = decltype(config);
-      constexpr std::size_t shared_bytes = forward_shared_bytes<decltype(problem.balancer), Config::index>();
+      constexpr std::size_t shared_bytes = forward_shared_bytes<decltype(problem.balancer), Config::tier>();
       const auto kernel = moe_balance_forward_and_count<Config::index, Config::usual, Problem>;
       allow_shared_bytes("forward_and_permute", kernel, shared_bytes);
       kernel<<<static_cast<unsigned>(rows), Config::tier.threads, shared_bytes, stream>>>(problem, totals, histogram);

@@ -240,7 +240,7 @@ struct PlaceSlots {
   MOEB_INLINE static void add_up_blocks_by(const BlockT& block, const TileT& tile, const PermutationProblem& problem,
                                            const Shared& shared) {
     constexpr int sharing = TileT::width < 4 ? TileT::width : 4;
-    constexpr int at_once = Count == 1 ? 16 : quads_at_once;
+    constexpr int loads = Count == 1 ? 16 : quads_at_once;
     const std::int64_t first_row =
         block.index() < problem.ranking_blocks ? first_row_of(block, problem) : problem.histogram_rows;
     const int own = block.thread() % sharing;
@@ -255,17 +255,17 @@ struct PlaceSlots {
       std::int64_t sum[Count] = {};
       const auto add_up = [&](std::int64_t first, std::int64_t last) MOEB_LAMBDA {
         MOEB_NO_UNROLL
-        for (std::int64_t start = first + own; start < last; start += sharing * at_once) {
-          Counts<Count> counts[at_once];
+        for (std::int64_t start = first + own; start < last; start += sharing * loads) {
+          Counts<Count> counts[loads];
           MOEB_UNROLL
-          for (int i = 0; i < at_once; ++i) {
+          for (int i = 0; i < loads; ++i) {
             const std::int64_t row = start + sharing * i;
             const bool exists = has_run && row < last;
             counts[i] =
                 exists ? *reinterpret_cast<const Counts<Count>*>(column + row * problem.expert_count) : Counts<Count>{};
           }
           MOEB_UNROLL
-          for (int i = 0; i < at_once; ++i) {
+          for (int i = 0; i < loads; ++i) {
             MOEB_UNROLL
             for (int e = 0; e < Count; ++e) sum[e] += counts[i].value[e];
           }

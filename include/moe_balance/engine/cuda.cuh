@@ -211,7 +211,7 @@ struct MOEB_HIDDEN CudaEngine {
       using Config = decltype(config);
       const auto kernel = forward_kernel_of<Config, Problem>(device);
       const int threads = totals.clearing_blocks > 0 ? Config::tier.threads : forward_threads<Config>(problem, device);
-      const std::size_t shared_bytes = forward_shared_bytes<decltype(problem.balancer), Config::index>(threads);
+      const std::size_t shared_bytes = forward_shared_bytes<decltype(problem.balancer), Config::tier>(threads);
       const std::int64_t resident =
           device.resident_blocks(Config::tier, forward_kind<Config, Problem>, threads, shared_bytes);
       const dim3 grid = grid_of(GridShape(threads / Config::tier.width, problem.segments, resident));
@@ -357,7 +357,7 @@ struct MOEB_HIDDEN CudaEngine {
         static_cast<std::size_t>(cuda_architecture(device.capability).shared_memory - reserved_shared_bytes);
     int threads = most_forward_threads<Config, Problem>;
     while (threads > Config::tier.threads &&
-           forward_shared_bytes<decltype(Problem::balancer), Config::index>(threads) > available) {
+           forward_shared_bytes<decltype(Problem::balancer), Config::tier>(threads) > available) {
       threads -= Config::tier.threads;
     }
     return threads;
@@ -381,7 +381,7 @@ struct MOEB_HIDDEN CudaEngine {
   [[nodiscard]] static auto forward_kernel_of(const Device& device) {
     const auto kernel = moe_balance_forward<Config::index, Config::usual, Problem>;
     const std::size_t shared_bytes =
-        forward_shared_bytes<decltype(Problem::balancer), Config::index>(largest_block<Config, Problem>(device));
+        forward_shared_bytes<decltype(Problem::balancer), Config::tier>(largest_block<Config, Problem>(device));
     if (shared_bytes > 48 * 1024) {
       check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
                  "reserving shared memory for forward");
@@ -394,7 +394,7 @@ struct MOEB_HIDDEN CudaEngine {
   [[nodiscard]] static bool runs_as_cluster(const GridShape& shape, cudaStream_t stream) {
     if (shape.blocks() > most_blocks_of_cluster) return false;
     constexpr CudaTier tier = Config::tier;
-    constexpr std::size_t shared_bytes = forward_shared_bytes<decltype(Problem::balancer), Config::index>();
+    constexpr std::size_t shared_bytes = forward_shared_bytes<decltype(Problem::balancer), Config::tier>();
     const Device device = current_device("forward");
     if (device.capability < first_capability_with_clusters) return false;
     if (shape.blocks() > device.resident_blocks(tier, forward_kind<Config, Problem>, tier.threads, shared_bytes))

@@ -91,11 +91,11 @@ struct ForwardShared {
   }
 };
 
-template <class Balancer, int Tier>
-[[nodiscard]] constexpr std::size_t forward_shared_bytes(int threads = cuda_tiers[Tier].threads) {
-  constexpr CudaTier tier = cuda_tiers[Tier];
-  constexpr bool selects_by_words = tier.max_experts / tier.width <= 32;  // see PackedSelection
-  return ForwardShared<Balancer, tier.max_experts>::bytes(threads / tier.width, selects_by_words ? threads : 0);
+/// The bytes a forward kernel of `Tier` asks for, with blocks of so many threads.
+template <class Balancer, CudaTier Tier>
+[[nodiscard]] constexpr std::size_t forward_shared_bytes(int threads = Tier.threads) {
+  constexpr bool selects_by_words = Tier.width == 32 && Tier.max_experts / Tier.width <= 32;  // see PackedSelection
+  return ForwardShared<Balancer, Tier.max_experts>::bytes(threads / Tier.width, selects_by_words ? threads : 0);
 }
 
 template <class BlockT, class SumsT, class Balancer>

@@ -2,6 +2,7 @@
 // masks. A kernel of its own knows all that when it is compiled; what a caller may decide otherwise costs a token a fifth of its instructions.
 #pragma once
 
+#include <moe_balance/balancer/combine.hpp>
 #include <moe_balance/concepts.hpp>
 #include <moe_balance/views.hpp>
 

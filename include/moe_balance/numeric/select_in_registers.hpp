@@ -5,6 +5,7 @@
 
 #include <moe_balance/numeric/ordered_key.hpp>
 #include <moe_balance/tile/layout.hpp>
+#include <moe_balance/tile/tile.hpp>
 
 #include <cstdint>
 

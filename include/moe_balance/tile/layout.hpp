@@ -14,7 +14,7 @@ MOEB_NAMESPACE_BEGIN
 template <class Tile, int MaxExperts>
 struct Layout {
   static constexpr int width = Tile::width;
-  static constexpr int experts_of_tier = MaxExperts;
+  static constexpr int experts_of_tier = MaxExperts;  ///< the bound
   static constexpr int capacity = MaxExperts / width;
   static constexpr bool in_registers = Tile::slots_in_registers;
   static constexpr int block_size = in_registers ? capacity : 32;

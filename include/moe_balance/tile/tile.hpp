@@ -67,8 +67,8 @@ static_assert(Tile<SerialTile>);
 /// worth its compilation.
 template <class TileT, bool Unrolls = false>
 struct TileWithMemory : TileT {
-  static constexpr bool unrolls = Unrolls;
-  std::uint32_t* memory;
+  static constexpr bool unrolls = Unrolls;  ///< the rounds of a selection
+  std::uint32_t* memory;                    ///< of the tile, shared by its lanes
 };
 template <class T>
 concept HasTileMemory = Tile<T> && requires(const T tile) {

@@ -1,6 +1,7 @@
 // From a token's scores to the experts that are chosen, and what is known of those: their logits and scores.
 #pragma once
 
+#include <moe_balance/balancer/combine.hpp>
 #include <moe_balance/numeric/ordered_key.hpp>
 #include <moe_balance/numeric/select_k.hpp>
 #include <moe_balance/token/forward_problem.hpp>
