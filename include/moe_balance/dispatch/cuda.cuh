@@ -96,9 +96,8 @@ struct MOEB_HIDDEN CudaDispatchEngine {
     const auto kernel = moe_balance_dispatch<Body, Problem>;
     allow_shared_bytes(call, kernel, size.shared_bytes);
     if constexpr (requires { Body::runs_beside_kernel_before(problem); }) {
-      // Blocks that start beside others share multiprocessors unevenly: on an H100 64 of them end 1.2 us earlier, 128 of them 6 us later.
-      if (Body::runs_beside_kernel_before(problem) && 2 * size.blocks <= multiprocessors() &&
-          CudaEngine::runs_beside(call, kernel)) {
+      const bool few = size.blocks * cuda_launch_tuning.multiprocessors_per_block_beside <= multiprocessors();
+      if (Body::runs_beside_kernel_before(problem) && few && CudaEngine::runs_beside(call, kernel)) {
         return CudaEngine::launch_beside(call, kernel, dim3(static_cast<unsigned>(size.blocks)), 32 * size.tiles,
                                          size.shared_bytes, stream, body, problem);
       }

@@ -3,7 +3,7 @@
 
 #include <moe_balance/dispatch/arguments.hpp>
 #include <moe_balance/dispatch/engine.hpp>
-#include <moe_balance/dispatch/permutation_kernels.hpp>
+#include <moe_balance/dispatch/permutation_problem.hpp>
 #include <moe_balance/dispatch/validate.hpp>
 
 #include <cstddef>

@@ -216,7 +216,8 @@ void permutation_by_counting(const PermutationArgs& args, const Workspace& works
 /// Groups the slots of `experts` by expert, stably: expert e's slots get the rows offsets[e], offsets[e] + 1, ... in token order (k order within
 /// a token), then padding rows up to offsets[e + 1]. Rows from offsets[E] on are padding too. K may not exceed max_experts; E is 1 to
 /// max_dispatch_experts.
-/// Up to max_counted_experts two launches on a GPU, one for fewer than 2048 slots. Beyond, slots are sorted, with the same result: three launches of our own and those of
+/// Up to max_counted_experts two launches on a GPU, one for fewer than 2048 slots. Beyond, slots are sorted, with the same result: three launches of
+/// our own and those of
 /// CUB's radix sort (one for few slots, else three and one per eight bits of the ids) and scan (two), which only a program has one of whose
 /// files includes dispatch/many_experts.cuh. Nothing waits for the host or allocates; all memory must stay alive until the launches are done.
 /// Errors: InvalidArgument before any output is written, on the CPU also for an id outside [-1, E).

@@ -1,118 +1,14 @@
 // The two kernels of a permutation: a stable counting sort of slots by expert over contiguous ranges of slots. The first, where there is more than one
-// range, counts each range's slots per expert; the second adds up the ranges before its own, which is exact, and ranks its slots by matching ids among the lanes of a tile. No order
-// depends on what an atomic addition returns.
+// range, counts each range's slots per expert; the second adds up the ranges before its own, which is exact, and ranks its slots by matching ids among
+// the lanes of a tile. No order depends on what an atomic addition returns.
 #pragma once
 
-#include <moe_balance/dispatch/arguments.hpp>
-#include <moe_balance/dispatch/engine.hpp>
+#include <moe_balance/dispatch/permutation_problem.hpp>
 
 #include <cstddef>
 #include <cstdint>
 
 MOEB_NAMESPACE_BEGIN
-
-/// A [T, K] matrix by slot; division only where rows lie apart.
-template <class T>
-struct SlotView {
-  T* data = nullptr;
-  std::int64_t k = 1;
-  std::int64_t stride = 1;
-
-  constexpr SlotView() = default;
-  MOEB_HOST_DEVICE constexpr SlotView(const MatrixView<T>& view) : data(view.data), k(view.columns), stride(view.stride) {}
-  [[nodiscard]] MOEB_INLINE T& operator[](std::int64_t slot) const MOEB_LAMBDA {
-    return data[stride == k ? slot : slot / k * stride + slot % k];
-  }
-};
-
-struct PermutationProblem {
-  SlotView<const std::int32_t> experts;
-  SlotView<std::int64_t> row_of_slot;
-  std::int64_t tokens;
-  std::int64_t k;
-  int expert_count;
-  std::int64_t* offsets;
-  std::int64_t* slot_of_row;
-  std::int64_t rows;
-  std::int64_t align;
-  std::int64_t rows_per_expert;
-  std::int64_t* counts;
-  std::int32_t* expert_of_block;
-  std::int64_t row_blocks;
-  std::int64_t block_size;
-  std::int32_t*
-      histogram;  ///< [histogram_rows, E]: slots per expert of each range of tokens; null where they are few: each block counts all, the first gives them rows, and all
-                  ///< share the marking of padding
-  std::int64_t histogram_rows;
-  std::int64_t
-      ranking_blocks;     ///< of the second launch: they share the rows of the histogram; further ones only mark padding
-  std::int64_t* invalid;  ///< counts ids that are no expert's; may be null
-};
-
-/// The slots of the ranges of tokens that rows first to last - 1 of the histogram count.
-[[nodiscard]] MOEB_INLINE ItemRange slots_of_rows(const PermutationProblem& problem, std::int64_t first, std::int64_t last) {
-  return {range_of_part(problem.tokens, first, problem.histogram_rows).first * problem.k,
-          range_of_part(problem.tokens, last - 1, problem.histogram_rows).last * problem.k};
-}
-
-/// The expert of a slot; -1 for empty and invalid ones.
-[[nodiscard]] MOEB_INLINE std::int32_t expert_of(const PermutationProblem& problem, std::int64_t slot) {
-  const std::int32_t expert = problem.experts[slot];
-  return expert >= 0 && expert < problem.expert_count ? expert : -1;
-}
-
-/// Rows that an expert with `count` slots is given.
-[[nodiscard]] MOEB_INLINE constexpr std::int64_t rows_of_expert(std::int64_t count, std::int64_t align,
-                                                                std::int64_t rows_per_expert) {
-  return rows_per_expert > 0 ? rows_per_expert : (count + align - 1) / align * align;
-}
-
-/// Rows behind an expert's last slot, rows behind the last expert, and the experts of blocks of rows. `offset` has E + 1 entries, `slots_of(e)`
-/// says how many slots expert e has.
-template <class BlockT, class TileT, class SlotsOf>
-MOEB_INLINE void mark_padding(const BlockT& block, const TileT& tile, const PermutationProblem& problem,
-                              const std::int64_t* offset, const SlotsOf& slots_of) {
-  for_each_item_of_tile(block, tile, problem.expert_count, [&](std::int64_t e) MOEB_LAMBDA {
-    const std::int64_t end = offset[e + 1];
-    for (std::int64_t r = offset[e] + slots_of(e) + tile.lane(); r < end; r += TileT::width) problem.slot_of_row[r] = -1;
-    if (problem.expert_of_block == nullptr) return;
-    const std::int64_t last = end / problem.block_size;
-    for (std::int64_t i = offset[e] / problem.block_size + tile.lane(); i < last; i += TileT::width) {
-      problem.expert_of_block[i] = static_cast<std::int32_t>(e);
-    }
-  });
-  const std::int64_t used = offset[problem.expert_count];
-  for_each_item_of_thread(block, problem.rows - used,
-                          [&](std::int64_t i) MOEB_LAMBDA { problem.slot_of_row[used + i] = -1; });
-  if (problem.expert_of_block == nullptr) return;
-  const std::int64_t used_blocks = used / problem.block_size;
-  for_each_item_of_thread(block, problem.row_blocks - used_blocks,
-                          [&](std::int64_t i) MOEB_LAMBDA { problem.expert_of_block[used_blocks + i] = -1; });
-}
-
-/// The row of an expert's `place`-th slot, -1 where rows_per_expert leaves it none. Never one beyond the last: ids and counts that disagree, which only
-/// wrong offsets of sequences in device memory can bring about, must not lead outside.
-[[nodiscard]] MOEB_INLINE std::int64_t row_of_place(const PermutationProblem& problem, std::int64_t offset,
-                                                    std::int64_t place) {
-  const bool has_row = problem.rows_per_expert == 0 || place < problem.rows_per_expert;
-  return has_row && offset + place < problem.rows ? offset + place : -1;
-}
-
-/// Calls store(e, first row of e) for every expert, and store(E, all rows); rows_of(e) is how many e has. Each thread has a run of neighbouring
-/// experts; `sums` has a word of shared memory for each tile.
-template <class BlockT, class TileT, class RowsOf, class Store>
-MOEB_INLINE void for_each_offset(const BlockT& block, const TileT& tile, std::int64_t experts, std::int64_t* sums,
-                                 const RowsOf& rows_of, const Store& store) {
-  const ItemRange run = range_of_part(experts, block.thread(), block.threads());
-  std::int64_t rows = 0;
-  for (std::int64_t e = run.first; e < run.last; ++e) rows += rows_of(e);
-  std::int64_t next = sum_of_earlier_threads(block, tile, rows, sums);
-  for (std::int64_t e = run.first; e < run.last; ++e) {
-    store(e, next);
-    next += rows_of(e);
-  }
-  if (block.thread() == block.threads() - 1) store(experts, next);
-}
 
 /// First launch: one row of the histogram per block.
 struct CountSlots {
@@ -217,12 +113,6 @@ struct PlaceSlots {
     std::int32_t value[Count];
   };
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-  static constexpr int quads_at_once = 4;  // more spill there
-#else
-  static constexpr int quads_at_once = 8;
-#endif
-
   template <class BlockT, class TileT>
   MOEB_INLINE static void add_up_blocks(const BlockT& block, const TileT& tile, const PermutationProblem& problem,
                                         const Shared& shared) {
@@ -239,8 +129,9 @@ struct PlaceSlots {
   template <int Count, class BlockT, class TileT>
   MOEB_INLINE static void add_up_blocks_by(const BlockT& block, const TileT& tile, const PermutationProblem& problem,
                                            const Shared& shared) {
-    constexpr int sharing = TileT::width < 4 ? TileT::width : 4;
-    constexpr int loads = Count == 1 ? 16 : quads_at_once;
+    constexpr int sharing =
+        TileT::width < dispatch_tuning.lanes_per_expert ? TileT::width : dispatch_tuning.lanes_per_expert;
+    constexpr int loads = Count == 1 ? dispatch_tuning.counts_at_once : dispatch_tuning.quads_at_once;
     const std::int64_t first_row =
         block.index() < problem.ranking_blocks ? first_row_of(block, problem) : problem.histogram_rows;
     const int own = block.thread() % sharing;
@@ -361,7 +252,7 @@ struct PlaceSlots {
   }
 
   /// Slots of each lane whose ids a tile waits for together.
-  static constexpr int at_once = 4;
+  static constexpr int at_once = dispatch_tuning.ids_at_once;
 
   /// A lane's ids of the slots first + lane, first + width + lane, ...; -1 from `last` on.
   template <class TileT>

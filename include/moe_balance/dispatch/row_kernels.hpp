@@ -3,7 +3,7 @@
 #pragma once
 
 #include <moe_balance/dispatch/engine.hpp>
-#include <moe_balance/dispatch/permutation_kernels.hpp>
+#include <moe_balance/dispatch/permutation_problem.hpp>
 #include <moe_balance/numeric/canonical_sum.hpp>
 #include <moe_balance/token/row_io.hpp>
 

@@ -4,7 +4,7 @@
 #pragma once
 
 #include <moe_balance/dispatch/engine.hpp>
-#include <moe_balance/dispatch/permutation_kernels.hpp>
+#include <moe_balance/dispatch/permutation_problem.hpp>
 
 #include <cstddef>
 #include <cstdint>

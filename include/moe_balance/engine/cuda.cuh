@@ -1,150 +1,21 @@
-// The CUDA engine: thin kernels over engine/kernels.hpp and their launches. Calls enqueue on the given stream and return: no allocation, no
-// synchronisation, capturable in a CUDA graph.
-// Kernels and their launchers have hidden visibility and live in a namespace that carries the architectures they were compiled for, so that
-// two shared objects, or two files of one program, with different architectures never share one.
+// The CUDA engine: the launches of engine/cuda_kernels.cuh. Calls enqueue on the given stream and return: no allocation, no synchronisation, capturable
+// in a CUDA graph.
 #pragma once
 
-#include <moe_balance/engine/kernels.hpp>
+#include <moe_balance/engine/cuda_kernels.cuh>
 #include <moe_balance/engine/tuning.hpp>
 #include <moe_balance/error.hpp>
-#include <moe_balance/tile/cuda_tile.cuh>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <type_traits>
 
 #include <cuda_runtime_api.h>
 
-#define MOEB_ARCH_NAME_1(a) cuda_##a
-#define MOEB_ARCH_NAME_2(a, b) cuda_##a##_##b
-#define MOEB_ARCH_NAME_3(a, b, c) cuda_##a##_##b##_##c
-#define MOEB_ARCH_NAME_4(a, b, c, d) cuda_##a##_##b##_##c##_##d
-#define MOEB_ARCH_NAME_5(a, b, c, d, e) cuda_##a##_##b##_##c##_##d##_##e
-#define MOEB_ARCH_NAME_6(a, b, c, d, e, f) cuda_##a##_##b##_##c##_##d##_##e##_##f
-#define MOEB_ARCH_NAME_7(a, b, c, d, e, f, g) cuda_##a##_##b##_##c##_##d##_##e##_##f##_##g
-#define MOEB_ARCH_NAME_8(a, b, c, d, e, f, g, ...) cuda_##a##_##b##_##c##_##d##_##e##_##f##_##g##_and_more
-#define MOEB_ARCH_PICK(a, b, c, d, e, f, g, h, name, ...) name
-#define MOEB_ARCH_NAME(...)                                                                                             \
-  MOEB_ARCH_PICK(__VA_ARGS__, MOEB_ARCH_NAME_8, MOEB_ARCH_NAME_7, MOEB_ARCH_NAME_6, MOEB_ARCH_NAME_5, MOEB_ARCH_NAME_4, \
-                 MOEB_ARCH_NAME_3, MOEB_ARCH_NAME_2, MOEB_ARCH_NAME_1, unused)                                          \
-  (__VA_ARGS__)
-#if defined(__CUDA_ARCH_LIST__)
-#define MOEB_ARCH_NAMESPACE MOEB_ARCH_NAME(__CUDA_ARCH_LIST__)
-#else
-#define MOEB_ARCH_NAMESPACE cuda_any
-#endif
-
 MOEB_NAMESPACE_BEGIN
 inline namespace MOEB_ARCH_NAMESPACE {
-
-/// The block of a running kernel. `Threads`: how many, or 0 for as many as were launched.
-template <int Threads = 0>
-struct MOEB_HIDDEN CudaBlock {
-  std::byte* memory;
-
-  __device__ int thread() const {
-    const auto index = static_cast<int>(threadIdx.x);
-    __builtin_assume(index >= 0 && index < 1024);  // or else divisions ask for the sign
-    return index;
-  }
-  __device__ int threads() const { return Threads > 0 ? Threads : static_cast<int>(blockDim.x); }
-  __device__ std::int64_t index() const { return blockIdx.x; }
-  __device__ std::int64_t blocks() const { return gridDim.x; }
-  __device__ std::int64_t row() const { return blockIdx.y; }
-  __device__ std::int64_t rows() const { return gridDim.y; }
-  __device__ void barrier() const { __syncthreads(); }
-  // Of a grid that is one cluster; what one thread wrote before it arrived, the others see after they have waited. Never called where no cluster
-  // was launched.
-  __device__ void arrive() const {
-#if __CUDA_ARCH__ >= 900
-    __cluster_barrier_arrive();
-#endif
-  }
-  __device__ void await_blocks() const {
-#if __CUDA_ARCH__ >= 900
-    __cluster_barrier_wait();
-#endif
-  }
-  // Of a grid that was launched beside the kernel before it; elsewhere it returns at once.
-  __device__ void await_kernel_before() const {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-  }
-  /// From here on the next kernel may start, if it was launched to run beside this one.
-  __device__ void let_next_kernel_start() const {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;");
-#endif
-  }
-  __device__ std::byte* shared() const {
-    return memory;
-  }
-  __device__ void add_shared(std::int64_t* to, std::int64_t value) const {
-    add_global(to, value);
-  }
-  __device__ void add_shared(std::int32_t* to, std::int32_t value) const {
-    atomicAdd(to, value);
-  }
-  __device__ void add_global(std::int64_t* to, std::int64_t value) const {
-    atomicAdd(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(value));
-  }
-};
-
-/// How many of forward's largest blocks a multiprocessor must have registers for.
-template <int Tier, bool Usual, class Problem>
-inline constexpr int blocks_of_most_threads =
-    blocks_per_sm(cuda_tiers[Tier], forward_kind<KernelConfig<Tier, Usual>, Problem>) * cuda_tiers[Tier].threads
-    / most_forward_threads<KernelConfig<Tier, Usual>, Problem>;
-
-/// A block's threads where all have as many, else 0.
-template <class Config, class Problem>
-inline constexpr int fixed_forward_threads =
-    most_forward_threads<Config, Problem> == Config::tier.threads ? Config::tier.threads : 0;
-
-template <int Tier, bool Usual, class Problem>
-__global__ void __launch_bounds__(most_forward_threads<KernelConfig<Tier, Usual>, Problem>,
-                                  blocks_of_most_threads<Tier, Usual, Problem>) MOEB_HIDDEN
-    moe_balance_forward(const __grid_constant__ Problem problem, const __grid_constant__ Totals totals) {
-  extern __shared__ __align__(16) std::byte moe_balance_shared[];
-  forward_kernel<KernelConfig<Tier, Usual>>(
-      CudaBlock<fixed_forward_threads<KernelConfig<Tier, Usual>, Problem>>{moe_balance_shared},
-      CudaTile<cuda_tiers[Tier].width>{}, problem, totals);
-}
-
-template <int Tier, bool Usual, class Problem>
-__global__ void __launch_bounds__(cuda_tiers[Tier].threads,
-                                  blocks_per_sm(cuda_tiers[Tier], KernelConfig<Tier, Usual>::backward)) MOEB_HIDDEN
-    moe_balance_backward(const __grid_constant__ Problem problem) {
-  extern __shared__ __align__(16) std::byte moe_balance_shared[];
-  backward_kernel<KernelConfig<Tier, Usual>>(CudaBlock<cuda_tiers[Tier].threads>{moe_balance_shared},
-                                             CudaTile<cuda_tiers[Tier].width>{}, problem);
-}
-
-template <class Problem>
-__global__ void __launch_bounds__(32) MOEB_HIDDEN moe_balance_loss(const __grid_constant__ Problem problem) {
-  evaluate_losses(problem, CudaTile<32>{});
-}
-
-template <class Problem>
-__global__ void __launch_bounds__(32) MOEB_HIDDEN moe_balance_update(const __grid_constant__ Problem problem) {
-  update_layer(problem, CudaTile<32>{}, blockIdx.x);
-}
-
-template <int Threads>
-__global__ void __launch_bounds__(Threads) MOEB_HIDDEN
-    moe_balance_clear(std::int64_t* words, std::int64_t word_count, std::int64_t* counts, int count_count) {
-  const CudaBlock<Threads> block{nullptr};
-  block.let_next_kernel_start();
-  clear_kernel(block, words, word_count, counts, count_count);
-}
-
-template <int Threads>
-__global__ void __launch_bounds__(Threads) MOEB_HIDDEN
-    moe_balance_publish(std::int64_t* load, std::int64_t* counts, int experts, bool accumulate) {
-  publish_kernel(CudaBlock<Threads>{nullptr}, load, counts, experts, accumulate);
-}
 
 MOEB_HIDDEN inline void check_cuda(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
@@ -174,7 +45,7 @@ struct MOEB_HIDDEN CudaEngine {
   [[nodiscard]] static bool clear_beside(const Problem& problem, std::int64_t* words, std::int64_t word_count,
                                          std::int64_t* counts, int count_count, cudaStream_t stream) {
     const Device device = current_device("clearing sums");
-    constexpr int threads = 256;
+    constexpr int threads = cuda_launch_tuning.threads_for_sums;
     const std::int64_t useful = (std::max<std::int64_t>(word_count, count_count) + threads - 1) / threads;
     const auto blocks = static_cast<unsigned>(std::clamp<std::int64_t>(useful, 1, device.multiprocessors));
     moe_balance_clear<threads><<<blocks, threads, 0, stream>>>(words, word_count, counts, count_count);
@@ -256,7 +127,7 @@ struct MOEB_HIDDEN CudaEngine {
   }
 
   static void publish(std::int64_t* load, std::int64_t* counts, int experts, bool accumulate, cudaStream_t stream) {
-    constexpr int threads = 256;
+    constexpr int threads = cuda_launch_tuning.threads_for_sums;
     moe_balance_publish<threads><<<1, threads, 0, stream>>>(load, counts, experts, accumulate);
     check_cuda(cudaGetLastError(), "launching the global batch's counts");
   }
@@ -370,7 +241,9 @@ struct MOEB_HIDDEN CudaEngine {
     while (threads > Config::tier.threads) {
       const int tiles = threads / Config::tier.width;
       const GridShape shape(tiles, problem.segments, many_blocks);
-      if (tiles <= problem.segments.length && shape.blocks() * 4 >= device.multiprocessors * 3) break;
+      const bool fills =
+          shape.blocks() * 4 >= std::int64_t{device.multiprocessors} * cuda_launch_tuning.quarters_with_a_block;
+      if (tiles <= problem.segments.length && fills) break;
       threads -= Config::tier.threads;
     }
     return threads;

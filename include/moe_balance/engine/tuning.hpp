@@ -1,4 +1,4 @@
-// Every tuning number of the library, with its reason. No other file holds one.
+// Every tuning number of the engines, with its reason. (numeric/ cannot include this file: how many keys a lane knows stands in PackedSelection.)
 #pragma once
 
 #include <moe_balance/config.hpp>
@@ -41,6 +41,17 @@ struct DispatchTuning {
   int blocks_per_multiprocessor = 8;
   /// Blocks that registers must leave room for: 80 registers per thread.
   int blocks_with_registers = 3;
+  /// What a lane of a permutation loads before it waits: slots' ids; counts of the histogram, by quads or one by one. More than four quads spill on
+  /// sm_100. The other numbers are guesses.
+  int ids_at_once = 4;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  int quads_at_once = 4;
+#else
+  int quads_at_once = 8;
+#endif
+  int counts_at_once = 16;
+  /// Lanes that share experts of the histogram.
+  int lanes_per_expert = 4;
   /// Fewest elements of rows, and fewest slots, worth a further CPU thread.
   std::int64_t elements_per_thread = 65536;
   std::int64_t slots_per_thread = 16384;
@@ -52,6 +63,18 @@ struct DispatchTuning {
   std::size_t sort_scratch_bytes_per_item = 2;
 };
 inline constexpr DispatchTuning dispatch_tuning{};
+
+/// Launches of the CUDA engine.
+struct CudaLaunchTuning {
+  /// Threads of a block that clears or publishes sums.
+  int threads_for_sums = 256;
+  /// Forward's blocks are as large as still gives this share of the multiprocessors, in quarters, a block: nearly all have work then.
+  int quarters_with_a_block = 3;
+  /// A kernel is launched beside the one before it where its blocks are at most this share of the multiprocessors: blocks that start beside others
+  /// share multiprocessors unevenly. On an H100 64 blocks of a permutation end 1.2 us earlier, 128 of them 6 us later.
+  int multiprocessors_per_block_beside = 2;
+};
+inline constexpr CudaLaunchTuning cuda_launch_tuning{};
 
 /// The most experts, replicas counted apart, that tokens are dispatched to.
 inline constexpr int max_dispatch_experts = 1 << 20;
@@ -127,8 +150,7 @@ inline constexpr CudaArchitecture cuda_architectures[] = {
   return result;
 }
 
-/// Blocks of `threads` threads, a multiple of the tier's, that a multiprocessor is given: the tier's, or as many as its shared memory holds. In the 2048-expert tier with losses that is all
-/// where 228 KiB are shared; on sm_80 a loss that counts a plain top-k leaves room for one.
+/// Blocks of `threads` threads, a multiple of the tier's, that a multiprocessor is given: the tier's, or as many as its shared memory holds.
 [[nodiscard]] constexpr int resident_blocks(const CudaTier& tier, KernelKind kind, int threads, std::size_t shared_bytes,
                                             const CudaArchitecture& architecture) {
   const int bytes = static_cast<int>(shared_bytes) + reserved_shared_bytes;

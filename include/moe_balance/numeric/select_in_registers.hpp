@@ -186,7 +186,7 @@ struct PackedSelection {
   /// How many keys of a lane to know, so that at most one warp in ten fails: the chance that so many of the picks before the last come from one lane.
   static constexpr int depth = [] {
     constexpr int most = LayoutT::capacity < 6 ? LayoutT::capacity : 6;
-    double chance = 32.0 / TileT::width * TileT::width;  // of some lane of some tile of a warp
+    double chance = 32.0;  // of some lane of a warp
     for (int taken = 1; taken <= most; ++taken) {
       chance *= static_cast<double>(Count - taken) / taken / TileT::width;
       if (taken >= 2 && chance <= 0.1) return taken;

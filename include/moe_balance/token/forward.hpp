@@ -210,17 +210,24 @@ MOEB_INLINE void store_nothing(const Problem& problem, const TileT& tile, std::i
   store_chosen(problem, tile, token, chosen, WeightRow<Real>{.finite = false});
 }
 
-/// The forward pass of a token whose logits were read ahead: it is active, and row 0 of the problem's views.
+/// The forward pass of an active token, whose logits `state` has.
+template <class Real, class Problem, class TileT, class LayoutT, class Sink>
+MOEB_INLINE void forward_loaded(const Problem& problem, const TileT& tile, const LayoutT& layout, std::int64_t token,
+                                const float* bias, ForwardToken<Real, Problem, TileT, LayoutT>& state, Sink& sink) {
+  Chosen<Real, TileT, decltype(problem.top_k)::k> chosen;
+  score_loaded(problem, tile, layout, token, state);
+  rank_active(problem, tile, layout, bias, state);
+  choose_active(problem, tile, layout, bias, state, chosen, sink);
+  finish_active(problem, tile, layout, bias, state, chosen, sink);
+}
+
+/// The same of one whose logits were read ahead: it is row 0 of the problem's views.
 template <class Real, class Problem, class TileT, class LayoutT, class Sink>
 MOEB_INLINE void forward_read_token(const Problem& problem, const TileT& tile, const LayoutT& layout,
                                     const Slots<Real, LayoutT>& logits, const float* bias, Sink& sink) {
   ForwardToken<Real, Problem, TileT, LayoutT> state;
-  Chosen<Real, TileT, decltype(problem.top_k)::k> chosen;
   state.logits = logits;
-  score_loaded(problem, tile, layout, 0, state);
-  rank_active(problem, tile, layout, bias, state);
-  choose_active(problem, tile, layout, bias, state, chosen, sink);
-  finish_active(problem, tile, layout, bias, state, chosen, sink);
+  forward_loaded(problem, tile, layout, 0, bias, state, sink);
 }
 
 /// A token's whole forward pass.
@@ -229,11 +236,8 @@ MOEB_INLINE void forward_token(const Problem& problem, const TileT& tile, const 
                                const float* bias, Sink& sink) {
   if (!is_active(problem, token)) return store_nothing<Real>(problem, tile, token);
   ForwardToken<Real, Problem, TileT, LayoutT> state;
-  Chosen<Real, TileT, decltype(problem.top_k)::k> chosen;
-  score_active(problem, tile, layout, token, state);
-  rank_active(problem, tile, layout, bias, state);
-  choose_active(problem, tile, layout, bias, state, chosen, sink);
-  finish_active(problem, tile, layout, bias, state, chosen, sink);
+  load_row(layout, problem.logits, token, problem.rows_hold_quads, state.logits);
+  forward_loaded(problem, tile, layout, token, bias, state, sink);
 }
 
 /// The first half of the next token's forward pass, and the second of the previous one's, where these are active. Steps take turns, so that

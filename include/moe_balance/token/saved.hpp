@@ -10,14 +10,13 @@ MOEB_NAMESPACE_BEGIN
 
 /// Pointers into a SavedRef. All sums are over active tokens; probabilities and token losses are fixed-point.
 struct SavedView {
-  std::int64_t* tokens = nullptr;         ///< [1] active tokens
-  std::int64_t* token_losses = nullptr;   ///< [token losses]
-  std::int64_t* counts = nullptr;         ///< [E] this call's assignments
-  std::int64_t* probabilities = nullptr;  ///< [E]
-  std::int64_t* global_counts =
-      nullptr;  ///< [E] load as it stood after this call, then its sum over ranks; global-batch losses
-  std::int64_t* segment_tokens = nullptr;         ///< [S]; sequence losses only, like the next two
-  std::int64_t* segment_counts = nullptr;         ///< [S, E]
+  std::int64_t* tokens = nullptr;          ///< [1] active tokens
+  std::int64_t* token_losses = nullptr;    ///< [token losses]
+  std::int64_t* counts = nullptr;          ///< [E] this call's assignments
+  std::int64_t* probabilities = nullptr;   ///< [E]
+  std::int64_t* global_counts = nullptr;   ///< [E] load after this call, then its sum over ranks; global-batch losses only
+  std::int64_t* segment_tokens = nullptr;  ///< [S]; sequence losses only, like the next two
+  std::int64_t* segment_counts = nullptr;  ///< [S, E]
   std::int64_t* segment_probabilities = nullptr;  ///< [S, E]
 };
 
