@@ -50,9 +50,16 @@ struct DispatchEngine<testing::Fibers> {
   template <class Body, class Problem>
   static void launch(const char* /*call*/, const LaunchSize& size, const Body& body, const Problem& problem,
                      const Fibers& place) {
-    testing::launch_fibers(place, size.blocks, 1, 32 * size.tiles, size.shared_bytes, [&](const testing::FiberBlock& block) {
-      body(block, testing::FiberTile<32>{block.group, block.thread()}, problem);
-    });
+    const auto run = [=] {
+      testing::launch_fibers(place, size.blocks, 1, 32 * size.tiles, size.shared_bytes,
+                             [&](const testing::FiberBlock& block) {
+                               body(block, testing::FiberTile<32>{block.group, block.thread()}, problem);
+                             });
+    };
+    if constexpr (requires { Body::lets_next_kernel_start; })
+      testing::kernel_before = run;  // the next launch runs beside it
+    else
+      testing::run_beside_kernel_before(run);
   }
 
   template <class Problem>
@@ -63,8 +70,7 @@ struct DispatchEngine<testing::Fibers> {
       constexpr CudaTier tier = Config::tier;
       constexpr int threads = 64;
       testing::usual_kernels += Config::usual ? 1 : 0;
-      using Shared = ForwardShared<decltype(problem.balancer), tier.max_experts>;
-      testing::launch_fibers(place, rows, 1, threads, Shared::bytes(threads / tier.width, threads),
+      testing::launch_fibers(place, rows, 1, threads, forward_shared_bytes<decltype(problem.balancer), tier>(threads),
                              [&](const testing::FiberBlock& block) {
                                const testing::FiberTile<tier.width> tile{block.group, block.thread()};
                                forward_and_count_kernel<Config>(block, tile, problem, totals, histogram);

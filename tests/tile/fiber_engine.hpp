@@ -11,7 +11,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
 namespace testing {
@@ -28,6 +30,20 @@ static_assert(moe_balance::cuda_tier_count == 7);
 
 /// How many kernels for usual calls (engine/usual_call.hpp) have run on fibers: tests of those must not pass without one.
 inline int usual_kernels = 0;
+
+/// What the kernel that was launched before has still to do, where the next one may run beside it: on fibers all of it, and not before a thread of the
+/// next one waits for it. No order on a GPU is worse.
+inline std::function<void()> kernel_before;
+
+/// Runs `launch`, of a kernel that may run beside kernel_before. That has ended when it ends, or else what comes after would not wait for it.
+template <class Launch>
+void run_beside_kernel_before(const Launch& launch) {
+  struct Forgotten {
+    ~Forgotten() { kernel_before = nullptr; }
+  } forgotten;
+  launch();
+  if (kernel_before != nullptr) throw FiberError("a kernel has ended and has not waited for the one that it ran beside");
+}
 
 /// One fiber's view of its block.
 struct FiberBlock {
@@ -56,13 +72,17 @@ struct FiberBlock {
   void await_blocks(const Site& site = Site::current()) const {
     if (!faults.grid_barriers.skips(site)) group->await_arrivals(fiber(), site);
   }
+  void await_kernel_before(const Site& site = Site::current()) const {
+    if (kernel_before == nullptr || faults.kernel_waits.skips(site)) return;
+    std::exchange(kernel_before, nullptr)();
+  }
   [[nodiscard]] int fiber() const { return first_fiber + own_thread; }
   [[nodiscard]] std::byte* shared() const { return memory; }
   void add_shared(std::int64_t* to, std::int64_t value) const { *to += value; }
   void add_shared(std::int32_t* to, std::int32_t value) const { *to += value; }
   void add_global(std::int64_t* to, std::int64_t value) const { *to += value; }
 };
-static_assert(moe_balance::ClusterBlock<FiberBlock>);
+static_assert(moe_balance::ClusterBlock<FiberBlock> && moe_balance::BesideBlock<FiberBlock>);
 
 /// A grid of blocks, which run in an order of their own.
 struct FiberGrid {
@@ -134,6 +154,17 @@ struct Engine<testing::FibersOfTiers<Tiers...>> {
   }
   static void copy(void* to, const void* from, std::size_t bytes, const Fibers&) { std::memcpy(to, from, bytes); }
 
+  /// Forward is the next launch, and runs beside this one.
+  template <class Problem>
+  [[nodiscard]] static bool clear_beside(const Problem& /*problem*/, std::int64_t* words, std::int64_t word_count,
+                                         std::int64_t* counts, int count_count, const Fibers& place) {
+    testing::kernel_before = [=] {
+      testing::launch_fibers(with_tile_faults(place), 2, 1, 64, 0,
+                             [&](const FiberBlock& block) { clear_kernel(block, words, word_count, counts, count_count); });
+    };
+    return true;
+  }
+
   template <class Problem>
   [[nodiscard]] static int clearing_blocks(const Problem& problem, const Fibers& place) {
     std::int64_t result = 0;
@@ -161,7 +192,8 @@ struct Engine<testing::FibersOfTiers<Tiers...>> {
       if (totals.clearing_blocks > 1)
         testing::launch_fibers_together(place, grid.columns, grid.rows, tier.threads, shared_bytes, body);
       else
-        testing::launch_fibers(place, grid.columns, grid.rows, tier.threads, shared_bytes, body);
+        testing::run_beside_kernel_before(
+            [&] { testing::launch_fibers(place, grid.columns, grid.rows, tier.threads, shared_bytes, body); });
     });
   }
 

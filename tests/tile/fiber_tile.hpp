@@ -29,6 +29,7 @@ struct BarrierFault {
 struct Faults {
   BarrierFault block_barriers{};
   BarrierFault grid_barriers{};  ///< of blocks that run together: waiting for the others
+  BarrierFault kernel_waits{};   ///< of blocks that run beside the kernel before them: waiting for that one
   BarrierFault tile_barriers{};
   bool half_width_shuffles = false;   ///< shuffles stay inside half the tile
   int more_blocks = 0;                ///< block.blocks() is so many too large
