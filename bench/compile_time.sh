@@ -19,21 +19,21 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export CCACHE_DISABLE=1
 
-# one_router NUMBER HEADER PLACE: a function that makes every call of a router that no other number has.
+# one_router NUMBER PLACE [SCORING BALANCER]: a function that makes every call of a router that no other number has.
 one_router() {
   cat <<EOF
 void train_$1(const mb::ForwardArgs& forward, const mb::BackwardArgs& backward, mb::BiasRef bias, mb::LoadRef load, $2 place) {
-  const mb::Router router{mb::Sigmoid{}, mb::TopK<$1>{}, mb::LossFreeBias{}};
+  const mb::Router router{mb::${3:-Sigmoid}{}, mb::TopK<$1>{}, mb::${4:-LossFreeBias}{}};
   router.forward(forward, {}, place);
   router.backward(backward, {}, place);
   router.update(bias, load, {}, place);
 }
 EOF
 }
-# source_of HEADER PLACE FIRST LAST: a file with these routers.
+# source_of HEADER PLACE FIRST LAST [SCORING BALANCER]: a file with these routers.
 source_of() {
   printf '#include <moe_balance/%s>\nnamespace mb = moe_balance;\n' "$1"
-  for ((i = $3; i <= $4; ++i)); do one_router "$i" "$2"; done
+  for ((i = $3; i <= $4; ++i)); do one_router "$i" "$2" "${@:5}"; done
 }
 
 : >"$work/empty.cpp"
@@ -52,7 +52,8 @@ void train(const Compiled& router, const mb::ForwardArgs& forward, const mb::Bac
 }
 EOF
 : >"$work/empty.cu"
-source_of moe_balance.cuh cudaStream_t 8 8 >"$work/one.cu"
+source_of moe_balance.cuh cudaStream_t 8 8 >"$work/bias.cu"
+source_of moe_balance.cuh cudaStream_t 8 8 Softmax AuxLoss >"$work/loss.cu"
 
 median() { sort -n | awk '{ value[NR] = $1 } END { print value[int((NR + 1) / 2)] }'; }
 
@@ -63,7 +64,7 @@ row() {
   : >"$work/cpu"; : >"$work/wall"
   for ((i = 0; i < repeats; ++i)); do
     TIMEFORMAT='%U %S %R'
-    { time "$@" >"$work/log" 2>&1 || { cat "$work/log" >&2; exit 1; }; } 2>"$work/time"
+    { time "$@" >"$work/log" 2>&1; } 2>"$work/time" || { cat "$work/log" >&2; exit 1; }
     awk '{ printf "%.2f\n", $1 + $2 }' "$work/time" >>"$work/cpu"
     awk '{ print $3 }' "$work/time" >>"$work/wall"
   done
@@ -86,5 +87,10 @@ done
 if [ -x "$nvcc" ]; then
   cu=("$nvcc" -std=c++20 -O2 "-arch=$arch" "$include" -c -o "$work/object.o")
   row "empty .cu, $arch" "${cu[@]}" "$work/empty.cu"
-  row "one Router in CUDA, $arch" "${cu[@]}" "$work/one.cu"
+  for router in bias loss; do
+    row "one Router in CUDA, with a $router, $arch" "${cu[@]}" "$work/$router.cu"
+    row "the same, MOE_BALANCE_CUDA_MAX_EXPERTS=256" "${cu[@]}" -DMOE_BALANCE_CUDA_MAX_EXPERTS=256 "$work/$router.cu"
+    row "the same, MOE_BALANCE_CUDA_MIN_EXPERTS=256, too" "${cu[@]}" -DMOE_BALANCE_CUDA_MIN_EXPERTS=256 \
+      -DMOE_BALANCE_CUDA_MAX_EXPERTS=256 "$work/$router.cu"
+  done
 fi

@@ -2,9 +2,6 @@
 #include "engine_host.hpp"
 
 #include "bodies/dispatch.hpp"
-#include "bodies/dispatch_errors.hpp"
-#include "bodies/forward_and_permute.hpp"
-#include "bodies/route_and_permute.hpp"
 
 #include <sys/mman.h>
 
@@ -23,18 +20,6 @@ TEST_CASE_TEMPLATE_INVOKE(dispatch_most_sorted_experts, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_fixed_rows, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_sum_order, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_hidden_sizes, HostEngine);
-
-TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_permutation, HostEngine);
-TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_overlap, HostEngine);
-TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_rows, HostEngine);
-TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_indices, HostEngine);
-TEST_CASE_TEMPLATE_INVOKE(route_and_permute_same, HostEngine);
-TEST_CASE_TEMPLATE_INVOKE(route_and_permute_errors, HostEngine);
-TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_same, HostEngine);
-TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_sizes, HostEngine);
-TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_replay, HostEngine);
-TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_capacity, HostEngine);
-TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_errors, HostEngine);
 
 TEST_CASE("dispatch: any number of threads and any instruction set give the same bits") {
   for (const mb::DataType type : {mb::DataType::float32, mb::DataType::float16}) {

@@ -3,9 +3,6 @@
 #include "engine_host.hpp"
 
 #include "bodies/dispatch.hpp"
-#include "bodies/dispatch_errors.hpp"
-#include "bodies/forward_and_permute.hpp"
-#include "bodies/route_and_permute.hpp"
 
 #include <moe_balance/dispatch/many_experts.cuh>
 
@@ -21,17 +18,6 @@ TEST_CASE_TEMPLATE_INVOKE(dispatch_most_sorted_experts, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_fixed_rows, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_sum_order, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_hidden_sizes, CudaEngine);
-TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_permutation, CudaEngine);
-TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_overlap, CudaEngine);
-TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_rows, CudaEngine);
-TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_indices, CudaEngine);
-TEST_CASE_TEMPLATE_INVOKE(route_and_permute_same, CudaEngine);
-TEST_CASE_TEMPLATE_INVOKE(route_and_permute_errors, CudaEngine);
-TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_same, CudaEngine);
-TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_sizes, CudaEngine);
-TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_replay, CudaEngine);
-TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_capacity, CudaEngine);
-TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_errors, CudaEngine);
 
 TEST_CASE("dispatch: what CUB asks for fits what permutation_workspace_bytes reserves for it") {
   for (const std::int64_t slots : {0, 1, 1000, 100'000, 3'000'000, 1 << 28}) {

@@ -123,6 +123,24 @@ TEST_CASE("without a device bad arguments are still InvalidArgument, and the CPU
   CHECK(cudaPeekAtLastError() == untouched);
 }
 
+TEST_CASE("more experts than kernels are compiled for are refused with an error that says so") {
+  constexpr std::int64_t experts = MOE_BALANCE_CUDA_MAX_EXPERTS + 1;
+  static_assert(experts == 33);
+  std::vector<float> logits(experts, 0.5f);
+  Step step;
+  const std::string allowed =
+      "logits.columns is 33; allowed: 1 to 32 (kernels for more are not compiled: MOE_BALANCE_CUDA_MAX_EXPERTS)";
+  CHECK_THROWS_WITH_AS(
+      step.router.forward({.logits = mb::MatrixView<const float>(logits.data(), 1, experts), .experts = {}, .weights = {}},
+                          {}, cudaStream_t{}),
+      ("moe_balance: forward: " + allowed).c_str(), mb::InvalidArgument);
+  CHECK_THROWS_WITH_AS(
+      step.router.backward(
+          {.logits = mb::MatrixView<const float>(logits.data(), 1, experts), .experts = {}, .grad_logits = {}}, {},
+          cudaStream_t{}),
+      ("moe_balance: backward: " + allowed).c_str(), mb::InvalidArgument);
+}
+
 TEST_CASE("without many_experts.cuh more experts than a block can count are refused with an error that names it") {
   CHECK_THROWS_WITH_AS(
       mb::CudaDispatchEngine::check_sort("permutation", 10, 5000, cudaStream_t{}),

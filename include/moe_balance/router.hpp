@@ -101,6 +101,7 @@ struct Router {
   /// finite weights and inactive rows get 0. Selection, counts and bias are constants to it. Awaits the sum that forward started.
   template <EnginePlace Place, class Tag = EngineTagOf<Place>>
   void backward(const BackwardArgs& given, Workspace workspace, const Place& place) const {
+    Validator{"backward"}.compiled_experts(given.logits.columns, Engine<Place>::most_experts);
     Engine<Place>::check("backward", place);
     check_backward(given, workspace, Engine<Place>::serves_float64);
     BackwardArgs args = given;
@@ -230,6 +231,7 @@ struct Router {
   template <class Place, class Tag = EngineTagOf<Place>>
   void forward_named(const char* call, const ForwardArgs& args, Workspace workspace, const Place& place) const {
     static_assert(requirements::of_sync_on<Sync, Place>() && SyncPolicyOn<Sync, Place>);
+    Validator{call}.compiled_experts(args.logits.columns, Engine<Place>::most_experts);
     Engine<Place>::check(call, place);
     const bool load_is_read = reads_step(call);
     check_forward(call, args, workspace, Engine<Place>::serves_float64, load_is_read);

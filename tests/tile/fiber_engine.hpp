@@ -144,6 +144,7 @@ inline namespace MOEB_VERSION_NAMESPACE {
 template <int... Tiers>
 struct Engine<testing::FibersOfTiers<Tiers...>> {
   static constexpr bool serves_float64 = false;
+  static constexpr int most_experts = max_experts;
   using Fibers = testing::FibersOfTiers<Tiers...>;
   using FiberBlock = testing::FiberBlock;
 

@@ -111,7 +111,7 @@ struct MOEB_HIDDEN CudaDispatchEngine {
   template <class Problem>
   static void forward_and_count(const Problem& problem, const Totals& totals, std::int32_t* histogram, std::int64_t rows,
                                 cudaStream_t stream) {
-    with_config(problem, [&](auto config) {
+    with_config<compiled_tiers>(problem, [&](auto config) {
       using Config = decltype(config);
       constexpr std::size_t shared_bytes = forward_shared_bytes<decltype(problem.balancer), Config::tier>();
       const auto kernel = moe_balance_forward_and_count<Config::index, Config::usual, Problem>;

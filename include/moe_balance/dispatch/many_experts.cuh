@@ -1,5 +1,6 @@
 // Include this in one CUDA file of a program that permutes over more than max_counted_experts (4096) experts on a GPU: it compiles CUB's radix sort and
-// scan, which takes some seconds, and registers them for all files of the program that are compiled for the same architectures. (Of a static
+// scan, which takes some seconds, and registers them for all files of the program that are compiled for the same architectures and numbers of
+// experts (MOE_BALANCE_CUDA_MAX_EXPERTS). (Of a static
 // library a linker must take that file: it does where anything else in it is called.) The calls stay as they are.
 #pragma once
 

@@ -65,6 +65,7 @@ template <class Place, class Tag>
 struct Engine<CountingPlace<Place, Tag>> {
   using Counting = CountingPlace<Place, Tag>;
   static constexpr bool serves_float64 = false;
+  static constexpr int most_experts = Engine<Place>::most_experts;
 
   static void check(const char* call, const Counting& counting) { Engine<Place>::check(call, counting.place); }
   static void clear(void* data, std::size_t bytes, const Counting& counting) {

@@ -27,6 +27,7 @@ MOEB_HIDDEN inline void check_cuda(cudaError_t error, const char* what) {
 /// launch fails.
 struct MOEB_HIDDEN CudaEngine {
   static constexpr bool serves_float64 = false;
+  static constexpr int most_experts = MOE_BALANCE_CUDA_MAX_EXPERTS;
 
   static void check(const char* call, cudaStream_t /*stream*/) {
     check_no_earlier_error(call);
@@ -51,7 +52,7 @@ struct MOEB_HIDDEN CudaEngine {
     moe_balance_clear<threads><<<blocks, threads, 0, stream>>>(words, word_count, counts, count_count);
     check_cuda(cudaGetLastError(), "clearing sums");
     bool waits = false;
-    with_config(problem, [&](auto config) {
+    with_config<compiled_tiers>(problem, [&](auto config) {
       waits = device.runs_beside() &&
               is_compiled_for(first_capability_with_clusters, forward_kernel_of<decltype(config), Problem>(device));
     });
@@ -67,7 +68,7 @@ struct MOEB_HIDDEN CudaEngine {
   template <class Problem>
   [[nodiscard]] static int clearing_blocks(const Problem& problem, cudaStream_t stream) {
     int result = 0;
-    with_config(problem, [&](auto config) {
+    with_config<compiled_tiers>(problem, [&](auto config) {
       using Config = decltype(config);
       const GridShape shape(Config::tier, problem.segments, many_blocks);
       if (shape.blocks() == 1 || runs_as_cluster<Config, Problem>(shape, stream)) result = static_cast<int>(shape.blocks());
@@ -78,7 +79,7 @@ struct MOEB_HIDDEN CudaEngine {
   template <class Real, class Problem>
   static void forward(const Problem& problem, const Totals& totals, cudaStream_t stream) {
     const Device device = current_device("forward");
-    with_config(problem, [&](auto config) {
+    with_config<compiled_tiers>(problem, [&](auto config) {
       using Config = decltype(config);
       const auto kernel = forward_kernel_of<Config, Problem>(device);
       const int threads = totals.clearing_blocks > 0 ? Config::tier.threads : forward_threads<Config>(problem, device);
@@ -101,7 +102,7 @@ struct MOEB_HIDDEN CudaEngine {
   template <class Real, class Problem>
   static void backward(const Problem& problem, cudaStream_t stream) {
     const Device device = current_device("backward");
-    with_config(problem, [&](auto config) {
+    with_config<compiled_tiers>(problem, [&](auto config) {
       using Config = decltype(config);
       constexpr CudaTier tier = Config::tier;
       constexpr std::size_t shared_bytes = backward_shared_bytes<decltype(problem.balancer), Config::index>();

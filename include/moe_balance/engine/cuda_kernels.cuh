@@ -10,6 +10,19 @@
 #include <cstddef>
 #include <cstdint>
 
+/// \def MOE_BALANCE_CUDA_MAX_EXPERTS
+/// The most experts that this file's CUDA kernels serve, 1 to 2048, as a decimal number defined before the first include. Kernels for more are not
+/// compiled, and a call with more raises InvalidArgument. Files of one program may differ, but an inline function of theirs that calls a router may
+/// then be either file's.
+/// \def MOE_BALANCE_CUDA_MIN_EXPERTS
+/// The fewest experts that this file's kernels are made for, 1 to the most. Fewer are served by kernels for more: slower, with the same bits.
+#if !defined(MOE_BALANCE_CUDA_MAX_EXPERTS)
+#define MOE_BALANCE_CUDA_MAX_EXPERTS 2048
+#endif
+#if !defined(MOE_BALANCE_CUDA_MIN_EXPERTS)
+#define MOE_BALANCE_CUDA_MIN_EXPERTS 1
+#endif
+
 #define MOEB_ARCH_NAME_1(a) cuda_##a
 #define MOEB_ARCH_NAME_2(a, b) cuda_##a##_##b
 #define MOEB_ARCH_NAME_3(a, b, c) cuda_##a##_##b##_##c
@@ -24,13 +37,23 @@
                  MOEB_ARCH_NAME_3, MOEB_ARCH_NAME_2, MOEB_ARCH_NAME_1, unused)                                          \
   (__VA_ARGS__)
 #if defined(__CUDA_ARCH_LIST__)
-#define MOEB_ARCH_NAMESPACE MOEB_ARCH_NAME(__CUDA_ARCH_LIST__)
+#define MOEB_ARCH_LIST_NAME MOEB_ARCH_NAME(__CUDA_ARCH_LIST__)
 #else
-#define MOEB_ARCH_NAMESPACE cuda_any
+#define MOEB_ARCH_LIST_NAME cuda_any
 #endif
+#define MOEB_ARCH_NAMESPACE_(archs, min_experts, max_experts) archs##_experts_##min_experts##_##max_experts
+#define MOEB_ARCH_NAMESPACE_OF(archs, min_experts, max_experts) MOEB_ARCH_NAMESPACE_(archs, min_experts, max_experts)
+#define MOEB_ARCH_NAMESPACE \
+  MOEB_ARCH_NAMESPACE_OF(MOEB_ARCH_LIST_NAME, MOE_BALANCE_CUDA_MIN_EXPERTS, MOE_BALANCE_CUDA_MAX_EXPERTS)
 
 MOEB_NAMESPACE_BEGIN
 inline namespace MOEB_ARCH_NAMESPACE {
+
+static_assert(MOE_BALANCE_CUDA_MAX_EXPERTS >= 1 && MOE_BALANCE_CUDA_MAX_EXPERTS <= max_experts,
+              "MOE_BALANCE_CUDA_MAX_EXPERTS must be 1 to 2048");
+static_assert(MOE_BALANCE_CUDA_MIN_EXPERTS >= 1 && MOE_BALANCE_CUDA_MIN_EXPERTS <= MOE_BALANCE_CUDA_MAX_EXPERTS,
+              "MOE_BALANCE_CUDA_MIN_EXPERTS must be 1 to MOE_BALANCE_CUDA_MAX_EXPERTS");
+inline constexpr TierRange compiled_tiers{tier_of(MOE_BALANCE_CUDA_MIN_EXPERTS), tier_of(MOE_BALANCE_CUDA_MAX_EXPERTS)};
 
 /// The block of a running kernel. `Threads`: how many, or 0 for as many as were launched.
 template <int Threads = 0>

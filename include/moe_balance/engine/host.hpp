@@ -154,6 +154,7 @@ struct HostSink {
 template <>
 struct Engine<Host> {
   static constexpr bool serves_float64 = true;
+  static constexpr int most_experts = max_experts;
   using HostLayout = Layout<SerialTile, max_experts>;
 
   static void check(const char* call, const Host& host) {

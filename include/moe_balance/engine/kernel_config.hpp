@@ -34,12 +34,25 @@ template <class Config, class Problem>
     return (problem);
 }
 
-/// Calls f(std::integral_constant<int, Tier>) for the first tier that serves `experts`. The router has checked that one does.
-template <int Tier = 0, class Function>
+/// The first tier that serves so many.
+[[nodiscard]] constexpr int tier_of(int experts) {
+  int tier = 0;
+  while (cuda_tiers[tier].max_experts < experts) ++tier;
+  return tier;
+}
+
+/// Tiers that kernels are compiled for.
+struct TierRange {
+  int first = 0;
+  int last = cuda_tier_count - 1;
+};
+
+/// Calls f(std::integral_constant<int, Tier>) for the first of the tiers that serves `experts`. The router has checked that one does.
+template <TierRange Tiers = TierRange{}, class Function>
 void with_tier(int experts, Function&& f) {
-  if constexpr (Tier < cuda_tier_count) {
-    if (experts <= cuda_tiers[Tier].max_experts) return f(std::integral_constant<int, Tier>{});
-    with_tier<Tier + 1>(experts, f);
+  if constexpr (Tiers.first <= Tiers.last) {
+    if (experts <= cuda_tiers[Tiers.first].max_experts) return f(std::integral_constant<int, Tiers.first>{});
+    with_tier<TierRange{Tiers.first + 1, Tiers.last}>(experts, f);
   }
 }
 
@@ -98,9 +111,9 @@ inline constexpr int most_forward_threads = Config::tier.threads*(
     Config::usual&& Config::tier.merges_blocks ? blocks_per_sm(Config::tier, forward_kind<Config, Problem>) : 1);
 
 /// Calls f(KernelConfig) for the kernel that serves a problem.
-template <class Problem, class Function>
+template <TierRange Tiers = TierRange{}, class Problem, class Function>
 void with_config(const Problem& problem, const Function& f) {
-  with_tier(static_cast<int>(problem.logits.columns), [&](auto tier) {
+  with_tier<Tiers>(static_cast<int>(problem.logits.columns), [&](auto tier) {
     constexpr int index = decltype(tier)::value;
     if constexpr (has_usual_kernel<index, Problem>) {
       if (is_usual(problem, cuda_tiers[index].max_experts)) return f(KernelConfig<index, true>{});

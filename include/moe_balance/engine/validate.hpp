@@ -74,6 +74,13 @@ struct Validator {
                  "float32, bfloat16, float16; float64 on the CPU only");
   }
 
+  /// `most`: what the engine's kernels were compiled for.
+  void compiled_experts(std::int64_t experts, int most) const {
+    if (most < max_experts) {
+      range("logits.columns", experts, 1, most, "kernels for more are not compiled: MOE_BALANCE_CUDA_MAX_EXPERTS");
+    }
+  }
+
   /// Weights and gradients: float32 or the logits' type; float64 with float64.
   void type_beside_logits(const char* name, DataType type, DataType logits_type) const {
     const bool both_double = logits_type == DataType::float64;

@@ -1,0 +1,13 @@
+// Bad arguments of dispatch on a GPU.
+#include "engine_cuda.cuh"
+
+#include "bodies/dispatch_errors.hpp"
+
+namespace testing {
+
+TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_permutation, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_overlap, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_rows, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_indices, CudaEngine);
+
+}  // namespace testing
