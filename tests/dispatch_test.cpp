@@ -21,6 +21,23 @@ TEST_CASE_TEMPLATE_INVOKE(dispatch_fixed_rows, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_sum_order, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_hidden_sizes, HostEngine);
 
+TEST_CASE("dispatch: blocks of a GPU have as many tiles as their shared memory holds") {
+  using mb::PlaceSlots;
+  for (const std::size_t available : {65536u, 101376u, 166912u, 232448u}) {
+    CAPTURE(available);
+    const std::int64_t most = PlaceSlots::most_experts(available);
+    for (int experts = 1; experts <= mb::max_counted_experts; ++experts) {
+      const int tiles = PlaceSlots::tiles_that_fit(experts, available);
+      REQUIRE((tiles > 0) == (experts <= most));
+      REQUIRE((tiles == 0 || PlaceSlots::shared_bytes(experts, tiles) <= available));
+      const int wanted = experts <= 2048 ? 8 : 4;
+      REQUIRE((tiles == wanted || PlaceSlots::shared_bytes(experts, tiles == 0 ? 1 : 2 * tiles) > available));
+    }
+  }
+  CHECK(PlaceSlots::tiles_that_fit(mb::max_counted_experts, 166912) == 4);  // sm_80
+  CHECK(PlaceSlots::tiles_that_fit(mb::max_experts, 101376) == 4);          // sm_86, sm_89
+}
+
 TEST_CASE("dispatch: any number of threads and any instruction set give the same bits") {
   for (const mb::DataType type : {mb::DataType::float32, mb::DataType::float16}) {
     DispatchProblem p = dispatch_problem(21, 7000, 8, 24, 6, 16);

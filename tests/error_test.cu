@@ -3,6 +3,9 @@
 
 #include "bodies/errors.hpp"
 
+#include <atomic>
+#include <thread>
+
 namespace testing {
 
 TEST_CASE_TEMPLATE_INVOKE(errors_null, CudaEngine);
@@ -19,5 +22,19 @@ TEST_CASE_TEMPLATE_INVOKE(errors_one, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(errors_loss, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(errors_update, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(errors_none, CudaEngine);
+
+TEST_CASE("a stream that was asked while it had work to do leaves no error for the next call") {
+  const CudaEngine engine;
+  Memory<CudaEngine> memory = memory_for(engine, error_router(), error_inputs());
+  std::atomic<bool> may_end{false};
+  const auto wait_for_flag = [](void* flag) {
+    while (!*static_cast<std::atomic<bool>*>(flag)) std::this_thread::yield();
+  };
+  cuda_check(cudaLaunchHostFunc(engine.place(), wait_for_flag, &may_end), "cudaLaunchHostFunc");
+  CHECK(cudaStreamQuery(engine.place()) == cudaErrorNotReady);
+  CHECK_NOTHROW(error_router().route(memory.route_args(), memory.workspace(), engine.place()));
+  may_end = true;
+  engine.wait();
+}
 
 }  // namespace testing

@@ -209,6 +209,27 @@ TEST_CASE("usual calls: route_and_permute on fibers = route and permutation on t
       1, [](const Inputs& inputs) { CHECK((routed(FiberEngine{}, inputs, true) == routed(HostEngine{}, inputs, false))); });
 }
 
+TEST_CASE(
+    "usual calls: route with the bias that the balancer has is one; without it, it is not, with the same bits as on the "
+    "CPU") {
+  const mb::Router router{mb::Sigmoid{}, mb::TopK<8>{}, mb::Combine{mb::LossFreeBias{}, mb::SequenceLoss{}}};
+  for (const int experts : {32, 64, 128, 256}) {
+    for (const bool has_bias : {true, false}) {
+      CAPTURE(experts);
+      CAPTURE(has_bias);
+      Inputs inputs = usual_inputs(mb::DataType::float32, experts);
+      if (has_bias) inputs.bias = normal_bias(55, experts);
+      const int usual_before = usual_kernels;
+      const Outcome fibers = route(FiberEngine{}, router, inputs);
+      CHECK(usual_kernels - usual_before == (has_bias ? 1 : 0));
+      const Outcome host = route(HostEngine{}, router, inputs);
+      CHECK(fibers.experts == host.experts);
+      CHECK(fibers.weights_bytes == host.weights_bytes);
+      CHECK(fibers.counts == host.counts);
+    }
+  }
+}
+
 TEST_CASE("clearing ahead of a forward pass sets all sums to 0, and nothing behind them") {
   for (const std::int64_t words : {0, 1, 63, 1000}) {
     for (const int counts : {0, 1, 64, 300}) {

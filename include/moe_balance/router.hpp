@@ -2,6 +2,7 @@
 #pragma once
 
 #include <moe_balance/arguments.hpp>
+#include <moe_balance/balancer/loss_free_bias.hpp>
 #include <moe_balance/balancer/no_balancer.hpp>
 #include <moe_balance/engine/engine.hpp>
 #include <moe_balance/engine/validate.hpp>
@@ -70,7 +71,9 @@ struct Router {
   /// Inference: ids, weights and optionally counts. Reads the bias, touches no state, keeps nothing for a backward pass.
   template <EnginePlace Place, class Tag = EngineTagOf<Place>>
   void route(const RouteArgs& args, Workspace workspace, const Place& place) const {
-    const Router<Scoring, TopKT, NoBalancer> plain{scoring, top_k, {}, {}};
+    // A balancer that has a bias, so that the kernel is one that expects it; the caller may leave it out.
+    using PlainBalancer = std::conditional_t<(Traits::biases > 0), LossFreeBias, NoBalancer>;
+    const Router<Scoring, TopKT, PlainBalancer> plain{scoring, top_k, {}, {}};
     ForwardArgs forward_args;
     forward_args.logits = args.logits;
     forward_args.experts = args.experts;
@@ -83,7 +86,7 @@ struct Router {
     forward_args.tokens_on_device = args.tokens_on_device;
     forward_args.accumulate = false;
     forward_args.kept_counts = args.kept_counts;
-    plain.forward_named("route", forward_args, workspace, place);
+    plain.forward_named("route", forward_args, workspace, place, false);
   }
 
   /// Training: route, and the sums that balancing needs. With `accumulate` adds this call's counts to `load`; say so exactly once per token
@@ -229,12 +232,13 @@ struct Router {
   }
 
   template <class Place, class Tag = EngineTagOf<Place>>
-  void forward_named(const char* call, const ForwardArgs& args, Workspace workspace, const Place& place) const {
+  void forward_named(const char* call, const ForwardArgs& args, Workspace workspace, const Place& place,
+                     bool needs_bias = Traits::biases > 0) const {
     static_assert(requirements::of_sync_on<Sync, Place>() && SyncPolicyOn<Sync, Place>);
     Validator{call}.compiled_experts(args.logits.columns, Engine<Place>::most_experts);
     Engine<Place>::check(call, place);
     const bool load_is_read = reads_step(call);
-    check_forward(call, args, workspace, Engine<Place>::serves_float64, load_is_read);
+    check_forward(call, args, workspace, Engine<Place>::serves_float64, load_is_read, needs_bias);
     const int experts = static_cast<int>(args.logits.columns);
     const std::int64_t sequences = sequences_of(args).count;
     const SavedView saved = SavedLayout<Balancer>{experts, sequences}.view(args.saved.data);
@@ -284,10 +288,10 @@ struct Router {
         return;
       }
     }
-    if constexpr (requires { Engine<Place>::clear_beside(problem, saved, 0, saved, 0, place); }) {
+    if constexpr (requires { Engine<Place>::clear_beside(saved, 0, saved, 0, place); }) {
       const auto words = static_cast<std::int64_t>(loss_count > 0 ? saved_size / sizeof(std::int64_t) : 0);
       const int counts = totals.counts != nullptr ? experts : 0;
-      totals.cleared_beside = Engine<Place>::clear_beside(problem, saved, words, totals.counts, counts, place);
+      totals.cleared_beside = Engine<Place>::clear_beside(saved, words, totals.counts, counts, place);
       return;
     }
     if constexpr (loss_count > 0) Engine<Place>::clear(saved, saved_size, place);
@@ -305,7 +309,8 @@ struct Router {
       return args.experts;
   }
 
-  void check_forward(const char* call, const ForwardArgs& args, Workspace workspace, bool on_host, bool load_is_read) const {
+  void check_forward(const char* call, const ForwardArgs& args, Workspace workspace, bool on_host, bool load_is_read,
+                     bool needs_bias) const {
     const Validator check{call};
     const std::int64_t tokens = args.logits.rows;
     const std::int64_t experts = args.logits.columns;
@@ -315,7 +320,7 @@ struct Router {
     check.matrix("weights", args.weights, tokens, k);
     check.type_beside_logits("weights", args.weights.type, args.logits.type);
     check.optional_pointer("counts", args.counts, alignof(std::int64_t));
-    check.bias(args.bias, experts, Traits::biases > 0);
+    check.bias(args.bias, experts, needs_bias);
     MOEB_EXPECTS(args.counts == nullptr || args.counts != args.load.counts, call, "counts", "load.counts",
                  "memory of its own: it is overwritten, load is added to");
     check.load(args.load, experts, load_is_read || (Traits::biases > 0 && args.accumulate));

@@ -26,7 +26,7 @@ shared=$(comm -12 <(sort "$output.80.exported") <(sort "$output.90.exported") | 
 
 g++ -shared -o "$output.both.so" "$output.80.o" "$output.90.o"
 for arch in 80 90; do
-  kept=$(nm -C "$output.both.so" | grep -cE "cuda_${arch}0::CudaEngine::(loss|update)" || true)
+  kept=$(nm -C "$output.both.so" | grep -cE "cuda_${arch}0_experts_[0-9_]+::CudaEngine::(loss|update)" || true)
   [ "$kept" -ge 2 ] || { echo "linked into one object, sm_$arch keeps $kept launchers of 2"; exit 1; }
 done
 echo "kernels and launchers are hidden and carry their architectures"

@@ -16,6 +16,7 @@ inline namespace MOEB_VERSION_NAMESPACE {
 template <>
 struct Engine<cudaStream_t> {
   static constexpr bool serves_float64 = false;
+  static constexpr int most_experts = max_experts;
   static constexpr Host host{.threads = 1};
 
   static void check(const char*, cudaStream_t) {}

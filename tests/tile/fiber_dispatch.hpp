@@ -36,7 +36,7 @@ struct DispatchEngine<testing::Fibers> {
   [[nodiscard]] static std::int64_t parts(std::int64_t /*slots*/, std::int64_t most, const Fibers& place) {
     return std::min<std::int64_t>(most, place.multiprocessors);
   }
-  [[nodiscard]] static constexpr int tiles(int /*experts*/) { return 3; }
+  [[nodiscard]] static constexpr int tiles(const char* /*call*/, int /*experts*/, const Fibers&) { return 3; }
 
   /// What is CUB's on a GPU is the CPU's here: only kernels of our own run on fibers.
   static void check_sort(const char* /*call*/, std::int64_t /*slots*/, std::int64_t /*experts*/, const Fibers&) {}
@@ -62,6 +62,7 @@ struct DispatchEngine<testing::Fibers> {
       testing::run_beside_kernel_before(run);
   }
 
+  /// The next launch, of the permutation's second kernel, runs beside it.
   template <class Problem>
   static void forward_and_count(const Problem& problem, const Totals& totals, std::int32_t* histogram, std::int64_t rows,
                                 const Fibers& place) {
@@ -70,11 +71,14 @@ struct DispatchEngine<testing::Fibers> {
       constexpr CudaTier tier = Config::tier;
       constexpr int threads = 64;
       testing::usual_kernels += Config::usual ? 1 : 0;
-      testing::launch_fibers(place, rows, 1, threads, forward_shared_bytes<decltype(problem.balancer), tier>(threads),
-                             [&](const testing::FiberBlock& block) {
-                               const testing::FiberTile<tier.width> tile{block.group, block.thread()};
-                               forward_and_count_kernel<Config>(block, tile, problem, totals, histogram);
-                             });
+      testing::end_kernel_before();
+      testing::kernel_before = [=] {
+        testing::launch_fibers(place, rows, 1, threads, forward_shared_bytes<decltype(problem.balancer), tier>(threads),
+                               [&](const testing::FiberBlock& block) {
+                                 const testing::FiberTile<tier.width> tile{block.group, block.thread()};
+                                 forward_and_count_kernel<Config>(block, tile, problem, totals, histogram);
+                               });
+      };
     });
   }
 };

@@ -35,6 +35,11 @@ inline int usual_kernels = 0;
 /// next one waits for it. No order on a GPU is worse.
 inline std::function<void()> kernel_before;
 
+/// Before whatever does not run beside it.
+inline void end_kernel_before() {
+  if (kernel_before != nullptr) std::exchange(kernel_before, nullptr)();
+}
+
 /// Runs `launch`, of a kernel that may run beside kernel_before. That has ended when it ends, or else what comes after would not wait for it.
 template <class Launch>
 void run_beside_kernel_before(const Launch& launch) {
@@ -151,14 +156,18 @@ struct Engine<testing::FibersOfTiers<Tiers...>> {
   static void check(const char* /*call*/, const Fibers&) {}
 
   static void clear(void* data, std::size_t bytes, const Fibers&) {
+    testing::end_kernel_before();
     if (bytes != 0) std::memset(data, 0, bytes);
   }
-  static void copy(void* to, const void* from, std::size_t bytes, const Fibers&) { std::memcpy(to, from, bytes); }
+  static void copy(void* to, const void* from, std::size_t bytes, const Fibers&) {
+    testing::end_kernel_before();
+    std::memcpy(to, from, bytes);
+  }
 
   /// Forward is the next launch, and runs beside this one.
-  template <class Problem>
-  [[nodiscard]] static bool clear_beside(const Problem& /*problem*/, std::int64_t* words, std::int64_t word_count,
-                                         std::int64_t* counts, int count_count, const Fibers& place) {
+  [[nodiscard]] static bool clear_beside(std::int64_t* words, std::int64_t word_count, std::int64_t* counts, int count_count,
+                                         const Fibers& place) {
+    testing::end_kernel_before();
     testing::kernel_before = [=] {
       testing::launch_fibers(with_tile_faults(place), 2, 1, 64, 0,
                              [&](const FiberBlock& block) { clear_kernel(block, words, word_count, counts, count_count); });
@@ -227,6 +236,7 @@ struct Engine<testing::FibersOfTiers<Tiers...>> {
   }
 
   static void publish(std::int64_t* load, std::int64_t* counts, int experts, bool accumulate, const Fibers& place) {
+    testing::end_kernel_before();
     testing::launch_fibers(with_tile_faults(place), 1, 1, 32, 0,
                            [&](const FiberBlock& block) { publish_kernel(block, load, counts, experts, accumulate); });
   }

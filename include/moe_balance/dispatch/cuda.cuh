@@ -11,6 +11,21 @@
 #include <string>
 
 MOEB_NAMESPACE_BEGIN
+
+inline namespace MOEB_ARCH_LIST_NAME {
+
+/// CUB's sort and scan. dispatch/many_experts.cuh compiles and registers them, once for the program (of files with the same architectures) that it
+/// is part of: a permutation of up to max_counted_experts needs neither, and its users should not wait for them to compile.
+struct MOEB_HIDDEN DeviceSorting {
+  /// Bytes that a sort of so many pairs, and a scan over so many experts, need.
+  std::size_t (*scratch_bytes)(std::int64_t slots, std::int64_t experts) = nullptr;
+  void (*sort)(SlotPairs& pairs, std::int64_t n, int bits, const Workspace& scratch, cudaStream_t stream) = nullptr;
+  void (*sum)(std::int64_t* values, std::int64_t n, const Workspace& scratch, cudaStream_t stream) = nullptr;
+};
+MOEB_HIDDEN inline DeviceSorting device_sorting{};
+
+}  // namespace MOEB_ARCH_LIST_NAME
+
 inline namespace MOEB_ARCH_NAMESPACE {
 
 template <class Body, class Problem>
@@ -32,16 +47,6 @@ __global__ void __launch_bounds__(most_forward_threads<KernelConfig<Tier, Usual>
   forward_and_count_kernel<KernelConfig<Tier, Usual>>(CudaBlock<cuda_tiers[Tier].threads>{moe_balance_shared},
                                                       CudaTile<cuda_tiers[Tier].width>{}, problem, totals, histogram);
 }
-
-/// CUB's sort and scan. dispatch/many_experts.cuh compiles and registers them, once for the program (of files with the same architectures) that it
-/// is part of: a permutation of up to max_counted_experts needs neither, and its users should not wait for them to compile.
-struct MOEB_HIDDEN DeviceSorting {
-  /// Bytes that a sort of so many pairs, and a scan over so many experts, need.
-  std::size_t (*scratch_bytes)(std::int64_t slots, std::int64_t experts) = nullptr;
-  void (*sort)(SlotPairs& pairs, std::int64_t n, int bits, const Workspace& scratch, cudaStream_t stream) = nullptr;
-  void (*sum)(std::int64_t* values, std::int64_t n, const Workspace& scratch, cudaStream_t stream) = nullptr;
-};
-MOEB_HIDDEN inline DeviceSorting device_sorting{};
 
 struct MOEB_HIDDEN CudaDispatchEngine {
   static constexpr bool serves_float64 = false;
@@ -69,8 +74,13 @@ struct MOEB_HIDDEN CudaDispatchEngine {
   [[nodiscard]] static std::int64_t parts(std::int64_t /*slots*/, std::int64_t most, cudaStream_t /*stream*/) {
     return most;
   }
-  [[nodiscard]] static constexpr int tiles(int experts) {
-    return experts <= dispatch_tuning.many_experts ? dispatch_tuning.tiles : dispatch_tuning.tiles_for_many_experts;
+  /// Tiles of a block that counts and ranks slots.
+  [[nodiscard]] static int tiles(const char* call, int experts, cudaStream_t /*stream*/) {
+    const std::size_t available = most_shared_bytes();
+    const int result = PlaceSlots::tiles_that_fit(experts, available);
+    MOEB_EXPECTS(result > 0, call, "offsets.size", experts + 1, "2 to ", PlaceSlots::most_experts(available) + 1,
+                 " on this device, whose blocks have ", available, " bytes of shared memory");
+    return result;
   }
 
   /// Before a permutation by sorting, of which nothing is written yet.
@@ -122,19 +132,26 @@ struct MOEB_HIDDEN CudaDispatchEngine {
   }
 
  private:
-  /// What a kernel has without asking is 48 KiB.
+  /// What a kernel has without asking is 48 KiB. All that the device has, whatever this call needs: another thread's call of the same kernel may need
+  /// more, and must not find less.
   template <class Kernel>
   static void allow_shared_bytes(const char* call, Kernel kernel, std::size_t bytes) {
     if (bytes <= 48 * 1024) return;
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), call);
+    const int most = static_cast<int>(most_shared_bytes());
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most), call);
   }
 
-  [[nodiscard]] static std::int64_t multiprocessors() {
+  [[nodiscard]] static int attribute_of_device(cudaDeviceAttr attribute) {
     int device = 0;
-    int count = 0;
+    int value = 0;
     check_cuda(cudaGetDevice(&device), "finding the current device");
-    check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "reading the device's size");
-    return count;
+    check_cuda(cudaDeviceGetAttribute(&value, attribute, device), "reading the device's size");
+    return value;
+  }
+  [[nodiscard]] static std::int64_t multiprocessors() { return attribute_of_device(cudaDevAttrMultiProcessorCount); }
+  /// Of a block.
+  [[nodiscard]] static std::size_t most_shared_bytes() {
+    return static_cast<std::size_t>(attribute_of_device(cudaDevAttrMaxSharedMemoryPerBlockOptin));
   }
 
   [[nodiscard]] static std::int64_t blocks_for(std::int64_t useful) {

@@ -1,6 +1,5 @@
 // Include this in one CUDA file of a program that permutes over more than max_counted_experts (4096) experts on a GPU: it compiles CUB's radix sort and
-// scan, which takes some seconds, and registers them for all files of the program that are compiled for the same architectures and numbers of
-// experts (MOE_BALANCE_CUDA_MAX_EXPERTS). (Of a static
+// scan, which takes some seconds, and registers them for all files of the program that are compiled for the same architectures. (Of a static
 // library a linker must take that file: it does where anything else in it is called.) The calls stay as they are.
 #pragma once
 
@@ -14,7 +13,7 @@
 #include <cstdint>
 
 MOEB_NAMESPACE_BEGIN
-inline namespace MOEB_ARCH_NAMESPACE {
+inline namespace MOEB_ARCH_LIST_NAME {
 
 /// Calls of CUB: the same ones ask for the scratch's size (scratch null) and do the work. Stable, deterministic, nothing waits for the host.
 struct MOEB_HIDDEN CubSorting {
@@ -61,5 +60,5 @@ struct MOEB_HIDDEN CubSorting {
 /// Before main.
 [[maybe_unused]] MOEB_HIDDEN inline const bool registers_device_sorting = CubSorting::register_for_program();
 
-}  // namespace MOEB_ARCH_NAMESPACE
+}  // namespace MOEB_ARCH_LIST_NAME
 MOEB_NAMESPACE_END

@@ -148,7 +148,7 @@ inline void check_permutation(const PermutationArgs& args, Workspace workspace) 
 template <class Place, class Tag = EngineTagOf<Place>>
 void place_slots(PermutationProblem problem, std::int64_t ranking_blocks, const Place& place) {
   using Engine = DispatchEngine<Place>;
-  const int tiles = Engine::tiles(problem.expert_count);
+  const int tiles = Engine::tiles("permutation", problem.expert_count, place);
   problem.ranking_blocks = ranking_blocks;
   const std::int64_t marking = Engine::reads_arguments ? 0
                                                        : std::min(1 + problem.rows / dispatch_tuning.rows_per_marking_block,
@@ -199,12 +199,13 @@ void permutation_by_counting(const PermutationArgs& args, const Workspace& works
     problem.invalid = found_invalid;
   }
   const int experts = problem.expert_count;
-  if (problem.histogram_rows == 1 && !Engine::reads_arguments) {  // few slots: a launch less
+  const int tiles = Engine::tiles("permutation", experts, place);  // an error, if any, comes before the first launch
+  if (problem.histogram_rows == 1 && !Engine::reads_arguments) {   // few slots: a launch less
     problem.histogram = nullptr;
     return place_slots(problem, 1, place);
   }
-  Engine::launch("permutation", {problem.histogram_rows, Engine::tiles(experts), CountSlots::shared_bytes(experts)},
-                 CountSlots{}, problem, place);
+  Engine::launch("permutation", {problem.histogram_rows, tiles, CountSlots::shared_bytes(experts)}, CountSlots{}, problem,
+                 place);
   if constexpr (Engine::reads_arguments) {
     if (*found_invalid != 0) refuse_ids("permutation", args.experts, experts);
   }

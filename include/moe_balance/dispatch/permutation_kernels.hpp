@@ -67,6 +67,17 @@ struct PlaceSlots {
     const auto t = static_cast<std::size_t>(tiles);
     return (3 * e + 1 + t) * sizeof(std::int64_t) + t * e * sizeof(std::int32_t);
   }
+  /// Tiles of a GPU's block that has so many bytes of shared memory: as many as tuning.hpp says, or a half, a quarter, an eighth; 0 where one is too
+  /// many. The result does not depend on it.
+  [[nodiscard]] static constexpr int tiles_that_fit(int experts, std::size_t available) {
+    int tiles = experts <= dispatch_tuning.many_experts ? dispatch_tuning.tiles : dispatch_tuning.tiles_for_many_experts;
+    while (tiles > 0 && shared_bytes(experts, tiles) > available) tiles /= 2;
+    return tiles;
+  }
+  /// The most experts that a tile serves.
+  [[nodiscard]] static constexpr std::int64_t most_experts(std::size_t available) {
+    return static_cast<std::int64_t>((available - shared_bytes(0, 1)) / (shared_bytes(1, 1) - shared_bytes(0, 1)));
+  }
 
   template <class BlockT, class TileT>
   MOEB_INLINE void operator()(const BlockT& block, const TileT& tile, const PermutationProblem& problem) const {

@@ -40,23 +40,17 @@ struct MOEB_HIDDEN CudaEngine {
     if (bytes != 0) check_cuda(cudaMemsetAsync(data, 0, bytes, stream), "clearing sums");
   }
 
-  /// Clears what `problem`'s forward adds up in. Returns whether forward, which must be the next launch, may run beside that: its blocks read
-  /// logits meanwhile, and wait before they add.
-  template <class Problem>
-  [[nodiscard]] static bool clear_beside(const Problem& problem, std::int64_t* words, std::int64_t word_count,
-                                         std::int64_t* counts, int count_count, cudaStream_t stream) {
+  /// Clears what a forward adds up in. Returns whether the device lets that forward, which must be the next launch, run beside this one: its blocks
+  /// read logits meanwhile, and wait before they add.
+  [[nodiscard]] static bool clear_beside(std::int64_t* words, std::int64_t word_count, std::int64_t* counts, int count_count,
+                                         cudaStream_t stream) {
     const Device device = current_device("clearing sums");
     constexpr int threads = cuda_launch_tuning.threads_for_sums;
     const std::int64_t useful = (std::max<std::int64_t>(word_count, count_count) + threads - 1) / threads;
     const auto blocks = static_cast<unsigned>(std::clamp<std::int64_t>(useful, 1, device.multiprocessors));
     moe_balance_clear<threads><<<blocks, threads, 0, stream>>>(words, word_count, counts, count_count);
     check_cuda(cudaGetLastError(), "clearing sums");
-    bool waits = false;
-    with_config<compiled_tiers>(problem, [&](auto config) {
-      waits = device.runs_beside() &&
-              is_compiled_for(first_capability_with_clusters, forward_kernel_of<decltype(config), Problem>(device));
-    });
-    return waits;
+    return device.runs_beside();
   }
 
   static void copy(void* to, const void* from, std::size_t bytes, cudaStream_t stream) {
@@ -87,11 +81,13 @@ struct MOEB_HIDDEN CudaEngine {
       const std::int64_t resident =
           device.resident_blocks(Config::tier, forward_kind<Config, Problem>, threads, shared_bytes);
       const dim3 grid = grid_of(GridShape(threads / Config::tier.width, problem.segments, resident));
-      if (totals.clearing_blocks > 1 || totals.cleared_beside) {
-        const Launch launch(grid, threads, shared_bytes, stream, totals.cleared_beside);
+      // Code that does not wait must not run beside; code that does may as well follow.
+      const bool beside = totals.cleared_beside && is_compiled_for(first_capability_with_clusters, kernel);
+      if (totals.clearing_blocks > 1 || beside) {
+        const Launch launch(grid, threads, shared_bytes, stream, beside);
         void* arguments[] = {const_cast<Problem*>(&problem), const_cast<Totals*>(&totals)};
         check_cuda(cudaLaunchKernelExC(&launch.config, reinterpret_cast<const void*>(kernel), arguments),
-                   totals.cleared_beside ? "launching forward" : "launching forward as a cluster");
+                   beside ? "launching forward" : "launching forward as a cluster");
       } else {
         kernel<<<grid, threads, shared_bytes, stream>>>(problem, totals);
       }
@@ -190,8 +186,13 @@ struct MOEB_HIDDEN CudaEngine {
   }
 
   /// Without a driver every runtime call reports that, this one, too, as if an earlier call had failed.
+  /// "Not ready" is what asking for an event or a stream leaves behind, and no failure.
   static void check_no_earlier_error(const char* call) {
-    const cudaError_t earlier = cudaPeekAtLastError();
+    cudaError_t earlier = cudaPeekAtLastError();
+    if (earlier == cudaErrorNotReady) {
+      (void)cudaGetLastError();
+      earlier = cudaSuccess;
+    }
     const bool no_device = earlier == cudaErrorInsufficientDriver || earlier == cudaErrorNoDevice;
     check_call(earlier, call, no_device ? "finding a CUDA device" : "an earlier CUDA call had failed before this one");
   }

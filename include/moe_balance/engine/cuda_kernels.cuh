@@ -3,48 +3,13 @@
 // two shared objects, or two files of one program, with different architectures never share one.
 #pragma once
 
+#include <moe_balance/engine/arch_namespace.hpp>
 #include <moe_balance/engine/kernels.hpp>
 #include <moe_balance/engine/tuning.hpp>
 #include <moe_balance/tile/cuda_tile.cuh>
 
 #include <cstddef>
 #include <cstdint>
-
-/// \def MOE_BALANCE_CUDA_MAX_EXPERTS
-/// The most experts that this file's CUDA kernels serve, 1 to 2048, as a decimal number defined before the first include. Kernels for more are not
-/// compiled, and a call with more raises InvalidArgument. Files of one program may differ, but an inline function of theirs that calls a router may
-/// then be either file's.
-/// \def MOE_BALANCE_CUDA_MIN_EXPERTS
-/// The fewest experts that this file's kernels are made for, 1 to the most. Fewer are served by kernels for more: slower, with the same bits.
-#if !defined(MOE_BALANCE_CUDA_MAX_EXPERTS)
-#define MOE_BALANCE_CUDA_MAX_EXPERTS 2048
-#endif
-#if !defined(MOE_BALANCE_CUDA_MIN_EXPERTS)
-#define MOE_BALANCE_CUDA_MIN_EXPERTS 1
-#endif
-
-#define MOEB_ARCH_NAME_1(a) cuda_##a
-#define MOEB_ARCH_NAME_2(a, b) cuda_##a##_##b
-#define MOEB_ARCH_NAME_3(a, b, c) cuda_##a##_##b##_##c
-#define MOEB_ARCH_NAME_4(a, b, c, d) cuda_##a##_##b##_##c##_##d
-#define MOEB_ARCH_NAME_5(a, b, c, d, e) cuda_##a##_##b##_##c##_##d##_##e
-#define MOEB_ARCH_NAME_6(a, b, c, d, e, f) cuda_##a##_##b##_##c##_##d##_##e##_##f
-#define MOEB_ARCH_NAME_7(a, b, c, d, e, f, g) cuda_##a##_##b##_##c##_##d##_##e##_##f##_##g
-#define MOEB_ARCH_NAME_8(a, b, c, d, e, f, g, ...) cuda_##a##_##b##_##c##_##d##_##e##_##f##_##g##_and_more
-#define MOEB_ARCH_PICK(a, b, c, d, e, f, g, h, name, ...) name
-#define MOEB_ARCH_NAME(...)                                                                                             \
-  MOEB_ARCH_PICK(__VA_ARGS__, MOEB_ARCH_NAME_8, MOEB_ARCH_NAME_7, MOEB_ARCH_NAME_6, MOEB_ARCH_NAME_5, MOEB_ARCH_NAME_4, \
-                 MOEB_ARCH_NAME_3, MOEB_ARCH_NAME_2, MOEB_ARCH_NAME_1, unused)                                          \
-  (__VA_ARGS__)
-#if defined(__CUDA_ARCH_LIST__)
-#define MOEB_ARCH_LIST_NAME MOEB_ARCH_NAME(__CUDA_ARCH_LIST__)
-#else
-#define MOEB_ARCH_LIST_NAME cuda_any
-#endif
-#define MOEB_ARCH_NAMESPACE_(archs, min_experts, max_experts) archs##_experts_##min_experts##_##max_experts
-#define MOEB_ARCH_NAMESPACE_OF(archs, min_experts, max_experts) MOEB_ARCH_NAMESPACE_(archs, min_experts, max_experts)
-#define MOEB_ARCH_NAMESPACE \
-  MOEB_ARCH_NAMESPACE_OF(MOEB_ARCH_LIST_NAME, MOE_BALANCE_CUDA_MIN_EXPERTS, MOE_BALANCE_CUDA_MAX_EXPERTS)
 
 MOEB_NAMESPACE_BEGIN
 inline namespace MOEB_ARCH_NAMESPACE {

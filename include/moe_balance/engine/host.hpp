@@ -217,10 +217,11 @@ struct Engine<Host> {
     const SerialTile tile;
     const HostLayout layout{experts, 0};
     alignas(64) float padded_bias[max_experts];
-    constexpr bool has_bias = BalancerTraits<decltype(problem.balancer)>::biases > 0;  // then it is required
+    constexpr bool has_bias = BalancerTraits<decltype(problem.balancer)>::biases > 0;  // of 0 where inference leaves it out
     const float* const bias = has_bias || problem.bias != nullptr ? padded_bias : nullptr;
     if (bias != nullptr) {
-      for (int e = 0; e < max_experts; ++e) padded_bias[e] = e < experts ? problem.bias[e] : 0.0f;
+      const int given = problem.bias == nullptr ? 0 : experts;
+      for (int e = 0; e < max_experts; ++e) padded_bias[e] = e < given ? problem.bias[e] : 0.0f;
     }
     HostSink<decltype(problem.balancer)> sink(layout);
     ForwardToken<Real, Problem, SerialTile, HostLayout> states[2];
