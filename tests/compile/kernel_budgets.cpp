@@ -1,8 +1,10 @@
 // Prints what tuning.hpp and the kernels' shared-memory layouts say of every tier, for resources.sh, kernel_table.py and instructions.py:
-//   tier INDEX EXPERTS WIDTH THREADS
-//   registers INDEX KERNEL USUAL MOST                (KERNEL is forward or backward; USUAL, whether it is that of usual calls, true or false)
-//   shared INDEX KERNEL USUAL BALANCER BYTES BLOCKS...    (dynamic shared memory; BALANCER as a demangler prints it, without spaces; blocks launched
-//                                                          for each multiprocessor of sm_80, sm_90 and sm_100)
+//   tier INDEX EXPERTS WIDTH
+//   registers INDEX KERNEL USUAL MOST       (KERNEL is forward or backward; USUAL, whether it is that of usual calls, true or false; the most of any router)
+//   launch INDEX KERNEL USUAL ROUTER THREADS BYTES MOST BLOCKS...
+//                                           (of resources.cu's routers, as a demangler prints policies, without spaces: threads of the largest block,
+//                                            its dynamic shared memory, the most registers, and the blocks launched for each multiprocessor of sm_80,
+//                                            sm_90 and sm_100)
 #include <moe_balance/engine/kernels.hpp>
 #include <moe_balance/moe_balance.hpp>
 
@@ -14,13 +16,6 @@ namespace mb = moe_balance;
 namespace {
 
 constexpr auto tiers = std::make_integer_sequence<int, mb::cuda_tier_count>{};
-constexpr auto usual_tiers = std::make_integer_sequence<int, mb::usual_tier_count>{};
-
-template <int Tier>
-void print_tier() {
-  constexpr mb::CudaTier tier = mb::cuda_tiers[Tier];
-  std::printf("tier %d %d %d %d\n", Tier, tier.max_experts, tier.width, tier.threads);
-}
 
 template <int Tier, bool Usual>
 void print_registers() {
@@ -32,48 +27,67 @@ void print_registers() {
   print("backward", Config::backward);
 }
 
-template <class Balancer, int Tier, bool Usual>
-void print_shared(const char* balancer) {
+template <int Tier>
+void print_tier() {
+  constexpr mb::CudaTier tier = mb::cuda_tiers[Tier];
+  std::printf("tier %d %d %d\n", Tier, tier.max_experts, tier.width);
+  print_registers<Tier, false>();
+  if constexpr (Tier < mb::usual_tier_count) print_registers<Tier, true>();
+}
+
+template <class Config>
+void print_launch(const char* kernel, const char* router, mb::KernelKind kind, int threads, std::size_t bytes) {
+  std::printf("launch %d %s %s %s %d %zu %d", Config::index, kernel, Config::usual ? "true" : "false", router, threads,
+              bytes, mb::register_budget(Config::tier, kind));
+  for (const int capability : {80, 90, 100}) {
+    std::printf(" %d", mb::resident_blocks(Config::tier, kind, threads, bytes, mb::cuda_architecture(capability)));
+  }
+  std::printf("\n");
+}
+
+template <class Scoring, class Selection, class Balancer, int Tier, bool Usual>
+void print_launches(const char* router) {
   using Config = mb::KernelConfig<Tier, Usual>;
-  const auto print = [&](const char* kernel, mb::KernelKind kind, std::size_t bytes) {
-    std::printf("shared %d %s %s %s %zu", Tier, kernel, Usual ? "true" : "false", balancer, bytes);
-    for (const int capability : {80, 90, 100}) {
-      std::printf(" %d",
-                  mb::resident_blocks(Config::tier, kind, Config::tier.threads, bytes, mb::cuda_architecture(capability)));
-    }
-    std::printf("\n");
-  };
-  print("forward", Config::forward, mb::forward_shared_bytes<Balancer, mb::cuda_tiers[Tier]>());
-  print("backward", Config::backward, mb::backward_shared_bytes<Balancer, Tier>());
+  using Forward = mb::ForwardProblem<Scoring, Selection, Balancer>;
+  using Backward = mb::BackwardProblem<Scoring, Selection, Balancer>;
+  if constexpr (!Usual || mb::has_usual_kernel<Tier, Forward>) {
+    constexpr int threads = mb::most_forward_threads<Config, Forward>;
+    print_launch<Config>("forward", router, mb::forward_kind<Config, Forward>, threads,
+                         mb::forward_shared_bytes<Balancer, Config::tier>(threads));
+  }
+  if constexpr (!Usual || mb::has_usual_kernel<Tier, Backward>) {
+    print_launch<Config>("backward", router, Config::backward, Config::tier.threads,
+                         mb::backward_shared_bytes<Balancer, Tier>());
+  }
+}
+
+template <class Scoring, class Selection, class Balancer, int... Tier>
+void print_router(const char* name, std::integer_sequence<int, Tier...>) {
+  (print_launches<Scoring, Selection, Balancer, Tier, false>(name), ...);
+  (print_launches<Scoring, Selection, Balancer, Tier, true>(name), ...);
 }
 
 template <int... Tier>
 void print_tiers(std::integer_sequence<int, Tier...>) {
   (print_tier<Tier>(), ...);
-  (print_registers<Tier, false>(), ...);
-}
-template <int... Tier>
-void print_usual_tiers(std::integer_sequence<int, Tier...>) {
-  (print_registers<Tier, true>(), ...);
-}
-
-template <class Balancer, bool Usual, int... Tier>
-void print_balancer_of(const char* name, std::integer_sequence<int, Tier...>) {
-  (print_shared<Balancer, Tier, Usual>(name), ...);
-}
-template <class Balancer>
-void print_balancer(const char* name) {
-  print_balancer_of<Balancer, false>(name, tiers);
-  print_balancer_of<Balancer, true>(name, usual_tiers);
 }
 
 }  // namespace
 
 int main() {
+  using Bias = mb::Combine<mb::LossFreeBias, mb::SequenceLoss>;
+  using Losses = mb::Combine<mb::AuxLoss, mb::ZLoss>;
   print_tiers(tiers);
-  print_usual_tiers(usual_tiers);
-  print_balancer<mb::NoBalancer>("NoBalancer");
-  print_balancer<mb::Combine<mb::LossFreeBias, mb::SequenceLoss>>("Combine<LossFreeBias,SequenceLoss>");
-  print_balancer<mb::Combine<mb::AuxLoss, mb::ZLoss>>("Combine<AuxLoss,ZLoss>");
-  print_balancer<mb::FromPlainTopK<mb::GlobalBatchLoss>>("FromPlainTopK<GlobalBatchLoss>");
+  print_router<mb::Sigmoid, mb::GroupLimitedTopK<8>, Bias>("Sigmoid,GroupLimitedTopK<8>,Combine<LossFreeBias,SequenceLoss>",
+                                                           tiers);
+  print_router<mb::Sigmoid, mb::GroupLimitedTopK<8>, mb::LossFreeBias>("Sigmoid,GroupLimitedTopK<8>,LossFreeBias", tiers);
+  print_router<mb::Softmax, mb::TopK<8>, Losses>("Softmax,TopK<8>,Combine<AuxLoss,ZLoss>", tiers);
+  print_router<mb::Softmax, mb::TopK<8>, mb::NoBalancer>("Softmax,TopK<8>,NoBalancer", tiers);
+  print_router<mb::SqrtSoftplus, mb::Replay<mb::TopK<6>>, Bias>(
+      "SqrtSoftplus,Replay<TopK<6>>,Combine<LossFreeBias,SequenceLoss>", tiers);
+  print_router<mb::SqrtSoftplus, mb::Replay<mb::TopK<6>>, mb::LossFreeBias>("SqrtSoftplus,Replay<TopK<6>>,LossFreeBias",
+                                                                            tiers);
+  print_router<mb::SoftmaxOverSelected, mb::TopK<32>, mb::FromPlainTopK<mb::GlobalBatchLoss>>(
+      "SoftmaxOverSelected,TopK<32>,FromPlainTopK<GlobalBatchLoss>", tiers);
+  print_router<mb::SoftmaxOverSelected, mb::TopK<32>, mb::NoBalancer>("SoftmaxOverSelected,TopK<32>,NoBalancer", tiers);
 }

@@ -6,7 +6,7 @@ kernel_table.py write|check PAGE BUDGETS NVCC sm_80=PTXAS sm_90=PTXAS sm_100=PTX
 PAGE has the table between two marker lines. BUDGETS is the program kernel_budgets, NVCC the compiler (for its version), and each PTXAS what
 ptxas said (OUTPUT.txt of resources.sh). `write` replaces the table. `check` fails when the page's table has other kernels, other shared memory
 or other launches than these, or, where the page names this compiler's version, when a kernel's registers are more than one allocation unit (8
-a thread) from the page's. Both fail where tuning.hpp launches more blocks than fit.
+a thread) from the page's. Both fail where tuning.hpp launches more blocks than fit, or a kernel has more registers than it says.
 """
 import math
 import re
@@ -77,17 +77,13 @@ def split_arguments(text):
 
 def rows(budgets, ptxas):
     """The table's lines, without registers and occupancy first, then with them."""
-    tiers, most, shared, launched = {}, {}, {}, {}
+    tiers, launches = {}, {}
     for line in subprocess.run([budgets], check=True, capture_output=True, text=True).stdout.splitlines():
         kind, tier, *rest = line.split()
         if kind == "tier":
             tiers[int(tier)] = tuple(map(int, rest))
-        elif kind == "registers":
-            most[(rest[0], rest[1], int(tier))] = int(rest[2])
-        elif kind == "shared":
-            place = (rest[0], rest[1], int(tier), rest[2])
-            shared[place] = int(rest[3])
-            launched[place] = dict(zip(LIMITS, map(int, rest[4:])))
+        elif kind == "launch":
+            launches[(rest[0], rest[1], int(tier), rest[2])] = tuple(map(int, rest[3:]))
     by_arch = {arch: kernels_of(path) for arch, path in ptxas.items()}
     names = set().union(*by_arch.values())
     for arch, kernels in by_arch.items():
@@ -97,26 +93,26 @@ def rows(budgets, ptxas):
     for name in sorted(names, key=lambda name: (name[3], name[0] != "forward", name[1], name[2])):
         kernel, usual, tier, problem = name
         scoring, selection, balancer = split_arguments(problem)
-        place = (kernel, usual, tier, balancer)
-        if place not in shared:
-            sys.exit(f"kernel_budgets.cpp does not print the shared memory of {balancer}")
-        experts, width, threads = tiers[tier]
-        dynamic = shared[place]
+        if name not in launches:
+            sys.exit(f"kernel_budgets.cpp does not print launches of {problem}, {kernel}")
+        experts, width = tiers[tier]
+        threads, dynamic, most, *launched = launches[name]
         router = f"{scoring}, {selection}, {balancer}".replace(",", ", ").replace(",  ", ", ")
         static = max(by_arch[arch][name][1] for arch in ptxas)
         calls = "usual" if usual == "true" else "any"
         start = f"| {router} | {kernel} | {calls} | {experts} | {width} | {threads} | {static} + {dynamic} |"
         registers, resident = [], []
-        for arch in ptxas:
+        for arch, asked in zip(LIMITS, launched):
             used = by_arch[arch][name][0]
             blocks = blocks_per_sm(arch, threads, used, by_arch[arch][name][1] + dynamic)
-            asked = launched[place][arch]
+            if used > most:
+                sys.exit(f"{router}, {kernel} of {calls} calls, {experts} experts has {used} registers on {arch}, and may have {most}")
             if asked > blocks:
                 sys.exit(f"tuning.hpp asks for {asked} blocks of {router}, {kernel} of {calls} calls, {experts} experts on {arch}, and {blocks} fit")
             registers.append(str(used))
             resident.append(f"{asked} of {blocks} ({occupancy(arch, threads, asked):.0%})")
         plain.append(start)
-        full.append(f"{start} {' / '.join(registers)} of {most[(kernel, usual, tier)]} | {' / '.join(resident)} |")
+        full.append(f"{start} {' / '.join(registers)} of {most} | {' / '.join(resident)} |")
     return plain, full
 
 
@@ -132,7 +128,7 @@ def table(version, architectures, full):
     archs = " / ".join(architectures)
     return [
         BEGIN,
-        f"{version}, {archs}. Shared memory is static + dynamic bytes a block; occupancy is theoretical. Usual calls: include/moe_balance/engine/usual_call.hpp.",
+        f"{version}, {archs}. Threads are those of the largest block; shared memory is static + dynamic bytes of it; occupancy is theoretical. Usual calls: include/moe_balance/engine/usual_call.hpp.",
         "",
         f"| router | kernel | calls | experts up to | lanes a token | threads | shared memory | registers {archs} | blocks an SM of those that fit (occupancy) {archs} |",
         "|---|---|---|---|---|---|---|---|---|",

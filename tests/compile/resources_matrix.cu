@@ -1,7 +1,8 @@
 // The kernels of one scoring in every tier, with each kind of selection and balancer that makes a kernel of its own. Two macros, given on the command
 // line, make ten short compilations of one long one: MOE_BALANCE_SCORING is the scoring, MOE_BALANCE_USUAL says whether the kernels are those of usual
 // calls.
-// What differs in numbers alone is one kernel: LossFreeBias is NoBalancer with a bias pointer, and the scopes of a loss differ in a flush.
+// What differs in numbers alone is one kernel: where not only usual calls are served, LossFreeBias is NoBalancer with a bias pointer, and the scopes of a
+// loss differ in a flush.
 // EveryPart has all balancers at once; Replay of GroupLimitedTopK has both selections' code.
 #include <moe_balance/moe_balance.cuh>
 
@@ -38,6 +39,7 @@ bool kernels_exist() {
   bool exist = forward_kernels<mb::TopK<8>, mb::NoBalancer>(tiers)[0] != nullptr;
   exist = exist && forward_kernels<mb::TopK<8>, EveryPart>(tiers)[0] != nullptr;
   exist = exist && forward_kernels<mb::Replay<mb::GroupLimitedTopK<8>>, EveryPart>(tiers)[0] != nullptr;
+  if constexpr (usual) exist = exist && forward_kernels<mb::GroupLimitedTopK<8>, mb::LossFreeBias>(tiers)[0] != nullptr;
   exist = exist && backward_kernels<mb::TopK<8>, mb::NoBalancer>(tiers)[0] != nullptr;
   exist = exist && backward_kernels<mb::TopK<8>, EveryPart>(tiers)[0] != nullptr;
   return exist;
