@@ -6,7 +6,7 @@ collect_results.py --work DIR --report PREFIX [--table]   writes PREFIX.json and
 collect_results.py --junit FILE                           exits with 1 unless every test in ctest's JUnit file ran on the GPU and passed
 
 DIR holds machine.tsv (key, value), steps/ORDER.NAME (name, status, milliseconds, limit in seconds, exit status), logs/NAME.log,
-junit/*.xml and figures/*.json (Google Benchmark's output and compare_torch.py's).
+junit/*.xml, figures/*.json (Google Benchmark's output and compare_torch.py's) and, if Ninja built, its ninja_log.
 """
 import argparse
 import json
@@ -23,6 +23,8 @@ PROGRAM_OF_STEP = {  # Google Benchmark exits with 0 whatever fails
     "user_policy": "user_policy_gpu",
 }
 TAIL_LINES = 40
+SLOW_SECONDS = 2  # test cases that take as long are named
+SLOW_BUILD_STEPS = 20  # so many are named
 LOG_BYTES = 12 << 20
 
 
@@ -51,7 +53,8 @@ def without_folders(command):
 
 
 def tests_of(junit):
-    """Every test in a JUnit file of ctest: name, status ("passed", "failed" or "skipped"), seconds."""
+    """Every test in a JUnit file of ctest: name, status ("passed", "failed" or "skipped"), seconds, and the cases that took long, as doctest's option
+    --duration prints them."""
     try:
         root = xml.etree.ElementTree.parse(junit).getroot()
     except xml.etree.ElementTree.ParseError:  # ctest was stopped while it wrote
@@ -62,8 +65,21 @@ def tests_of(junit):
         status = {"run": "passed", "fail": "failed"}.get(case.get("status"), "skipped")
         if status == "passed" and "CUDA engine SKIPPED" in output:
             status = "skipped"
-        tests.append({"name": case.get("name"), "status": status, "seconds": float(case.get("time") or 0)})
+        test = {"name": case.get("name"), "status": status, "seconds": float(case.get("time") or 0)}
+        durations = ((float(seconds), name) for seconds, name in re.findall(r"^(\d+\.\d+) s: (.*)$", output, re.MULTILINE))
+        slow = [{"case": name, "seconds": seconds} for seconds, name in durations if seconds >= SLOW_SECONDS]
+        tests.append({**test, "slow_cases": slow} if slow else test)
     return tests
+
+
+def slowest_build_steps(ninja_log):
+    """Output and seconds of each; Ninja's log has start and end in milliseconds, a time of writing, the output and a hash."""
+    if not os.path.isfile(ninja_log):
+        return []
+    fields = [line.split("\t") for line in read(ninja_log).splitlines() if not line.startswith("#")]
+    took = {line[3]: (int(line[1]) - int(line[0])) / 1000 for line in fields if len(line) == 5}
+    slowest = sorted(took.items(), key=lambda step: -step[1])[:SLOW_BUILD_STEPS]
+    return [{"output": os.path.basename(output), "seconds": seconds} for output, seconds in slowest]
 
 
 def steps_of(work):
@@ -115,6 +131,7 @@ def report_of(work):
         "passed": bool(steps) and all(is_good(step) for step in steps),
         "steps": steps,
         "tests": [test for path in in_folder(work, "junit") for test in tests_of(path)],
+        "slowest_build_steps": slowest_build_steps(os.path.join(work, "ninja_log")),
         "figures": figures,
     }
 
@@ -157,6 +174,10 @@ def print_table(report):
     for test in tests:
         if test["status"] != "passed":
             print(f"  {test['status'].upper():<8} {test['name']}")
+        for slow in test.get("slow_cases", []):
+            print(f"  {slow['seconds']:6.1f} s  {slow['case']}")
+    for step in report["slowest_build_steps"][:5]:
+        print(f"  {step['seconds']:6.1f} s  to build {step['output']}")
     print(f"{'step':<22} {'status':<12} {'seconds':>8}")
     for step in report["steps"]:
         print(f"{step['name']:<22} {step['status']:<12} {step['seconds']:8.1f}")

@@ -137,7 +137,7 @@ tests() {
   shift 2
   # shellcheck disable=SC2016  # the inner shell expands
   step "$name" "$limit" bash -c \
-    'junit=$1 python=$2; shift 2; ctest --no-tests=error --output-on-failure --output-junit "$junit" "$@" && "$python" bench/collect_results.py --junit "$junit"' \
+    'junit=$1 python=$2; shift 2; ctest --no-tests=error --output-on-failure --test-output-size-passed 1000000 --output-junit "$junit" "$@" && "$python" bench/collect_results.py --junit "$junit"' \
     tests "$work/junit/$name.xml" "$python" --test-dir "$build" --parallel 8 "$@"
 }
 
@@ -157,6 +157,7 @@ step configure 60 cmake -S . -B "$build" "${generator[@]}" -DCMAKE_BUILD_TYPE=Re
 # Tests first, so that a build that takes too long leaves them whole.
 step build 260 cmake --build "$build" --parallel "$jobs" --target all -- "${keep_going[@]}"
 step build_benchmarks 120 cmake --build "$build" --parallel "$jobs" --target gpu_benchmarks -- "${keep_going[@]}"
+[ ! -f "$build/.ninja_log" ] || cp "$build/.ninja_log" "$work/ninja_log"
 
 tests kernel_parameters 30 -R kernel_parameters
 tests cuda_graph 40 -R 'cuda_graph|dispatch_graph'

@@ -13,5 +13,8 @@ int main(int argc, char** argv) {
     std::printf("SKIPPED: no CUDA device (%s)\n", cudaGetErrorString(error));
     return 77;
   }
-  return doctest::Context(argc, argv).run();
+  doctest::Context context;
+  context.setOption("duration", true);  // bench/gpu_check.sh names the slow ones
+  context.applyCommandLine(argc, argv);
+  return context.run();
 }

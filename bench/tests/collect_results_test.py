@@ -10,7 +10,10 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import collect_results  # noqa: E402
 
 JUNIT = """<?xml version="1.0"?><testsuite name="x" tests="5">
-<testcase name="cuda.good" time="1.25" status="run"><system-out>fine</system-out></testcase>
+<testcase name="cuda.good" time="1.25" status="run"><system-out>[doctest]
+0.500000 s: a quick case
+12.250000 s: a slow case&lt;CudaEngine&gt;
+fine</system-out></testcase>
 <testcase name="cuda.bad" time="0.5" status="fail"><failure message=""/><system-out>wrong</system-out></testcase>
 <testcase name="cuda.skipped" time="0" status="notrun"><skipped message="SKIP_RETURN_CODE=77"/></testcase>
 <testcase name="cuda.not_built" time="0" status="notrun"><skipped message="Unable to find executable"/></testcase>
@@ -50,6 +53,17 @@ class CollectResults(unittest.TestCase):
         path = self.put("junit/x.xml", JUNIT)
         self.assertEqual([test["status"] for test in collect_results.tests_of(path)],
                          ["passed", "failed", "skipped", "skipped", "skipped"])
+
+    def test_slow_cases_are_named(self):
+        tests = collect_results.tests_of(self.put("junit/x.xml", JUNIT))
+        self.assertEqual(tests[0]["slow_cases"], [{"case": "a slow case<CudaEngine>", "seconds": 12.25}])
+        self.assertNotIn("slow_cases", tests[1])
+
+    def test_the_slowest_steps_of_the_build_are_named_the_slowest_first(self):
+        self.assertEqual(collect_results.report_of(self.work)["slowest_build_steps"], [])
+        self.put("ninja_log", "# ninja log v5\n0\t1500\t1\ta/quick.o\tf\n10\t90010\t1\ta/slow.cu.o\tf\n")
+        self.assertEqual(collect_results.report_of(self.work)["slowest_build_steps"],
+                         [{"output": "slow.cu.o", "seconds": 90.0}, {"output": "quick.o", "seconds": 1.5}])
 
     def test_a_cut_off_list_of_tests_is_a_failure(self):
         path = self.put("junit/golden.xml", JUNIT[:200])
