@@ -33,6 +33,7 @@ if [ "$1" = -S ]; then
   exit 0
 fi
 mkdir -p "$2/bench" "$2/tests"
+printf '# ninja log v5\n0\t90000\t1\ta/slow.cu.o\tf\n' >"$2/.ninja_log"
 cat >"$2/bench/repeat" <<'REPEAT'
 #!/usr/bin/env bash
 echo "softmax: 3 problems: 0 differ"
@@ -126,6 +127,7 @@ holds well 'report["passed"] and set(status.values()) == {"passed"} and len(stat
 holds well 'report["machine"]["gpu"] == "NVIDIA Test 100" and report["machine"]["driver"] == "999.1" and report["machine"]["cuda"] == "13.0"'
 holds well '"--jobs 3" in report["machine"]["command"] and len(report["machine"]["date"]) == 20'
 holds well 'len(report["tests"]) == 7 and report["figures"]["router_gpu"]["benchmarks"][0]["median_us"] == 4.5'
+holds well 'report["slowest_build_steps"] == [{"output": "slow.cu.o", "seconds": 90.0}]'
 holds well '"secret" not in json.dumps(report)'
 expect well '4.50 us (4.40 to 4.70)'
 expect well '10.0x'

@@ -18,8 +18,8 @@ MOEB_NAMESPACE_BEGIN
 /// Every call of Router in one place; each does what Router's call of that name does, without overhead but the call.
 /// The place of a GPU is cudaStream_t. Its `template class` stands in a .cu file that includes moe_balance.cuh; files that only call need no
 /// nvcc, and the forward declaration `struct CUstream_st;` is all they need of CUDA: `CompiledRouter<R, CUstream_st*>` is the same type.
-/// Its symbols name no architectures, because callers do not know them: shared objects of one process that each compile the same CompiledRouter for a GPU
-/// are built with -fvisibility=hidden, or one's definition serves all.
+/// Its symbols name no architectures and no numbers of experts, because callers do not know them: shared objects of one process that each compile the same
+/// CompiledRouter for a GPU are built with -fvisibility=hidden, or one's definition serves all.
 template <class RouterT, class Place = Host>
 class CompiledRouter {
  public:

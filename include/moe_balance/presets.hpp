@@ -2,7 +2,7 @@
 //
 //   const mb::presets::DeepSeekV3<> router;                                        // as published
 //   const auto distributed = mb::presets::Qwen3<>{}.with(mb::NcclSync{comm});      // the same, sums over ranks
-//   const auto inference = mb::presets::DeepSeekV3<>{}.with(mb::NoBalancer{});     // the same routing, nothing to keep
+//   const auto inference = mb::presets::DeepSeekV3<>{}.with(mb::LossFreeBias{.frozen = true});  // the same routing by the trained bias, no losses
 //
 // A preset is a Router: its options stay fields (`router.top_k.scaling_factor`), and every call takes it. "Published" is what the model's
 // paper states or, where it is silent, the default of its reference code, and each comment says which.

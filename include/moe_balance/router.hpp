@@ -235,6 +235,7 @@ struct Router {
   void forward_named(const char* call, const ForwardArgs& args, Workspace workspace, const Place& place,
                      bool needs_bias = Traits::biases > 0) const {
     static_assert(requirements::of_sync_on<Sync, Place>() && SyncPolicyOn<Sync, Place>);
+    static_assert(k <= Engine<Place>::most_experts, "MOE_BALANCE_CUDA_MAX_EXPERTS must be K or more");
     Validator{call}.compiled_experts(args.logits.columns, Engine<Place>::most_experts);
     Engine<Place>::check(call, place);
     const bool load_is_read = reads_step(call);

@@ -27,7 +27,7 @@ GROUPS_KEPT = 4  # of 8 groups: GroupLimitedTopK's defaults
 BYTES_PER_SECOND = 4.3e12
 WARP_INSTRUCTIONS_PER_SECOND = 132 * 4 * 1.7e9
 
-# Where the loop over tokens jumps back: engine/kernels.hpp, forward_usual_tokens and backward_usual_tokens.
+# Where the loop over tokens jumps back: forward_tokens in engine/forward_kernel.hpp, backward_usual_tokens in engine/backward_kernel.hpp.
 TOKEN_LOOPS = r"while \(token < end\)|if \(left <= step\) return;"
 # Source lines that are not run in the common case: logits of other types, no finite weights, infinite logits. The table's kernels are those of usual
 # calls.

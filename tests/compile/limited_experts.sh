@@ -7,8 +7,8 @@ tiers_of() {
 }
 nm=$1 program=$2
 for kernel in forward backward; do
-  limited=$(tiers_of 40_100 "$kernel")
-  all=$(tiers_of 1_2048 "$kernel")
+  limited=$(tiers_of 40_100 "$kernel" || true)
+  all=$(tiers_of 1_2048 "$kernel" || true)
   [ "$limited" = '1 2 ' ] || { echo "$kernel for 40 to 100 experts has tiers $limited, not 1 2"; exit 1; }
   [ "$all" = '0 1 2 3 4 5 6 ' ] || { echo "$kernel for all experts has tiers $all, not 0 to 6"; exit 1; }
 done

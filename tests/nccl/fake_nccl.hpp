@@ -183,6 +183,9 @@ cudaError_t cudaGetDevice(int* device) {
   *device = fake::current_device;
   return fake::devices == 0 ? cudaErrorNoDevice : fake::result_of<cudaError_t>("cudaGetDevice");
 }
+cudaError_t cudaPeekAtLastError(void) {
+  return fake::result_of<cudaError_t>("cudaPeekAtLastError");
+}
 cudaError_t cudaGetLastError(void) {
   return fake::result_of<cudaError_t>("cudaGetLastError");
 }

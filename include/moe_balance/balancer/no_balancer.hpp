@@ -1,4 +1,4 @@
-// NoBalancer: the router alone. For inference, and as the baseline that every balancer is compared with.
+// NoBalancer: the router alone. For inference without a bias, and as the baseline that every balancer is compared with.
 #pragma once
 
 #include <moe_balance/concepts.hpp>

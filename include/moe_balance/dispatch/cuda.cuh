@@ -161,7 +161,7 @@ struct MOEB_HIDDEN CudaDispatchEngine {
 
 }  // namespace MOEB_ARCH_NAMESPACE
 
-/// All its members are CudaDispatchEngine's, whose names carry the architectures.
+/// All its members are CudaDispatchEngine's, whose names carry architectures and experts.
 template <>
 struct MOEB_HIDDEN DispatchEngine<cudaStream_t> : CudaDispatchEngine {};
 

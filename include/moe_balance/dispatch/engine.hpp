@@ -1,6 +1,6 @@
 // What the dispatch calls need of an engine: to run a kernel body over blocks. `DispatchEngine<Place>` is specialised for each kind of place:
 // Host (dispatch/host.hpp) and cudaStream_t (dispatch/cuda.cuh). A body is a stateless function object body(block, tile, problem), written once
-// over the Block vocabulary of engine/kernels.hpp; a CPU thread is a block of one thread with a tile of one lane.
+// over the Block vocabulary of engine/block.hpp; a CPU thread is a block of one thread with a tile of one lane.
 #pragma once
 
 #include <moe_balance/engine/kernels.hpp>

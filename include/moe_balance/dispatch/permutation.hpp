@@ -217,10 +217,11 @@ void permutation_by_counting(const PermutationArgs& args, const Workspace& works
 /// Groups the slots of `experts` by expert, stably: expert e's slots get the rows offsets[e], offsets[e] + 1, ... in token order (k order within
 /// a token), then padding rows up to offsets[e + 1]. Rows from offsets[E] on are padding too. K may not exceed max_experts; E is 1 to
 /// max_dispatch_experts.
-/// Up to max_counted_experts two launches on a GPU, one for fewer than 2048 slots. Beyond, slots are sorted, with the same result: three launches of
-/// our own and those of
-/// CUB's radix sort (one for few slots, else three and one per eight bits of the ids) and scan (two), which only a program has one of whose
-/// files includes dispatch/many_experts.cuh. Nothing waits for the host or allocates; all memory must stay alive until the launches are done.
+/// Up to max_counted_experts two launches on a GPU, one for fewer than 2048 slots; a block's shared memory must hold the counts, of 3620 experts at most
+/// where it has 99 KiB (compute capability 8.6, 8.9, 12) and of 2340 where it has 64 (7.5). Beyond max_counted_experts slots are sorted, with the same
+/// result: three launches of our own and those of CUB's radix sort (one for few slots, else three and one per eight bits of the ids) and scan (two),
+/// which only a program has one of whose files includes dispatch/many_experts.cuh. Nothing waits for the host or allocates; all memory must stay alive
+/// until the launches are done.
 /// Errors: InvalidArgument before any output is written, on the CPU also for an id outside [-1, E).
 template <DispatchPlace Place, class Tag = EngineTagOf<Place>>
 void permutation(const PermutationArgs& args, Workspace workspace, const Place& place) {

@@ -2,21 +2,9 @@
 #pragma once
 
 #include <moe_balance/config.hpp>
+#include <moe_balance/cuda_options.hpp>
 
-/// \def MOE_BALANCE_CUDA_MAX_EXPERTS
-/// The most experts that this file's CUDA kernels serve, 1 to 2048, as a decimal number defined before the first include. Kernels for more are not
-/// compiled, and a call with more raises InvalidArgument. Files of one program may differ, but an inline function of theirs that calls a router may
-/// then be either file's.
-/// \def MOE_BALANCE_CUDA_MIN_EXPERTS
-/// The fewest experts that this file's kernels are made for, 1 to the most. Fewer are served by kernels for more: slower, with the same bits.
-#if !defined(MOE_BALANCE_CUDA_MAX_EXPERTS)
-#define MOE_BALANCE_CUDA_MAX_EXPERTS 2048
-#endif
-#if !defined(MOE_BALANCE_CUDA_MIN_EXPERTS)
-#define MOE_BALANCE_CUDA_MIN_EXPERTS 1
-#endif
-
-// cuda_800_900 for 800, 900; of up to sixteen architectures.
+// cuda_800_900 for 800, 900; of up to sixteen architectures (nvcc 13 knows twelve).
 #define MOEB_ARCH_JOIN_(a, b) a##_##b
 #define MOEB_ARCH_JOIN(a, b) MOEB_ARCH_JOIN_(a, b)
 #define MOEB_ARCH_NAME_1(a) a

@@ -15,7 +15,8 @@
 #include <cuda_runtime_api.h>
 
 MOEB_NAMESPACE_BEGIN
-inline namespace MOEB_ARCH_NAMESPACE {
+
+inline namespace MOEB_ARCH_LIST_NAME {
 
 MOEB_HIDDEN inline void check_cuda(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
@@ -23,8 +24,12 @@ MOEB_HIDDEN inline void check_cuda(cudaError_t error, const char* what) {
   raise<CudaError>(std::string("moe_balance: ") + what + ": " + cudaGetErrorName(error) + ": " + cudaGetErrorString(error));
 }
 
-/// Calls enqueue on the stream. Errors: CudaError when the device is missing, when an earlier call of anyone left an error, or when a
-/// launch fails.
+}  // namespace MOEB_ARCH_LIST_NAME
+
+inline namespace MOEB_ARCH_NAMESPACE {
+
+/// Calls enqueue on the stream. Errors: CudaError when the device is missing, when an earlier call of anyone left an error other than "not ready", or
+/// when a launch fails.
 struct MOEB_HIDDEN CudaEngine {
   static constexpr bool serves_float64 = false;
   static constexpr int most_experts = MOE_BALANCE_CUDA_MAX_EXPERTS;
@@ -299,11 +304,11 @@ struct MOEB_HIDDEN CudaEngine {
 
 }  // namespace MOEB_ARCH_NAMESPACE
 
-/// All its members are CudaEngine's, whose names carry the architectures; this name alone is the same everywhere.
+/// All its members are CudaEngine's, whose names carry architectures and experts; this name alone is the same everywhere.
 template <>
 struct MOEB_HIDDEN Engine<cudaStream_t> : CudaEngine {};
 
-/// Hidden, and named after the architectures: so are, then, Router's calls on a stream.
+/// Hidden, and named after these: so are, then, Router's calls on a stream.
 template <>
 struct EngineTag<cudaStream_t> {
   using type = CudaEngine;

@@ -1,5 +1,5 @@
 // The kernels: thin wrappers over engine/kernels.hpp, and the block that their bodies run in.
-// Kernels and their launchers have hidden visibility and live in a namespace that carries the architectures they were compiled for, so that
+// Kernels and their launchers have hidden visibility and live in a namespace that carries the architectures and experts they were compiled for, so that
 // two shared objects, or two files of one program, with different architectures never share one.
 #pragma once
 

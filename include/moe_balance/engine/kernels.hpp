@@ -1,5 +1,5 @@
-// The bodies of the CUDA kernels, as functions over a Block. `__global__` wrappers (engine/cuda.cuh) hold no logic, so that everything here also runs on a
-// CPU under tests.
+// The bodies of the CUDA kernels, as functions over a Block. `__global__` wrappers (engine/cuda_kernels.cuh) hold no logic, so that everything here also
+// runs on a CPU under tests.
 #pragma once
 
 #include <moe_balance/engine/backward_kernel.hpp>

@@ -1,4 +1,5 @@
-// Every tuning number of the engines, with its reason. (numeric/ cannot include this file: how many keys a lane knows stands in PackedSelection.)
+// The tuning numbers of the engines, with their reasons. Elsewhere are what follows from a lane's registers (engine/kernel_config.hpp) and how many keys a
+// lane knows (PackedSelection: numeric/ cannot include this file).
 #pragma once
 
 #include <moe_balance/config.hpp>

@@ -76,7 +76,7 @@ struct Validator {
 
   /// `most`: what the engine's kernels were compiled for.
   void compiled_experts(std::int64_t experts, int most) const {
-    if (most < max_experts) {
+    if (experts > most && most < max_experts) {
       range("logits.columns", experts, 1, most, "kernels for more are not compiled: MOE_BALANCE_CUDA_MAX_EXPERTS");
     }
   }

@@ -106,7 +106,7 @@ class NcclConnection {
       const cudaError_t state = cudaStreamQuery(stream);
       if (state == cudaSuccess) return;
       if (state != cudaErrorNotReady) cuda("wait", "the stream", state);
-      (void)cudaGetLastError();  // no failure for a later call to report
+      if (cudaPeekAtLastError() == cudaErrorNotReady) (void)cudaGetLastError();  // no failure for a later call to report
       pause("wait", "the stream, whose sums not all ranks have joined", begin);
     }
   }

@@ -8,7 +8,7 @@
 #include <moe_balance/sync/nccl_gather.hpp>
 
 MOEB_NAMESPACE_BEGIN
-inline namespace MOEB_ARCH_NAMESPACE {
+inline namespace MOEB_ARCH_LIST_NAME {
 
 template <int Threads>
 __global__ void __launch_bounds__(Threads) MOEB_HIDDEN
@@ -30,7 +30,7 @@ struct MOEB_HIDDEN CudaRankOrder {
 
 using NcclGatherSync = BasicNcclSync<NcclAllGather<CudaRankOrder>>;
 
-}  // namespace MOEB_ARCH_NAMESPACE
+}  // namespace MOEB_ARCH_LIST_NAME
 static_assert(SyncPolicyOn<NcclGatherSync, cudaStream_t>);
 
 MOEB_NAMESPACE_END
