@@ -160,6 +160,22 @@ TEST_CASE("a usual call fills its tier, which has a kernel for it") {
   }
 }
 
+TEST_CASE(
+    "of the tiers that are compiled the first that holds the experts serves them; fewer than the first was made for, too") {
+  constexpr mb::TierRange compiled{mb::tier_of(40), mb::tier_of(100)};
+  const auto serving = [](int e) {
+    int tier = -1;
+    mb::with_tier<compiled>(e, [&](auto index) { tier = decltype(index)::value; });
+    return tier < 0 ? 0 : mb::cuda_tiers[tier].max_experts;
+  };
+  for (int e = 1; e <= mb::max_experts; ++e) {
+    CAPTURE(e);
+    CHECK(serving(e) == (e <= 64 ? 64 : e <= 128 ? 128 : 0));
+    CHECK(mb::cuda_tiers[mb::tier_of(e)].max_experts >= e);
+    CHECK((mb::tier_of(e) == 0 || mb::cuda_tiers[mb::tier_of(e) - 1].max_experts < e));
+  }
+}
+
 TEST_CASE("a usual call may have logits in 16 bits, as many tokens as 30 bits count, or none") {
   Forward<mb::AuxLoss> forward = usual_forward<mb::AuxLoss>(false);
   Backward<mb::AuxLoss> backward = usual_backward();
