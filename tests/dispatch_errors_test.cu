@@ -3,6 +3,8 @@
 
 #include "bodies/dispatch_errors.hpp"
 
+#include <moe_balance/dispatch/many_experts.cuh>
+
 namespace testing {
 
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_permutation, CudaEngine);

@@ -56,6 +56,17 @@ TEST_CASE("dispatch: threads that permute over different numbers of experts do n
   CHECK(few == 0);
 }
 
+TEST_CASE("dispatch: as many blocks as there are, for few and many experts") {
+  for (const std::int64_t experts : {1, 6, 64, 256, 2048}) {
+    for (const std::int64_t tokens : {8192, 16384}) {
+      CAPTURE(experts);
+      CAPTURE(tokens);
+      const DispatchProblem p = dispatch_problem(54, tokens, experts < 8 ? 1 : 8, experts, 1, 8);
+      CHECK(run_dispatch(CudaEngine{}, p) == run_dispatch(HostEngine{}, p));
+    }
+  }
+}
+
 TEST_CASE("dispatch: GPU = CPU, bit for bit") {
   for (const mb::DataType type : {mb::DataType::float32, mb::DataType::bfloat16, mb::DataType::float16}) {
     for (const std::int64_t hidden : {72, 1024, 7}) {

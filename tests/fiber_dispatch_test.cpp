@@ -104,4 +104,50 @@ TEST_CASE("dispatch: fibers = CPU with more parts than one") {
   }
 }
 
+TEST_CASE("dispatch: fibers = CPU in blocks of one tile, of sixteen, and with blocks that only mark padding") {
+  struct Case {
+    std::int64_t tokens, k, experts, align;
+  };
+  for (const Case c :
+       {Case{2600, 2, 9, 4}, Case{700, 3, 40, 8}, Case{60, 2, 1, 256}, Case{0, 2, 5, 4}, Case{1500, 4, 700, 1}}) {
+    CAPTURE(c.tokens);
+    CAPTURE(c.experts);
+    const DispatchProblem p = dispatch_problem(43, c.tokens, c.experts == 1 ? 1 : c.k, c.experts, 1, c.align);
+    const DispatchResults host = run_dispatch(HostEngine{.threads = 1}, p);
+    for (const int tiles : {1, 2, 16}) {
+      CAPTURE(tiles);
+      CHECK(run_dispatch(FiberEngine{.seed = 8, .multiprocessors = 3, .dispatch_tiles = tiles}, p) == host);
+    }
+  }
+}
+
+TEST_CASE("forward_and_permute: fibers = CPU with few blocks that have more tiles than tokens") {
+  const mb::Router router{mb::Softmax{}, mb::TopK<4>{}, mb::AuxLoss{.coefficient = 0.1f}};
+  for (const std::int64_t tokens : {40, 300, 1100}) {
+    Inputs inputs = normal_inputs(44, tokens, 32, 4, 0.5);
+    inputs.loss_parts = 1;
+    CAPTURE(tokens);
+    const TrainedAndPermuted want = trained_and_permuted(HostEngine{}, router, inputs, false);
+    for (const std::int64_t blocks : {1, 3, 128}) {
+      CAPTURE(blocks);
+      const FiberEngine engine{.dispatch_tiles = 16, .routing_threads = 256, .routing_blocks = blocks};
+      check_same(trained_and_permuted(engine, router, inputs, true), want);
+    }
+  }
+}
+
+TEST_CASE("dispatch: a permutation of few slots waits for the kernel that writes its ids") {
+  const std::vector<std::int32_t> chosen = {2, 0, 1, 1, 2, 2, 0, 1};
+  std::vector<std::int32_t> ids(8, 0);
+  std::vector<std::int64_t> offsets(4), row_of_slot(8), slot_of_row(8), workspace(64);
+  kernel_before = [&] { ids = chosen; };
+  mb::permutation({.experts = mb::MatrixView<const std::int32_t>(ids.data(), 4, 2),
+                   .offsets = {offsets.data(), 4},
+                   .row_of_slot = {row_of_slot.data(), 4, 2},
+                   .slot_of_row = {slot_of_row.data(), 8}},
+                  {workspace.data(), workspace.size() * 8}, FiberEngine{}.place());
+  CHECK(offsets == std::vector<std::int64_t>{0, 2, 5, 8});
+  CHECK(slot_of_row == std::vector<std::int64_t>{1, 6, 2, 3, 7, 0, 4, 5});
+}
+
 }  // namespace testing

@@ -72,7 +72,7 @@ TEST_CASE("rule 8: the kernels' parameter structs reach the device as the host w
   check_echo<Update, &Update::balancer, &Update::bias, &Update::load, &Update::top_k, &Update::ranks, &Update::failure_flag>();
   check_echo<mb::Totals, &mb::Totals::counts, &mb::Totals::load, &mb::Totals::saved, &mb::Totals::status,
              &mb::Totals::saved_words, &mb::Totals::words_to_clear, &mb::Totals::counts_to_clear,
-             &mb::Totals::clearing_blocks>();
+             &mb::Totals::clearing_blocks, &mb::Totals::cleared_beside>();
 }
 
 TEST_CASE("rule 8: and so do the structs inside them") {
@@ -109,7 +109,8 @@ TEST_CASE("rule 8: and the dispatch kernels' structs") {
              &PermutationProblem::k, &PermutationProblem::expert_count, &PermutationProblem::offsets, &PermutationProblem::slot_of_row,
              &PermutationProblem::rows, &PermutationProblem::align, &PermutationProblem::rows_per_expert, &PermutationProblem::counts,
              &PermutationProblem::expert_of_block, &PermutationProblem::row_blocks, &PermutationProblem::block_size,
-             &PermutationProblem::histogram, &PermutationProblem::histogram_rows, &PermutationProblem::invalid>();
+             &PermutationProblem::histogram, &PermutationProblem::histogram_rows, &PermutationProblem::ranking_blocks,
+             &PermutationProblem::invalid>();
   using mb::GatherProblem;
   check_echo<GatherProblem, &GatherProblem::tokens, &GatherProblem::rows, &GatherProblem::slot_of_row, &GatherProblem::slots,
              &GatherProblem::k, &GatherProblem::factors, &GatherProblem::clears_padding, &GatherProblem::packs, &GatherProblem::invalid>();

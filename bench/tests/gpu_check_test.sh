@@ -18,6 +18,7 @@ echo "NVIDIA Test 100, 999.1, 9.0, 1000 MiB"
 echo "NVIDIA Test 100, 999.1, 9.0, 1000 MiB"
 PROGRAM
 stand_in nvcc <<'PROGRAM'
+[ "$1" != --help ] || { echo "--split-compile <number>  (-split-compile)"; exit 0; }
 echo "Cuda compilation tools, release 13.0, V13.0.1"
 PROGRAM
 stand_in git <<'PROGRAM'
@@ -123,7 +124,7 @@ gather gathered_without_git no_git
 
 check well dirty 0 --jobs 3 --dependencies "$folder/gathered"
 holds well 'report["machine"]["revision"] == "0123abcd when the dependencies were gathered"'
-holds well 'report["passed"] and set(status.values()) == {"passed"} and len(status) == 19'
+holds well 'report["passed"] and set(status.values()) == {"passed"} and len(status) == 18'
 holds well 'report["machine"]["gpu"] == "NVIDIA Test 100" and report["machine"]["driver"] == "999.1" and report["machine"]["cuda"] == "13.0"'
 holds well '"--jobs 3" in report["machine"]["command"] and len(report["machine"]["date"]) == 20'
 holds well 'len(report["tests"]) == 7 and report["figures"]["router_gpu"]["benchmarks"][0]["median_us"] == 4.5'
@@ -133,16 +134,17 @@ expect well '4.50 us (4.40 to 4.70)'
 expect well '10.0x'
 expect well 'ALL PASSED'
 grep -qx -- '-DCMAKE_CUDA_ARCHITECTURES=90-real' "$folder/build/options" || { echo "the card's architecture is not asked for"; exit 1; }
+grep -qx -- '-DCMAKE_CUDA_FLAGS_RELEASE=.* --split-compile=4' "$folder/build/options" || { echo "nvcc is not asked for threads"; exit 1; }
 grep -qx -- '-DMOE_BALANCE_EXAMPLES=ON' "$folder/build/options" || { echo "the example of NCCL is not asked for"; exit 1; }
 
 check without_torch 'torch no_nccl no_git' 0 --dependencies "$folder/gathered_with_changes"
 holds without_torch 'report["machine"]["revision"] == "0123abcd with changes when the dependencies were gathered"'
-holds without_torch 'status["compare_torch"] == "skipped" and report["passed"] and len(status) == 17'
+holds without_torch 'status["compare_torch"] == "skipped" and report["passed"] and len(status) == 16'
 expect without_torch 'so NcclSync was not checked'
 
 check wrong 'build skip example race hang benchmark dirty' 1 --step-limit 3 --dependencies "$folder/gathered_without_git"
 holds wrong 'report["machine"]["revision"] == "0123abcd with changes"'
-holds wrong 'not report["passed"] and len(status) == 19'
+holds wrong 'not report["passed"] and len(status) == 18'
 holds wrong 'status["nccl"] == "passed" and status["nccl_example"] == "failed"'
 holds wrong 'status["build"] == "failed" and status["golden"] == "failed" and status["sanitizer_racecheck"] == "failed"'
 holds wrong 'status["sanitizer_synccheck"] == "timed_out" and 2.5 < seconds["sanitizer_synccheck"] < 10'
@@ -154,5 +156,5 @@ expect wrong 'FAILED: broken'
 
 check late no_git 1 --deadline 1 --dependencies "$folder/gathered_without_git"
 holds late 'report["machine"]["revision"] == "unknown"'
-holds late 'not report["passed"] and len(status) == 19 and set(status.values()) == {"out_of_time"}'
+holds late 'not report["passed"] and len(status) == 18 and set(status.values()) == {"out_of_time"}'
 echo "gpu_check.sh does what it says: 8 runs"

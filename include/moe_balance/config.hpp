@@ -50,10 +50,12 @@
 #if defined(__CUDA_ARCH__)
 #define MOEB_UNROLL _Pragma("unroll")
 #define MOEB_NO_UNROLL _Pragma("unroll 1")
+#define MOEB_UNROLL_BY_4 _Pragma("unroll 4")
 #define MOEB_UNROLL_BY_8 _Pragma("unroll 8")
 #else
 #define MOEB_UNROLL
 #define MOEB_NO_UNROLL
+#define MOEB_UNROLL_BY_4
 #define MOEB_UNROLL_BY_8
 #endif
 

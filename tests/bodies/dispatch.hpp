@@ -134,7 +134,7 @@ TEST_CASE_TEMPLATE_DEFINE("dispatch: hidden sizes around a pack, a warp's packs 
                           dispatch_hidden_sizes) {
   const Engine engine;
   for (const mb::DataType type : {mb::DataType::float32, mb::DataType::bfloat16}) {
-    for (const std::int64_t hidden : {1, 4, 8, 31, 32, 33, 64, 127, 128, 129, 256, 264, 520}) {
+    for (const std::int64_t hidden : {1, 4, 8, 31, 32, 33, 64, 127, 128, 129, 256, 264, 520, 1024, 1032, 1544, 2056}) {
       DispatchProblem p = dispatch_problem(13, 9, 2, 4, hidden, 2);
       p.type = type;
       Random random(14);

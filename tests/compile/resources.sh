@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
 # resources.sh OUTPUT BUDGETS NVCC FLAGS... SOURCE: compiles SOURCE to a cubin and fails when any kernel or function in it spills registers,
 # needs a stack frame, or has more registers than its kind may have in its tier. BUDGETS is the program that prints tuning.hpp's budgets
-# (kernel_budgets.cpp). Prints registers and shared memory of every kernel; OUTPUT.txt keeps what ptxas said.
+# (kernel_budgets.cpp), or when a kernel for sm_90 and later does not wait for the one before it, which all but those launched the ordinary way
+# must. Prints registers and shared memory of every kernel; OUTPUT.txt keeps what ptxas said.
 set -euo pipefail
 output=$1 budgets=$2
 shift 2
-"$@" -Xptxas=-v -cubin -o "$output.cubin" 2>&1 | c++filt >"$output.txt" || { cat "$output.txt"; exit 1; }
+rm -rf "$output.keep"
+mkdir "$output.keep"
+"$@" -Xptxas=-v -cubin --keep --keep-dir "$output.keep" -o "$output.cubin" 2>&1 | c++filt >"$output.txt" || { cat "$output.txt"; exit 1; }
 
 awk '
   function short(name) {  # without namespaces and parameters
@@ -37,3 +40,18 @@ awk '
     print kernels " kernels, " bad + 0 " with spills, a stack frame or too many registers"
     exit bad > 0
   }' <("$budgets") "$output.txt"
+
+cat "$output.keep"/*.ptx | awk '
+  / \.entry / { name = $0; waits[name] = 0 }
+  /^\.target sm_/ { split($2, part, /[_,a-z]+/); waiting = part[2] >= 90 }
+  /griddepcontrol.wait/ { waits[name] = 1 }
+  END {
+    for (name in waits) {
+      if (!waiting || waits[name] || name ~ /moe_balance_(clear|sum_in_rank_order)|_ZN3cub/) continue
+      print "FAILED " name " does not wait for the kernel before it"
+      ++bad
+    }
+    exit bad > 0
+  }' || failed=1
+rm -rf "$output.keep"
+exit ${failed:-0}

@@ -36,7 +36,10 @@ struct DispatchEngine<testing::Fibers> {
   [[nodiscard]] static std::int64_t parts(std::int64_t /*slots*/, std::int64_t most, const Fibers& place) {
     return std::min<std::int64_t>(most, place.multiprocessors);
   }
-  [[nodiscard]] static constexpr int tiles(const char* /*call*/, int /*experts*/, const Fibers&) { return 3; }
+  [[nodiscard]] static int tiles(const char* /*call*/, int /*experts*/, const Fibers& place) { return place.dispatch_tiles; }
+  [[nodiscard]] static std::int64_t most_routing_blocks(std::int64_t /*experts*/, const Fibers& place) {
+    return place.routing_blocks;
+  }
 
   /// What is CUB's on a GPU is the CPU's here: only kernels of our own run on fibers.
   static void check_sort(const char* /*call*/, std::int64_t /*slots*/, std::int64_t /*experts*/, const Fibers&) {}
@@ -69,7 +72,7 @@ struct DispatchEngine<testing::Fibers> {
     with_config(problem, [&](auto config) {
       using Config = decltype(config);
       constexpr CudaTier tier = Config::tier;
-      constexpr int threads = 64;
+      const int threads = place.routing_threads;
       testing::usual_kernels += Config::usual ? 1 : 0;
       testing::end_kernel_before();
       testing::kernel_before = [=] {
@@ -94,8 +97,17 @@ struct FiberEngine {
   static constexpr bool has_float64 = false;
   std::uint64_t seed = 1;
   int multiprocessors = 2;
+  int dispatch_tiles = 3;
+  int routing_threads = 64;
+  std::int64_t routing_blocks = moe_balance::dispatch_tuning.most_routing_blocks;
 
-  [[nodiscard]] Fibers place() const { return {seed, multiprocessors}; }
+  [[nodiscard]] Fibers place() const {
+    return {.seed = seed,
+            .multiprocessors = multiprocessors,
+            .dispatch_tiles = dispatch_tiles,
+            .routing_threads = routing_threads,
+            .routing_blocks = routing_blocks};
+  }
   void wait() const {}
 
   template <class T>

@@ -13,6 +13,7 @@ MOEB_NAMESPACE_BEGIN
 /// First launch: one row of the histogram per block.
 struct CountSlots {
   static constexpr bool uses_shared = true;
+  static constexpr int most_tiles = dispatch_tuning.permutation_tiles;
   static constexpr bool lets_next_kernel_start = true;
   [[nodiscard]] static constexpr std::size_t shared_bytes(int experts) {
     return static_cast<std::size_t>(experts) * sizeof(std::int32_t);
@@ -42,10 +43,8 @@ struct CountSlots {
 /// Second launch: offsets, padding marks, and a row for each slot. Each block takes the same number of rows of the histogram.
 struct PlaceSlots {
   static constexpr bool uses_shared = true;
-  /// Whether it may start while the kernel before it runs: that is the first launch. A caller's kernel may itself have been allowed to end early.
-  [[nodiscard]] static bool runs_beside_kernel_before(const PermutationProblem& problem) {
-    return problem.histogram != nullptr;
-  }
+  static constexpr int most_tiles = dispatch_tuning.permutation_tiles;
+  static constexpr bool waits_by_itself = true;  ///< for the kernel before it, which is the first launch where there are two
 
   /// Per expert: all slots, slots of earlier blocks, first row; then for each tile its slots so far. And a word per tile to add threads up.
   struct Shared {
@@ -67,10 +66,10 @@ struct PlaceSlots {
     const auto t = static_cast<std::size_t>(tiles);
     return (3 * e + 1 + t) * sizeof(std::int64_t) + t * e * sizeof(std::int32_t);
   }
-  /// Tiles of a GPU's block that has so many bytes of shared memory: as many as tuning.hpp says, or a half, a quarter, an eighth; 0 where one is too
+  /// Tiles of a GPU's block that has so many bytes of shared memory: as many as tuning.hpp says, or a half, a quarter, and so on; 0 where one is too
   /// many. The result does not depend on it.
   [[nodiscard]] static constexpr int tiles_that_fit(int experts, std::size_t available) {
-    int tiles = experts <= dispatch_tuning.many_experts ? dispatch_tuning.tiles : dispatch_tuning.tiles_for_many_experts;
+    int tiles = experts <= dispatch_tuning.many_experts ? most_tiles : dispatch_tuning.tiles_for_many_experts;
     while (tiles > 0 && shared_bytes(experts, tiles) > available) tiles /= 2;
     return tiles;
   }
@@ -83,11 +82,10 @@ struct PlaceSlots {
   MOEB_INLINE void operator()(const BlockT& block, const TileT& tile, const PermutationProblem& problem) const {
     const int tiles = block.threads() / TileT::width;
     const Shared shared(block.shared(), problem.expert_count, tiles);
-    for (int i = block.thread(); i < tiles * problem.expert_count; i += block.threads()) shared.tile_counts[i] = 0;
-    if constexpr (BesideBlock<BlockT>) block.await_kernel_before();
+    std::int32_t* const counts = shared.tile_counts + block.thread() / TileT::width * problem.expert_count;
+    for (int e = tile.lane(); e < problem.expert_count; e += TileT::width) counts[e] = 0;
+    tile.barrier();
     const bool counts_all = problem.histogram == nullptr;
-    if (!counts_all) add_up_blocks(block, tile, problem, shared);
-    block.barrier();
     const bool ranks = block.index() < problem.ranking_blocks;
     ItemRange own{0, 0};
     if (counts_all || ranks) {
@@ -95,21 +93,28 @@ struct PlaceSlots {
       own = slots_of_rows(problem, first_row, first_row + rows_per_block(problem));
     }
     const ItemRange range = range_of_tile(block, tile, own);
-    count_of_tile(block, tile, problem, range, shared);
+    if constexpr (BesideBlock<BlockT>) block.await_kernel_before();
+    // The first ids are on their way while the other blocks' counts are added up.
+    std::int32_t ids[at_once];
+    load_ids(tile, problem, range.first, range.last, ids);
+    if (!counts_all) add_up_blocks(block, tile, problem, shared);
+    count_of_tile(block, tile, problem, range, ids, counts);
+    block.barrier();
     if (counts_all) {
-      block.barrier();
       add_up_tiles(block, problem, tiles, shared);
       block.barrier();
     }
+    start_tiles(block, problem, tiles, shared);
     find_offsets(block, tile, problem, shared);
     block.barrier();
-    start_tiles(block, problem, tiles, shared);
+    if (ranks) rank(tile, problem, range, ids, counts, shared);
     mark_padding(block, tile, problem, shared.offset, [&](std::int64_t e) MOEB_LAMBDA { return shared.total[e]; });
-    block.barrier();
-    if (ranks) rank(block, tile, problem, range, shared);
   }
 
  private:
+  /// Slots of each lane whose ids a tile waits for together.
+  static constexpr int at_once = dispatch_tuning.ids_at_once;
+
   [[nodiscard]] MOEB_INLINE static std::int64_t rows_per_block(const PermutationProblem& problem) {
     return problem.histogram_rows / problem.ranking_blocks;
   }
@@ -136,35 +141,39 @@ struct PlaceSlots {
   }
 
   /// Lanes side by side share `Count` experts: each adds up the rows that are its own by turns, several loads at once, because that is what a GPU
-  /// thread waits for.
+  /// thread waits for. As many lanes share as there are threads for.
   template <int Count, class BlockT, class TileT>
   MOEB_INLINE static void add_up_blocks_by(const BlockT& block, const TileT& tile, const PermutationProblem& problem,
                                            const Shared& shared) {
-    constexpr int sharing =
+    constexpr int most_sharing =
         TileT::width < dispatch_tuning.lanes_per_expert ? TileT::width : dispatch_tuning.lanes_per_expert;
     constexpr int loads = Count == 1 ? dispatch_tuning.counts_at_once : dispatch_tuning.quads_at_once;
-    const std::int64_t first_row =
-        block.index() < problem.ranking_blocks ? first_row_of(block, problem) : problem.histogram_rows;
-    const int own = block.thread() % sharing;
-    const int groups = block.threads() / sharing;
     const int runs = problem.expert_count / Count;
+    int sharing = 1;
+    while (sharing < most_sharing && 2 * sharing * runs <= block.threads()) sharing *= 2;
+    const int rows = static_cast<int>(problem.histogram_rows);
+    const int first_row = block.index() < problem.ranking_blocks ? static_cast<int>(first_row_of(block, problem)) : rows;
+    const int own = block.thread() & (sharing - 1);
+    const int groups = block.threads() / sharing;
     // All lanes of a tile go round as often: they meet in the sums.
     for (int start_run = 0; start_run < runs; start_run += groups) {
       const int run = start_run + block.thread() / sharing;
       const bool has_run = run < runs;
       const std::int32_t* const column = problem.histogram + (has_run ? run : 0) * Count;
-      // The rows before this block's first, then the others: one after the other, so that only one of the sums is in registers.
       std::int64_t sum[Count] = {};
-      const auto add_up = [&](std::int64_t first, std::int64_t last) MOEB_LAMBDA {
+      // The rows before this block's first, then the others: one after the other, so that only one of the sums is in registers.
+      MOEB_NO_UNROLL
+      for (int part = 0; part < 2; ++part) {
+        const int last = part == 0 ? first_row : rows;
         MOEB_NO_UNROLL
-        for (std::int64_t start = first + own; start < last; start += sharing * loads) {
+        for (int start = (part == 0 ? 0 : first_row) + own; start < last; start += sharing * loads) {
           Counts<Count> counts[loads];
           MOEB_UNROLL
           for (int i = 0; i < loads; ++i) {
-            const std::int64_t row = start + sharing * i;
+            const int row = start + sharing * i;
             const bool exists = has_run && row < last;
-            counts[i] =
-                exists ? *reinterpret_cast<const Counts<Count>*>(column + row * problem.expert_count) : Counts<Count>{};
+            const std::int64_t at = static_cast<std::int64_t>(row) * problem.expert_count;
+            counts[i] = exists ? *reinterpret_cast<const Counts<Count>*>(column + at) : Counts<Count>{};
           }
           MOEB_UNROLL
           for (int i = 0; i < loads; ++i) {
@@ -172,20 +181,14 @@ struct PlaceSlots {
             for (int e = 0; e < Count; ++e) sum[e] += counts[i].value[e];
           }
         }
-      };
-      const auto store = [&](std::int64_t* to) MOEB_LAMBDA {
+        std::int64_t* const to = part == 0 ? shared.earlier : shared.total;
         MOEB_UNROLL
         for (int e = 0; e < Count; ++e) {
           std::int64_t all = sum[e];
-          MOEB_UNROLL
           for (int distance = 1; distance < sharing; distance *= 2) all += tile.shuffle_xor(all, distance);
           if (has_run && own == 0) to[run * Count + e] = all;
         }
-      };
-      add_up(0, first_row);
-      store(shared.earlier);
-      add_up(first_row, problem.histogram_rows);
-      store(shared.total);
+      }
     }
   }
 
@@ -212,22 +215,16 @@ struct PlaceSlots {
   /// Slots per expert of this tile's range; the last tile's are needed only where nobody has counted before, and then invalid ids are, too.
   template <class BlockT, class TileT>
   MOEB_INLINE static void count_of_tile(const BlockT& block, const TileT& tile, const PermutationProblem& problem,
-                                        const ItemRange& range, const Shared& shared) {
-    const int own = block.thread() / TileT::width;
+                                        const ItemRange& range, const std::int32_t (&first_ids)[at_once],
+                                        std::int32_t* counts) {
     const bool counts_all = problem.histogram == nullptr;
-    if (!counts_all && own + 1 == block.threads() / TileT::width) return;
-    std::int32_t* counts = shared.tile_counts + own * problem.expert_count;
+    if (!counts_all && block.thread() / TileT::width + 1 == block.threads() / TileT::width) return;
     std::int64_t invalid = 0;
-    for (std::int64_t first = range.first; first < range.last; first += TileT::width * at_once) {
-      std::int32_t expert[at_once];
-      load_ids(tile, problem, first, range.last, expert);
-      MOEB_UNROLL
-      for (int i = 0; i < at_once; ++i) {
-        const bool is_expert = expert[i] >= 0 && expert[i] < problem.expert_count;
-        if (is_expert) block.add_shared(counts + expert[i], 1);
-        invalid += !is_expert && expert[i] != -1 ? 1 : 0;
-      }
-    }
+    for_each_id(tile, problem, range, first_ids, [&](std::int64_t /*slot*/, std::int32_t id) MOEB_LAMBDA {
+      const bool is_expert = id >= 0 && id < problem.expert_count;
+      if (is_expert) block.add_shared(counts + id, 1);
+      invalid += !is_expert && id != -1 ? 1 : 0;
+    });
     if (counts_all && block.index() == 0 && invalid != 0 && problem.invalid != nullptr) {
       block.add_global(problem.invalid, invalid);
     }
@@ -262,9 +259,6 @@ struct PlaceSlots {
     }
   }
 
-  /// Slots of each lane whose ids a tile waits for together.
-  static constexpr int at_once = dispatch_tuning.ids_at_once;
-
   /// A lane's ids of the slots first + lane, first + width + lane, ...; -1 from `last` on.
   template <class TileT>
   MOEB_INLINE static void load_ids(const TileT& tile, const PermutationProblem& problem, std::int64_t first,
@@ -276,31 +270,50 @@ struct PlaceSlots {
     }
   }
 
-  /// The tile walks its range in order, one slot per lane at a time.
-  template <class BlockT, class TileT>
-  MOEB_INLINE static void rank(const BlockT& block, const TileT& tile, const PermutationProblem& problem,
-                               const ItemRange& range, const Shared& shared) {
-    std::int32_t* counts = shared.tile_counts + block.thread() / TileT::width * problem.expert_count;
-    for (std::int64_t start = range.first; start < range.last; start += TileT::width * at_once) {
+  /// Calls f(slot, id) for a tile's slots in order, one slot per lane at a time; id is -1 from the range's end on. The first ids are there already.
+  /// A GPU's loop stays rolled: most blocks go through it once, and fetching more code takes longer than running it.
+  template <class TileT, class Function>
+  MOEB_INLINE static void for_each_id(const TileT& tile, const PermutationProblem& problem, const ItemRange& range,
+                                      const std::int32_t (&first_ids)[at_once], const Function& f) {
+    if constexpr (!TileT::slots_in_registers) {
+      for (std::int64_t slot = range.first; slot < range.last; ++slot) f(slot, problem.experts[slot]);
+    } else {
       std::int32_t ids[at_once];
-      load_ids(tile, problem, start, range.last, ids);
       MOEB_UNROLL
-      for (int i = 0; i < at_once; ++i) {
-        const std::int64_t slot = start + TileT::width * i + tile.lane();
-        const std::int32_t expert = ids[i] >= 0 && ids[i] < problem.expert_count ? ids[i] : -1;
-        const std::uint32_t peers = tile.match(expert);
-        const int before = count_bits(peers & lanes_below(tile.lane()));
-        std::int64_t row = -1;
-        if (expert >= 0) {
-          row = row_of_place(problem, shared.offset[expert], shared.earlier[expert] + counts[expert] + before);
+      for (int i = 0; i < at_once; ++i) ids[i] = first_ids[i];
+      int left = at_once;
+      MOEB_NO_UNROLL
+      for (std::int64_t start = range.first; start < range.last; start += TileT::width) {
+        if (left == 0) {
+          load_ids(tile, problem, start, range.last, ids);
+          left = at_once;
         }
-        tile.barrier();
-        if (expert >= 0 && before == 0) counts[expert] += count_bits(peers);
-        tile.barrier();
-        if (slot < range.last) problem.row_of_slot[slot] = row;
-        if (row >= 0) problem.slot_of_row[row] = slot;
+        f(start + tile.lane(), ids[0]);
+        MOEB_UNROLL
+        for (int i = 1; i < at_once; ++i) ids[i - 1] = ids[i];
+        --left;
       }
     }
+  }
+
+  /// Gives each of a tile's slots its row.
+  template <class TileT>
+  MOEB_INLINE static void rank(const TileT& tile, const PermutationProblem& problem, const ItemRange& range,
+                               const std::int32_t (&first_ids)[at_once], std::int32_t* counts, const Shared& shared) {
+    for_each_id(tile, problem, range, first_ids, [&](std::int64_t slot, std::int32_t id) MOEB_LAMBDA {
+      const std::int32_t expert = id >= 0 && id < problem.expert_count ? id : -1;
+      const std::uint32_t peers = tile.match(expert);
+      const int before = count_bits(peers & lanes_below(tile.lane()));
+      std::int64_t row = -1;
+      if (expert >= 0) {
+        row = row_of_place(problem, shared.offset[expert], shared.earlier[expert] + counts[expert] + before);
+      }
+      tile.barrier();
+      if (expert >= 0 && before == 0) counts[expert] += count_bits(peers);
+      tile.barrier();
+      if (slot < range.last) problem.row_of_slot[slot] = row;
+      if (row >= 0) problem.slot_of_row[row] = slot;
+    });
   }
 };
 

@@ -62,7 +62,8 @@ struct PermutationProblem {
 /// Rows that an expert with `count` slots is given.
 [[nodiscard]] MOEB_INLINE constexpr std::int64_t rows_of_expert(std::int64_t count, std::int64_t align,
                                                                 std::int64_t rows_per_expert) {
-  return rows_per_expert > 0 ? rows_per_expert : (count + align - 1) / align * align;
+  if (rows_per_expert > 0) return rows_per_expert;
+  return align == 1 ? count : (count + align - 1) / align * align;
 }
 
 /// Rows behind an expert's last slot, rows behind the last expert, and the experts of blocks of rows. `offset` has E + 1 entries, `slots_of(e)`

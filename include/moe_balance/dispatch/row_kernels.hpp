@@ -65,6 +65,27 @@ MOEB_INLINE void for_each_columns_of(const TileT& tile, std::int64_t columns, Fu
   for (std::int64_t c = full + tile.lane(); c < columns; c += TileT::width) f(c, Columns<1>{});
 }
 
+/// to[c] = change(from[c]) for a row of packs, of which a lane asks for several before it writes the first: memory is far away.
+template <class T, class TileT, class Function>
+MOEB_INLINE void move_packs(const TileT& tile, const T* from, T* to, std::int64_t columns, const Function& change) {
+  constexpr std::int64_t stride = std::int64_t{Pack<T>::size} * TileT::width;
+  const std::int64_t full = columns / Pack<T>::size * Pack<T>::size;
+  for (std::int64_t c = std::int64_t{Pack<T>::size} * tile.lane(); c < full; c += dispatch_tuning.packs_at_once * stride) {
+    Pack<T> packs[dispatch_tuning.packs_at_once] = {};
+    MOEB_UNROLL
+    for (int i = 0; i < dispatch_tuning.packs_at_once; ++i) {
+      if (c + i * stride < full) packs[i] = *reinterpret_cast<const Pack<T>*>(from + c + i * stride);
+    }
+    MOEB_UNROLL
+    for (int i = 0; i < dispatch_tuning.packs_at_once; ++i) {
+      MOEB_UNROLL
+      for (T& value : packs[i].value) value = change(value);
+      if (c + i * stride < full) *reinterpret_cast<Pack<T>*>(to + c + i * stride) = packs[i];
+    }
+  }
+  for (std::int64_t c = full + tile.lane(); c < columns; c += TileT::width) to[c] = change(from[c]);
+}
+
 /// The same, in packs where `packs` says that rows are aligned for them. A lane of the CPU needs no alignment.
 template <class T, class TileT, class Function>
 MOEB_INLINE void for_each_columns(const TileT& tile, std::int64_t columns, bool packs, Function&& f) {
@@ -128,6 +149,12 @@ struct GatherRows {
       copy(tile, to, from, problem);
     } else {
       const Real factor = load_element<Real>(problem.factors, token, slot % problem.k);
+      if constexpr (TileT::slots_in_registers) {
+        if (problem.packs) {
+          return move_packs(tile, from, to, problem.rows.columns,
+                            [&](T value) MOEB_LAMBDA { return from_real<T>(mul(to_real(value), factor)); });
+        }
+      }
       for_each_columns<T>(tile, problem.rows.columns, problem.packs, [&](std::int64_t c, auto n) MOEB_LAMBDA {
         Real values[decltype(n)::value];
         load_columns(from + c, values);
@@ -149,6 +176,11 @@ struct GatherRows {
   /// Bits as they are: NaN payloads survive.
   template <class T, class TileT>
   MOEB_INLINE static void copy(const TileT& tile, T* to, const T* from, const GatherProblem& problem) {
+    if constexpr (TileT::slots_in_registers) {
+      if (problem.packs) {
+        return move_packs(tile, from, to, problem.rows.columns, [](T value) MOEB_LAMBDA { return value; });
+      }
+    }
     for_each_columns<T>(tile, problem.rows.columns, problem.packs, [&](std::int64_t c, auto n) MOEB_LAMBDA {
       constexpr int count = decltype(n)::value;
       if constexpr (count == Pack<T>::size) {
@@ -254,14 +286,14 @@ template <class Real, class T, class TileT>
   const auto column = [&](int i) MOEB_LAMBDA { return size * (tile.lane() + TileT::width * (i / size)) + i % size; };
   Real sums[local * size] = {};
   std::int64_t first = 0;
+  if (TileT::slots_in_registers && packs) {
+    MOEB_UNROLL_BY_4  // so that several loads are on their way
+        for (; first + span <= columns; first += span) add_products_of_packs(tile, a + first, b + first, sums);
+  }
   for (; first + span <= columns; first += span) {
-    if (TileT::slots_in_registers && packs) {
-      add_products_of_packs(tile, a + first, b + first, sums);
-    } else {
-      MOEB_UNROLL
-      for (int i = 0; i < local * size; ++i) {
-        sums[i] = fma(to_real(a[first + column(i)]), to_real(b[first + column(i)]), sums[i]);
-      }
+    MOEB_UNROLL
+    for (int i = 0; i < local * size; ++i) {
+      sums[i] = fma(to_real(a[first + column(i)]), to_real(b[first + column(i)]), sums[i]);
     }
   }
   if (first < columns) {

@@ -53,6 +53,7 @@ struct MOEB_HIDDEN CudaEngine {
     constexpr int threads = cuda_launch_tuning.threads_for_sums;
     const std::int64_t useful = (std::max<std::int64_t>(word_count, count_count) + threads - 1) / threads;
     const auto blocks = static_cast<unsigned>(std::clamp<std::int64_t>(useful, 1, device.multiprocessors));
+    // An ordinary launch: forward reads before it waits, and must find all earlier work done.
     moe_balance_clear<threads><<<blocks, threads, 0, stream>>>(words, word_count, counts, count_count);
     check_cuda(cudaGetLastError(), "clearing sums");
     return device.runs_beside();
@@ -86,18 +87,10 @@ struct MOEB_HIDDEN CudaEngine {
       const std::int64_t resident =
           device.resident_blocks(Config::tier, forward_kind<Config, Problem>, threads, shared_bytes);
       const dim3 grid = grid_of(GridShape(threads / Config::tier.width, problem.segments, resident));
-      // Code that does not wait must not run beside; code that does may as well follow.
-      const bool beside = totals.cleared_beside && is_compiled_for(first_capability_with_clusters, kernel);
-      if (totals.clearing_blocks > 1 || beside) {
-        const Launch launch(grid, threads, shared_bytes, stream, beside);
-        void* arguments[] = {const_cast<Problem*>(&problem), const_cast<Totals*>(&totals)};
-        check_cuda(cudaLaunchKernelExC(&launch.config, reinterpret_cast<const void*>(kernel), arguments),
-                   beside ? "launching forward" : "launching forward as a cluster");
-      } else {
-        kernel<<<grid, threads, shared_bytes, stream>>>(problem, totals);
-      }
+      launch("launching forward", device, kernel,
+             {.grid = grid, .threads = threads, .shared_bytes = shared_bytes, .is_cluster = totals.clearing_blocks > 1},
+             stream, problem, totals);
     });
-    check_cuda(cudaGetLastError(), "launching forward");
   }
 
   template <class Real, class Problem>
@@ -109,68 +102,116 @@ struct MOEB_HIDDEN CudaEngine {
       constexpr std::size_t shared_bytes = backward_shared_bytes<decltype(problem.balancer), Config::index>();
       const dim3 grid = grid_of(
           GridShape(tier, problem.segments, device.resident_blocks(tier, Config::backward, tier.threads, shared_bytes)));
-      moe_balance_backward<Config::index, Config::usual, Problem><<<grid, tier.threads, shared_bytes, stream>>>(problem);
+      launch("launching backward", device, moe_balance_backward<Config::index, Config::usual, Problem>,
+             {.grid = grid, .threads = tier.threads, .shared_bytes = shared_bytes}, stream, problem);
     });
-    check_cuda(cudaGetLastError(), "launching backward");
   }
 
   template <class Problem>
   static void loss(const Problem& problem, cudaStream_t stream) {
-    check("loss", stream);
-    moe_balance_loss<<<1, 32, 0, stream>>>(problem);
-    check_cuda(cudaGetLastError(), "launching loss");
+    const Device device = current_device("loss");
+    launch("launching loss", device, moe_balance_loss<Problem>, {.threads = 32}, stream, problem);
   }
 
   template <class Problem>
   static void update(const Problem& problem, cudaStream_t stream) {
-    check("update", stream);
-    moe_balance_update<<<static_cast<unsigned>(problem.load.layers), 32, 0, stream>>>(problem);
-    check_cuda(cudaGetLastError(), "launching update");
+    const Device device = current_device("update");
+    launch("launching update", device, moe_balance_update<Problem>,
+           {.grid = dim3(static_cast<unsigned>(problem.load.layers)), .threads = 32}, stream, problem);
   }
 
   static void publish(std::int64_t* load, std::int64_t* counts, int experts, bool accumulate, cudaStream_t stream) {
     constexpr int threads = cuda_launch_tuning.threads_for_sums;
-    moe_balance_publish<threads><<<1, threads, 0, stream>>>(load, counts, experts, accumulate);
-    check_cuda(cudaGetLastError(), "launching the global batch's counts");
+    const Device device = current_device("forward");
+    launch("launching the global batch's counts", device, moe_balance_publish<threads>, {.threads = threads}, stream, load,
+           counts, experts, accumulate);
   }
 
-  /// A launch whose grid is one cluster, or one that may run beside the kernel before it. Holds what its configuration points to.
+  /// The shape of a launch.
+  struct LaunchShape {
+    dim3 grid = dim3(1);
+    int threads = 1;
+    std::size_t shared_bytes = 0;
+    bool is_cluster = false;  ///< all of the grid is one
+  };
+
+  /// What a launch with attributes needs. Holds what its configuration points to.
   struct Launch {
-    cudaLaunchAttribute attribute{};
+    cudaLaunchAttribute attributes[2]{};
     cudaLaunchConfig_t config{};
 
-    Launch(dim3 grid, int threads, std::size_t shared_bytes, cudaStream_t stream, bool beside) {
-      if (beside) {
-        attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-        attribute.val.programmaticStreamSerializationAllowed = 1;
-      } else {
-        attribute.id = cudaLaunchAttributeClusterDimension;
-        attribute.val.clusterDim.x = grid.x;
-        attribute.val.clusterDim.y = grid.y;
-        attribute.val.clusterDim.z = grid.z;
+    Launch(const LaunchShape& shape, cudaStream_t stream, bool beside) {
+      if (shape.is_cluster) {
+        cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
+        cluster.id = cudaLaunchAttributeClusterDimension;
+        cluster.val.clusterDim.x = shape.grid.x;
+        cluster.val.clusterDim.y = shape.grid.y;
+        cluster.val.clusterDim.z = shape.grid.z;
       }
-      config.gridDim = grid;
-      config.blockDim = dim3(static_cast<unsigned>(threads));
-      config.dynamicSmemBytes = shared_bytes;
+      if (beside) {
+        cudaLaunchAttribute& serialization = attributes[config.numAttrs++];
+        serialization.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        serialization.val.programmaticStreamSerializationAllowed = 1;
+      }
+      config.gridDim = shape.grid;
+      config.blockDim = dim3(static_cast<unsigned>(shape.threads));
+      config.dynamicSmemBytes = shape.shared_bytes;
       config.stream = stream;
-      config.attrs = &attribute;
-      config.numAttrs = 1;
+      config.attrs = attributes;
     }
     Launch(const Launch&) = delete;
     Launch& operator=(const Launch&) = delete;
   };
 
-  /// Whether a kernel can be launched to start while the one before it runs; it must then wait for that one.
-  template <class Kernel>
-  [[nodiscard]] static bool runs_beside(const char* call, Kernel kernel) {
-    return current_device(call).runs_beside() && is_compiled_for(first_capability_with_clusters, kernel);
+  /// What launches depend on.
+  struct Device {
+    int multiprocessors = 0;
+    int capability = 0;
+
+    /// Whether kernels can start while the one before them runs, in captured graphs, too.
+    [[nodiscard]] bool runs_beside() const {
+      constexpr int first_driver = 12030;
+      return capability >= first_capability_with_clusters && driver_version() >= first_driver;
+    }
+
+    [[nodiscard]] std::int64_t resident_blocks(const CudaTier& tier, KernelKind kind, int threads,
+                                               std::size_t shared_bytes) const {
+      const CudaArchitecture architecture = cuda_architecture(capability);
+      return std::int64_t{multiprocessors} * moe_balance::resident_blocks(tier, kind, threads, shared_bytes, architecture);
+    }
+
+   private:
+    [[nodiscard]] static int driver_version() {
+      static const int version = [] {
+        int driver = 0;
+        check_cuda(cudaDriverGetVersion(&driver), "reading the driver's version");
+        return driver;
+      }();
+      return version;
+    }
+  };
+
+  /// `call`: who asks.
+  [[nodiscard]] static Device current_device(const char* call) {
+    check_no_earlier_error(call);
+    int device = 0;
+    check_cuda(cudaGetDevice(&device), "finding the current device");
+    const auto read = [&](cudaDeviceAttr attribute) {
+      int value = 0;
+      check_cuda(cudaDeviceGetAttribute(&value, attribute, device), "reading the device's size");
+      return value;
+    };
+    return {read(cudaDevAttrMultiProcessorCount),
+            10 * read(cudaDevAttrComputeCapabilityMajor) + read(cudaDevAttrComputeCapabilityMinor)};
   }
 
-  /// Launches it so.
+  /// Launches a kernel that waits by itself for the one before it, and may therefore be started while that one ends. Not where the device or the
+  /// kernel's code is too old for that.
   template <class... Parameters>
-  static void launch_beside(const char* what, void (*kernel)(Parameters...), dim3 grid, int threads,
-                            std::size_t shared_bytes, cudaStream_t stream, std::remove_const_t<Parameters>... parameters) {
-    const Launch launch(grid, threads, shared_bytes, stream, true);
+  static void launch(const char* what, const Device& device, void (*kernel)(Parameters...), const LaunchShape& shape,
+                     cudaStream_t stream, std::remove_const_t<Parameters>... parameters) {
+    const bool beside = device.runs_beside() && is_compiled_for(first_capability_with_clusters, kernel);
+    const Launch launch(shape, stream, beside);
     void* arguments[] = {&parameters...};
     check_cuda(cudaLaunchKernelExC(&launch.config, reinterpret_cast<const void*>(kernel), arguments), what);
   }
@@ -201,25 +242,6 @@ struct MOEB_HIDDEN CudaEngine {
     const bool no_device = earlier == cudaErrorInsufficientDriver || earlier == cudaErrorNoDevice;
     check_call(earlier, call, no_device ? "finding a CUDA device" : "an earlier CUDA call had failed before this one");
   }
-
-  struct Device {
-    int multiprocessors = 0;
-    int capability = 0;
-
-    /// Whether kernels can start while the one before them runs, in captured graphs, too.
-    [[nodiscard]] bool runs_beside() const {
-      constexpr int first_driver = 12030;
-      int driver = 0;
-      check_cuda(cudaDriverGetVersion(&driver), "reading the driver's version");
-      return capability >= first_capability_with_clusters && driver >= first_driver;
-    }
-
-    [[nodiscard]] std::int64_t resident_blocks(const CudaTier& tier, KernelKind kind, int threads,
-                                               std::size_t shared_bytes) const {
-      const CudaArchitecture architecture = cuda_architecture(capability);
-      return std::int64_t{multiprocessors} * moe_balance::resident_blocks(tier, kind, threads, shared_bytes, architecture);
-    }
-  };
 
   [[nodiscard]] static dim3 grid_of(const GridShape& shape) {
     return dim3(static_cast<unsigned>(shape.columns), static_cast<unsigned>(shape.rows), 1);
@@ -281,24 +303,11 @@ struct MOEB_HIDDEN CudaEngine {
       return false;
     if (!is_compiled_for(first_capability_with_clusters, forward_kernel_of<Config, Problem>(device))) return false;
     const auto kernel = reinterpret_cast<const void*>(forward_kernel_of<Config, Problem>(device));
-    const Launch launch(grid_of(shape), tier.threads, shared_bytes, stream, false);
+    const Launch launch({grid_of(shape), tier.threads, shared_bytes, true}, stream, false);
     int clusters = 0;
     const bool is_known = cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch.config) == cudaSuccess;
     if (!is_known) (void)cudaGetLastError();  // a device that will not say gets the ordinary launch
     return is_known && clusters > 0;
-  }
-
-  [[nodiscard]] static Device current_device(const char* call) {
-    check_no_earlier_error(call);
-    int device = 0;
-    check_cuda(cudaGetDevice(&device), "finding the current device");
-    const auto read = [&](cudaDeviceAttr attribute) {
-      int value = 0;
-      check_cuda(cudaDeviceGetAttribute(&value, attribute, device), "reading the device's size");
-      return value;
-    };
-    return {read(cudaDevAttrMultiProcessorCount),
-            10 * read(cudaDevAttrComputeCapabilityMajor) + read(cudaDevAttrComputeCapabilityMinor)};
   }
 };
 

@@ -48,7 +48,8 @@ struct MOEB_HIDDEN CudaBlock {
     __cluster_barrier_wait();
 #endif
   }
-  // Of a grid that was launched beside the kernel before it; elsewhere it returns at once.
+  // Every kernel that CudaEngine::launch starts calls it, most before all else: it may be started while the kernel before it still runs. In others it
+  // returns at once.
   __device__ void await_kernel_before() const {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -90,9 +91,9 @@ __global__ void __launch_bounds__(most_forward_threads<KernelConfig<Tier, Usual>
                                   blocks_of_most_threads<Tier, Usual, Problem>) MOEB_HIDDEN
     moe_balance_forward(const __grid_constant__ Problem problem, const __grid_constant__ Totals totals) {
   extern __shared__ __align__(16) std::byte moe_balance_shared[];
-  forward_kernel<KernelConfig<Tier, Usual>>(
-      CudaBlock<fixed_forward_threads<KernelConfig<Tier, Usual>, Problem>>{moe_balance_shared},
-      CudaTile<cuda_tiers[Tier].width>{}, problem, totals);
+  const CudaBlock<fixed_forward_threads<KernelConfig<Tier, Usual>, Problem>> block{moe_balance_shared};
+  if (!totals.cleared_beside) block.await_kernel_before();
+  forward_kernel<KernelConfig<Tier, Usual>>(block, CudaTile<cuda_tiers[Tier].width>{}, problem, totals);
 }
 
 template <int Tier, bool Usual, class Problem>
@@ -100,17 +101,20 @@ __global__ void __launch_bounds__(cuda_tiers[Tier].threads,
                                   blocks_per_sm(cuda_tiers[Tier], KernelConfig<Tier, Usual>::backward)) MOEB_HIDDEN
     moe_balance_backward(const __grid_constant__ Problem problem) {
   extern __shared__ __align__(16) std::byte moe_balance_shared[];
-  backward_kernel<KernelConfig<Tier, Usual>>(CudaBlock<cuda_tiers[Tier].threads>{moe_balance_shared},
-                                             CudaTile<cuda_tiers[Tier].width>{}, problem);
+  const CudaBlock<cuda_tiers[Tier].threads> block{moe_balance_shared};
+  block.await_kernel_before();
+  backward_kernel<KernelConfig<Tier, Usual>>(block, CudaTile<cuda_tiers[Tier].width>{}, problem);
 }
 
 template <class Problem>
 __global__ void __launch_bounds__(32) MOEB_HIDDEN moe_balance_loss(const __grid_constant__ Problem problem) {
+  CudaBlock<32>{nullptr}.await_kernel_before();
   evaluate_losses(problem, CudaTile<32>{});
 }
 
 template <class Problem>
 __global__ void __launch_bounds__(32) MOEB_HIDDEN moe_balance_update(const __grid_constant__ Problem problem) {
+  CudaBlock<32>{nullptr}.await_kernel_before();
   update_layer(problem, CudaTile<32>{}, blockIdx.x);
 }
 
@@ -125,7 +129,9 @@ __global__ void __launch_bounds__(Threads) MOEB_HIDDEN
 template <int Threads>
 __global__ void __launch_bounds__(Threads) MOEB_HIDDEN
     moe_balance_publish(std::int64_t* load, std::int64_t* counts, int experts, bool accumulate) {
-  publish_kernel(CudaBlock<Threads>{nullptr}, load, counts, experts, accumulate);
+  const CudaBlock<Threads> block{nullptr};
+  block.await_kernel_before();
+  publish_kernel(block, load, counts, experts, accumulate);
 }
 
 }  // namespace MOEB_ARCH_NAMESPACE

@@ -309,6 +309,14 @@ template <class Config, class Pass, class Problem>
   }
 }
 
+/// The first token of a tile. Warps take turns over the blocks, so that those that have a token more than others are spread over all multiprocessors.
+template <class BlockT, class TileT>
+[[nodiscard]] MOEB_HOST_DEVICE inline std::int64_t first_token_of(const BlockT& block, const TileT& tile) {
+  constexpr int tiles_of_warp = 32 / TileT::width;
+  const int own = tile_in_block(block, tile);
+  return (own / tiles_of_warp * block.blocks() + block.index()) * tiles_of_warp + own % tiles_of_warp;
+}
+
 /// Logits to ids, weights, counts, probability sums, token losses and status, in one pass. Blocks stride over the tokens of a segment, rows
 /// of blocks over segments; sums meet in shared memory and go to global memory once per block and segment.
 template <class Config, class BlockT, class TileT, class Problem>
@@ -317,7 +325,7 @@ MOEB_HOST_DEVICE inline void forward_kernel(const BlockT& block, const TileT& ti
   const auto& problem = specialised<Config>(given);
   ForwardPass<Config, BlockT, TileT, Problem> pass(block, tile, problem);
   const int tiles = block.threads() / TileT::width;
-  const std::int64_t first = block.index() * tiles + tile_in_block(block, tile);
+  const std::int64_t first = first_token_of(block, tile);
   // The first row, too, is asked for ahead of what a block does before it reads: clearing, and saying so, take as long as the row does.
   if (block.row() < problem.segments.count() && first < problem.segments.size(block.row())) {
     prefetch_row<RowUse::read>(pass.layout, problem.logits, problem.segments.token(block.row(), first));

@@ -30,29 +30,29 @@ struct DispatchTuning {
   std::int64_t most_parts = 128;
   /// Rows, most of them padding, that are worth a block of a permutation of few slots.
   std::int64_t rows_per_marking_block = 2048;
-  /// Blocks of the kernel that routes and counts: enough to fill a device; fewer where they would have fewer tokens than this.
+  /// Blocks of the kernel that routes and counts, each of which leaves counts that every block of the permutation reads: enough to fill a device; half
+  /// as many where that is one, as large as registers allow, for nearly every multiprocessor; fewer where they would have fewer tokens than this.
   std::int64_t most_routing_blocks = 256;
   std::int64_t tokens_per_routing_block = 16;
   /// A part counts in 32 bits.
   std::int64_t most_slots_per_part = std::int64_t{1} << 30;
-  /// A GPU's block: eight warps, four where the counts of so many experts would not fit shared memory.
+  /// Warps of a GPU's block. Of a permutation's: sixteen, whose few slots each are waited for together; four where the counts of so many experts
+  /// would not fit shared memory.
   int tiles = 8;
+  int permutation_tiles = 16;
   int tiles_for_many_experts = 4;
   int many_experts = 2048;
   int blocks_per_multiprocessor = 8;
-  /// Blocks that registers must leave room for: 80 registers per thread.
-  int blocks_with_registers = 3;
-  /// What a lane of a permutation loads before it waits: slots' ids; counts of the histogram, by quads or one by one. More than four quads spill on
-  /// sm_100. The other numbers are guesses.
+  /// Warps that registers must leave room for: 80 registers per thread in blocks of eight, 128 in those of sixteen.
+  int tiles_with_registers = 24;
+  /// What a lane of a permutation loads before it waits: slots' ids; counts of the histogram, by quads or one by one.
   int ids_at_once = 4;
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-  int quads_at_once = 4;
-#else
   int quads_at_once = 8;
-#endif
   int counts_at_once = 16;
-  /// Lanes that share experts of the histogram.
-  int lanes_per_expert = 4;
+  /// What a lane that moves a row loads before it writes: packs of 16 bytes.
+  int packs_at_once = 4;
+  /// Most lanes that share experts of the histogram: two quads of a row are a sector of memory.
+  int lanes_per_expert = 16;
   /// Fewest elements of rows, and fewest slots, worth a further CPU thread.
   std::int64_t elements_per_thread = 65536;
   std::int64_t slots_per_thread = 16384;
