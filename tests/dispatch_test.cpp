@@ -30,7 +30,7 @@ TEST_CASE("dispatch: blocks of a GPU have as many tiles as their shared memory h
       const int tiles = PlaceSlots::tiles_that_fit(experts, available);
       REQUIRE((tiles > 0) == (experts <= most));
       REQUIRE((tiles == 0 || PlaceSlots::shared_bytes(experts, tiles) <= available));
-      const int wanted = experts <= 2048 ? 16 : 4;
+      const int wanted = experts <= 2048 ? 8 : 4;
       REQUIRE((tiles == wanted || PlaceSlots::shared_bytes(experts, tiles == 0 ? 1 : 2 * tiles) > available));
     }
   }

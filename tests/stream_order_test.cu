@@ -65,25 +65,23 @@ struct AsBits {
 
 }  // namespace
 
-TEST_CASE("route, forward, backward, loss and update wait for the kernel before them") {
+TEST_CASE("route, forward, backward and loss wait for the kernel before them") {
   const mb::Router router{mb::Softmax{}, mb::TopK<4>{}, mb::Combine{mb::LossFreeBias{}, mb::AuxLoss{.coefficient = 0.1f}}};
   const CudaEngine engine;
   for (const std::int64_t tokens : {5, 100, 3000}) {  // one block, a cluster, beside a kernel that clears
     CAPTURE(tokens);
     Inputs inputs = normal_inputs(181, tokens, 64, 4);
     inputs.bias.assign(64, 0.0f);
-    inputs.load.assign(64, 0);
+    inputs.accumulate = false;
     Memory<CudaEngine> memory = memory_for(engine, router, inputs);
     const auto bits = [&] { return AsBits{memory.outcome()}; };
     const mb::ForwardArgs forward = memory.forward_args();
-    mb::ForwardArgs only = forward;
-    only.load = {};
     const std::size_t bytes = inputs.logits.size() * sizeof(float);
     check_waits(
         engine, forward.logits.data, bytes, [&] { router.route(memory.route_args(), memory.workspace(), engine.place()); },
         bits);
     check_waits(
-        engine, forward.logits.data, bytes, [&] { router.forward(only, memory.workspace(), engine.place()); }, bits);
+        engine, forward.logits.data, bytes, [&] { router.forward(forward, memory.workspace(), engine.place()); }, bits);
     check_waits(
         engine, forward.logits.data, bytes,
         [&] { router.backward(memory.backward_args(), memory.workspace(), engine.place()); }, bits);

@@ -37,9 +37,6 @@ struct DispatchEngine<testing::Fibers> {
     return std::min<std::int64_t>(most, place.multiprocessors);
   }
   [[nodiscard]] static int tiles(const char* /*call*/, int /*experts*/, const Fibers& place) { return place.dispatch_tiles; }
-  [[nodiscard]] static std::int64_t most_routing_blocks(std::int64_t /*experts*/, const Fibers& place) {
-    return place.routing_blocks;
-  }
 
   /// What is CUB's on a GPU is the CPU's here: only kernels of our own run on fibers.
   static void check_sort(const char* /*call*/, std::int64_t /*slots*/, std::int64_t /*experts*/, const Fibers&) {}
@@ -99,14 +96,12 @@ struct FiberEngine {
   int multiprocessors = 2;
   int dispatch_tiles = 3;
   int routing_threads = 64;
-  std::int64_t routing_blocks = moe_balance::dispatch_tuning.most_routing_blocks;
 
   [[nodiscard]] Fibers place() const {
     return {.seed = seed,
             .multiprocessors = multiprocessors,
             .dispatch_tiles = dispatch_tiles,
-            .routing_threads = routing_threads,
-            .routing_blocks = routing_blocks};
+            .routing_threads = routing_threads};
   }
   void wait() const {}
 

@@ -26,7 +26,6 @@ struct FibersOfTiers {
   Faults faults{};
   int dispatch_tiles = 3;  ///< of a permutation's block
   int routing_threads = 64;
-  std::int64_t routing_blocks = moe_balance::dispatch_tuning.most_routing_blocks;
 };
 using Fibers = FibersOfTiers<0, 1, 2, 3, 4, 5, 6>;
 static_assert(moe_balance::cuda_tier_count == 7);

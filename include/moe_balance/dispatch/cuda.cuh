@@ -34,18 +34,8 @@ inline constexpr bool waits_by_itself = requires {
   Body::waits_by_itself;
 };
 
-/// Warps of a body's largest block.
-template <class Body>
-inline constexpr int most_tiles_of = [] {
-  if constexpr (requires { Body::most_tiles; })
-    return Body::most_tiles;
-  else
-    return dispatch_tuning.tiles;
-}();
-
 template <class Body, class Problem>
-__global__ void __launch_bounds__(32 * most_tiles_of<Body>,
-                                  dispatch_tuning.tiles_with_registers / most_tiles_of<Body>) MOEB_HIDDEN
+__global__ void __launch_bounds__(32 * dispatch_tuning.tiles, dispatch_tuning.blocks_with_registers) MOEB_HIDDEN
     moe_balance_dispatch(const Body body, const __grid_constant__ Problem problem) {
   extern __shared__ __align__(16) std::byte moe_balance_shared[];
   const CudaBlock<> block{moe_balance_shared};
@@ -54,23 +44,15 @@ __global__ void __launch_bounds__(32 * most_tiles_of<Body>,
   body(block, CudaTile<32>{}, problem);
 }
 
-/// How many of the largest blocks that route and count a multiprocessor must have registers for.
-template <class Config, class Problem>
-inline constexpr int routing_blocks_per_sm =
-    blocks_per_sm(Config::tier, forward_kind<Config, Problem>) * Config::tier.threads
-    / most_routing_threads<Config, Problem>;
-
 template <int Tier, bool Usual, class Problem>
-__global__ void __launch_bounds__(most_routing_threads<KernelConfig<Tier, Usual>, Problem>,
-                                  routing_blocks_per_sm<KernelConfig<Tier, Usual>, Problem>) MOEB_HIDDEN
+__global__ void __launch_bounds__(most_forward_threads<KernelConfig<Tier, Usual>, Problem>,
+                                  blocks_of_most_threads<Tier, Usual, Problem>) MOEB_HIDDEN
     moe_balance_forward_and_count(const __grid_constant__ Problem problem, const __grid_constant__ Totals totals,
                                   std::int32_t* histogram) {
-  using Config = KernelConfig<Tier, Usual>;
   extern __shared__ __align__(16) std::byte moe_balance_shared[];
-  const CudaBlock<Config::private_rows ? Config::tier.threads : 0> block{moe_balance_shared};
-  block.await_kernel_before();
-  block.let_next_kernel_start();
-  forward_and_count_kernel<Config>(block, CudaTile<Config::tier.width>{}, problem, totals, histogram);
+  CudaBlock<>{nullptr}.let_next_kernel_start();
+  forward_and_count_kernel<KernelConfig<Tier, Usual>>(CudaBlock<cuda_tiers[Tier].threads>{moe_balance_shared},
+                                                      CudaTile<cuda_tiers[Tier].width>{}, problem, totals, histogram);
 }
 
 struct MOEB_HIDDEN CudaDispatchEngine {
@@ -142,48 +124,21 @@ struct MOEB_HIDDEN CudaDispatchEngine {
     CudaEngine::launch(call, CudaEngine::current_device(call), kernel, shape, stream, body, problem);
   }
 
-  /// Blocks that the routing before a permutation over so many experts may have: half of the most where that is one for nearly every multiprocessor, for
-  /// none two, and blocks can be as large. The result does not depend on it, nor does a workspace.
-  [[nodiscard]] static std::int64_t most_routing_blocks(std::int64_t experts, cudaStream_t /*stream*/) {
-    constexpr std::int64_t most = dispatch_tuning.most_routing_blocks;
-    const std::int64_t count = multiprocessors();
-    const bool fit = most / 2 <= count && most / 2 * 4 >= count * cuda_launch_tuning.quarters_with_a_block;
-    return fit && !cuda_tiers[tier_of(static_cast<int>(experts))].private_rows ? most / 2 : most;
-  }
-
-  /// The routing kernel of the fused calls, one block per row of the histogram.
+  /// The routing kernel of the fused calls, one block per row of the histogram. An ordinary launch: started early behind a memset it was not faster.
   template <class Problem>
   static void forward_and_count(const Problem& problem, const Totals& totals, std::int32_t* histogram, std::int64_t rows,
                                 cudaStream_t stream) {
     with_config<compiled_tiers>(problem, [&](auto config) {
       using Config = decltype(config);
-      using Balancer = decltype(problem.balancer);
-      const int threads = routing_threads<Config>(problem, rows);
-      const std::size_t shared_bytes = forward_shared_bytes<Balancer, Config::tier>(threads);
+      constexpr std::size_t shared_bytes = forward_shared_bytes<decltype(problem.balancer), Config::tier>();
       const auto kernel = moe_balance_forward_and_count<Config::index, Config::usual, Problem>;
       allow_shared_bytes("forward_and_permute", kernel, shared_bytes);
-      CudaEngine::launch("launching forward_and_permute", CudaEngine::current_device("forward_and_permute"), kernel,
-                         {dim3(static_cast<unsigned>(rows)), threads, shared_bytes}, stream, problem, totals, histogram);
+      kernel<<<static_cast<unsigned>(rows), Config::tier.threads, shared_bytes, stream>>>(problem, totals, histogram);
     });
+    check_cuda(cudaGetLastError(), "launching forward_and_permute");
   }
 
  private:
-  /// Threads of a block that routes and counts: where each multiprocessor has one at most, as many as it has tokens for and shared memory holds.
-  template <class Config, class Problem>
-  [[nodiscard]] static int routing_threads(const Problem& problem, std::int64_t rows) {
-    constexpr CudaTier tier = Config::tier;
-    if (rows > multiprocessors()) return tier.threads;
-    const std::int64_t tokens = (problem.logits.rows + rows - 1) / rows;
-    const std::size_t available = most_shared_bytes();
-    int threads = most_routing_threads<Config, Problem>;
-    const auto is_too_large = [&] {
-      const bool has_idle_tiles = (threads - tier.threads) / tier.width >= tokens;
-      return has_idle_tiles || forward_shared_bytes<decltype(Problem::balancer), tier>(threads) > available;
-    };
-    while (threads > tier.threads && is_too_large()) threads -= tier.threads;
-    return threads;
-  }
-
   /// What a kernel has without asking is 48 KiB. All that the device has, whatever this call needs: another thread's call of the same kernel may need
   /// more, and must not find less.
   template <class Kernel>

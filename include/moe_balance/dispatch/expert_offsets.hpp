@@ -25,7 +25,6 @@ struct ExpertOffsetsProblem {
 /// One block.
 struct FindOffsets {
   static constexpr bool uses_shared = true;
-  static constexpr int most_tiles = dispatch_tuning.permutation_tiles;
   [[nodiscard]] static constexpr std::size_t shared_bytes(int tiles) {
     return static_cast<std::size_t>(tiles) * sizeof(std::int64_t);
   }

@@ -13,7 +13,6 @@ MOEB_NAMESPACE_BEGIN
 /// First launch: one row of the histogram per block.
 struct CountSlots {
   static constexpr bool uses_shared = true;
-  static constexpr int most_tiles = dispatch_tuning.permutation_tiles;
   static constexpr bool lets_next_kernel_start = true;
   [[nodiscard]] static constexpr std::size_t shared_bytes(int experts) {
     return static_cast<std::size_t>(experts) * sizeof(std::int32_t);
@@ -43,7 +42,6 @@ struct CountSlots {
 /// Second launch: offsets, padding marks, and a row for each slot. Each block takes the same number of rows of the histogram.
 struct PlaceSlots {
   static constexpr bool uses_shared = true;
-  static constexpr int most_tiles = dispatch_tuning.permutation_tiles;
   static constexpr bool waits_by_itself = true;  ///< for the kernel before it, which is the first launch where there are two
 
   /// Per expert: all slots, slots of earlier blocks, first row; then for each tile its slots so far. And a word per tile to add threads up.
@@ -69,7 +67,7 @@ struct PlaceSlots {
   /// Tiles of a GPU's block that has so many bytes of shared memory: as many as tuning.hpp says, or a half, a quarter, and so on; 0 where one is too
   /// many. The result does not depend on it.
   [[nodiscard]] static constexpr int tiles_that_fit(int experts, std::size_t available) {
-    int tiles = experts <= dispatch_tuning.many_experts ? most_tiles : dispatch_tuning.tiles_for_many_experts;
+    int tiles = experts <= dispatch_tuning.many_experts ? dispatch_tuning.tiles : dispatch_tuning.tiles_for_many_experts;
     while (tiles > 0 && shared_bytes(experts, tiles) > available) tiles /= 2;
     return tiles;
   }

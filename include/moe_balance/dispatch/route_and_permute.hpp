@@ -116,13 +116,10 @@ struct FusedParts {
   std::int64_t blocks;
   std::int64_t rows_per_block;
 
-  /// More of `most_routing_blocks` never give fewer rows.
-  FusedParts(std::int64_t tokens, std::int64_t k, std::int64_t most_routing_blocks) : blocks(permutation_parts(tokens * k)) {
+  FusedParts(std::int64_t tokens, std::int64_t k) : blocks(permutation_parts(tokens * k)) {
     const std::int64_t routing =
-        std::clamp<std::int64_t>(tokens / dispatch_tuning.tokens_per_routing_block, 1, most_routing_blocks);
+        std::clamp<std::int64_t>(tokens / dispatch_tuning.tokens_per_routing_block, 1, dispatch_tuning.most_routing_blocks);
     rows_per_block = (routing + blocks - 1) / blocks;
-    // Each of the second launch's blocks has as many rows: fewer of them, so that rounding up gives no more rows than may be.
-    blocks = std::clamp<std::int64_t>(most_routing_blocks / rows_per_block, 1, blocks);
   }
   [[nodiscard]] std::int64_t rows() const { return blocks * rows_per_block; }
 };
@@ -133,8 +130,7 @@ struct FusedParts {
 template <class RouterT>
 [[nodiscard]] std::size_t route_and_permute_workspace_bytes(const RouterT& router, const Shape& shape) {
   const std::size_t routing = (router.workspace_bytes(shape) + 15) / 16 * 16;
-  const auto rows =
-      static_cast<std::size_t>(detail::FusedParts(shape.tokens, RouterT::k, dispatch_tuning.most_routing_blocks).rows());
+  const auto rows = static_cast<std::size_t>(detail::FusedParts(shape.tokens, RouterT::k).rows());
   const std::size_t counts = 16 + rows * static_cast<std::size_t>(shape.experts) * sizeof(std::int32_t);
   return routing + std::max(counts, permutation_workspace_bytes(shape.tokens, RouterT::k, shape.experts));
 }
@@ -166,7 +162,7 @@ void route_then_permute(std::int64_t tokens, const PermutationArgs& order, const
                         const Route& route) {
   using Selection = std::remove_cvref_t<decltype(RouterT::top_k)>;
   if constexpr (DispatchEngine<Place>::fuses_routing && !looks_across_tokens<Selection>) {
-    const FusedParts parts(tokens, RouterT::k, DispatchEngine<Place>::most_routing_blocks(order.offsets.size - 1, place));
+    const FusedParts parts(tokens, RouterT::k);
     PermutationProblem problem = permutation_problem(order);
     problem.histogram = static_cast<std::int32_t*>(rest.data);
     problem.histogram_rows = parts.rows();

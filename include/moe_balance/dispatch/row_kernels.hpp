@@ -65,6 +65,18 @@ MOEB_INLINE void for_each_columns_of(const TileT& tile, std::int64_t columns, Fu
   for (std::int64_t c = full + tile.lane(); c < columns; c += TileT::width) f(c, Columns<1>{});
 }
 
+/// Writes a pack that this call does not read again. On a GPU it leaves the cache first: rows are written once, and tokens read several times.
+template <class T>
+MOEB_INLINE void store_past_cache(T* to, const Pack<T>& pack) {
+#if defined(__CUDA_ARCH__)
+  uint4 bits;
+  __builtin_memcpy(&bits, &pack, sizeof(bits));
+  __stcs(reinterpret_cast<uint4*>(to), bits);
+#else
+  *reinterpret_cast<Pack<T>*>(to) = pack;
+#endif
+}
+
 /// to[c] = change(from[c]) for a row of packs, of which a lane asks for several before it writes the first: memory is far away.
 template <class T, class TileT, class Function>
 MOEB_INLINE void move_packs(const TileT& tile, const T* from, T* to, std::int64_t columns, const Function& change) {
@@ -80,7 +92,7 @@ MOEB_INLINE void move_packs(const TileT& tile, const T* from, T* to, std::int64_
     for (int i = 0; i < dispatch_tuning.packs_at_once; ++i) {
       MOEB_UNROLL
       for (T& value : packs[i].value) value = change(value);
-      if (c + i * stride < full) *reinterpret_cast<Pack<T>*>(to + c + i * stride) = packs[i];
+      if (c + i * stride < full) store_past_cache(to + c + i * stride, packs[i]);
     }
   }
   for (std::int64_t c = full + tile.lane(); c < columns; c += TileT::width) to[c] = change(from[c]);

@@ -309,12 +309,17 @@ template <class Config, class Pass, class Problem>
   }
 }
 
-/// The first token of a tile. Warps take turns over the blocks, so that those that have a token more than others are spread over all multiprocessors.
-template <class BlockT, class TileT>
+/// The first token of a tile. Where a block may have a multiprocessor to itself, warps take turns over the blocks, so that those with a token more than
+/// others are spread over all multiprocessors.
+template <class Config, class BlockT, class TileT>
 [[nodiscard]] MOEB_HOST_DEVICE inline std::int64_t first_token_of(const BlockT& block, const TileT& tile) {
-  constexpr int tiles_of_warp = 32 / TileT::width;
   const int own = tile_in_block(block, tile);
-  return (own / tiles_of_warp * block.blocks() + block.index()) * tiles_of_warp + own % tiles_of_warp;
+  if constexpr (Config::usual && Config::tier.merges_blocks) {
+    static_assert(TileT::width == 32);
+    return own * block.blocks() + block.index();
+  } else {
+    return block.index() * (block.threads() / TileT::width) + own;
+  }
 }
 
 /// Logits to ids, weights, counts, probability sums, token losses and status, in one pass. Blocks stride over the tokens of a segment, rows
@@ -325,7 +330,7 @@ MOEB_HOST_DEVICE inline void forward_kernel(const BlockT& block, const TileT& ti
   const auto& problem = specialised<Config>(given);
   ForwardPass<Config, BlockT, TileT, Problem> pass(block, tile, problem);
   const int tiles = block.threads() / TileT::width;
-  const std::int64_t first = first_token_of(block, tile);
+  const std::int64_t first = first_token_of<Config>(block, tile);
   // The first row, too, is asked for ahead of what a block does before it reads: clearing, and saying so, take as long as the row does.
   if (block.row() < problem.segments.count() && first < problem.segments.size(block.row())) {
     prefetch_row<RowUse::read>(pass.layout, problem.logits, problem.segments.token(block.row(), first));

@@ -110,12 +110,6 @@ template <class Config, class Problem>
 inline constexpr int most_forward_threads = Config::tier.threads*(
     Config::usual&& Config::tier.merges_blocks ? blocks_per_sm(Config::tier, forward_kind<Config, Problem>) : 1);
 
-/// Threads of the largest block that routes and counts for a permutation: one that has the place of all of a multiprocessor's, where a block's size may
-/// be known when it runs.
-template <class Config, class Problem>
-inline constexpr int most_routing_threads =
-    Config::tier.threads*(Config::private_rows ? 1 : blocks_per_sm(Config::tier, forward_kind<Config, Problem>));
-
 /// Calls f(KernelConfig) for the kernel that serves a problem.
 template <TierRange Tiers = TierRange{}, class Problem, class Function>
 void with_config(const Problem& problem, const Function& f) {

@@ -1,0 +1,23 @@
+// Routing and its permutation in one call, with as many tokens as fill a GPU. A file of its own, so that it compiles beside the others. GPU only.
+#include "engine_cuda.cuh"
+
+#include "bodies/forward_and_permute.hpp"
+
+namespace testing {
+
+TEST_CASE("forward_and_permute in blocks of all sizes: GPU = CPU, bit for bit") {
+  const mb::Router router{mb::Softmax{}, mb::TopK<4>{}, mb::AuxLoss{.coefficient = 0.1f}};
+  for (const int experts : {32, 64, 128, 256, 512}) {
+    for (const std::int64_t tokens : {500, 4096, 5000}) {
+      CAPTURE(experts);
+      CAPTURE(tokens);
+      Inputs inputs = normal_inputs(41, tokens, experts, 4, 0.5);
+      inputs.loss_parts = 1;
+      check_fused<CudaEngine>(router, inputs);
+      inputs.row_padding = 4;  // not a usual call
+      check_fused<CudaEngine>(router, inputs);
+    }
+  }
+}
+
+}  // namespace testing
