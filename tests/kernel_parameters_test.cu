@@ -119,6 +119,10 @@ TEST_CASE("rule 8: and the dispatch kernels' structs") {
              &CombineProblem::packs, &CombineProblem::invalid>();
   using mb::DotProblem;
   check_echo<DotProblem, &DotProblem::tokens, &DotProblem::rows, &DotProblem::row_of_slot, &DotProblem::dots, &DotProblem::packs>();
+  using mb::SpreadProblem;
+  check_echo<SpreadProblem, &SpreadProblem::tokens, &SpreadProblem::rows, &SpreadProblem::row_of_slot, &SpreadProblem::slot_of_row,
+             &SpreadProblem::factors, &SpreadProblem::others, &SpreadProblem::dots, &SpreadProblem::clears_padding, &SpreadProblem::packs,
+             &SpreadProblem::packs_of_others, &SpreadProblem::invalid>();
   using mb::CapacityProblem;
   check_echo<CapacityProblem, &CapacityProblem::chosen, &CapacityProblem::experts, &CapacityProblem::weights,
              &CapacityProblem::expert_count, &CapacityProblem::capacity, &CapacityProblem::by_score, &CapacityProblem::offsets,

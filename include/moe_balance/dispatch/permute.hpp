@@ -7,6 +7,7 @@
 #include <moe_balance/dispatch/row_kernels.hpp>
 #include <moe_balance/dispatch/validate.hpp>
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 
@@ -179,7 +180,7 @@ void combine(const CombineArgs& args, Workspace /*workspace*/, const Place& plac
 }
 
 /// grad_permuted[r] = grad_combined[token of r] (* weight of its slot); grad_weights[t, k] = <grad_combined[t], permuted[row of (t, k)]>.
-/// One launch on a GPU, two with grad_weights. Errors: InvalidArgument before anything is written.
+/// row_of_slot and slot_of_row must agree, as permutation leaves them. One launch on a GPU. Errors: InvalidArgument before anything is written.
 template <DispatchPlace Place, class Tag = EngineTagOf<Place>>
 void combine_backward(const CombineBackwardArgs& args, Workspace /*workspace*/, const Place& place) {
   using Engine = DispatchEngine<Place>;
@@ -209,11 +210,21 @@ void combine_backward(const CombineBackwardArgs& args, Workspace /*workspace*/, 
                region("weights", args.weights)});
   detail::check_index<Place>("combine_backward", "slot_of_row", args.slot_of_row, tokens * k);
   detail::check_index<Place>("combine_backward", "row_of_slot", args.row_of_slot, rows);
-  detail::gather("combine_backward", args.grad_combined, args.grad_permuted, args.slot_of_row, k, args.weights, args.padding,
-                 args.status, place);
-  if (args.grad_weights.data != nullptr) {
-    detail::dot_slots("combine_backward", args.grad_combined, args.permuted, args.row_of_slot, args.grad_weights, place);
-  }
+  const SpreadProblem problem{args.grad_combined,
+                              args.grad_permuted,
+                              args.row_of_slot,
+                              args.slot_of_row.data,
+                              args.weights,
+                              args.permuted,
+                              args.grad_weights,
+                              args.padding == Padding::zero,
+                              rows_hold_packs(args.grad_combined) && rows_hold_packs(args.grad_permuted),
+                              rows_hold_packs(args.grad_combined) && rows_hold_packs(args.permuted),
+                              detail::invalid_rows_of(args.status)};
+  detail::in_real_type_of<Place>(type, [&](auto real) {
+    Engine::launch("combine_backward", Engine::for_rows(std::max(tokens * k, rows), args.grad_permuted.columns, place),
+                   SpreadTokens<decltype(real)>{}, problem, place);
+  });
 }
 
 MOEB_NAMESPACE_END

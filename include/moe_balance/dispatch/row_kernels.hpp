@@ -118,6 +118,46 @@ template <class T, bool Const>
   return static_cast<Element*>(matrix.data) + row * matrix.stride;
 }
 
+/// Bits as they are: NaN payloads survive.
+template <class T, class TileT>
+MOEB_INLINE void copy_row(const TileT& tile, T* to, const T* from, std::int64_t columns, bool packs) {
+  if constexpr (TileT::slots_in_registers) {
+    if (packs) return move_packs(tile, from, to, columns, [](T value) MOEB_LAMBDA { return value; });
+  }
+  for_each_columns<T>(tile, columns, packs, [&](std::int64_t c, auto n) MOEB_LAMBDA {
+    constexpr int count = decltype(n)::value;
+    if constexpr (count == 1)
+      to[c] = from[c];
+    else
+      __builtin_memcpy(to + c, from + c, count * sizeof(T));
+  });
+}
+
+template <class Real, class T, class TileT>
+MOEB_INLINE void scale_row(const TileT& tile, T* to, const T* from, Real factor, std::int64_t columns, bool packs) {
+  if constexpr (TileT::slots_in_registers) {
+    if (packs) {
+      return move_packs(tile, from, to, columns,
+                        [&](T value) MOEB_LAMBDA { return from_real<T>(mul(to_real(value), factor)); });
+    }
+  }
+  for_each_columns<T>(tile, columns, packs, [&](std::int64_t c, auto n) MOEB_LAMBDA {
+    Real values[decltype(n)::value];
+    load_columns(from + c, values);
+    MOEB_UNROLL
+    for (int i = 0; i < decltype(n)::value; ++i) values[i] = mul(values[i], factor);
+    store_columns(to + c, values);
+  });
+}
+
+template <class Real, class T, class TileT>
+MOEB_INLINE void clear_row(const TileT& tile, T* to, std::int64_t columns, bool packs) {
+  for_each_columns<T>(tile, columns, packs, [&](std::int64_t c, auto n) MOEB_LAMBDA {
+    const Real zeros[decltype(n)::value] = {};
+    store_columns(to + c, zeros);
+  });
+}
+
 /// rows[r] = tokens[slot_of_row[r] / k] (* factor of the slot).
 struct GatherProblem {
   ConstAnyMatrix tokens;
@@ -131,6 +171,15 @@ struct GatherProblem {
   std::int64_t* invalid;
 };
 
+/// Whether a row has a slot. One that has neither one nor -1 is reported.
+template <class BlockT>
+[[nodiscard]] MOEB_INLINE bool has_slot(const BlockT& block, std::int64_t slot, std::int64_t slots, bool reports,
+                                        std::int64_t* invalid) {
+  const bool result = slot >= 0 && slot < slots;
+  if (!result && slot != -1 && reports && invalid != nullptr) block.add_global(invalid, 1);
+  return result;
+}
+
 template <class Real>
 struct GatherRows {
   static constexpr bool uses_shared = false;
@@ -139,69 +188,18 @@ struct GatherRows {
   MOEB_INLINE void operator()(const BlockT& block, const TileT& tile, const GatherProblem& problem) const {
     with_element_type<Real>(problem.rows.type, [&](auto* type) MOEB_LAMBDA {
       using T = std::remove_pointer_t<decltype(type)>;
-      for_each_item_of_tile(block, tile, problem.rows.rows,
-                            [&](std::int64_t row) MOEB_LAMBDA { gather<T>(block, tile, problem, row); });
-    });
-  }
-
- private:
-  template <class T, class BlockT, class TileT>
-  MOEB_INLINE static void gather(const BlockT& block, const TileT& tile, const GatherProblem& problem, std::int64_t row) {
-    const std::int64_t slot = problem.slot_of_row[row];
-    const bool has_slot = slot >= 0 && slot < problem.slots;
-    if (!has_slot && slot != -1 && problem.invalid != nullptr && tile.lane() == 0) block.add_global(problem.invalid, 1);
-    T* to = row_pointer<T>(problem.rows, row);
-    if (!has_slot) {
-      if (problem.clears_padding) clear(tile, to, problem);
-      return;
-    }
-    const std::int64_t token = slot / problem.k;
-    const T* from = row_pointer<T>(problem.tokens, token);
-    if (problem.factors.data == nullptr) {
-      copy(tile, to, from, problem);
-    } else {
-      const Real factor = load_element<Real>(problem.factors, token, slot % problem.k);
-      if constexpr (TileT::slots_in_registers) {
-        if (problem.packs) {
-          return move_packs(tile, from, to, problem.rows.columns,
-                            [&](T value) MOEB_LAMBDA { return from_real<T>(mul(to_real(value), factor)); });
-        }
-      }
-      for_each_columns<T>(tile, problem.rows.columns, problem.packs, [&](std::int64_t c, auto n) MOEB_LAMBDA {
-        Real values[decltype(n)::value];
-        load_columns(from + c, values);
-        MOEB_UNROLL
-        for (int i = 0; i < decltype(n)::value; ++i) values[i] = mul(values[i], factor);
-        store_columns(to + c, values);
+      for_each_item_of_tile(block, tile, problem.rows.rows, [&](std::int64_t row) MOEB_LAMBDA {
+        const std::int64_t slot = problem.slot_of_row[row];
+        const bool exists = has_slot(block, slot, problem.slots, tile.lane() == 0, problem.invalid);
+        if (!exists && !problem.clears_padding) return;
+        T* to = row_pointer<T>(problem.rows, row);
+        if (!exists) return clear_row<Real>(tile, to, problem.rows.columns, problem.packs);
+        const std::int64_t token = slot / problem.k;
+        const T* from = row_pointer<T>(problem.tokens, token);
+        if (problem.factors.data == nullptr) return copy_row(tile, to, from, problem.rows.columns, problem.packs);
+        const Real factor = load_element<Real>(problem.factors, token, slot % problem.k);
+        scale_row(tile, to, from, factor, problem.rows.columns, problem.packs);
       });
-    }
-  }
-
-  template <class T, class TileT>
-  MOEB_INLINE static void clear(const TileT& tile, T* to, const GatherProblem& problem) {
-    for_each_columns<T>(tile, problem.rows.columns, problem.packs, [&](std::int64_t c, auto n) MOEB_LAMBDA {
-      const Real zeros[decltype(n)::value] = {};
-      store_columns(to + c, zeros);
-    });
-  }
-
-  /// Bits as they are: NaN payloads survive.
-  template <class T, class TileT>
-  MOEB_INLINE static void copy(const TileT& tile, T* to, const T* from, const GatherProblem& problem) {
-    if constexpr (TileT::slots_in_registers) {
-      if (problem.packs) {
-        return move_packs(tile, from, to, problem.rows.columns, [](T value) MOEB_LAMBDA { return value; });
-      }
-    }
-    for_each_columns<T>(tile, problem.rows.columns, problem.packs, [&](std::int64_t c, auto n) MOEB_LAMBDA {
-      constexpr int count = decltype(n)::value;
-      if constexpr (count == Pack<T>::size) {
-        *reinterpret_cast<Pack<T>*>(to + c) = *reinterpret_cast<const Pack<T>*>(from + c);
-      } else if constexpr (count == 1) {
-        to[c] = from[c];
-      } else {
-        __builtin_memcpy(to + c, from + c, count * sizeof(T));
-      }
     });
   }
 };
@@ -356,6 +354,80 @@ struct DotSlots {
         }
         if (tile.lane() == 0) store_element(problem.dots, token, k, dot);
       });
+    });
+  }
+};
+
+/// rows[row_of_slot[t, k]] = tokens[t] (* factors[t, k]), and dots[t, k] = <tokens[t], others[that row]>, 0 for empty slots. Rows without a slot are
+/// cleared, if asked for.
+struct SpreadProblem {
+  ConstAnyMatrix tokens;
+  AnyMatrix rows;
+  MatrixView<const std::int64_t> row_of_slot;
+  const std::int64_t* slot_of_row;
+  ConstAnyMatrix factors;
+  ConstAnyMatrix others;  ///< as rows
+  AnyMatrix dots;
+  bool clears_padding;
+  bool packs;
+  bool packs_of_others;
+  std::int64_t* invalid;
+};
+
+/// A tile per slot: those of one token are side by side, and read it from memory once.
+template <class Real>
+struct SpreadTokens {
+  static constexpr bool uses_shared = false;
+
+  template <class BlockT, class TileT>
+  MOEB_INLINE void operator()(const BlockT& block, const TileT& tile, const SpreadProblem& problem) const {
+    with_element_type<Real>(problem.rows.type, [&](auto* type) MOEB_LAMBDA {
+      using T = std::remove_pointer_t<decltype(type)>;
+      const std::int64_t k_count = problem.row_of_slot.columns;
+      const std::int64_t slots = problem.tokens.rows * k_count;
+      for_each_item_of_tile(block, tile, slots, [&](std::int64_t slot) MOEB_LAMBDA {
+        spread<T>(block, tile, problem, slot / k_count, slot % k_count);
+      });
+      clear_padding<T>(block, tile, problem, slots);
+    });
+  }
+
+ private:
+  template <class T, class BlockT, class TileT>
+  MOEB_INLINE static void spread(const BlockT& block, const TileT& tile, const SpreadProblem& problem, std::int64_t token,
+                                 std::int64_t k) {
+    const std::int64_t columns = problem.rows.columns;
+    const std::int64_t row = row_of(block, tile, problem.row_of_slot, problem.rows.rows, token, k, problem.invalid);
+    const T* from = row_pointer<T>(problem.tokens, token);
+    if (row >= 0) {
+      T* to = row_pointer<T>(problem.rows, row);
+      if (problem.factors.data == nullptr)
+        copy_row(tile, to, from, columns, problem.packs);
+      else
+        scale_row(tile, to, from, load_element<Real>(problem.factors, token, k), columns, problem.packs);
+    }
+    if (problem.dots.data == nullptr) return;
+    Real dot = 0;
+    if (row >= 0) dot = dot_of_rows<Real>(tile, from, row_pointer<T>(problem.others, row), columns, problem.packs_of_others);
+    if (tile.lane() == 0) store_element(problem.dots, token, k, dot);
+  }
+
+  /// A lane looks at a row, and all clear those that have no slot.
+  template <class T, class BlockT, class TileT>
+  MOEB_INLINE static void clear_padding(const BlockT& block, const TileT& tile, const SpreadProblem& problem,
+                                        std::int64_t slots) {
+    const std::int64_t rows = problem.rows.rows;
+    for_each_item_of_tile(block, tile, (rows + TileT::width - 1) / TileT::width, [&](std::int64_t group) MOEB_LAMBDA {
+      const std::int64_t first = group * TileT::width;
+      const std::int64_t own = first + tile.lane();
+      const bool is_padding = own < rows && !has_slot(block, problem.slot_of_row[own], slots, true, problem.invalid);
+      std::uint32_t padding = tile.ballot(is_padding);
+      if (!problem.clears_padding) return;
+      for (int i = 0; padding != 0; ++i, padding >>= 1) {
+        if (padding & 1u) {
+          clear_row<Real>(tile, row_pointer<T>(problem.rows, first + i), problem.rows.columns, problem.packs);
+        }
+      }
     });
   }
 };

@@ -23,7 +23,7 @@ struct HostTuning {
 };
 inline constexpr HostTuning host_tuning{};
 
-/// Permuting slots and rows (dispatch/), on both engines. Guesses, not yet measured on a GPU.
+/// Permuting slots and rows (dispatch/), on both engines. Guesses, but where a figure stands.
 struct DispatchTuning {
   /// Fewest slots worth a part (a GPU's block): each part reads every part's counts.
   std::int64_t slots_per_part = 1024;
