@@ -5,7 +5,7 @@
 
 namespace testing {
 
-TEST_CASE("forward_and_permute in blocks of all sizes: GPU = CPU, bit for bit") {
+TEST_CASE("forward_and_permute of few and many tokens in every size of kernel: GPU = CPU, bit for bit") {
   const mb::Router router{mb::Softmax{}, mb::TopK<4>{}, mb::AuxLoss{.coefficient = 0.1f}};
   for (const int experts : {32, 64, 128, 256, 512}) {
     for (const std::int64_t tokens : {500, 4096, 5000}) {

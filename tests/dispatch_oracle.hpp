@@ -141,6 +141,7 @@ inline void check_dispatch(const DispatchProblem& p, const DispatchResults& got)
   close("combined", p.type, got.combined, scattered(p, want.row_of_slot, true), p.hidden);
   close("summed", p.type, got.summed, scattered(p, want.row_of_slot, false), p.hidden);
   close("grad_outputs", p.type, got.grad_outputs, gathered(p, want.slot_of_row, p.grad_combined, true), p.hidden);
+  close("grad_summed", p.type, got.grad_summed, gathered(p, want.slot_of_row, p.grad_combined, false), p.hidden);
   close("grad_weights", p.factor_type, got.grad_weights, dotted(p, want.row_of_slot, p.grad_combined), p.k);
   close("grad_hidden", p.type, got.grad_hidden, scattered(p, want.row_of_slot, true), p.hidden);
   close("grad_scale", p.factor_type, got.grad_scale, dotted(p, want.row_of_slot, p.hidden_states), p.k);

@@ -53,6 +53,7 @@ struct DispatchResults {
   Bytes combined;
   Bytes summed;
   Bytes grad_outputs;
+  Bytes grad_summed;
   Bytes grad_weights;
   Bytes grad_hidden;
   Bytes grad_scale;
@@ -155,6 +156,7 @@ DispatchResults run_dispatch(const Engine& engine, const DispatchProblem& p, mb:
   Typed combined(engine, p.type, p.tokens, p.hidden, x);
   Typed summed(engine, p.type, p.tokens, p.hidden, x);
   Typed grad_outputs(engine, p.type, rows, p.hidden, x);
+  Typed grad_summed(engine, p.type, rows, p.hidden, x);
   Typed grad_weights(engine, p.factor_type, p.tokens, p.k, x);
   Typed grad_hidden(engine, p.type, p.tokens, p.hidden, x);
   Typed grad_scale(engine, p.factor_type, p.tokens, p.k, x);
@@ -192,6 +194,13 @@ DispatchResults run_dispatch(const Engine& engine, const DispatchProblem& p, mb:
                         .padding = p.padding,
                         .status = status},
                        {}, place);
+  mb::combine_backward({.grad_combined = grad_combined.view(),
+                        .row_of_slot = row_view,
+                        .slot_of_row = slot_view,
+                        .grad_permuted = grad_summed.view(),
+                        .padding = p.padding,
+                        .status = status},
+                       {}, place);
   mb::permute_backward({.grad_permuted = outputs.view(),
                         .row_of_slot = row_view,
                         .grad_hidden = grad_hidden.view(),
@@ -211,6 +220,7 @@ DispatchResults run_dispatch(const Engine& engine, const DispatchProblem& p, mb:
                           .combined = combined.bytes(),
                           .summed = summed.bytes(),
                           .grad_outputs = grad_outputs.bytes(),
+                          .grad_summed = grad_summed.bytes(),
                           .grad_weights = grad_weights.bytes(),
                           .grad_hidden = grad_hidden.bytes(),
                           .grad_scale = grad_scale.bytes(),

@@ -243,6 +243,23 @@ TEST_CASE("dispatch: T * K * H beyond 2^31 and 2^32: the last token and the last
   float want = 0;
   for (std::int64_t c = 0; c < hidden; ++c) want += last_row[c] * last_row[c];
   CHECK(dots.get()[rows - 1] == want);
+
+  std::fill(outputs.get() + (rows - 1) * hidden, outputs.get() + rows * hidden, 0.0f);
+  dots.get()[rows - 1] = 0;
+  last_of(rows, mb::SpreadTokens<float>{},
+          mb::SpreadProblem{state_view,
+                            row_view,
+                            rows_of,
+                            slot_of_row.get(),
+                            {},
+                            row_view,
+                            mb::MatrixView<float>(dots.get(), tokens, k),
+                            true,
+                            true,
+                            true,
+                            nullptr});
+  CHECK(std::equal(last_row, last_row + hidden, last_state));
+  CHECK(dots.get()[rows - 1] == want);
 }
 
 }  // namespace testing

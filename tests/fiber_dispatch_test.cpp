@@ -104,17 +104,17 @@ TEST_CASE("dispatch: fibers = CPU with more parts than one") {
   }
 }
 
-TEST_CASE("dispatch: fibers = CPU in blocks of one tile, of sixteen, and with blocks that only mark padding") {
+TEST_CASE("dispatch: fibers = CPU in blocks of one tile, four and eight, and with blocks that only mark padding") {
   struct Case {
     std::int64_t tokens, k, experts, align;
   };
-  for (const Case c :
-       {Case{2600, 2, 9, 4}, Case{700, 3, 40, 8}, Case{60, 2, 1, 256}, Case{0, 2, 5, 4}, Case{1500, 4, 700, 1}}) {
+  for (const Case c : {Case{2600, 2, 9, 4}, Case{1200, 2, 40, 128}, Case{700, 3, 40, 8}, Case{60, 2, 1, 256},
+                       Case{0, 2, 5, 4}, Case{1500, 4, 700, 1}}) {
     CAPTURE(c.tokens);
     CAPTURE(c.experts);
     const DispatchProblem p = dispatch_problem(43, c.tokens, c.experts == 1 ? 1 : c.k, c.experts, 1, c.align);
     const DispatchResults host = run_dispatch(HostEngine{.threads = 1}, p);
-    for (const int tiles : {1, 2, 16}) {
+    for (const int tiles : {1, 4, 8}) {
       CAPTURE(tiles);
       CHECK(run_dispatch(FiberEngine{.seed = 8, .multiprocessors = 3, .dispatch_tiles = tiles}, p) == host);
     }
@@ -130,7 +130,7 @@ TEST_CASE("forward_and_permute: fibers = CPU in blocks with fewer tiles than tok
     const TrainedAndPermuted want = trained_and_permuted(HostEngine{}, router, inputs, false);
     for (const int threads : {32, 256}) {
       CAPTURE(threads);
-      const FiberEngine engine{.dispatch_tiles = 16, .routing_threads = threads};
+      const FiberEngine engine{.dispatch_tiles = 8, .routing_threads = threads};
       check_same(trained_and_permuted(engine, router, inputs, true), want);
     }
   }

@@ -7,11 +7,13 @@
 #include "make_inputs.hpp"
 
 #include <moe_balance/dispatch/permutation.hpp>
+#include <moe_balance/dispatch/permute.hpp>
 
 #include <doctest/doctest.h>
 
 #include <cstdint>
 #include <functional>
+#include <utility>
 #include <vector>
 
 namespace testing {
@@ -30,15 +32,17 @@ __global__ void write_late(const std::uint32_t* from, std::uint32_t* to, std::in
 }
 
 /// Runs enqueue() right behind a kernel that has yet to write the memory it reads; read() must then give what it gives when all was there before.
+/// `poison()` spoils what the call writes.
 template <class Read>
-void check_waits(const CudaEngine& engine, const void* memory, std::size_t bytes, const std::function<void()>& enqueue,
-                 const Read& read) {
+void check_waits(const CudaEngine& engine, const void* memory, std::size_t bytes, const std::function<void()>& poison,
+                 const std::function<void()>& enqueue, const Read& read) {
   REQUIRE(bytes % 4 == 0);
   auto* to = static_cast<std::uint32_t*>(const_cast<void*>(memory));
   std::vector<std::uint32_t> values(bytes / 4);
   engine.wait();
   cuda_check(cudaMemcpy(values.data(), to, bytes, cudaMemcpyDeviceToHost), "cudaMemcpy to the host");
   CudaEngine::Array<std::uint32_t> kept(engine, values);
+  poison();
   enqueue();
   const auto want = read();
   const auto late = [&] {
@@ -47,6 +51,7 @@ void check_waits(const CudaEngine& engine, const void* memory, std::size_t bytes
   };
   const auto forget = [&] {
     cuda_check(cudaMemsetAsync(to, 0, bytes, engine.place()), "cudaMemsetAsync");
+    poison();
     engine.wait();
   };
   forget();
@@ -56,6 +61,10 @@ void check_waits(const CudaEngine& engine, const void* memory, std::size_t bytes
   forget();
   replay(engine, graph);
   CHECK(read() == want);
+}
+
+void fill(const CudaEngine& engine, const void* memory, std::size_t bytes, int byte = 0x5a) {
+  cuda_check(cudaMemsetAsync(const_cast<void*>(memory), byte, bytes, engine.place()), "cudaMemsetAsync");
 }
 
 struct AsBits {
@@ -77,18 +86,45 @@ TEST_CASE("route, forward, backward and loss wait for the kernel before them") {
     const auto bits = [&] { return AsBits{memory.outcome()}; };
     const mb::ForwardArgs forward = memory.forward_args();
     const std::size_t bytes = inputs.logits.size() * sizeof(float);
+    const auto spoil_ids = [&] {
+      fill(engine, forward.experts.data, static_cast<std::size_t>(tokens) * 16);
+      fill(engine, forward.weights.data, static_cast<std::size_t>(tokens) * 16);
+    };
+    const auto spoil_all = [&] {
+      spoil_ids();
+      fill(engine, memory.saved().data, memory.saved().bytes);
+    };
     check_waits(
-        engine, forward.logits.data, bytes, [&] { router.route(memory.route_args(), memory.workspace(), engine.place()); },
+        engine, forward.logits.data, bytes, spoil_ids,
+        [&] { router.route(memory.route_args(), memory.workspace(), engine.place()); }, bits);
+    check_waits(
+        engine, forward.logits.data, bytes, spoil_all, [&] { router.forward(forward, memory.workspace(), engine.place()); },
         bits);
+    const mb::BackwardArgs backward = memory.backward_args();
     check_waits(
-        engine, forward.logits.data, bytes, [&] { router.forward(forward, memory.workspace(), engine.place()); }, bits);
+        engine, forward.logits.data, bytes, [&] { fill(engine, backward.grad_logits.data, bytes); },
+        [&] { router.backward(backward, memory.workspace(), engine.place()); }, bits);
+    const mb::LossArgs loss = memory.loss_args();
     check_waits(
-        engine, forward.logits.data, bytes,
-        [&] { router.backward(memory.backward_args(), memory.workspace(), engine.place()); }, bits);
-    check_waits(
-        engine, memory.saved().data, memory.saved().bytes, [&] { router.loss(memory.loss_args(), {}, engine.place()); },
-        bits);
+        engine, memory.saved().data, memory.saved().bytes, [&] { fill(engine, loss.value, sizeof(float)); },
+        [&] { router.loss(loss, {}, engine.place()); }, bits);
   }
+}
+
+TEST_CASE("update waits for the kernel before it") {
+  const mb::Router router{mb::Sigmoid{}, mb::TopK<4>{}, mb::LossFreeBias{}};
+  const CudaEngine engine;
+  std::vector<std::int64_t> counts(64);
+  for (std::size_t e = 0; e < counts.size(); ++e) counts[e] = static_cast<std::int64_t>(e * e % 50 + 1);
+  CudaEngine::Array<std::int64_t> load(engine, counts);
+  CudaEngine::Array<float> bias(engine, std::vector<float>(64));
+  check_waits(
+      engine, load.data(), counts.size() * 8, [&] { fill(engine, bias.data(), 64 * sizeof(float), 0); },
+      [&] {
+        router.update({bias.data(), 64}, {load.data(), 64}, {}, engine.place());
+      },
+      [&] { return bias.values(); });
+  CHECK(bias.values()[0] != 0.0f);
 }
 
 TEST_CASE("a permutation waits for the kernel before it") {
@@ -111,8 +147,55 @@ TEST_CASE("a permutation waits for the kernel before it") {
                        .slot_of_row = {slot_of_row.data(), static_cast<std::int64_t>(ids.size())}},
                       {workspace.data(), bytes}, engine.place());
     };
-    check_waits(engine, experts.data(), ids.size() * 4, enqueue, [&] { return slot_of_row.values(); });
+    const auto spoil = [&] {
+      fill(engine, offsets.data(), 65 * 8);
+      fill(engine, row_of_slot.data(), ids.size() * 8);
+      fill(engine, slot_of_row.data(), ids.size() * 8);
+      fill(engine, workspace.data(), bytes);
+    };
+    check_waits(engine, experts.data(), ids.size() * 4, spoil, enqueue,
+                [&] { return std::pair(slot_of_row.values(), row_of_slot.values()); });
   }
+}
+
+TEST_CASE("combine and its backward pass wait for the kernel before them") {
+  const CudaEngine engine;
+  constexpr std::int64_t tokens = 300;
+  constexpr std::int64_t hidden = 64;
+  std::vector<std::int64_t> order(tokens);
+  for (std::int64_t i = 0; i < tokens; ++i) order[static_cast<std::size_t>(i)] = i * 7 % tokens;
+  std::vector<std::int64_t> inverse(order.size());
+  for (std::size_t i = 0; i < order.size(); ++i) inverse[static_cast<std::size_t>(order[i])] = static_cast<std::int64_t>(i);
+  CudaEngine::Array<std::int64_t> row_of_slot(engine, order);
+  CudaEngine::Array<std::int64_t> slot_of_row(engine, inverse);
+  std::vector<float> values(tokens * hidden);
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i % 1000 + 1);
+  CudaEngine::Array<float> states(engine, values);
+  CudaEngine::Array<float> outputs(engine, values);
+  CudaEngine::Array<float> dots(engine, std::vector<float>(tokens));
+  const auto matrix = [&](auto& array) { return mb::MatrixView<float>(array.data(), tokens, hidden); };
+  const mb::MatrixView<const std::int64_t> rows_of(row_of_slot.data(), tokens, 1);
+  const std::size_t bytes = values.size() * sizeof(float);
+  const auto spoil = [&] { fill(engine, outputs.data(), bytes); };
+  const auto read = [&] { return std::pair(outputs.values(), dots.values()); };
+  check_waits(
+      engine, states.data(), bytes, spoil,
+      [&] {
+        mb::combine({.permuted = matrix(states), .row_of_slot = rows_of, .combined = matrix(outputs)}, {}, engine.place());
+      },
+      read);
+  check_waits(
+      engine, states.data(), bytes, spoil,
+      [&] {
+        mb::combine_backward({.grad_combined = matrix(states),
+                              .row_of_slot = rows_of,
+                              .slot_of_row = {slot_of_row.data(), tokens},
+                              .grad_permuted = matrix(outputs),
+                              .permuted = matrix(states),
+                              .grad_weights = mb::MatrixView<float>(dots.data(), tokens, 1)},
+                             {}, engine.place());
+      },
+      read);
 }
 
 }  // namespace testing

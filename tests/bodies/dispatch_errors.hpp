@@ -240,6 +240,33 @@ void counts_bad_indices() {
   mb::combine(combine, {}, engine.place());
   engine.wait();
   CHECK(status.values()[0].invalid_rows == 5);
+
+  // A slot and a row belong together only if they name each other, as slots 0 and 2 and rows 0 and 4 do; all other rows are padding.
+  std::int64_t invalid = 5;
+  for (const mb::Padding padding : {mb::Padding::zero, mb::Padding::untouched}) {
+    CAPTURE(static_cast<int>(padding));
+    DispatchMemory<Engine> fresh;
+    mb::CombineBackwardArgs backward = memory.combine_backward();
+    backward.grad_combined = fresh.tokens.view();
+    backward.grad_permuted = fresh.rows.view();
+    backward.padding = padding;
+    backward.status = status.data();
+    mb::combine_backward(backward, {}, engine.place());
+    engine.wait();
+    invalid += 5;
+    CHECK(status.values()[0].invalid_rows == invalid);
+    const std::vector<double> before = decoded(mb::DataType::float32, DispatchMemory<Engine>().rows.bytes());
+    const std::vector<double> rows = decoded(mb::DataType::float32, fresh.rows.bytes());
+    const std::vector<double> tokens = decoded(mb::DataType::float32, fresh.tokens.bytes());
+    const std::vector<double> factors = decoded(mb::DataType::float32, memory.factors.bytes());
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      CAPTURE(i);
+      const std::size_t slot = i / 4 == 0 ? 0 : 2;
+      const bool has_slot = i / 4 == 0 || i / 4 == 4;
+      const double other = padding == mb::Padding::zero ? 0.0 : before[i];
+      CHECK(rows[i] == (has_slot ? static_cast<float>(tokens[slot / 2 * 4 + i % 4] * factors[slot]) : other));
+    }
+  }
 }
 
 /// On the CPU they are refused before anything is written.

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # resources.sh OUTPUT BUDGETS NVCC FLAGS... SOURCE: compiles SOURCE to a cubin and fails when any kernel or function in it spills registers,
 # needs a stack frame, or has more registers than its kind may have in its tier. BUDGETS is the program that prints tuning.hpp's budgets
-# (kernel_budgets.cpp), or when a kernel for sm_90 and later does not wait for the one before it, which all but those launched the ordinary way
-# must. Prints registers and shared memory of every kernel; OUTPUT.txt keeps what ptxas said.
+# (kernel_budgets.cpp). So it does when a kernel for sm_90 and later does not wait for the one before it, which all but those launched the ordinary
+# way must. Prints registers and shared memory of every kernel; OUTPUT.txt keeps what ptxas said.
 set -euo pipefail
 output=$1 budgets=$2
 shift 2
@@ -50,7 +50,7 @@ cat "$output.keep"/*.ptx | awk '
   END {
     for (name in waits) {
       needed = name ~ /moe_balance_forwardI/ ? 2 : 1
-      if (!waiting || waits[name] >= needed || name ~ /moe_balance_(clear|sum_in_rank_order)|_ZN3cub/) continue
+      if (!waiting || waits[name] >= needed || name ~ /moe_balance_(clear|forward_and_count|sum_in_rank_order)/) continue
       print "FAILED " name " does not wait for the kernel before it"
       ++bad
     }

@@ -71,7 +71,8 @@ struct CombineArgs {
   Status* status = nullptr;  ///< optional; on a GPU counts entries of row_of_slot outside [-1, R), taken as -1
 };
 
-/// grad_permuted[r] = grad_combined[token of r] * weight of its slot; grad_weights[t, k] = <grad_combined[t], permuted[row of (t, k)]>.
+/// grad_permuted[r] = grad_combined[token of r] * weight of its slot; grad_weights[t, k] = <grad_combined[t], permuted[row of (t, k)]>. A slot and a row
+/// belong together if row_of_slot and slot_of_row name each other; other rows are padding.
 struct CombineBackwardArgs {
   ConstAnyMatrix grad_combined;                ///< [T, H]
   MatrixView<const std::int64_t> row_of_slot;  ///< [T, K], from permutation

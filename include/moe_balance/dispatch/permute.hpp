@@ -180,7 +180,7 @@ void combine(const CombineArgs& args, Workspace /*workspace*/, const Place& plac
 }
 
 /// grad_permuted[r] = grad_combined[token of r] (* weight of its slot); grad_weights[t, k] = <grad_combined[t], permuted[row of (t, k)]>.
-/// row_of_slot and slot_of_row must agree, as permutation leaves them. One launch on a GPU. Errors: InvalidArgument before anything is written.
+/// A slot and a row belong together if row_of_slot and slot_of_row name each other, as permutation leaves them. One launch on a GPU. Errors: InvalidArgument before anything is written.
 template <DispatchPlace Place, class Tag = EngineTagOf<Place>>
 void combine_backward(const CombineBackwardArgs& args, Workspace /*workspace*/, const Place& place) {
   using Engine = DispatchEngine<Place>;

@@ -98,7 +98,7 @@ MOEB_INLINE void move_packs(const TileT& tile, const T* from, T* to, std::int64_
   for (std::int64_t c = full + tile.lane(); c < columns; c += TileT::width) to[c] = change(from[c]);
 }
 
-/// The same, in packs where `packs` says that rows are aligned for them. A lane of the CPU needs no alignment.
+/// for_each_columns_of, in packs where `packs` says that rows are aligned for them. A lane of the CPU needs no alignment.
 template <class T, class TileT, class Function>
 MOEB_INLINE void for_each_columns(const TileT& tile, std::int64_t columns, bool packs, Function&& f) {
   if constexpr (!TileT::slots_in_registers) {
@@ -359,7 +359,7 @@ struct DotSlots {
 };
 
 /// rows[row_of_slot[t, k]] = tokens[t] (* factors[t, k]), and dots[t, k] = <tokens[t], others[that row]>, 0 for empty slots. Rows without a slot are
-/// cleared, if asked for.
+/// cleared, if asked for. A row has a slot if each names the other, so that a row is written once whatever the indices say.
 struct SpreadProblem {
   ConstAnyMatrix tokens;
   AnyMatrix rows;
@@ -399,7 +399,7 @@ struct SpreadTokens {
     const std::int64_t columns = problem.rows.columns;
     const std::int64_t row = row_of(block, tile, problem.row_of_slot, problem.rows.rows, token, k, problem.invalid);
     const T* from = row_pointer<T>(problem.tokens, token);
-    if (row >= 0) {
+    if (row >= 0 && problem.slot_of_row[row] == token * problem.row_of_slot.columns + k) {
       T* to = row_pointer<T>(problem.rows, row);
       if (problem.factors.data == nullptr)
         copy_row(tile, to, from, columns, problem.packs);
@@ -412,6 +412,16 @@ struct SpreadTokens {
     if (tile.lane() == 0) store_element(problem.dots, token, k, dot);
   }
 
+  /// Whether a row's slot names it, too.
+  template <class BlockT>
+  [[nodiscard]] MOEB_INLINE static bool is_named(const BlockT& block, const SpreadProblem& problem, std::int64_t row,
+                                                 std::int64_t slots) {
+    const std::int64_t slot = problem.slot_of_row[row];
+    if (!has_slot(block, slot, slots, true, problem.invalid)) return false;
+    const std::int64_t k_count = problem.row_of_slot.columns;
+    return problem.row_of_slot.data[slot / k_count * problem.row_of_slot.stride + slot % k_count] == row;
+  }
+
   /// A lane looks at a row, and all clear those that have no slot.
   template <class T, class BlockT, class TileT>
   MOEB_INLINE static void clear_padding(const BlockT& block, const TileT& tile, const SpreadProblem& problem,
@@ -420,8 +430,7 @@ struct SpreadTokens {
     for_each_item_of_tile(block, tile, (rows + TileT::width - 1) / TileT::width, [&](std::int64_t group) MOEB_LAMBDA {
       const std::int64_t first = group * TileT::width;
       const std::int64_t own = first + tile.lane();
-      const bool is_padding = own < rows && !has_slot(block, problem.slot_of_row[own], slots, true, problem.invalid);
-      std::uint32_t padding = tile.ballot(is_padding);
+      std::uint32_t padding = tile.ballot(own < rows && !is_named(block, problem, own, slots));
       if (!problem.clears_padding) return;
       for (int i = 0; padding != 0; ++i, padding >>= 1) {
         if (padding & 1u) {

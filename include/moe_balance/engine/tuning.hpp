@@ -46,8 +46,8 @@ struct DispatchTuning {
   int ids_at_once = 4;
   int quads_at_once = 8;
   int counts_at_once = 16;
-  /// What a lane that moves a row loads before it writes: packs of 16 bytes. 65536 rows of 4 KiB on an H100: permute and combine's backward pass took 221
-  /// and 346 us with one, 215 and 371 with eight, 207 and 325 with four and stores past the cache.
+  /// What a lane that moves a row loads before it writes: packs of 16 bytes. 65536 rows of 4 KiB on an H100: permute and combine's backward pass, then two
+  /// kernels, took 221 and 346 us with one, 215 and 371 with eight, 207 and 325 with four and stores past the cache.
   int packs_at_once = 4;
   /// Most lanes that share experts of the histogram: two quads of a row are a sector of memory.
   int lanes_per_expert = 16;
@@ -69,7 +69,7 @@ struct CudaLaunchTuning {
   int threads_for_sums = 256;
   /// Forward's blocks are as large as still gives this share of the multiprocessors, in quarters, a block: nearly all have work then.
   int quarters_with_a_block = 3;
-  /// A kernel is launched beside the one before it where its blocks are at most this share of the multiprocessors: blocks that start beside others
+  /// The second kernel of a permutation is started beside the first where its blocks are at most this share of the multiprocessors: blocks that start beside others
   /// share multiprocessors unevenly. On an H100 64 blocks of a permutation end 1.2 us earlier, 128 of them 6 us later.
   int multiprocessors_per_block_beside = 2;
 };
