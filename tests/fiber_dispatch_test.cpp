@@ -11,6 +11,7 @@ namespace testing {
 
 TEST_CASE_TEMPLATE_INVOKE(dispatch_corners, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_fixed_rows, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_hidden_sizes, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_sum_order, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_sorting, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_very_many_experts, FiberEngine);

@@ -1,4 +1,6 @@
 // Everything, with the CUDA engine; needs nvcc. Calls take a cudaStream_t where the CPU's take a Host.
+// From compute capability 9.0 on kernels may be started while the one before them in the stream ends, and wait for it. If that is a kernel of yours
+// that was itself launched so (programmatic stream serialization), it must have waited for the one before it.
 #pragma once
 
 #include <moe_balance/dispatch/cuda.cuh>

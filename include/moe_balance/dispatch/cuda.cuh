@@ -124,7 +124,8 @@ struct MOEB_HIDDEN CudaDispatchEngine {
     CudaEngine::launch(call, CudaEngine::current_device(call), kernel, shape, stream, body, problem);
   }
 
-  /// The routing kernel of the fused calls, one block per row of the histogram. An ordinary launch: started early behind a memset it was not faster.
+  /// The routing kernel of the fused calls, one block per row of the histogram. An ordinary launch: started early it was timed with other changes only,
+  /// which together were slower (docs/design.md).
   template <class Problem>
   static void forward_and_count(const Problem& problem, const Totals& totals, std::int32_t* histogram, std::int64_t rows,
                                 cudaStream_t stream) {
