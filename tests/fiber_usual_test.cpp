@@ -8,6 +8,8 @@
 
 #include <limits>
 #include <tuple>
+#include <utility>
+#include <vector>
 
 namespace testing {
 
@@ -59,12 +61,16 @@ StepInputs usual_inputs(Rows rows, int experts, int k) {
 
 template <class Router>
 void check_usual(const Router& router) {
-  for (const int experts : {32, 64, 128, 256, 512, 1024}) {
+  for (const int experts : {4, 8, 20, 32, 36, 60, 64, 72, 128, 160, 252, 256, 260, 384, 512, 1024}) {
+    if (experts < Router::k) continue;
     for (const Rows rows : every_kind) {
       CAPTURE(Router::k);
       CAPTURE(static_cast<int>(rows));
       StepInputs inputs = usual_inputs(rows, experts, Router::k);
       check_step(router, inputs, 1);
+      inputs.masked = true;
+      if (rows == Rows::normal || rows == Rows::few_finite) check_step(router, inputs, 1);
+      inputs.masked = false;
       if (rows == Rows::levels || rows == Rows::equal || rows == Rows::tiny) continue;  // values that 16 bits hold
       inputs.type = mb::DataType::bfloat16;
       check_step(router, inputs, 1);
@@ -144,29 +150,94 @@ TEST_CASE("usual calls: a scoring of the user's that makes no promise has the CP
 
 namespace {
 
+/// A user's scoring that gives -inf, which padding is, a score like any other's.
+struct RaisedSoftmax {
+  static constexpr bool normalised = false;
+  static constexpr bool finite_scores = true;
+  template <class Real>
+  using Row = mb::SoftmaxRow<Real>;
+
+  template <class TileT, class LayoutT, class Real>
+  MOEB_INLINE Row<Real> prepare(const TileT& tile, const LayoutT& layout, const mb::Slots<Real, LayoutT>& logits,
+                                mb::Slots<Real, LayoutT>& scores) const {
+    const Row<Real> row = mb::Softmax{}.prepare(tile, layout, logits, scores);
+    mb::for_each_slot(layout, [&](int slot) { scores[slot] = mb::add(scores[slot], Real(0.5)); });
+    return row;
+  }
+  template <class Real>
+  [[nodiscard]] MOEB_INLINE Real score(Real logit, const Row<Real>& row) const {
+    return mb::add(row.probability(logit), Real(0.5));
+  }
+  template <class TileT, class LayoutT, class Real>
+  MOEB_INLINE void backward(const TileT& tile, const LayoutT& layout, const mb::Slots<Real, LayoutT>& logits,
+                            const mb::Slots<Real, LayoutT>& /*scores*/, mb::Slots<Real, LayoutT>& grad,
+                            const Row<Real>& row) const {
+    mb::Slots<Real, LayoutT> probabilities;
+    mb::for_each_slot(layout, [&](int slot) {
+      const Real probability = row.probability(logits[slot]);
+      probabilities[slot] = probability < mb::infinity<Real> ? probability : Real(0);
+    });
+    mb::Softmax{}.backward(tile, layout, logits, probabilities, grad, row);
+  }
+};
+
+/// Groups of quads on neighbouring lanes, of quads that lie anywhere, and of parts of quads.
+template <int K>
+void check_groups(const std::vector<std::pair<int, int>>& experts_and_groups) {
+  for (const auto& [experts, groups] : experts_and_groups) {
+    CAPTURE(groups);
+    for (const Rows rows : every_kind) {
+      CAPTURE(static_cast<int>(rows));
+      const mb::GroupLimitedTopK<K> selection{.groups = groups, .groups_kept = (groups + 1) / 2};
+      check_step(mb::Router{mb::Sigmoid{}, selection, mb::LossFreeBias{}}, usual_inputs(rows, experts, K), 1);
+      check_step(mb::Router{mb::Softmax{}, selection, mb::AuxLoss{.coefficient = 0.3f}}, usual_inputs(rows, experts, K), 1);
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("usual calls: padding takes no part, whatever a scoring of the user's makes of it") {
+  check_usual(mb::Router{RaisedSoftmax{}, mb::TopK<4>{}, mb::AuxLoss{.coefficient = 0.3f}});
+}
+
+TEST_CASE("usual calls: groups of experts, whether they fill a tier or not") {
+  check_groups<6>({{16, 2}, {24, 4}, {32, 4}, {96, 3}, {160, 8}, {192, 6}, {256, 8}, {288, 9}, {384, 8}, {512, 8}});
+}
+
+namespace {
+
+/// How a call says which tokens are active.
+enum class Masks : std::uint8_t { none, bytes, count, both };
+
 /// A usual call's, and what else its bodies ask for.
-Inputs usual_inputs(mb::DataType type, int experts) {
+Inputs usual_inputs(mb::DataType type, int experts, Masks masks) {
   Inputs inputs = full_inputs(static_cast<std::uint64_t>(experts), 100, experts, 8);
   inputs.loss_parts = 1;
   inputs.logits_type = inputs.grad_type = type;
   inputs.bias.clear();
-  inputs.active.clear();
+  if (masks == Masks::none || masks == Masks::count) inputs.active.clear();
+  if (masks == Masks::count || masks == Masks::both) inputs.tokens_on_device = 57;
   return inputs;
 }
 
 const mb::Router fused_router{mb::Softmax{}, mb::TopK<8>{}, mb::AuxLoss{.coefficient = 0.3f}};
 
-/// Checks f(inputs) in every tier, and that it ran so many kernels for usual calls, in tiers that have them.
+/// Checks f(inputs) in every tier, full or not, and that it ran so many kernels for usual calls, in tiers that have them.
 template <class Function>
 void check_in_tiers(int kernels, const Function& f) {
   for (const mb::CudaTier& tier : mb::cuda_tiers) {
     for (const mb::DataType type : {mb::DataType::float32, mb::DataType::bfloat16}) {
-      CAPTURE(tier.max_experts);
-      CAPTURE(static_cast<int>(type));
-      const int usual_before = usual_kernels;
-      f(usual_inputs(type, tier.max_experts));
-      const bool has_usual = tier.usual_forward_blocks > 0;
-      CHECK(usual_kernels - usual_before == (has_usual ? kernels : 0));
+      for (const int experts : {tier.max_experts, tier.max_experts / 4 * 3}) {
+        CAPTURE(experts);
+        CAPTURE(static_cast<int>(type));
+        const int usual_before = usual_kernels;
+        f(usual_inputs(type, experts, Masks::none));
+        f(usual_inputs(type, experts, type == mb::DataType::float32 ? Masks::bytes : Masks::count));
+        f(usual_inputs(type, experts, Masks::both));
+        const bool has_usual = tier.usual_forward_blocks > 0;
+        CHECK(usual_kernels - usual_before == (has_usual ? 3 * kernels : 0));
+      }
     }
   }
 }
@@ -217,7 +288,7 @@ TEST_CASE(
     for (const bool has_bias : {true, false}) {
       CAPTURE(experts);
       CAPTURE(has_bias);
-      Inputs inputs = usual_inputs(mb::DataType::float32, experts);
+      Inputs inputs = usual_inputs(mb::DataType::float32, experts, Masks::none);
       if (has_bias) inputs.bias = normal_bias(55, experts);
       const int usual_before = usual_kernels;
       const Outcome fibers = route(FiberEngine{}, router, inputs);

@@ -81,13 +81,10 @@ Backward<mb::AuxLoss> usual_backward() {
 template <class Problem>
 std::vector<Deviation<Problem>> deviations_of_both() {
   using Layout = mb::Sequences::Layout;
-  return {{"fewer experts than the tier's", [](Problem& p) { p.logits.columns = p.logits.stride = experts - 4; }},
+  return {{"a quad that is not whole", [](Problem& p) { p.logits.columns = p.logits.stride = experts - 2; }},
           {"fewer experts in rows as long", [](Problem& p) { p.logits.columns = experts - 4; }},
-          {"more experts", [](Problem& p) { p.logits.columns = p.logits.stride = 2 * experts; }},
           {"space between the rows of logits", [](Problem& p) { p.logits.stride = experts + 4; }},
           {"space between the rows of ids", [](Problem& p) { p.experts.stride = 3; }},
-          {"a mask", [](Problem& p) { p.active = addresses.active; }},
-          {"tokens that the device counts", [](Problem& p) { p.tokens_on_device = addresses.count; }},
           {"tokens in turn", [](Problem& p) { p.segments = segments_of(Layout::token_major); }},
           {"sequences of any length", [](Problem& p) { p.segments = segments_of(Layout::offsets); }},
           {"rows that 32 bits do not count", [](Problem& p) { p.logits.rows = (std::int64_t{1} << 30) + 1; }}};
@@ -130,13 +127,13 @@ bool is_served_as_usual(const Problem& problem) {
 
 template <class Problem>
 void check_deviations(const Problem& usual, const std::vector<Deviation<Problem>>& deviations) {
-  REQUIRE(mb::is_usual(usual, experts));
+  REQUIRE(mb::is_usual(usual));
   CHECK(is_served_as_usual(usual));
   for (const Deviation<Problem>& deviation : deviations) {
     CAPTURE(deviation.name);
     Problem problem = usual;
     deviation.make(problem);
-    CHECK(!mb::is_usual(problem, experts));
+    CHECK(!mb::is_usual(problem));
   }
 }
 
@@ -151,12 +148,12 @@ TEST_CASE("backward: a usual call deviates in no way") {
   check_deviations(usual_backward(), deviations_of_backward());
 }
 
-TEST_CASE("a usual call fills its tier, which has a kernel for it") {
+TEST_CASE("a usual call has whole quads of experts, in a tier that has a kernel for it") {
   for (int e = 1; e <= mb::max_experts; ++e) {
     Forward<mb::AuxLoss> problem = usual_forward<mb::AuxLoss>(false);
     problem.logits.columns = problem.logits.stride = e;
     CAPTURE(e);
-    CHECK(is_served_as_usual(problem) == (e >= 32 && e <= 256 && (e & (e - 1)) == 0));
+    CHECK(is_served_as_usual(problem) == (e <= 256 && e % 4 == 0));
   }
 }
 
@@ -176,17 +173,23 @@ TEST_CASE(
   }
 }
 
-TEST_CASE("a usual call may have logits in 16 bits, as many tokens as 30 bits count, or none") {
+TEST_CASE("a usual call may have masks, logits in 16 bits, as many tokens as 30 bits count, or none") {
   Forward<mb::AuxLoss> forward = usual_forward<mb::AuxLoss>(false);
   Backward<mb::AuxLoss> backward = usual_backward();
+  forward.active = backward.active = addresses.active;
+  CHECK(mb::is_usual(forward));
+  CHECK(mb::is_usual(backward));
+  forward.tokens_on_device = backward.tokens_on_device = addresses.count;
+  CHECK(mb::is_usual(forward));
+  CHECK(mb::is_usual(backward));
   for (const mb::DataType type : {mb::DataType::bfloat16, mb::DataType::float16}) {
     forward.logits.type = backward.logits.type = backward.grad_logits.type = type;
-    CHECK(mb::is_usual(forward, experts));
-    CHECK(mb::is_usual(backward, experts));
+    CHECK(mb::is_usual(forward));
+    CHECK(mb::is_usual(backward));
   }
   for (const std::int64_t rows : {std::int64_t{0}, std::int64_t{1} << 30}) {
     forward.logits.rows = backward.logits.rows = rows;
-    CHECK(mb::is_usual(forward, experts));
-    CHECK(mb::is_usual(backward, experts));
+    CHECK(mb::is_usual(forward));
+    CHECK(mb::is_usual(backward));
   }
 }

@@ -39,6 +39,12 @@
 #endif
 
 /// \cond
+#if defined(__CUDACC__)
+#define MOEB_NOINLINE __host__ __device__ __noinline__
+#else
+#define MOEB_NOINLINE __attribute__((noinline))
+#endif
+
 // Before a function that templates for both sides call but that only ever runs on the CPU: nvcc does not complain of what it calls.
 #if defined(__CUDACC__)
 #define MOEB_NO_EXECUTION_CHECK _Pragma("nv_exec_check_disable")

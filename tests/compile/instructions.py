@@ -40,7 +40,13 @@ NEVER = [
     r"\* reciprocal\) >> 22|\(1u << 22\)|\(kept >> \(group & 31u\)\)",
     r"for \(int source = 0; source < sources|tile\.shuffle\(chosen\.expert\[r\], source\)|tile\.shuffle\(value\[r\], source\)"
     r"|is_expert\(slot, expert\) \? add",  # an expert chosen twice
+    r"return \(problem\.active == nullptr|\(problem\.tokens_on_device == nullptr",  # masks
 ]
+# The same where experts fill a tier, and where they do not.
+NEVER_FULL = [r"for_each_quad_of_row<Real, LayoutT>\(|if \(is_padding\) f\(slot\)"]
+NEVER_PADDED = [r"(load|store)_whole_quad\(layout, static_cast<(const )?float\*>\(matrix\.data\)"]
+# Experts that do not fill their tier: DeepSeek-V2's and Kimi K2's.
+PADDED_EXPERTS = {256: 160, 512: 384}
 # Source lines inside loops, and how often the loop's body runs for one token; a line of a caller multiplies with those of its callees.
 WARP = 32  # lanes of a token, where words of keys and slots are selected; the rounds by keys are then the rare way
 LOOPS = [
@@ -52,7 +58,7 @@ LOOPS = [
 ]
 # The phase of an instruction: the first of these that one of its source lines matches.
 PHASES = [
-    ("load", r"\bload_row\(|load_element<|load_chosen\(|read_for_gradient\(|check_chosen\("),
+    ("load", r"\bload_first_row\(|load_element<|load_chosen\(|read_for_gradient\(|check_chosen\("),
     ("finite", r"is_known_finite\("),
     ("scores", r"score_row\(|scores_backward\("),
     ("keys", r"rank_keys\("),
@@ -62,7 +68,7 @@ PHASES = [
     ("weights", r"\bweigh\(|weigh_scores<|has_unclear_score|find_scores\(|load_chosen_logits\(|read_chosen_logits\(|weight_gradient<"),
     ("scatter", r"scatter_add<"),
     ("losses", r"add_losses\(|loss_gradient\(|add_token_loss_gradient\("),
-    ("store", r"store_chosen\(|store_row\(|store_quad\("),
+    ("store", r"store_chosen\(|store_first_row\("),
     ("counts", r"sink\.count|sink\.token"),
     ("places", r"\bmoved\(|::place\("),
     ("rest", r""),
@@ -150,10 +156,10 @@ def loop_over_tokens(code):
     return [item for item in code[first : last + 1] if not isinstance(item, str)], reads_rows
 
 
-def times(instruction, width, used):
+def times(instruction, width, used, is_full):
     """How often a token's warp runs it."""
     result = 1
-    for pattern in NEVER:
+    for pattern in [*NEVER, *(NEVER_FULL if is_full else NEVER_PADDED)]:
         if any(re.search(pattern, frame) for frame in instruction.frames):
             used.add(pattern)
             return 0
@@ -168,11 +174,11 @@ def phase_of(instruction):
     return next(name for name, pattern in PHASES if any(re.search(pattern, frame) for frame in instruction.frames or [""]))
 
 
-def count(loop, width, used):
+def count(loop, width, used, is_full):
     """{phase: warp instructions}, one pass over the loop's code: a token of each of a warp's tiles."""
     result = dict.fromkeys((name for name, _ in PHASES), 0.0)
     for instruction in loop:
-        result[phase_of(instruction)] += times(instruction, width, used)
+        result[phase_of(instruction)] += times(instruction, width, used, is_full)
     return result
 
 
@@ -204,17 +210,19 @@ def rows(budgets, nvdisasm, command):
         kernel = re.match(r"void moe_balance_(forward|backward)<(\d+), true, \w+Problem<(.*)> >\(", name)
         if not kernel:
             continue
-        experts, width = tiers[int(kernel.group(2))]
+        tier_experts, width = tiers[int(kernel.group(2))]
         loop, reads_rows = loop_over_tokens(code)
-        phases = {phase: instructions * width / 32 for phase, instructions in count(loop, width, used).items()}
-        row_bytes = 4 * experts
-        # Backward without a loss reads the chosen logits only, a sector of 32 bytes each.
-        read = row_bytes if reads_rows else 32 * K
-        bytes_per_token = read + (row_bytes if kernel.group(1) == "backward" else 0) + 8 * K
-        memory = bytes_per_token * TOKENS / BYTES_PER_SECOND * 1e6
-        start = f"| {kernel.group(3)} | {kernel.group(1)} | {experts} | {width} | {bytes_per_token} | {memory:.1f} |"
-        table.append((kernel.group(1) != "forward", kernel.group(3), experts, start, phases))
-    unused = [pattern for pattern in [*NEVER, *(pattern for pattern, _ in LOOPS)] if pattern not in used]
+        for experts in [tier_experts, *([PADDED_EXPERTS[tier_experts]] if tier_experts in PADDED_EXPERTS else [])]:
+            counted = count(loop, width, used, experts == tier_experts)
+            phases = {phase: instructions * width / 32 for phase, instructions in counted.items()}
+            row_bytes = 4 * experts
+            # Backward without a loss reads the chosen logits only, a sector of 32 bytes each.
+            read = row_bytes if reads_rows else 32 * K
+            bytes_per_token = read + (row_bytes if kernel.group(1) == "backward" else 0) + 8 * K
+            memory = bytes_per_token * TOKENS / BYTES_PER_SECOND * 1e6
+            start = f"| {kernel.group(3)} | {kernel.group(1)} | {experts} | {width} | {bytes_per_token} | {memory:.1f} |"
+            table.append((kernel.group(1) != "forward", kernel.group(3), experts, start, phases))
+    unused = [pattern for pattern in [*NEVER, *NEVER_FULL, *NEVER_PADDED, *(pattern for pattern, _ in LOOPS)] if pattern not in used]
     if unused:
         sys.exit("no instruction comes from these source lines any more, so that counts are wrong:\n" + "\n".join(unused))
     return [(start, phases) for *_, start, phases in sorted(table, key=lambda row: row[:3])]

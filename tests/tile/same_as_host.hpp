@@ -31,7 +31,8 @@ struct StepInputs {
   std::vector<std::int32_t> replay;
   std::vector<std::uint8_t> replayed;
   std::int64_t sequences = 1;
-  bool usual = false;  ///< no masks, sequences one behind the other, a bias only where the balancer has one
+  bool usual = false;  ///< rows one behind the other, sequences, too, a bias only where the balancer has one, no mask unless
+  bool masked = false;                        ///< this says so
   mb::DataType type = mb::DataType::float32;  ///< of logits and their gradients
 
   StepInputs(std::uint64_t seed, std::int64_t token_count, int expert_count, int k, bool awkward)
@@ -106,7 +107,7 @@ inline Bytes stored(mb::DataType type, const std::vector<float>& values) {
     if (type == mb::DataType::float32)
       append(bytes, value);
     else
-      append(bytes, bfloat16_bits(value));
+      append(bytes, type == mb::DataType::bfloat16 ? bfloat16_bits(value) : float16_bits(value));
   }
   return bytes;
 }
@@ -116,7 +117,8 @@ StepOutputs run_step(const Router& router, const StepInputs& in, const Place& pl
   const std::int64_t t = in.tokens;
   const int e = in.experts;
   StepOutputs out;
-  out.experts.assign(static_cast<std::size_t>(t * in.top_k), 77);
+  const std::int64_t id_stride = in.usual ? in.top_k : in.top_k + 1;
+  out.experts.assign(static_cast<std::size_t>(t * id_stride), 77);
   out.weights.assign(static_cast<std::size_t>(t * in.top_k), 7.0f);
   out.counts.assign(static_cast<std::size_t>(e), 5);
   out.load.assign(static_cast<std::size_t>(e), 3);
@@ -128,11 +130,11 @@ StepOutputs run_step(const Router& router, const StepInputs& in, const Place& pl
   const mb::Sequences sequences{
       .count = in.sequences,
       .layout = in.usual ? mb::Sequences::Layout::sequence_major : mb::Sequences::Layout::token_major};
-  const std::uint8_t* active = in.usual ? nullptr : in.active.data();
+  const std::uint8_t* active = in.usual && !in.masked ? nullptr : in.active.data();
   const mb::SavedRef saved{out.saved.data(), out.saved.size()};
   const mb::ConstAnyMatrix logits(logit_bytes.data(), in.type, t, e, e);
   router.forward(mb::ForwardArgs{.logits = logits,
-                                 .experts = {out.experts.data(), t, in.top_k},
+                                 .experts = {out.experts.data(), t, in.top_k, id_stride},
                                  .weights = mb::MatrixView<float>(out.weights.data(), t, in.top_k),
                                  .counts = out.counts.data(),
                                  .bias = has_bias<Router>(in) ? mb::BiasRef{out.bias.data(), e} : mb::BiasRef{},
@@ -144,7 +146,7 @@ StepOutputs run_step(const Router& router, const StepInputs& in, const Place& pl
                                  .status = &out.status},
                  {}, place);
   router.backward(mb::BackwardArgs{.logits = logits,
-                                   .experts = mb::MatrixView<std::int32_t>(out.experts.data(), t, in.top_k),
+                                   .experts = mb::MatrixView<std::int32_t>(out.experts.data(), t, in.top_k, id_stride),
                                    .grad_weights = mb::MatrixView<const float>(in.grad_weights.data(), t, in.top_k),
                                    .grad_logits = mb::AnyMatrix(out.grad_logits.data(), in.type, t, e, e),
                                    .saved = saved,
@@ -189,7 +191,7 @@ inline void check_same(const StepOutputs& host, const StepOutputs& fibers) {
   CHECK(host.status.invalid_experts == fibers.status.invalid_experts);
 }
 
-/// Kernels for usual calls that a step should run: forward's and backward's, where the experts fill a tier that has them.
+/// Kernels for usual calls that a step should run: forward's and backward's, where quads of experts are whole and the tier has them.
 template <class Router>
 int usual_kernels_of(const StepInputs& in) {
   using Forward = mb::ForwardProblem<decltype(Router::scoring), decltype(Router::top_k), decltype(Router::balancer)>;
@@ -197,7 +199,7 @@ int usual_kernels_of(const StepInputs& in) {
   int kernels = 0;
   mb::with_tier(in.experts, [&](auto tier) {
     constexpr int index = decltype(tier)::value;
-    if (!in.usual || mb::cuda_tiers[index].max_experts != in.experts) return;
+    if (!in.usual || in.experts % 4 != 0) return;
     kernels += mb::has_usual_kernel<index, Forward> ? 1 : 0;
     kernels += mb::has_usual_kernel<index, Backward> ? 1 : 0;
   });
@@ -235,7 +237,13 @@ void check_same_as_host(const Router& router, const std::vector<int>& expert_cou
                           Router::k, awkward);
         // Two blocks an SM: the larger device clears in all blocks of a small grid, the smaller one more often before the launch.
         check_step(router, inputs, awkward ? 4 : 2);
+        for (const mb::DataType type : {mb::DataType::bfloat16, mb::DataType::float16}) {
+          inputs.type = type;
+          if (tokens == 13) check_step(router, inputs, 2);
+        }
+        inputs.type = mb::DataType::float32;
         inputs.usual = true;
+        inputs.masked = awkward;
         check_step(router, inputs, awkward ? 4 : 1);  // so few that lanes go round their loop more than once
       }
     }

@@ -30,7 +30,9 @@ MOEB_HOST_DEVICE inline void backward_usual_tokens(const LayoutT& layout, const 
   using Token = BackwardToken<float, Problem, TileT, LayoutT>;
   constexpr bool reads_rows = !touches_only_chosen<decltype(problem.scoring), decltype(problem.balancer)>;
   if (token >= end) return;
-  const std::uint32_t row_bytes = row_bytes_of_tier<LayoutT>(problem.logits.type);
+  const std::uint32_t row_bytes = bytes_of_dense_row(problem.logits);
+  const std::int32_t masked = opaque(has_masks(problem) ? 1 : 0);
+  const std::int32_t plain = are_plain_rows(layout, problem.logits.type);
   Problem own = problem;
   const auto place = [&](std::uint32_t row) MOEB_LAMBDA { BackwardStep::place(problem, row, row_bytes, own); };
   Token next;
@@ -40,7 +42,7 @@ MOEB_HOST_DEVICE inline void backward_usual_tokens(const LayoutT& layout, const 
     place(row);
     if constexpr (reads_rows) {
       load_chosen(own, tile, 0, next);
-      load_row(layout, own.logits, 0, true, next.logits);
+      load_first_row(layout, own.logits, plain, next.logits);
     } else {
       next_has_gradient = check_chosen(tile, layout.experts, next);
       read_chosen_logits(own.logits, 0, next.chosen);
@@ -71,7 +73,10 @@ MOEB_HOST_DEVICE inline void backward_usual_tokens(const LayoutT& layout, const 
       has_gradient = check_chosen(tile, layout.experts, state);
       read_chosen_logits(own.logits, 0, state.chosen);
     }
-    backward_read_token(own, tile, layout, 0, has_gradient, state, slopes, scatter);
+    if (masked != 0) {
+      has_gradient = has_gradient && is_active(problem, token);
+    }
+    backward_read_token(own, tile, layout, has_gradient, state, slopes, scatter, plain);
     if (left <= step) return;
     token += step;
   }
@@ -81,7 +86,7 @@ MOEB_HOST_DEVICE inline void backward_usual_tokens(const LayoutT& layout, const 
 template <class Config, class BlockT, class TileT, class Problem>
 MOEB_HOST_DEVICE inline void backward_kernel(const BlockT& block, const TileT& tile, const Problem& given) {
   const auto& problem = specialised<Config>(given);
-  using LayoutT = Layout<TileT, Config::max_experts>;
+  using LayoutT = Layout<TileT, Config::max_experts, Config::usual>;
   const LayoutT layout{static_cast<int>(problem.logits.columns), tile.lane()};
   const int tiles = block.threads() / TileT::width;
   const std::int64_t first = block.index() * tiles + tile_in_block(block, tile);

@@ -147,7 +147,7 @@ template <class Config, class BlockT, class TileT, class Problem>
 struct ForwardPass {
   using Balancer = decltype(Problem::balancer);
   using Shared = ForwardShared<Balancer, Config::max_experts>;
-  using LayoutT = Layout<TileT, Config::max_experts>;
+  using LayoutT = Layout<TileT, Config::max_experts, Config::usual>;
   using Sums = std::conditional_t<Config::private_rows, SharedSums<LayoutT>, RegisterSums<LayoutT>>;
   using Sink = KernelSink<BlockT, Sums, Balancer>;
 
@@ -278,24 +278,30 @@ template <class Config, class Pass, class Problem>
     const auto begin = static_cast<std::uint32_t>(segment * problem.segments.length);
     const auto end = static_cast<std::uint32_t>(begin + last);
     const auto step = static_cast<std::uint32_t>(stride);
-    const std::uint32_t row_bytes = row_bytes_of_tier<LayoutT>(problem.logits.type);
+    const std::uint32_t row_bytes = bytes_of_dense_row(problem.logits);
+    const std::int32_t plain = are_plain_rows(pass.layout, problem.logits.type);
     Slots<float, LayoutT> next;
     ConstAnyMatrix ahead = problem.logits;
     const auto read = [&](std::uint32_t token) MOEB_LAMBDA {
       ahead.data = moved(problem.logits.data, token, row_bytes);
-      load_row(pass.layout, ahead, 0, true, next);
+      load_first_row(pass.layout, ahead, plain, next);
     };
     std::uint32_t token = begin + static_cast<std::uint32_t>(first);
     if (token < end) read(token);
     pass.start_segment();
     auto sink = pass.sink();
     Problem own = problem;
+    const std::int32_t masked = opaque(has_masks(problem) ? 1 : 0);
     while (token < end) {
       const Slots<float, LayoutT> logits = next;
       ForwardStep::place(problem, token, row_bytes, own);
+      bool active = true;
+      if (masked != 0) {
+        active = is_active(problem, token);
+      }
       token += step;
       if (token < end) read(token);
-      forward_read_token<float>(own, pass.tile, pass.layout, logits, pass.bias(), sink);
+      forward_read_token<float>(own, pass.tile, pass.layout, active, logits, pass.bias(), sink);
     }
     return sink;
   } else {

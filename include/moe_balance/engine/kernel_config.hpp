@@ -29,7 +29,7 @@ struct KernelConfig {
 template <class Config, class Problem>
 [[nodiscard]] MOEB_HOST_DEVICE inline decltype(auto) specialised(const Problem& problem) {
   if constexpr (Config::usual)
-    return as_usual(problem, Config::max_experts);
+    return as_usual(problem);
   else
     return (problem);
 }
@@ -116,7 +116,7 @@ void with_config(const Problem& problem, const Function& f) {
   with_tier<Tiers>(static_cast<int>(problem.logits.columns), [&](auto tier) {
     constexpr int index = decltype(tier)::value;
     if constexpr (has_usual_kernel<index, Problem>) {
-      if (is_usual(problem, cuda_tiers[index].max_experts)) return f(KernelConfig<index, true>{});
+      if (is_usual(problem)) return f(KernelConfig<index, true>{});
     }
     f(KernelConfig<index, false>{});
   });
@@ -171,10 +171,10 @@ MOEB_HOST_DEVICE inline void for_each_token(const LayoutT& layout, const Problem
   }
 }
 
-/// Bytes of a dense row that fills the tier, kept in a register.
-template <class LayoutT>
-[[nodiscard]] MOEB_HOST_DEVICE inline std::uint32_t row_bytes_of_tier(DataType type) {
-  return static_cast<std::uint32_t>(opaque(static_cast<std::int32_t>(LayoutT::experts_of_tier * size_of(type))));
+/// Bytes of a dense row of logits, kept in a register.
+[[nodiscard]] MOEB_HOST_DEVICE inline std::uint32_t bytes_of_dense_row(const ConstAnyMatrix& logits) {
+  return static_cast<std::uint32_t>(
+      opaque(static_cast<std::int32_t>(logits.columns) * static_cast<std::int32_t>(size_of(logits.type))));
 }
 
 MOEB_NAMESPACE_END

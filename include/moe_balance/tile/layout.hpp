@@ -8,13 +8,14 @@
 
 MOEB_NAMESPACE_BEGIN
 
-/// `MaxExperts` bounds the experts; slots past the last expert are padding that every reader must skip or neutralise.
+/// `MaxExperts` bounds the experts; slots past the last expert are padding that every reader must skip or neutralise. `WholeQuads`: quads are experts or
+/// padding, not both.
 /// A tile whose lanes are GPU threads keeps slots in registers: all loops have constant bounds. A tile whose lane is a whole CPU
 /// thread keeps them in memory and runs over blocks of `Tile::block_size` slots, as many as the experts need.
-template <class Tile, int MaxExperts>
+template <class Tile, int MaxExperts, bool WholeQuads = false>
 struct Layout {
   static constexpr int width = Tile::width;
-  static constexpr int experts_of_tier = MaxExperts;  ///< the bound
+  static constexpr bool whole_quads = WholeQuads;
   static constexpr int capacity = MaxExperts / width;
   static constexpr bool in_registers = Tile::slots_in_registers;
   static constexpr int block_size = in_registers ? capacity : 32;
@@ -74,9 +75,14 @@ template <class Layout, class Function>
 MOEB_INLINE void for_each_padding_slot(const Layout& layout, Function&& f) {
   if constexpr (Layout::in_registers) {
     const Layout own{opaque(layout.experts), layout.lane};  // tiers full of experts need none of the comparisons
+    constexpr int step = Layout::whole_quads ? 4 : 1;
     MOEB_UNROLL
-    for (int slot = 0; slot < Layout::capacity; ++slot) {
-      if (!own.holds_expert(slot)) f(slot);
+    for (int first = 0; first < Layout::capacity; first += step) {
+      const bool is_padding = !own.holds_expert(first);
+      MOEB_UNROLL
+      for (int slot = first; slot < first + step; ++slot) {
+        if (is_padding) f(slot);
+      }
     }
   } else {
     for (int slot = layout.experts; slot < layout.blocks() * Layout::block_size; ++slot) f(slot);

@@ -158,7 +158,11 @@ template <class Real, class Problem, class TileT, class LayoutT>
   const bool all_finite = is_known_finite(tile, layout, logits, is_regular(row));
   const bool needs_mask = !(all_finite && is_finitely_scoring<Scoring>);
   if (!LayoutT::rereads_logits && needs_mask) finite = finite_slots(layout, logits);
-  if (needs_mask) silence_non_finite(layout, finite, logits, scores);
+  if (needs_mask) {
+    silence_non_finite(layout, finite, logits, scores);
+  } else if constexpr (!shows_non_finite<Scoring>) {  // then -inf, which padding is, may have a score
+    if (layout.has_padding()) for_each_padding_slot(layout, [&](int slot) MOEB_LAMBDA { scores[slot] = Real(0); });
+  }
   if constexpr (LayoutT::in_registers) weights = weigh(problem.scoring, row, weighting, tile, chosen);
   if (!weights.finite) return false;
 
@@ -209,22 +213,15 @@ template <class Real, class Problem, class TileT, class LayoutT>
     return token_gradient(problem, tile, layout, token, slopes, scatter, state, grad);
 }
 
-/// Stores a token's gradient, 0 where it has none.
-template <class Real, class Problem, class LayoutT>
-MOEB_INLINE void store_gradient(const Problem& problem, const LayoutT& layout, std::int64_t token, bool has_gradient,
-                                Slots<Real, LayoutT>& grad) {
+/// The gradient of the first token, if it has one, of which all was read ahead. `plain`: see are_plain_rows.
+template <class Problem, class TileT, class LayoutT>
+MOEB_INLINE void backward_read_token(const Problem& problem, const TileT& tile, const LayoutT& layout, bool has_gradient,
+                                     BackwardToken<float, Problem, TileT, LayoutT>& state, const LossSlopes<float>& slopes,
+                                     const Scatter<float>& scatter, std::int32_t plain) {
+  Slots<float, LayoutT> grad;
+  if (has_gradient) has_gradient = gradient_of_read(problem, tile, layout, 0, slopes, scatter, state, grad);
   if (!has_gradient) clear_slots(layout, grad);
-  store_row(layout, problem.grad_logits, token, problem.grad_holds_quads, grad);
-}
-
-/// The gradient of a token, if it has one, of which all was read ahead.
-template <class Real, class Problem, class TileT, class LayoutT>
-MOEB_INLINE void backward_read_token(const Problem& problem, const TileT& tile, const LayoutT& layout, std::int64_t token,
-                                     bool has_gradient, BackwardToken<Real, Problem, TileT, LayoutT>& state,
-                                     const LossSlopes<Real>& slopes, const Scatter<Real>& scatter) {
-  Slots<Real, LayoutT> grad;
-  if (has_gradient) has_gradient = gradient_of_read(problem, tile, layout, token, slopes, scatter, state, grad);
-  store_gradient<Real>(problem, layout, token, has_gradient, grad);
+  store_first_row(layout, problem.grad_logits, plain, grad);
 }
 
 template <class Real, class Problem, class TileT, class LayoutT>
@@ -241,7 +238,8 @@ MOEB_INLINE void backward_token(const Problem& problem, const TileT& tile, const
     read_for_gradient(problem, layout, token, state);
     has_gradient = gradient_of_read(problem, tile, layout, token, slopes, scatter, state, grad);
   }
-  store_gradient<Real>(problem, layout, token, has_gradient, grad);
+  if (!has_gradient) clear_slots(layout, grad);
+  store_row(layout, problem.grad_logits, token, problem.grad_holds_quads, grad);
 }
 
 MOEB_NAMESPACE_END

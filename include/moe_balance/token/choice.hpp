@@ -14,6 +14,10 @@
 
 MOEB_NAMESPACE_BEGIN
 
+/// Whether scores alone show where logits are not finite: 0, infinity or NaN.
+template <class Scoring>
+inline constexpr bool shows_non_finite = is_normalised<Scoring>&& is_non_negative<Scoring>;
+
 /// Ranking keys: score + bias, or logit + bias where the scoring says so. The sum is written as value * 1 + bias, so that a user's
 /// score that ends in a product is rounded before the bias is added. `bias` has a value for every slot's expert, padding included, or is
 /// null for none. `regular`: no logit, and no score, is NaN.
@@ -50,7 +54,9 @@ MOEB_INLINE void rank_keys(const Problem& problem, const TileT& tile, const Layo
       rank([](Real value, int) MOEB_LAMBDA { return value; }, key_of);
     }
   }
-  if (layout.has_padding()) {
+  // Where scores show that a logit is -inf, padding, behind all experts, ranks last as it is.
+  const bool ranks_last = shows_non_finite<Scoring> && ranks_non_negative && regular && bias == nullptr;
+  if (!ranks_last && layout.has_padding()) {
     for_each_padding_slot(layout, [&](int slot) MOEB_LAMBDA { keys[slot] = excluded_key<Key<Real>>; });
   }
 }
@@ -72,10 +78,6 @@ MOEB_INLINE void take_replayed(const Problem& problem, const TileT& tile, int ex
       sink.invalid_expert();
   }
 }
-
-/// Whether scores alone show where logits are not finite: 0, infinity or NaN.
-template <class Scoring>
-inline constexpr bool shows_non_finite = is_normalised<Scoring>&& is_non_negative<Scoring>;
 
 /// Whether a lane of registers can read a score off its key, where no bias was added, and see by it that the logit is finite.
 template <class Scoring, class LayoutT>

@@ -84,6 +84,11 @@ struct ForwardStep {
   }
 };
 
+/// Whether a token may be one that is not active.
+template <class Problem>
+[[nodiscard]] MOEB_INLINE bool has_masks(const Problem& problem) {
+  return problem.active != nullptr || problem.tokens_on_device != nullptr;
+}
 template <class Problem>
 [[nodiscard]] MOEB_INLINE bool is_active(const Problem& problem, std::int64_t row) {
   return (problem.active == nullptr || problem.active[row] != 0) &&

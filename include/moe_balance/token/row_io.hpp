@@ -103,8 +103,11 @@ MOEB_INLINE void load_whole_quad(const LayoutT& layout, const T* row, int slot, 
 template <class Real, class T, class LayoutT>
 MOEB_INLINE void load_quad(const LayoutT& layout, const T* row, bool quads, int slot, Slots<Real, LayoutT>& slots) {
   const T* from = row + layout.base() + LayoutT::offset(slot);
-  if (quads && layout.holds_expert(slot + 3)) {
+  if (LayoutT::whole_quads ? layout.holds_expert(slot) : quads && layout.holds_expert(slot + 3)) {
     load_whole_quad(layout, row, slot, slots);
+  } else if constexpr (LayoutT::whole_quads) {
+    MOEB_UNROLL
+    for (int i = 0; i < 4; ++i) slots[slot + i] = -infinity<Real>;
   } else {
     MOEB_UNROLL
     for (int i = 0; i < 4; ++i) slots[slot + i] = layout.holds_expert(slot + i) ? to_real(from[i]) : -infinity<Real>;
@@ -121,9 +124,9 @@ MOEB_INLINE void store_whole_quad(const LayoutT& layout, T* row, int slot, const
 
 template <class Real, class T, class LayoutT>
 MOEB_INLINE void store_quad(const LayoutT& layout, T* row, bool quads, int slot, const Slots<Real, LayoutT>& slots) {
-  if (quads && layout.holds_expert(slot + 3)) {
+  if (LayoutT::whole_quads ? layout.holds_expert(slot) : quads && layout.holds_expert(slot + 3)) {
     store_whole_quad(layout, row, slot, slots);
-  } else {
+  } else if constexpr (!LayoutT::whole_quads) {
     T* to = row + layout.base() + LayoutT::offset(slot);
     MOEB_UNROLL
     for (int i = 0; i < 4; ++i) {
@@ -163,53 +166,125 @@ MOEB_INLINE void store_blocks(const LayoutT& layout, T* row, const Slots<Real, L
   for (; first < layout.experts; ++first) row[first] = from_real<T>(slots[first]);
 }
 
-/// Calls f(element type tag, first slot) for every quad of a lane's registers. The type is looked up once per row; once per quad where a
-/// lane holds so many that one unrolled row per type would not leave it enough registers.
-template <class Real, class LayoutT, class Function>
-MOEB_INLINE void for_each_typed_quad(DataType type, Function&& f) {
-  if constexpr (LayoutT::rereads_logits) {
-    MOEB_UNROLL
-    for (int slot = 0; slot < LayoutT::capacity; slot += 4)
-      with_element_type<Real>(type, [&](auto* tag) MOEB_LAMBDA { f(tag, slot); });
+/// Up to four neighbouring elements of 16 bits, the others -inf. Called, not inlined: code of its own for each quad of each type is a quarter of what a
+/// file with a router takes to compile.
+MOEB_NOINLINE inline Quad<float> load_narrow_quad(const std::uint16_t* from, int experts, bool quads, bool is_bfloat16) {
+  Quad<std::uint16_t> narrow{};
+  if (quads && experts >= 4) {
+    narrow = *reinterpret_cast<const Quad<std::uint16_t>*>(from);
   } else {
-    with_element_type<Real>(type, [&](auto* tag) MOEB_LAMBDA {
-      MOEB_UNROLL
-      for (int slot = 0; slot < LayoutT::capacity; slot += 4) f(tag, slot);
-    });
+    MOEB_UNROLL
+    for (int i = 0; i < 4; ++i) narrow.value[i] = i < experts ? from[i] : std::uint16_t{0};
+  }
+  Quad<float> result;
+  if (is_bfloat16) {
+    MOEB_UNROLL
+    for (int i = 0; i < 4; ++i) result.value[i] = to_float(bfloat16{narrow.value[i]});
+  } else {
+    MOEB_UNROLL
+    for (int i = 0; i < 4; ++i) result.value[i] = to_float(float16{narrow.value[i]});
+  }
+  MOEB_UNROLL
+  for (int i = 0; i < 4; ++i) result.value[i] = i < experts ? result.value[i] : -infinity<float>;
+  return result;
+}
+
+MOEB_NOINLINE inline void store_narrow_quad(std::uint16_t* to, Quad<float> values, int experts, bool quads,
+                                            bool is_bfloat16) {
+  Quad<std::uint16_t> narrow;
+  if (is_bfloat16) {
+    MOEB_UNROLL
+    for (int i = 0; i < 4; ++i) narrow.value[i] = to_bfloat16(values.value[i]).bits;
+  } else {
+    MOEB_UNROLL
+    for (int i = 0; i < 4; ++i) narrow.value[i] = to_float16(values.value[i]).bits;
+  }
+  if (quads && experts >= 4) {
+    *reinterpret_cast<Quad<std::uint16_t>*>(to) = narrow;
+  } else {
+    MOEB_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      if (i < experts) to[i] = narrow.value[i];
+    }
   }
 }
 
-/// Calls whole(row, slot) for every quad of a lane's registers if the tier is full of experts, so that all quads are whole; else any(layout, row,
-/// slot). `row` is the row's address with its element type.
-template <class Real, class LayoutT, class Whole, class Any>
-MOEB_INLINE void for_each_quad_of_row(const LayoutT& layout, DataType type, void* data, std::int64_t offset, bool quads,
-                                      const Whole& whole, const Any& any) {
-  const auto visit = [&](const auto& one) MOEB_LAMBDA {
-    for_each_typed_quad<Real, LayoutT>(
-        type, [&](auto* tag, int slot) MOEB_LAMBDA { one(static_cast<decltype(tag)>(data) + offset, slot); });
-  };
-  if (!LayoutT::rereads_logits && quads && !layout.has_padding()) {
-    visit(whole);
+/// load_quad of a row of any type, asked for every quad.
+template <class Real, class LayoutT>
+MOEB_INLINE void load_quad_of_type(const LayoutT& layout, DataType type, const void* row, bool quads, int slot,
+                                   Slots<Real, LayoutT>& slots) {
+  if constexpr (std::is_same_v<Real, double>) {
+    load_quad(layout, static_cast<const double*>(row), quads, slot, slots);
+  } else if (type == DataType::float32) {
+    load_quad(layout, static_cast<const float*>(row), quads, slot, slots);
   } else {
-    const LayoutT own{LayoutT::rereads_logits ? layout.experts : opaque(layout.experts), layout.lane};
-    visit([&](auto* row, int slot) MOEB_LAMBDA { any(own, row, slot); });
+    const int first = layout.base() + LayoutT::offset(slot);
+    const Quad<float> quad = load_narrow_quad(static_cast<const std::uint16_t*>(row) + first, layout.experts - first, quads,
+                                              type == DataType::bfloat16);
+    MOEB_UNROLL
+    for (int i = 0; i < 4; ++i) slots[slot + i] = quad.value[i];
   }
+}
+template <class Real, class LayoutT>
+MOEB_INLINE void store_quad_of_type(const LayoutT& layout, DataType type, void* row, bool quads, int slot,
+                                    const Slots<Real, LayoutT>& slots) {
+  if constexpr (std::is_same_v<Real, double>) {
+    store_quad(layout, static_cast<double*>(row), quads, slot, slots);
+  } else if (type == DataType::float32) {
+    store_quad(layout, static_cast<float*>(row), quads, slot, slots);
+  } else {
+    const int first = layout.base() + LayoutT::offset(slot);
+    const Quad<float> quad{{slots[slot], slots[slot + 1], slots[slot + 2], slots[slot + 3]}};
+    store_narrow_quad(static_cast<std::uint16_t*>(row) + first, quad, layout.experts - first, quads,
+                      type == DataType::bfloat16);
+  }
+}
+
+/// Calls f(row, slot) for every whole quad of a lane's registers. `row` is the row's address with its element type, which is looked up once per row.
+template <class Real, class LayoutT, class Function>
+MOEB_INLINE void for_each_quad_of_row(DataType type, void* data, std::int64_t offset, const Function& f) {
+  with_element_type<Real>(type, [&](auto* tag) MOEB_LAMBDA {
+    MOEB_UNROLL
+    for (int slot = 0; slot < LayoutT::capacity; slot += 4) f(static_cast<decltype(tag)>(data) + offset, slot);
+  });
 }
 
 template <class Real, class LayoutT>
 MOEB_INLINE void load_row(const LayoutT& layout, const ConstAnyMatrix& matrix, std::int64_t row, bool quads,
                           Slots<Real, LayoutT>& slots) {
   const std::int64_t offset = row * matrix.stride;
-  if constexpr (LayoutT::in_registers) {
-    for_each_quad_of_row<Real>(
-        layout, matrix.type, const_cast<void*>(matrix.data), offset, quads,
-        [&](const auto* from, int slot) MOEB_LAMBDA { load_whole_quad(layout, from, slot, slots); },
-        [&](const LayoutT& own, const auto* from, int slot) MOEB_LAMBDA { load_quad(own, from, quads, slot, slots); });
+  if constexpr (LayoutT::whole_quads) {
+    for_each_quad_of_row<Real, LayoutT>(matrix.type, const_cast<void*>(matrix.data), offset,
+                                        [&](const auto* from, int slot)
+                                            MOEB_LAMBDA { load_quad(layout, from, true, slot, slots); });
+  } else if constexpr (LayoutT::in_registers) {
+    const void* const from = static_cast<const std::byte*>(matrix.data) + row * row_bytes(matrix);
+    MOEB_UNROLL
+    for (int slot = 0; slot < LayoutT::capacity; slot += 4) load_quad_of_type(layout, matrix.type, from, quads, slot, slots);
   } else {
     pad_last_block(layout, slots);
     with_element_type<Real>(matrix.type, [&](auto* tag) MOEB_LAMBDA {
       load_blocks(layout, static_cast<decltype(tag)>(const_cast<void*>(matrix.data)) + offset, slots);
     });
+  }
+}
+
+/// Whether rows are what most are, float32 that fills a layout of whole quads: asked once, in a kernel's register, it saves each row several questions.
+template <class LayoutT>
+[[nodiscard]] MOEB_INLINE std::int32_t are_plain_rows(const LayoutT& layout, DataType type) {
+  return opaque(LayoutT::whole_quads && type == DataType::float32 && !layout.has_padding() ? 1 : 0);
+}
+
+/// load_row of the first row, `plain` if are_plain_rows says so.
+template <class LayoutT>
+MOEB_INLINE void load_first_row(const LayoutT& layout, const ConstAnyMatrix& matrix, std::int32_t plain,
+                                Slots<float, LayoutT>& slots) {
+  if (plain != 0) {
+    MOEB_UNROLL
+    for (int slot = 0; slot < LayoutT::capacity; slot += 4)
+      load_whole_quad(layout, static_cast<const float*>(matrix.data), slot, slots);
+  } else {
+    load_row(layout, matrix, 0, true, slots);
   }
 }
 
@@ -219,14 +294,12 @@ template <class Real, class TileT, class LayoutT, class Function>
 MOEB_INLINE void for_each_logit(const TileT& tile, const LayoutT& layout, const ConstAnyMatrix& matrix, std::int64_t row,
                                 bool quads, const Slots<Real, LayoutT>& logits, Function&& f) {
   if constexpr (LayoutT::rereads_logits) {
-    const std::int64_t offset = row * matrix.stride;
+    const void* const from = static_cast<const std::byte*>(matrix.data) + row * row_bytes(matrix);
     MOEB_UNROLL
     for (int slot = 0; slot < LayoutT::capacity; slot += 4) {
       Slots<Real, LayoutT> again;  // of which only this quad is ever used
       tile.barrier();
-      with_element_type<Real>(matrix.type, [&](auto* tag) MOEB_LAMBDA {
-        load_quad(layout, static_cast<decltype(tag)>(const_cast<void*>(matrix.data)) + offset, quads, slot, again);
-      });
+      load_quad_of_type(layout, matrix.type, from, quads, slot, again);
       MOEB_UNROLL
       for (int i = 0; i < 4; ++i) f(slot + i, again[slot + i]);
     }
@@ -239,15 +312,30 @@ template <class Real, class LayoutT>
 MOEB_INLINE void store_row(const LayoutT& layout, const AnyMatrix& matrix, std::int64_t row, bool quads,
                            const Slots<Real, LayoutT>& slots) {
   const std::int64_t offset = row * matrix.stride;
-  if constexpr (LayoutT::in_registers) {
-    for_each_quad_of_row<Real>(
-        layout, matrix.type, matrix.data, offset, quads,
-        [&](auto* to, int slot) MOEB_LAMBDA { store_whole_quad(layout, to, slot, slots); },
-        [&](const LayoutT& own, auto* to, int slot) MOEB_LAMBDA { store_quad(own, to, quads, slot, slots); });
+  if constexpr (LayoutT::whole_quads) {
+    for_each_quad_of_row<Real, LayoutT>(matrix.type, matrix.data, offset,
+                                        [&](auto* to, int slot) MOEB_LAMBDA { store_quad(layout, to, true, slot, slots); });
+  } else if constexpr (LayoutT::in_registers) {
+    void* const to = static_cast<std::byte*>(matrix.data) + row * row_bytes(matrix);
+    MOEB_UNROLL
+    for (int slot = 0; slot < LayoutT::capacity; slot += 4) store_quad_of_type(layout, matrix.type, to, quads, slot, slots);
   } else {
     with_element_type<Real>(matrix.type, [&](auto* tag) MOEB_LAMBDA {
       store_blocks(layout, static_cast<decltype(tag)>(matrix.data) + offset, slots);
     });
+  }
+}
+
+/// store_row of the first row, `plain` if are_plain_rows says so.
+template <class LayoutT>
+MOEB_INLINE void store_first_row(const LayoutT& layout, const AnyMatrix& matrix, std::int32_t plain,
+                                 const Slots<float, LayoutT>& slots) {
+  if (plain != 0) {
+    MOEB_UNROLL
+    for (int slot = 0; slot < LayoutT::capacity; slot += 4)
+      store_whole_quad(layout, static_cast<float*>(matrix.data), slot, slots);
+  } else {
+    store_row(layout, matrix, 0, true, slots);
   }
 }
 

@@ -113,7 +113,7 @@ template <class LayoutT, class Real>
   return finite;
 }
 
-/// Whether a tile has seen that all of its row is finite; false, too, where padding is among it. `regular`: no logit is +inf or NaN.
+/// Whether a tile has seen that all of its row is finite; false, too, where padding is among it that is no whole quad. `regular`: no logit is +inf or NaN.
 template <class TileT, class LayoutT, class Real>
 [[nodiscard]] MOEB_INLINE bool is_known_finite(const TileT& tile, const LayoutT& layout, const Slots<Real, LayoutT>& logits,
                                                bool regular) {
@@ -121,8 +121,11 @@ template <class TileT, class LayoutT, class Real>
     return false;
   } else if constexpr (LayoutT::in_registers) {
     if (!regular) return false;
-    Real smallest = logits[0];
-    for_each_slot(layout, [&](int slot) MOEB_LAMBDA { smallest = smaller_of(logits[slot], smallest); });
+    Real smallest = infinity<Real>;
+    for_each_slot(layout, [&](int slot) MOEB_LAMBDA {
+      const bool is_seen = !LayoutT::whole_quads || layout.holds_expert(slot / 4 * 4);
+      smallest = is_seen ? smaller_of(logits[slot], smallest) : smallest;
+    });
     return !tile.any(smallest == -infinity<Real>);
   } else {
     constexpr int columns = LayoutT::block_size;
