@@ -38,6 +38,14 @@ TEST_CASE("dispatch: blocks of a GPU have as many tiles as their shared memory h
   CHECK(PlaceSlots::tiles_that_fit(mb::max_experts, 101376) == 4);          // sm_86, sm_89
 }
 
+TEST_CASE("dispatch: more slots of a range and an expert than 16 bits count, and as many") {
+  for (const std::int64_t tokens : {65535, 65536, 200000}) {  // some of whose slots are empty
+    CAPTURE(tokens);
+    const DispatchProblem p = dispatch_problem(11, tokens, 1, 1, 1, 4);
+    check_dispatch(p, run_dispatch(HostEngine{.threads = 1}, p));
+  }
+}
+
 TEST_CASE("dispatch: any number of threads and any instruction set give the same bits") {
   for (const mb::DataType type : {mb::DataType::float32, mb::DataType::float16}) {
     DispatchProblem p = dispatch_problem(21, 7000, 8, 24, 6, 16);

@@ -90,11 +90,47 @@ TEST_CASE("dispatch: counts that disagree with ids lead to no row outside") {
                                                                     .offsets = {offsets.data(), 4},
                                                                     .row_of_slot = {row_of_slot.data(), 20, 2},
                                                                     .slot_of_row = {slot_of_row.data(), rows}});
-  problem.histogram = histogram.data();
-  problem.histogram_rows = 1;
+  problem.histogram = {histogram.data(), 1, false};
   mb::detail::place_slots(problem, 1, FiberEngine{}.place());
   for (const std::int64_t row : row_of_slot) CHECK((row >= -1 && row < rows));
   for (std::size_t r = rows; r < slot_of_row.size(); ++r) CHECK(slot_of_row[r] == 77);
+}
+
+TEST_CASE("dispatch: counts of 16 bits and of 32 lead to the same rows") {
+  constexpr std::int64_t tokens = 600, k = 3, parts = 5;
+  const Fibers place = FiberEngine{}.place();
+  for (const int experts : {1, 3, 8, 40, 64, 300}) {
+    CAPTURE(experts);
+    Random random(static_cast<std::uint64_t>(experts));
+    std::vector<std::int32_t> ids(tokens * k);
+    for (std::int32_t& id : ids) id = static_cast<std::int32_t>(random.integer(-1, experts - 1));
+    using Rows = std::vector<std::int64_t>;
+    const auto permuted = [&](const auto& run) {
+      std::tuple<Rows, Rows, Rows> out{Rows(static_cast<std::size_t>(experts + 1), 77), Rows(ids.size(), 77),
+                                       Rows(ids.size(), 77)};
+      run(mb::PermutationArgs{.experts = mb::MatrixView(ids.data(), tokens, k),
+                              .offsets = {std::get<0>(out).data(), experts + 1},
+                              .row_of_slot = {std::get<1>(out).data(), tokens, k},
+                              .slot_of_row = {std::get<2>(out).data(), tokens * k}});
+      return out;
+    };
+    const auto on_fibers = [&](bool narrow) {
+      return permuted([&](const mb::PermutationArgs& args) {
+        std::vector<std::int32_t> counts(static_cast<std::size_t>(parts * experts + 4), 77);
+        mb::PermutationProblem problem = mb::detail::permutation_problem(args);
+        problem.histogram = {counts.data(), parts, narrow};
+        mb::DispatchEngine<Fibers>::launch("test", {parts, 2, mb::CountSlots::shared_bytes(experts)}, mb::CountSlots{},
+                                           problem, place);
+        mb::detail::place_slots(problem, parts, place);
+      });
+    };
+    const auto host = permuted([&](const mb::PermutationArgs& args) {
+      std::vector<std::byte> workspace(mb::permutation_workspace_bytes(tokens, k, experts));
+      mb::permutation(args, {workspace.data(), workspace.size()}, mb::Host{});
+    });
+    CHECK((on_fibers(true) == host));
+    CHECK((on_fibers(false) == host));
+  }
 }
 
 TEST_CASE("dispatch: fibers = CPU with more parts than one") {

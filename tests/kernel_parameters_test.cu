@@ -109,8 +109,9 @@ TEST_CASE("rule 8: and the dispatch kernels' structs") {
              &PermutationProblem::k, &PermutationProblem::expert_count, &PermutationProblem::offsets, &PermutationProblem::slot_of_row,
              &PermutationProblem::rows, &PermutationProblem::align, &PermutationProblem::rows_per_expert, &PermutationProblem::counts,
              &PermutationProblem::expert_of_block, &PermutationProblem::row_blocks, &PermutationProblem::block_size,
-             &PermutationProblem::histogram, &PermutationProblem::histogram_rows, &PermutationProblem::ranking_blocks,
-             &PermutationProblem::invalid>();
+             &PermutationProblem::histogram, &PermutationProblem::ranking_blocks, &PermutationProblem::invalid>();
+  using mb::Histogram;
+  check_echo<Histogram, &Histogram::counts, &Histogram::rows, &Histogram::narrow>();
   using mb::GatherProblem;
   check_echo<GatherProblem, &GatherProblem::tokens, &GatherProblem::rows, &GatherProblem::slot_of_row, &GatherProblem::slots,
              &GatherProblem::k, &GatherProblem::factors, &GatherProblem::clears_padding, &GatherProblem::packs, &GatherProblem::invalid>();

@@ -64,7 +64,7 @@ struct DispatchEngine<testing::Fibers> {
 
   /// The next launch, of the permutation's second kernel, runs beside it.
   template <class Problem>
-  static void forward_and_count(const Problem& problem, const Totals& totals, std::int32_t* histogram, std::int64_t rows,
+  static void forward_and_count(const Problem& problem, const Totals& totals, const Histogram& histogram,
                                 const Fibers& place) {
     with_config(problem, [&](auto config) {
       using Config = decltype(config);
@@ -73,7 +73,7 @@ struct DispatchEngine<testing::Fibers> {
       testing::usual_kernels += Config::usual ? 1 : 0;
       testing::end_kernel_before();
       testing::kernel_before = [=] {
-        testing::launch_fibers(place, rows, 1, threads, forward_shared_bytes<decltype(problem.balancer), tier>(threads),
+        testing::launch_fibers(place, histogram.rows, 1, threads, forward_shared_bytes<decltype(problem.balancer), tier>(threads),
                                [&](const testing::FiberBlock& block) {
                                  const testing::FiberTile<tier.width> tile{block.group, block.thread()};
                                  forward_and_count_kernel<Config>(block, tile, problem, totals, histogram);

@@ -48,7 +48,7 @@ template <int Tier, bool Usual, class Problem>
 __global__ void __launch_bounds__(most_forward_threads<KernelConfig<Tier, Usual>, Problem>,
                                   blocks_of_most_threads<Tier, Usual, Problem>) MOEB_HIDDEN
     moe_balance_forward_and_count(const __grid_constant__ Problem problem, const __grid_constant__ Totals totals,
-                                  std::int32_t* histogram) {
+                                  const __grid_constant__ Histogram histogram) {
   extern __shared__ __align__(16) std::byte moe_balance_shared[];
   CudaBlock<>{nullptr}.let_next_kernel_start();
   forward_and_count_kernel<KernelConfig<Tier, Usual>>(CudaBlock<cuda_tiers[Tier].threads>{moe_balance_shared},
@@ -127,14 +127,15 @@ struct MOEB_HIDDEN CudaDispatchEngine {
   /// The routing kernel of the fused calls, one block per row of the histogram. An ordinary launch: started early it was timed with other changes only,
   /// which together were slower (docs/design.md).
   template <class Problem>
-  static void forward_and_count(const Problem& problem, const Totals& totals, std::int32_t* histogram, std::int64_t rows,
+  static void forward_and_count(const Problem& problem, const Totals& totals, const Histogram& histogram,
                                 cudaStream_t stream) {
     with_config<compiled_tiers>(problem, [&](auto config) {
       using Config = decltype(config);
       constexpr std::size_t shared_bytes = forward_shared_bytes<decltype(problem.balancer), Config::tier>();
       const auto kernel = moe_balance_forward_and_count<Config::index, Config::usual, Problem>;
       allow_shared_bytes("forward_and_permute", kernel, shared_bytes);
-      kernel<<<static_cast<unsigned>(rows), Config::tier.threads, shared_bytes, stream>>>(problem, totals, histogram);
+      kernel<<<static_cast<unsigned>(histogram.rows), Config::tier.threads, shared_bytes, stream>>>(problem, totals,
+                                                                                                    histogram);
     });
     check_cuda(cudaGetLastError(), "launching forward_and_permute");
   }

@@ -191,8 +191,8 @@ void permutation_by_counting(const PermutationArgs& args, const Workspace& works
   using Engine = DispatchEngine<Place>;
   const std::int64_t slots = args.experts.rows * args.experts.columns;
   PermutationProblem problem = permutation_problem(args);
-  problem.histogram = reinterpret_cast<std::int32_t*>(static_cast<std::byte*>(workspace.data) + 16);
-  problem.histogram_rows = Engine::parts(slots, permutation_parts(slots), place);
+  problem.histogram = Histogram::of(static_cast<std::byte*>(workspace.data) + 16,
+                                    Engine::parts(slots, permutation_parts(slots), place), problem.tokens, problem.k);
   auto* found_invalid = static_cast<std::int64_t*>(workspace.data);
   if constexpr (Engine::reads_arguments) {
     *found_invalid = 0;
@@ -200,16 +200,16 @@ void permutation_by_counting(const PermutationArgs& args, const Workspace& works
   }
   const int experts = problem.expert_count;
   const int tiles = Engine::tiles("permutation", experts, place);  // an error, if any, comes before the first launch
-  if (problem.histogram_rows == 1 && !Engine::reads_arguments) {   // few slots: a launch less
-    problem.histogram = nullptr;
+  if (problem.histogram.rows == 1 && !Engine::reads_arguments) {   // few slots: a launch less
+    problem.histogram.counts = nullptr;
     return place_slots(problem, 1, place);
   }
-  Engine::launch("permutation", {problem.histogram_rows, tiles, CountSlots::shared_bytes(experts)}, CountSlots{}, problem,
+  Engine::launch("permutation", {problem.histogram.rows, tiles, CountSlots::shared_bytes(experts)}, CountSlots{}, problem,
                  place);
   if constexpr (Engine::reads_arguments) {
     if (*found_invalid != 0) refuse_ids("permutation", args.experts, experts);
   }
-  place_slots(problem, problem.histogram_rows, place);
+  place_slots(problem, problem.histogram.rows, place);
 }
 
 }  // namespace detail

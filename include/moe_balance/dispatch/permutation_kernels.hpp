@@ -34,8 +34,9 @@ struct CountSlots {
     }
     if (invalid != 0 && problem.invalid != nullptr) block.add_global(problem.invalid, invalid);
     block.barrier();
-    std::int32_t* row = problem.histogram + block.index() * problem.expert_count;
-    for (int e = block.thread(); e < problem.expert_count; e += block.threads()) row[e] = counts[e];
+    for (int e = block.thread(); e < problem.expert_count; e += block.threads()) {
+      problem.histogram.set(block.index(), problem.expert_count, e, counts[e]);
+    }
   }
 };
 
@@ -83,7 +84,7 @@ struct PlaceSlots {
     std::int32_t* const counts = shared.tile_counts + block.thread() / TileT::width * problem.expert_count;
     for (int e = tile.lane(); e < problem.expert_count; e += TileT::width) counts[e] = 0;
     tile.barrier();
-    const bool counts_all = problem.histogram == nullptr;
+    const bool counts_all = problem.histogram.counts == nullptr;
     const bool ranks = block.index() < problem.ranking_blocks;
     ItemRange own{0, 0};
     if (counts_all || ranks) {
@@ -114,42 +115,47 @@ struct PlaceSlots {
   static constexpr int at_once = dispatch_tuning.ids_at_once;
 
   [[nodiscard]] MOEB_INLINE static std::int64_t rows_per_block(const PermutationProblem& problem) {
-    return problem.histogram_rows / problem.ranking_blocks;
+    return problem.histogram.rows / problem.ranking_blocks;
   }
   template <class BlockT>
   [[nodiscard]] MOEB_INLINE static std::int64_t first_row_of(const BlockT& block, const PermutationProblem& problem) {
-    return problem.histogram == nullptr ? 0 : block.index() * rows_per_block(problem);
+    return problem.histogram.counts == nullptr ? 0 : block.index() * rows_per_block(problem);
   }
 
   /// Neighbouring counts of a row of the histogram, loaded together.
-  template <int Count>
-  struct alignas(Count * sizeof(std::int32_t)) Counts {
-    std::int32_t value[Count];
+  template <class Word, int Count>
+  struct alignas(Count * sizeof(Word)) Counts {
+    Word value[Count];
   };
 
   template <class BlockT, class TileT>
   MOEB_INLINE static void add_up_blocks(const BlockT& block, const TileT& tile, const PermutationProblem& problem,
                                         const Shared& shared) {
-    const bool has_quads =
-        problem.expert_count % 4 == 0 && reinterpret_cast<std::uintptr_t>(problem.histogram) % sizeof(Counts<4>) == 0;
-    if (has_quads)
-      add_up_blocks_by<4>(block, tile, problem, shared);
+    constexpr int run = 4;
+    using Run = Counts<std::uint16_t, run>;
+    const bool has_runs =
+        problem.expert_count % run == 0 && reinterpret_cast<std::uintptr_t>(problem.histogram.counts) % alignof(Run) == 0;
+    if (!problem.histogram.narrow)
+      add_up_blocks_by<std::int32_t, 1, std::int64_t>(block, tile, problem, shared);
+    else if (has_runs)
+      add_up_blocks_by<std::uint16_t, run, std::int32_t>(block, tile, problem, shared);
     else
-      add_up_blocks_by<1>(block, tile, problem, shared);
+      add_up_blocks_by<std::uint16_t, 1, std::int32_t>(block, tile, problem, shared);
   }
 
   /// Lanes side by side share `Count` experts: each adds up the rows that are its own by turns, several loads at once, because that is what a GPU
-  /// thread waits for. As many lanes share as there are threads for.
-  template <int Count, class BlockT, class TileT>
+  /// thread waits for. As many lanes share as there are threads for. A Sum holds all slots: 32768 ranges that 16 bits count do
+  /// not reach 2^31.
+  template <class Word, int Count, class Sum, class BlockT, class TileT>
   MOEB_INLINE static void add_up_blocks_by(const BlockT& block, const TileT& tile, const PermutationProblem& problem,
                                            const Shared& shared) {
     constexpr int most_sharing =
         TileT::width < dispatch_tuning.lanes_per_expert ? TileT::width : dispatch_tuning.lanes_per_expert;
-    constexpr int loads = Count == 1 ? dispatch_tuning.counts_at_once : dispatch_tuning.quads_at_once;
+    constexpr int loads = Count == 1 ? dispatch_tuning.counts_at_once : dispatch_tuning.runs_at_once;
     const int runs = problem.expert_count / Count;
     int sharing = 1;
     while (sharing < most_sharing && 2 * sharing * runs <= block.threads()) sharing *= 2;
-    const int rows = static_cast<int>(problem.histogram_rows);
+    const int rows = static_cast<int>(problem.histogram.rows);
     const int first_row = block.index() < problem.ranking_blocks ? static_cast<int>(first_row_of(block, problem)) : rows;
     const int own = block.thread() & (sharing - 1);
     const int groups = block.threads() / sharing;
@@ -157,21 +163,22 @@ struct PlaceSlots {
     for (int start_run = 0; start_run < runs; start_run += groups) {
       const int run = start_run + block.thread() / sharing;
       const bool has_run = run < runs;
-      const std::int32_t* const column = problem.histogram + (has_run ? run : 0) * Count;
-      std::int64_t sum[Count] = {};
+      const Word* const column = static_cast<const Word*>(problem.histogram.counts) + (has_run ? run : 0) * Count;
+      const int step = sharing * problem.expert_count;
+      Sum sum[Count] = {};
       // The rows before this block's first, then the others: one after the other, so that only one of the sums is in registers.
       MOEB_NO_UNROLL
       for (int part = 0; part < 2; ++part) {
         const int last = part == 0 ? first_row : rows;
         MOEB_NO_UNROLL
         for (int start = (part == 0 ? 0 : first_row) + own; start < last; start += sharing * loads) {
-          Counts<Count> counts[loads];
+          Counts<Word, Count> counts[loads];
+          const Word* from = column + static_cast<std::int64_t>(start) * problem.expert_count;
           MOEB_UNROLL
           for (int i = 0; i < loads; ++i) {
-            const int row = start + sharing * i;
-            const bool exists = has_run && row < last;
-            const std::int64_t at = static_cast<std::int64_t>(row) * problem.expert_count;
-            counts[i] = exists ? *reinterpret_cast<const Counts<Count>*>(column + at) : Counts<Count>{};
+            const bool exists = has_run && start + sharing * i < last;
+            counts[i] = exists ? *reinterpret_cast<const Counts<Word, Count>*>(from) : Counts<Word, Count>{};
+            from += step;
           }
           MOEB_UNROLL
           for (int i = 0; i < loads; ++i) {
@@ -182,7 +189,7 @@ struct PlaceSlots {
         std::int64_t* const to = part == 0 ? shared.earlier : shared.total;
         MOEB_UNROLL
         for (int e = 0; e < Count; ++e) {
-          std::int64_t all = sum[e];
+          Sum all = sum[e];
           for (int distance = 1; distance < sharing; distance *= 2) all += tile.shuffle_xor(all, distance);
           if (has_run && own == 0) to[run * Count + e] = all;
         }
@@ -215,7 +222,7 @@ struct PlaceSlots {
   MOEB_INLINE static void count_of_tile(const BlockT& block, const TileT& tile, const PermutationProblem& problem,
                                         const ItemRange& range, const std::int32_t (&first_ids)[at_once],
                                         std::int32_t* counts) {
-    const bool counts_all = problem.histogram == nullptr;
+    const bool counts_all = problem.histogram.counts == nullptr;
     if (!counts_all && block.thread() / TileT::width + 1 == block.threads() / TileT::width) return;
     std::int64_t invalid = 0;
     for_each_id(tile, problem, range, first_ids, [&](std::int64_t /*slot*/, std::int32_t id) MOEB_LAMBDA {

@@ -23,6 +23,33 @@ struct SlotView {
   }
 };
 
+/// [rows, E]: slots per expert of each range of tokens. Every block of the second launch reads all of it, so that counts have 16 bits where no range has more
+/// slots than these hold.
+struct Histogram {
+  void* counts = nullptr;
+  std::int64_t rows = 0;
+  bool narrow = false;
+
+  /// Of ranges of `tokens` tokens with k slots each.
+  [[nodiscard]] static Histogram of(void* memory, std::int64_t rows, std::int64_t tokens, std::int64_t k) {
+    return {memory, rows, (tokens + rows - 1) / rows * k <= 0xffff};
+  }
+
+  MOEB_INLINE void set(std::int64_t row, int experts, int expert, std::int32_t count) const {
+    const std::int64_t at = row * experts + expert;
+    if (narrow)
+      static_cast<std::uint16_t*>(counts)[at] = static_cast<std::uint16_t>(count);
+    else
+      static_cast<std::int32_t*>(counts)[at] = count;
+  }
+  /// Only by the thread that has set it.
+  MOEB_INLINE void add(std::int64_t row, int experts, int expert, std::int32_t count) const {
+    const std::int64_t at = row * experts + expert;
+    set(row, experts, expert,
+        count + (narrow ? std::int32_t{static_cast<std::uint16_t*>(counts)[at]} : static_cast<std::int32_t*>(counts)[at]));
+  }
+};
+
 struct PermutationProblem {
   SlotView<const std::int32_t> experts;
   SlotView<std::int64_t> row_of_slot;
@@ -38,10 +65,8 @@ struct PermutationProblem {
   std::int32_t* expert_of_block;
   std::int64_t row_blocks;
   std::int64_t block_size;
-  /// [histogram_rows, E]: slots per expert of each range of tokens. Null where slots are few: each block counts all, the first gives them rows, and
-  /// all share the marking of padding.
-  std::int32_t* histogram;
-  std::int64_t histogram_rows;
+  Histogram histogram;  ///< without counts where slots are few: each block counts all, the first gives them rows, and all
+                        ///< share the marking of padding
   std::int64_t
       ranking_blocks;     ///< of the second launch: they share the rows of the histogram; further ones only mark padding
   std::int64_t* invalid;  ///< counts ids that are no expert's; may be null
@@ -49,8 +74,8 @@ struct PermutationProblem {
 
 /// The slots of the ranges of tokens that rows first to last - 1 of the histogram count.
 [[nodiscard]] MOEB_INLINE ItemRange slots_of_rows(const PermutationProblem& problem, std::int64_t first, std::int64_t last) {
-  return {range_of_part(problem.tokens, first, problem.histogram_rows).first * problem.k,
-          range_of_part(problem.tokens, last - 1, problem.histogram_rows).last * problem.k};
+  return {range_of_part(problem.tokens, first, problem.histogram.rows).first * problem.k,
+          range_of_part(problem.tokens, last - 1, problem.histogram.rows).last * problem.k};
 }
 
 /// The expert of a slot; -1 for empty and invalid ones.

@@ -31,11 +31,10 @@ MOEB_NAMESPACE_BEGIN
 /// The forward pass by blocks that have contiguous ranges of tokens. Block b leaves its counts in row b of the histogram.
 template <class Config, class BlockT, class TileT, class Problem>
 MOEB_HOST_DEVICE inline void forward_and_count_kernel(const BlockT& block, const TileT& tile, const Problem& given,
-                                                      const Totals& totals, std::int32_t* histogram) {
+                                                      const Totals& totals, const Histogram& histogram) {
   const auto& problem = specialised<Config>(given);
   ForwardPass<Config, BlockT, TileT, Problem> pass(block, tile, problem);
-  std::int32_t* row = histogram + block.index() * pass.experts;
-  for (int e = block.thread(); e < pass.experts; e += block.threads()) row[e] = 0;
+  for (int e = block.thread(); e < pass.experts; e += block.threads()) histogram.set(block.index(), pass.experts, e, 0);
   ItemRange range = range_of_part(problem.logits.rows, block.index(), block.blocks());
   const int tiles = block.threads() / TileT::width;
   for (std::int64_t segment = 0; segment < problem.segments.count(); ++segment) {
@@ -45,8 +44,11 @@ MOEB_HOST_DEVICE inline void forward_and_count_kernel(const BlockT& block, const
         forward_tokens<Config>(pass, problem, segment, items.first + tile_in_block(block, tile), items.last, tiles);
     pass.finish_segment(sink, totals, segment);
     for (int e = block.thread(); e < pass.experts; e += block.threads()) {
-      const std::int32_t earlier = problem.segments.count() > 1 ? row[e] : 0;  // memory is far away
-      row[e] = earlier + pass.shared.counts()[e];
+      const std::int32_t count = pass.shared.counts()[e];
+      if (problem.segments.count() > 1)
+        histogram.add(block.index(), pass.experts, e, count);
+      else  // memory is far away
+        histogram.set(block.index(), pass.experts, e, count);
     }
     // Offsets in device memory may be wrong: no token may be counted twice, or the permutation would need more rows than there are.
     if (problem.segments.sequences.layout == Sequences::Layout::offsets) {
@@ -59,8 +61,7 @@ MOEB_HOST_DEVICE inline void forward_and_count_kernel(const BlockT& block, const
 template <class Place, class Tag = EngineTagOf<Place>>
 struct CountingPlace {
   Place place;
-  std::int32_t* histogram;
-  std::int64_t histogram_rows;
+  Histogram histogram;
 };
 
 /// Router's calls on a CountingPlace launch the kernel that routes and counts.
@@ -82,7 +83,7 @@ struct Engine<CountingPlace<Place, Tag>> {
   }
   template <class Real, class Problem>
   static void forward(const Problem& problem, const Totals& totals, const Counting& counting) {
-    DispatchEngine<Place>::forward_and_count(problem, totals, counting.histogram, counting.histogram_rows, counting.place);
+    DispatchEngine<Place>::forward_and_count(problem, totals, counting.histogram, counting.place);
   }
 };
 
@@ -164,9 +165,8 @@ void route_then_permute(std::int64_t tokens, const PermutationArgs& order, const
   if constexpr (DispatchEngine<Place>::fuses_routing && !looks_across_tokens<Selection>) {
     const FusedParts parts(tokens, RouterT::k);
     PermutationProblem problem = permutation_problem(order);
-    problem.histogram = static_cast<std::int32_t*>(rest.data);
-    problem.histogram_rows = parts.rows();
-    route(CountingPlace<Place>{place, problem.histogram, problem.histogram_rows});
+    problem.histogram = Histogram::of(rest.data, parts.rows(), tokens, RouterT::k);
+    route(CountingPlace<Place>{place, problem.histogram});
     place_slots(problem, parts.blocks, place);
   } else {
     route(place);

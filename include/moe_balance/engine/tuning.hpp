@@ -42,15 +42,15 @@ struct DispatchTuning {
   int blocks_per_multiprocessor = 8;
   /// Blocks that registers must leave room for: 80 registers per thread.
   int blocks_with_registers = 3;
-  /// What a lane of a permutation loads before it waits: slots' ids; counts of the histogram, by quads or one by one.
+  /// What a lane of a permutation loads before it waits: slots' ids; counts of the histogram, by runs of four or one by one.
   int ids_at_once = 4;
-  int quads_at_once = 8;
-  int counts_at_once = 16;
+  int runs_at_once = 16;
+  int counts_at_once = 8;
   /// What a lane that moves a row loads before it writes: packs of 16 bytes. 65536 rows of 4 KiB on an H100: permute and combine's backward pass, then two
   /// kernels, took 221 and 346 us with one, 215 and 371 with eight, 207 and 325 with four and stores past the cache.
   int packs_at_once = 4;
-  /// Most lanes that share experts of the histogram: two quads of a row are a sector of memory.
-  int lanes_per_expert = 16;
+  /// Most lanes that share experts of the histogram: four runs of a row are a sector of memory.
+  int lanes_per_expert = 8;
   /// Fewest elements of rows, and fewest slots, worth a further CPU thread.
   std::int64_t elements_per_thread = 65536;
   std::int64_t slots_per_thread = 16384;
