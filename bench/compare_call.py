@@ -1,4 +1,4 @@
-"""The struct of compare_library.hpp's functions, and what all who time them need."""
+"""The structs of compare_library.hpp's and compare_dispatch.hpp's functions, and what all who time them need."""
 import ctypes
 
 
@@ -9,6 +9,12 @@ class Call(ctypes.Structure):
         ("saved", ctypes.c_void_p), ("saved_bytes", ctypes.c_int64), ("grad_weights", ctypes.c_void_p),
         ("grad_logits", ctypes.c_void_p), ("place", ctypes.c_int64),
     ]
+
+
+class DispatchCall(ctypes.Structure):
+    _fields_ = [("routing", Call)] + [(name, ctypes.c_int64) for name in ("k", "hidden", "type")] + [
+        (name, ctypes.c_void_p) for name in ("ids", "weights", "states", "offsets", "row_of_slot", "slot_of_row", "permuted", "combined",
+                                             "grad_permuted", "grad_weights", "workspace")] + [("workspace_bytes", ctypes.c_int64)]
 
 
 def load(path):

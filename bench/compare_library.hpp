@@ -51,18 +51,24 @@ int route(const Router& router, const Call& call, const Place& place) {
   });
 }
 
+/// What forward and forward_and_permute share: all but where counts go.
+template <class Router>
+mb::ForwardArgs forward_args(const Router& /*router*/, const Call& call) {
+  const int experts = static_cast<int>(call.experts);
+  return {.logits = mb::MatrixView(call.logits, call.tokens, call.experts),
+          .experts = {call.ids, call.tokens, Router::k},
+          .weights = mb::MatrixView(call.weights, call.tokens, Router::k),
+          .bias = {call.bias, experts},
+          .load = {call.load, experts},
+          .saved = {call.saved, static_cast<std::size_t>(call.saved_bytes)}};
+}
+
 template <class Router, class Place>
 int forward(const Router& router, const Call& call, const Place& place) {
-  const int experts = static_cast<int>(call.experts);
   return guarded([&] {
-    router.forward({.logits = mb::MatrixView(call.logits, call.tokens, call.experts),
-                    .experts = {call.ids, call.tokens, Router::k},
-                    .weights = mb::MatrixView(call.weights, call.tokens, Router::k),
-                    .counts = call.counts,
-                    .bias = {call.bias, experts},
-                    .load = {call.load, experts},
-                    .saved = {call.saved, static_cast<std::size_t>(call.saved_bytes)}},
-                   {}, place);
+    mb::ForwardArgs args = forward_args(router, call);
+    args.counts = call.counts;
+    router.forward(args, {}, place);
   });
 }
 

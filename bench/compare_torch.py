@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Times routing beside the same work in PyTorch, in one run, and prints one line a case.
+"""Times routing, on a GPU also dispatch, beside the same work in PyTorch, in one run, and prints one line a case.
 
 Usage: compare_torch.py LIBRARY [--tokens N] [--experts N] [--threads N] [--repeats N] [--json FILE]
        compare_torch.py LIBRARY --device cuda [--compile] [--seconds N] [--repeats N] [--json FILE]
 On the CPU, LIBRARY is bench/compare_library.cpp as a shared library; `bash bench/compare_torch.sh` builds it and calls this. On a GPU it is
-bench/compare_library.cu (CMake's target compare_cuda), and compare_torch_cuda.py says what is timed.
+bench/compare_library.cu and compare_dispatch.cu (CMake's target compare_cuda), and compare_torch_cuda.py says what is timed.
 Both sides take turns, so that a slow moment of the machine hits both; medians are compared. Exit 1 when ids differ, 77 on a GPU
 when PyTorch is missing or sees no GPU.
 """

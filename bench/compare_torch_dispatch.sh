@@ -9,5 +9,5 @@ if ! "$python" -c 'import torch' 2>/dev/null; then
   exit 1
 fi
 mkdir -p build/bench
-"${CXX:-g++}" -std=c++20 -O2 -fPIC -shared -Iinclude bench/compare_dispatch.cpp -o build/bench/libcompare_dispatch.so
+"${CXX:-g++}" -std=c++20 -O2 -fPIC -shared -Iinclude bench/compare_dispatch.cpp bench/compare_library.cpp -o build/bench/libcompare_dispatch.so
 exec "$python" bench/compare_torch_dispatch.py build/bench/libcompare_dispatch.so "$@"
