@@ -76,8 +76,8 @@ inline constexpr bool is_backward = requires(Problem problem) {
 };
 
 /// Whether a tier has a kernel of its own for a problem's usual calls. Not where a lane's registers are too few for what is read ahead: for the state
-/// of groups, or a softmax beside other scores, in tiles narrower than a warp; for more than eight scores, but for a softmax and a plain selection; and
-/// backward, for several of the chosen experts.
+/// of groups, a second selection, replayed ids beside a loss, or a softmax beside other scores, in tiles narrower than a warp; for more than eight scores,
+/// but for a softmax and a plain selection; and backward, for several of the chosen experts, and for a softmax beside other scores and their loss.
 template <int Tier, class Problem>
 inline constexpr bool has_usual_kernel = [] {
   using Traits = BalancerTraits<decltype(Problem::balancer)>;
@@ -86,8 +86,14 @@ inline constexpr bool has_usual_kernel = [] {
   constexpr int scores = tier.max_experts / tier.width;
   constexpr bool is_softmax = is_softmax_row<typename RowOf<decltype(Problem::scoring), float>::type>;
   if (Tier >= usual_tier_count) return false;
-  if (is_backward<Problem>) return TopKT::k <= tier.width && (tier.width == 32 || is_softmax || Traits::token_losses == 0);
-  if (selects_groups<TopKT> && tier.width < 32 && scores > 4) return false;
+  if (is_backward<Problem>) {
+    const bool has_softmax_beside = !is_softmax && Traits::token_losses > 0;
+    const bool has_room = tier.width == 32 && (Traits::losses == 0 || is_over_selected<decltype(Problem::scoring)>);
+    return TopKT::k <= tier.width && (!has_softmax_beside || has_room);
+  }
+  const bool has_much_state = selects_groups<TopKT> || Traits::plain_losses > 0 ||
+                              (is_replaying<TopKT> && Traits::losses > 0) || (!is_softmax && Traits::token_losses > 0);
+  if (has_much_state && tier.width < 32 && scores > 4) return false;
   return scores <= 8 || (is_softmax && Traits::plain_losses == 0 && !is_replaying<TopKT>);
 }();
 
