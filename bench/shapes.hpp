@@ -11,7 +11,7 @@ namespace microbenchmark {
 namespace mb = moe_balance;
 
 inline constexpr std::int64_t token_counts[] = {1, 16, 64, 512, 4096, 8192, 32768, 131072};
-inline constexpr int expert_counts[] = {8, 64, 128, 256, 512, 896};
+inline constexpr int expert_counts[] = {8, 64, 128, 160, 256, 384, 512, 896};
 inline constexpr mb::DataType element_types[] = {mb::DataType::float32, mb::DataType::bfloat16};
 inline constexpr std::int64_t decode_tokens = 64;  ///< calls of at most this many tokens are also timed inside a CUDA graph
 inline constexpr std::int64_t update_layers =

@@ -6,7 +6,7 @@
 namespace microbenchmark {
 
 inline const bool softmax_large_k[] = {
-    add("softmax_top6_aux_loss", mb::Router{mb::Softmax{}, mb::TopK<6>{}, mb::AuxLoss{}}, {64}),
+    add("softmax_top6_aux_loss", mb::Router{mb::Softmax{}, mb::TopK<6>{}, mb::AuxLoss{}}, {64, 160}),
     add("softmax_top16_aux_loss", mb::Router{mb::Softmax{}, mb::TopK<16>{}, mb::AuxLoss{}}, {896})};
 
 }  // namespace microbenchmark

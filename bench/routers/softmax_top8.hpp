@@ -6,7 +6,7 @@
 namespace microbenchmark {
 
 inline const bool softmax_top8[] = {
-    add("softmax_top8_aux_loss", mb::Router{mb::Softmax{}, mb::TopK<8>{}, mb::AuxLoss{}}, {64, 128, 256, 512}),
+    add("softmax_top8_aux_loss", mb::Router{mb::Softmax{}, mb::TopK<8>{}, mb::AuxLoss{}}, {64, 128, 256, 384, 512}),
     add_route("softmax_top8", mb::Router{mb::Softmax{}, mb::TopK<8>{}, mb::AuxLoss{}}, {256})};
 
 }  // namespace microbenchmark
