@@ -56,17 +56,16 @@ def torch_permute(states, order, k):
     return states.index_select(0, order // k)
 
 
-# Weights are float32 whatever hidden states are, so products with them are, too, and are then rounded, as moe_balance's. What is added up has the states'
-# type, as models write it: in bfloat16 index_add_ rounds every partial sum, in no fixed order on a GPU, and the products of the weights' gradient are
-# rounded before their sum in float32. In float32 all of that would move twice the bytes.
+# Weights get the states' type, as models write it, so that no product in float32 is kept: in bfloat16 index_add_ then rounds every partial sum, in no fixed
+# order on a GPU, and the products of the weights' gradient are rounded before their sum in float32. In float32 all of that would move twice the bytes.
 def torch_combine(permuted, weights, order):
-    weighted = (permuted * weights.flatten().index_select(0, order).unsqueeze(1)).to(permuted.dtype)
+    weighted = permuted * weights.flatten().index_select(0, order).unsqueeze(1).to(permuted.dtype)
     return permuted.new_zeros(weights.size(0), permuted.size(1)).index_add_(0, order // weights.size(1), weighted)
 
 
 def torch_combine_backward(grad_combined, permuted, weights, order):
     grads = grad_combined.index_select(0, order // weights.size(1))
-    grad_permuted = (grads * weights.flatten().index_select(0, order).unsqueeze(1)).to(grads.dtype)
+    grad_permuted = grads * weights.flatten().index_select(0, order).unsqueeze(1).to(grads.dtype)
     grad_weights = torch.empty_like(weights).flatten()
     grad_weights[order] = (grads * permuted).sum(1, dtype=weights.dtype)
     return grad_permuted, grad_weights.view_as(weights)

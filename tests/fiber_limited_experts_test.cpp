@@ -15,9 +15,15 @@ void check_in_two_tiers(const Router& router) {
     for (const bool awkward : {false, true}) {
       CAPTURE(experts);
       CAPTURE(awkward);
-      const StepInputs inputs(static_cast<std::uint64_t>(experts), 13, experts, Router::k, awkward);
-      check_same(run_step(router, inputs, mb::Host{.threads = 1}),
-                 run_step(router, inputs, TwoTiers{.seed = static_cast<std::uint64_t>(experts), .multiprocessors = 2}));
+      StepInputs inputs(static_cast<std::uint64_t>(experts), 13, experts, Router::k, awkward);
+      for (const bool usual : {false, true}) {
+        CAPTURE(usual);
+        inputs.usual = usual;
+        const int usual_before = usual_kernels;
+        check_same(run_step(router, inputs, mb::Host{.threads = 1}),
+                   run_step(router, inputs, TwoTiers{.seed = static_cast<std::uint64_t>(experts), .multiprocessors = 2}));
+        CHECK((usual_kernels > usual_before) == (usual && experts % 4 == 0 && experts <= 128));
+      }
     }
   }
 }

@@ -201,6 +201,31 @@ TEST_CASE("usual calls: padding takes no part, whatever a scoring of the user's 
   check_usual(mb::Router{RaisedSoftmax{}, mb::TopK<4>{}, mb::AuxLoss{.coefficient = 0.3f}});
 }
 
+namespace {
+
+/// A user's selection that counts what it may choose from: with padding among it, it would lose expert 0.
+struct Counting {
+  static constexpr int k = 4;
+  [[nodiscard]] constexpr mb::Weighting weighting() const { return {}; }
+  void check(const char* /*call*/, int /*experts*/) const {}
+  template <class Real, class TileT, class LayoutT, class Keys>
+  MOEB_INLINE void narrow(const TileT& tile, const LayoutT& layout, Keys& keys) const {
+    std::int32_t candidates = 0;
+    mb::for_each_slot(layout, [&](int slot) { candidates += keys[slot] != mb::excluded_key<mb::Key<Real>> ? 1 : 0; });
+    for (int distance = TileT::width / 2; distance >= 1; distance /= 2) candidates += tile.shuffle_xor(candidates, distance);
+    if (candidates == layout.experts) return;
+    mb::for_each_slot(layout, [&](int slot) {
+      if (layout.is_expert(slot, 0)) keys[slot] = mb::excluded_key<mb::Key<Real>>;
+    });
+  }
+};
+
+}  // namespace
+
+TEST_CASE("usual calls: a selection of the user's sees no padding among what it may choose") {
+  check_usual(mb::Router{mb::Softmax{}, Counting{}, mb::AuxLoss{.coefficient = 0.3f}});
+}
+
 TEST_CASE("usual calls: groups of experts, whether they fill a tier or not") {
   check_groups<6>({{16, 2}, {24, 4}, {32, 4}, {96, 3}, {160, 8}, {192, 6}, {256, 8}, {288, 9}, {384, 8}, {512, 8}});
 }

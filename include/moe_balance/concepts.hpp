@@ -103,6 +103,15 @@ template <class P>
   }
 inline constexpr bool is_replaying<P> = P::replays;
 
+/// narrows = false: `narrow` looks at no key, so that padding need not be excluded before it where it ranks last anyway.
+template <class P>
+inline constexpr bool is_narrowing = true;
+template <class P>
+  requires requires {
+    P::narrows;
+  }
+inline constexpr bool is_narrowing<P> = P::narrows;
+
 /// looks_across_tokens: a pass over all tokens follows the routing kernel (dispatch/capacity.hpp); the policy brings workspace_bytes,
 /// check_memory, ids_before, after_forward and before_backward.
 template <class P>

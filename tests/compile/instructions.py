@@ -40,12 +40,12 @@ NEVER = [
     r"\* reciprocal\) >> 22|\(1u << 22\)|\(kept >> \(group & 31u\)\)",
     r"for \(int source = 0; source < sources|tile\.shuffle\(chosen\.expert\[r\], source\)|tile\.shuffle\(value\[r\], source\)"
     r"|is_expert\(slot, expert\) \? add",  # an expert chosen twice
-    r"return \(problem\.active == nullptr|\(problem\.tokens_on_device == nullptr",  # masks
+    r"store_nothing<|WeightRow<Real>\{\.finite = false\}|return \(problem\.active == nullptr|\(problem\.tokens_on_device == nullptr",  # masks
 ]
 # The same where experts fill a tier, and where they do not.
 NEVER_FULL = [r"for_each_quad_of_row<Real, LayoutT>\(|if \(is_padding\) f\(slot\)"]
 NEVER_PADDED = [r"(load|store)_whole_quad\(layout, static_cast<(const )?float\*>\(matrix\.data\)"]
-# Experts that do not fill their tier: DeepSeek-V2's and Kimi K2's.
+# Experts that do not fill their tier.
 PADDED_EXPERTS = {256: 160, 512: 384}
 # Source lines inside loops, and how often the loop's body runs for one token; a line of a caller multiplies with those of its callees.
 WARP = 32  # lanes of a token, where words of keys and slots are selected; the rounds by keys are then the rare way

@@ -57,7 +57,7 @@ MOEB_HOST_DEVICE inline void forward_and_count_kernel(const BlockT& block, const
   }
 }
 
-/// A place that routes as `place` does, and leaves the counts of `histogram_rows` ranges of tokens.
+/// A place that routes as `place` does, and leaves the counts of the histogram's ranges of tokens.
 template <class Place, class Tag = EngineTagOf<Place>>
 struct CountingPlace {
   Place place;

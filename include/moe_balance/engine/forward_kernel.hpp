@@ -295,13 +295,14 @@ template <class Config, class Pass, class Problem>
     while (token < end) {
       const Slots<float, LayoutT> logits = next;
       ForwardStep::place(problem, token, row_bytes, own);
-      bool active = true;
-      if (masked != 0) {
-        active = is_active(problem, token);
-      }
+      const std::uint32_t row = token;
       token += step;
       if (token < end) read(token);
-      forward_read_token<float>(own, pass.tile, pass.layout, active, logits, pass.bias(), sink);
+      if (masked != 0 && !is_active(problem, row)) {
+        store_nothing<float>(own, pass.tile, 0);
+      } else {
+        forward_read_token<float>(own, pass.tile, pass.layout, logits, pass.bias(), sink);
+      }
     }
     return sink;
   } else {

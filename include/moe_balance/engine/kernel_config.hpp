@@ -77,7 +77,8 @@ inline constexpr bool is_backward = requires(Problem problem) {
 
 /// Whether a tier has a kernel of its own for a problem's usual calls. Not where a lane's registers are too few for what is read ahead: for the state
 /// of groups, a second selection, replayed ids beside a loss, or a softmax beside other scores, in tiles narrower than a warp; for more than eight scores,
-/// but for a softmax and a plain selection; and backward, for several of the chosen experts, and for a softmax beside other scores and their loss.
+/// but for a softmax that nothing is replayed or selected beside; and backward, for several of the chosen experts, and for a softmax beside other
+/// scores and their loss.
 template <int Tier, class Problem>
 inline constexpr bool has_usual_kernel = [] {
   using Traits = BalancerTraits<decltype(Problem::balancer)>;

@@ -55,7 +55,8 @@ MOEB_INLINE void rank_keys(const Problem& problem, const TileT& tile, const Layo
     }
   }
   // Where scores show that a logit is -inf, padding, behind all experts, ranks last as it is.
-  const bool ranks_last = shows_non_finite<Scoring> && ranks_non_negative && regular && bias == nullptr;
+  constexpr bool may_stay = shows_non_finite<Scoring> && ranks_non_negative && !is_narrowing<decltype(problem.top_k)>;
+  const bool ranks_last = may_stay && regular && bias == nullptr;
   if (!ranks_last && layout.has_padding()) {
     for_each_padding_slot(layout, [&](int slot) MOEB_LAMBDA { keys[slot] = excluded_key<Key<Real>>; });
   }
@@ -98,7 +99,7 @@ struct ForwardToken {
   struct Nothing {};
 
   std::int64_t token;
-  bool active = false;  ///< on its way
+  bool active = false;  ///< on its way; used by lanes of memory
   bool replayed = false;
   Slots<Real, LayoutT> logits;
   Slots<Real, LayoutT> scores;

@@ -157,13 +157,9 @@ MOEB_INLINE void choose_active(const Problem& problem, const TileT& tile, const 
   MOEB_UNROLL
   for (int r = 0; r < chosen.per_lane; ++r) chosen.expert[r] = -1;
   if constexpr (is_replaying<decltype(problem.top_k)>) {
-    if (state.replayed && state.active) take_replayed(problem, tile, layout.experts, state.token, chosen, sink);
+    if (state.replayed) take_replayed(problem, tile, layout.experts, state.token, chosen, sink);
   }
   if (!state.replayed) choose(problem, tile, layout, state, bias, chosen);
-  if (!state.active) {
-    MOEB_UNROLL
-    for (int r = 0; r < chosen.per_lane; ++r) chosen.expert[r] = -1;
-  }
 }
 
 /// The weights of the chosen. Scores are read off keys, or looked up where a lane has them in memory, or computed from logits.
@@ -197,13 +193,12 @@ MOEB_INLINE void finish_active(const Problem& problem, const TileT& tile, const 
   for (int r = 0; r < chosen.per_lane; ++r) {
     if (chosen.expert[r] >= 0) sink.count(chosen.expert[r]);
   }
-  if (state.active) count_plain_top_k(problem, tile, layout, token, state.logits, state.scores, is_regular(state.row), sink);
+  count_plain_top_k(problem, tile, layout, token, state.logits, state.scores, is_regular(state.row), sink);
   const WeightRow<Real> weights = weigh_chosen(problem, tile, state, bias, chosen);
   store_chosen(problem, tile, token, chosen, weights);
-  if (state.active) sink.token();
+  sink.token();
   if (!weights.finite) sink.non_finite_token();
-  if (weights.finite && state.active)
-    add_losses(problem, tile, layout, token, state.finite, state.logits, state.scores, state.row, sink);
+  if (weights.finite) add_losses(problem, tile, layout, token, state.finite, state.logits, state.scores, state.row, sink);
 }
 
 /// The outputs of a token that is not active: no experts, weights 0.
@@ -226,13 +221,11 @@ MOEB_INLINE void forward_loaded(const Problem& problem, const TileT& tile, const
   finish_active(problem, tile, layout, bias, state, chosen, sink);
 }
 
-/// The same of one whose logits were read ahead: it is row 0 of the problem's views. One that is not active takes the same steps, but gets no experts and
-/// adds to no sum.
+/// The same of one whose logits were read ahead: it is row 0 of the problem's views.
 template <class Real, class Problem, class TileT, class LayoutT, class Sink>
-MOEB_INLINE void forward_read_token(const Problem& problem, const TileT& tile, const LayoutT& layout, bool active,
+MOEB_INLINE void forward_read_token(const Problem& problem, const TileT& tile, const LayoutT& layout,
                                     const Slots<Real, LayoutT>& logits, const float* bias, Sink& sink) {
   ForwardToken<Real, Problem, TileT, LayoutT> state;
-  state.active = active;
   state.logits = logits;
   forward_loaded(problem, tile, layout, 0, bias, state, sink);
 }
@@ -243,7 +236,6 @@ MOEB_INLINE void forward_token(const Problem& problem, const TileT& tile, const 
                                const float* bias, Sink& sink) {
   if (!is_active(problem, token)) return store_nothing<Real>(problem, tile, token);
   ForwardToken<Real, Problem, TileT, LayoutT> state;
-  state.active = true;
   load_row(layout, problem.logits, token, problem.rows_hold_quads, state.logits);
   forward_loaded(problem, tile, layout, token, bias, state, sink);
 }

@@ -166,16 +166,23 @@ MOEB_INLINE void store_blocks(const LayoutT& layout, T* row, const Slots<Real, L
   for (; first < layout.experts; ++first) row[first] = from_real<T>(slots[first]);
 }
 
-/// Up to four neighbouring elements of 16 bits, the others -inf. Called, not inlined: code of its own for each quad of each type is a quarter of what a
-/// file with a router takes to compile.
-MOEB_NOINLINE inline Quad<float> load_narrow_quad(const std::uint16_t* from, int experts, bool quads, bool is_bfloat16) {
-  Quad<std::uint16_t> narrow{};
-  if (quads && experts >= 4) {
-    narrow = *reinterpret_cast<const Quad<std::uint16_t>*>(from);
-  } else {
-    MOEB_UNROLL
-    for (int i = 0; i < 4; ++i) narrow.value[i] = i < experts ? from[i] : std::uint16_t{0};
-  }
+/// Four elements of 16 bits, as they are in memory.
+using NarrowQuad = Quad<std::uint16_t>;
+
+/// The narrow quad of the slots from `slot` on; what is padding has any bits.
+template <class LayoutT>
+[[nodiscard]] MOEB_INLINE NarrowQuad load_narrow_quad(const LayoutT& layout, const void* row, bool quads, int slot) {
+  const auto* const from = static_cast<const std::uint16_t*>(row) + layout.base() + LayoutT::offset(slot);
+  if (quads && layout.holds_expert(slot + 3)) return *reinterpret_cast<const NarrowQuad*>(from);
+  NarrowQuad narrow;
+  MOEB_UNROLL
+  for (int i = 0; i < 4; ++i) narrow.value[i] = layout.holds_expert(slot + i) ? from[i] : std::uint16_t{0};
+  return narrow;
+}
+
+/// As real numbers, those from `experts` on -inf. Called, not inlined: code of its own for each quad of each type is a quarter of what a file with a router
+/// takes to compile.
+MOEB_NOINLINE inline Quad<float> widened(NarrowQuad narrow, int experts, bool is_bfloat16) {
   Quad<float> result;
   if (is_bfloat16) {
     MOEB_UNROLL
@@ -188,10 +195,18 @@ MOEB_NOINLINE inline Quad<float> load_narrow_quad(const std::uint16_t* from, int
   for (int i = 0; i < 4; ++i) result.value[i] = i < experts ? result.value[i] : -infinity<float>;
   return result;
 }
+template <class Real, class LayoutT>
+MOEB_INLINE void widen_quad(const LayoutT& layout, DataType type, const NarrowQuad& narrow, int slot,
+                            Slots<Real, LayoutT>& slots) {
+  const int experts = layout.experts - layout.base() - LayoutT::offset(slot);
+  const Quad<float> quad = widened(narrow, experts, type == DataType::bfloat16);
+  MOEB_UNROLL
+  for (int i = 0; i < 4; ++i) slots[slot + i] = quad.value[i];
+}
 
 MOEB_NOINLINE inline void store_narrow_quad(std::uint16_t* to, Quad<float> values, int experts, bool quads,
                                             bool is_bfloat16) {
-  Quad<std::uint16_t> narrow;
+  NarrowQuad narrow;
   if (is_bfloat16) {
     MOEB_UNROLL
     for (int i = 0; i < 4; ++i) narrow.value[i] = to_bfloat16(values.value[i]).bits;
@@ -200,7 +215,7 @@ MOEB_NOINLINE inline void store_narrow_quad(std::uint16_t* to, Quad<float> value
     for (int i = 0; i < 4; ++i) narrow.value[i] = to_float16(values.value[i]).bits;
   }
   if (quads && experts >= 4) {
-    *reinterpret_cast<Quad<std::uint16_t>*>(to) = narrow;
+    *reinterpret_cast<NarrowQuad*>(to) = narrow;
   } else {
     MOEB_UNROLL
     for (int i = 0; i < 4; ++i) {
@@ -218,11 +233,24 @@ MOEB_INLINE void load_quad_of_type(const LayoutT& layout, DataType type, const v
   } else if (type == DataType::float32) {
     load_quad(layout, static_cast<const float*>(row), quads, slot, slots);
   } else {
-    const int first = layout.base() + LayoutT::offset(slot);
-    const Quad<float> quad = load_narrow_quad(static_cast<const std::uint16_t*>(row) + first, layout.experts - first, quads,
-                                              type == DataType::bfloat16);
+    widen_quad(layout, type, load_narrow_quad(layout, row, quads, slot), slot, slots);
+  }
+}
+
+/// The same of all quads, which are on their way together.
+template <class Real, class LayoutT>
+MOEB_INLINE void load_quads_of_type(const LayoutT& layout, DataType type, const void* row, bool quads,
+                                    Slots<Real, LayoutT>& slots) {
+  if (type == DataType::float32 || std::is_same_v<Real, double>) {
     MOEB_UNROLL
-    for (int i = 0; i < 4; ++i) slots[slot + i] = quad.value[i];
+    for (int slot = 0; slot < LayoutT::capacity; slot += 4)
+      load_quad_of_type(layout, DataType::float32, row, quads, slot, slots);
+  } else {
+    NarrowQuad narrow[LayoutT::capacity / 4];
+    MOEB_UNROLL
+    for (int i = 0; i < LayoutT::capacity / 4; ++i) narrow[i] = load_narrow_quad(layout, row, quads, 4 * i);
+    MOEB_UNROLL
+    for (int i = 0; i < LayoutT::capacity / 4; ++i) widen_quad(layout, type, narrow[i], 4 * i, slots);
   }
 }
 template <class Real, class LayoutT>
@@ -259,8 +287,7 @@ MOEB_INLINE void load_row(const LayoutT& layout, const ConstAnyMatrix& matrix, s
                                             MOEB_LAMBDA { load_quad(layout, from, true, slot, slots); });
   } else if constexpr (LayoutT::in_registers) {
     const void* const from = static_cast<const std::byte*>(matrix.data) + row * row_bytes(matrix);
-    MOEB_UNROLL
-    for (int slot = 0; slot < LayoutT::capacity; slot += 4) load_quad_of_type(layout, matrix.type, from, quads, slot, slots);
+    load_quads_of_type(layout, matrix.type, from, quads, slots);
   } else {
     pad_last_block(layout, slots);
     with_element_type<Real>(matrix.type, [&](auto* tag) MOEB_LAMBDA {
