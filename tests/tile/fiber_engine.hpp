@@ -261,7 +261,7 @@ struct Engine<testing::FibersOfTiers<Tiers...>> {
     with_own_tier(static_cast<int>(problem.logits.columns), [&](auto tier) {
       constexpr int index = decltype(tier)::value;
       if constexpr (has_usual_kernel<index, Problem>) {
-        if (is_usual(problem)) return f(KernelConfig<index, true>{});
+        if (serves_as_usual<index>(problem)) return f(KernelConfig<index, true>{});
       }
       f(KernelConfig<index, false>{});
     });

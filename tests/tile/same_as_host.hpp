@@ -200,7 +200,7 @@ int usual_kernels_of(const StepInputs& in) {
   mb::with_tier(in.experts, [&](auto tier) {
     constexpr int index = decltype(tier)::value;
     if (!in.usual || in.experts % 4 != 0) return;
-    kernels += mb::has_usual_kernel<index, Forward> ? 1 : 0;
+    kernels += mb::has_usual_kernel<index, Forward> && (mb::usual_kernel_masks<index, Forward> || !in.masked) ? 1 : 0;
     kernels += mb::has_usual_kernel<index, Backward> ? 1 : 0;
   });
   return kernels;

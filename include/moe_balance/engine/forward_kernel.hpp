@@ -291,7 +291,7 @@ template <class Config, class Pass, class Problem>
     pass.start_segment();
     auto sink = pass.sink();
     Problem own = problem;
-    const std::int32_t masked = opaque(has_masks(problem) ? 1 : 0);
+    const std::int32_t masked = has_masks(problem) ? opaque(1) : 0;
     while (token < end) {
       const Slots<float, LayoutT> logits = next;
       ForwardStep::place(problem, token, row_bytes, own);

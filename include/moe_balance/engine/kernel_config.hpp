@@ -25,15 +25,6 @@ struct KernelConfig {
   static constexpr bool private_rows = tier.private_rows;
 };
 
-/// What a kernel of this configuration takes its problem for.
-template <class Config, class Problem>
-[[nodiscard]] MOEB_HOST_DEVICE inline decltype(auto) specialised(const Problem& problem) {
-  if constexpr (Config::usual)
-    return as_usual(problem);
-  else
-    return (problem);
-}
-
 /// The first tier that serves so many.
 [[nodiscard]] constexpr int tier_of(int experts) {
   int tier = 0;
@@ -107,6 +98,30 @@ inline constexpr bool is_light = [] {
   return Traits::losses == 0 || (is_softmax && Traits::biases == 0 && !selects_groups<decltype(Problem::top_k)>);
 }();
 
+/// Whether a tier's usual kernel looks at masks: not forward with much state a token in tiles narrower than a warp, which has no register left for that.
+template <int Tier, class Problem>
+inline constexpr bool usual_kernel_masks = is_backward<Problem> || cuda_tiers[Tier].width == 32 || is_light<Problem>;
+
+/// Whether a tier's usual kernel serves a problem.
+template <int Tier, class Problem>
+[[nodiscard]] bool serves_as_usual(const Problem& problem) {
+  if constexpr (has_usual_kernel<Tier, Problem>)
+    return is_usual(problem) && (usual_kernel_masks<Tier, Problem> || !has_masks(problem));
+  else
+    return false;
+}
+
+/// What a kernel of this configuration takes its problem for.
+template <class Config, class Problem>
+[[nodiscard]] MOEB_HOST_DEVICE inline decltype(auto) specialised(const Problem& problem) {
+  if constexpr (Config::usual && usual_kernel_masks<Config::index, Problem>)
+    return as_usual(problem);
+  else if constexpr (Config::usual)
+    return without_masks(as_usual(problem));
+  else
+    return (problem);
+}
+
 template <class Config, class Problem>
 inline constexpr KernelKind forward_kind = !Config::usual      ? KernelKind::any_call
                                            : is_light<Problem> ? KernelKind::light_forward
@@ -123,7 +138,7 @@ void with_config(const Problem& problem, const Function& f) {
   with_tier<Tiers>(static_cast<int>(problem.logits.columns), [&](auto tier) {
     constexpr int index = decltype(tier)::value;
     if constexpr (has_usual_kernel<index, Problem>) {
-      if (is_usual(problem)) return f(KernelConfig<index, true>{});
+      if (serves_as_usual<index>(problem)) return f(KernelConfig<index, true>{});
     }
     f(KernelConfig<index, false>{});
   });

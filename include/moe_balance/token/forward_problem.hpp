@@ -89,6 +89,13 @@ template <class Problem>
 [[nodiscard]] MOEB_INLINE bool has_masks(const Problem& problem) {
   return problem.active != nullptr || problem.tokens_on_device != nullptr;
 }
+/// The same problem, that is known to have none.
+template <class Problem>
+[[nodiscard]] MOEB_INLINE Problem without_masks(Problem problem) {
+  problem.active = nullptr;
+  problem.tokens_on_device = nullptr;
+  return problem;
+}
 template <class Problem>
 [[nodiscard]] MOEB_INLINE bool is_active(const Problem& problem, std::int64_t row) {
   return (problem.active == nullptr || problem.active[row] != 0) &&
