@@ -90,7 +90,11 @@ struct GraphLayer {
                              .slot_of_row = slots_of,
                              .align = align},
                             workspace, place);
-    mb::permute({.hidden = matrix(states, tokens), .slot_of_row = slots_of, .permuted = matrix(permuted, rows), .top_k = k},
+    mb::permute({.hidden = matrix(states, tokens),
+                 .slot_of_row = slots_of,
+                 .permuted = matrix(permuted, rows),
+                 .top_k = k,
+                 .row_of_slot = rows_of},
                 {}, place);
     mb::combine({.permuted = matrix(permuted, rows),
                  .row_of_slot = rows_of,

@@ -138,6 +138,10 @@ inline void check_dispatch(const DispatchProblem& p, const DispatchResults& got)
   };
   close("permuted", p.type, got.permuted, gathered(p, want.slot_of_row, p.hidden_states, false), p.hidden);
   close("scaled", p.type, got.scaled, gathered(p, want.slot_of_row, p.hidden_states, true), p.hidden);
+  close("permuted_by_slots", p.type, got.permuted_by_slots, gathered(p, want.slot_of_row, p.hidden_states, false), p.hidden);
+  close("scaled_by_slots", p.type, got.scaled_by_slots, gathered(p, want.slot_of_row, p.hidden_states, true), p.hidden);
+  CHECK(got.permuted_by_slots == got.permuted);
+  CHECK(got.scaled_by_slots == got.scaled);
   close("combined", p.type, got.combined, scattered(p, want.row_of_slot, true), p.hidden);
   close("summed", p.type, got.summed, scattered(p, want.row_of_slot, false), p.hidden);
   close("grad_outputs", p.type, got.grad_outputs, gathered(p, want.slot_of_row, p.grad_combined, true), p.hidden);

@@ -50,6 +50,8 @@ struct DispatchResults {
   std::vector<std::int32_t> expert_of_block;
   Bytes permuted;
   Bytes scaled;
+  Bytes permuted_by_slots;  ///< with row_of_slot
+  Bytes scaled_by_slots;
   Bytes combined;
   Bytes summed;
   Bytes grad_outputs;
@@ -153,6 +155,8 @@ DispatchResults run_dispatch(const Engine& engine, const DispatchProblem& p, mb:
   Typed grad_combined(engine, p.type, p.tokens, p.hidden, x, p.grad_combined);
   Typed permuted(engine, p.type, rows, p.hidden, x);
   Typed scaled(engine, p.type, rows, p.hidden, x);
+  Typed permuted_by_slots(engine, p.type, rows, p.hidden, x);
+  Typed scaled_by_slots(engine, p.type, rows, p.hidden, x);
   Typed combined(engine, p.type, p.tokens, p.hidden, x);
   Typed summed(engine, p.type, p.tokens, p.hidden, x);
   Typed grad_outputs(engine, p.type, rows, p.hidden, x);
@@ -162,21 +166,21 @@ DispatchResults run_dispatch(const Engine& engine, const DispatchProblem& p, mb:
   Typed grad_scale(engine, p.factor_type, p.tokens, p.k, x);
   const int k = static_cast<int>(p.k);
   const auto place = engine.place();
-  mb::permute({.hidden = hidden.view(),
-               .slot_of_row = slot_view,
-               .permuted = permuted.view(),
-               .top_k = k,
-               .padding = p.padding,
-               .status = status},
-              {}, place);
-  mb::permute({.hidden = hidden.view(),
-               .slot_of_row = slot_view,
-               .permuted = scaled.view(),
-               .top_k = k,
-               .scale = weights.view(),
-               .padding = p.padding,
-               .status = status},
-              {}, place);
+  const auto permute = [&](Typed& to, const mb::ConstAnyMatrix& scale, const mb::MatrixView<const std::int64_t>& rows_of) {
+    mb::permute({.hidden = hidden.view(),
+                 .slot_of_row = slot_view,
+                 .permuted = to.view(),
+                 .top_k = k,
+                 .scale = scale,
+                 .padding = p.padding,
+                 .status = status,
+                 .row_of_slot = rows_of},
+                {}, place);
+  };
+  permute(permuted, {}, {});
+  permute(scaled, weights.view(), {});
+  permute(permuted_by_slots, {}, row_view);
+  permute(scaled_by_slots, weights.view(), row_view);
   mb::combine({.permuted = outputs.view(),
                .row_of_slot = row_view,
                .combined = combined.view(),
@@ -217,6 +221,8 @@ DispatchResults run_dispatch(const Engine& engine, const DispatchProblem& p, mb:
                           .expert_of_block = expert_of_block.values(),
                           .permuted = permuted.bytes(),
                           .scaled = scaled.bytes(),
+                          .permuted_by_slots = permuted_by_slots.bytes(),
+                          .scaled_by_slots = scaled_by_slots.bytes(),
                           .combined = combined.bytes(),
                           .summed = summed.bytes(),
                           .grad_outputs = grad_outputs.bytes(),

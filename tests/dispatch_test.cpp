@@ -2,6 +2,7 @@
 #include "engine_host.hpp"
 
 #include "bodies/dispatch.hpp"
+#include "bodies/permute.hpp"
 
 #include <sys/mman.h>
 
@@ -20,6 +21,8 @@ TEST_CASE_TEMPLATE_INVOKE(dispatch_most_sorted_experts, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_fixed_rows, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_sum_order, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_hidden_sizes, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_copies, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_disagreeing, HostEngine);
 
 TEST_CASE("dispatch: blocks of a GPU have as many tiles as their shared memory holds") {
   using mb::PlaceSlots;
@@ -60,6 +63,19 @@ TEST_CASE("dispatch: any number of threads and any instruction set give the same
     for (const auto set : {mb::InstructionSet::baseline, mb::InstructionSet::x86_64_v3, mb::InstructionSet::x86_64_v4}) {
       CHECK(run_dispatch(HostEngine{.threads = 2, .instructions = set}, p) == one);
     }
+  }
+}
+
+TEST_CASE("dispatch: float64, as other types") {
+  for (const mb::Padding padding : {mb::Padding::zero, mb::Padding::untouched}) {
+    DispatchProblem p = dispatch_problem(26, 60, 3, 8, 37, 4);
+    p.type = mb::DataType::float64;
+    p.factor_type = mb::DataType::float64;
+    p.padding = padding;
+    p.stride_excess = 2;
+    Random random(27);
+    fill_values(p, random);
+    check_dispatch(p, run_dispatch(HostEngine{.threads = 2}, p));
   }
 }
 

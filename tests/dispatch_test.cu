@@ -3,6 +3,7 @@
 #include "engine_host.hpp"
 
 #include "bodies/dispatch.hpp"
+#include "bodies/permute.hpp"
 
 #include <moe_balance/dispatch/many_experts.cuh>
 
@@ -21,6 +22,8 @@ TEST_CASE_TEMPLATE_INVOKE(dispatch_most_sorted_experts, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_fixed_rows, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_sum_order, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_hidden_sizes, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_copies, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_disagreeing, CudaEngine);
 
 TEST_CASE("dispatch: what CUB asks for fits what permutation_workspace_bytes reserves for it") {
   for (const std::int64_t slots : {0, 1, 1000, 100'000, 3'000'000, 1 << 28}) {

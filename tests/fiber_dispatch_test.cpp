@@ -5,6 +5,7 @@
 #include "bodies/dispatch.hpp"
 #include "bodies/dispatch_errors.hpp"
 #include "bodies/forward_and_permute.hpp"
+#include "bodies/permute.hpp"
 #include "bodies/route_and_permute.hpp"
 
 namespace testing {
@@ -12,6 +13,8 @@ namespace testing {
 TEST_CASE_TEMPLATE_INVOKE(dispatch_corners, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_fixed_rows, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_hidden_sizes, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_copies, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_disagreeing, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_sum_order, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_sorting, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_very_many_experts, FiberEngine);

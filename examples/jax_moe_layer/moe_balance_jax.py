@@ -258,7 +258,7 @@ forward.defvjp(forward_and_saved, forward_gradient)
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def permute(moe, hidden, scale, row_of_slot, slot_of_row):
     results = [shape(hidden.dtype, slot_of_row.shape[0], hidden.shape[1]), words(4)]
-    return moe.call("permute", results, hidden, slot_of_row, scale, top_k=row_of_slot.shape[1])[0]
+    return moe.call("permute", results, hidden, row_of_slot, slot_of_row, scale, top_k=row_of_slot.shape[1])[0]
 
 
 def permute_and_kept(moe, hidden, scale, row_of_slot, slot_of_row):

@@ -53,8 +53,12 @@ class Layer {
                      .row_of_slot = {row_of_slot_.data(), t, K},
                      .slot_of_row = {slot_of_row_.data(), rows_}},
                     {scratch_.data(), mb::permutation_workspace_bytes(t, K, shape_.experts)}, place);
-    mb::permute({.hidden = matrix(x_, t), .slot_of_row = slot_of_row(), .permuted = matrix(inputs_, rows_), .top_k = K}, {},
-                place);
+    mb::permute({.hidden = matrix(x_, t),
+                 .slot_of_row = slot_of_row(),
+                 .permuted = matrix(inputs_, rows_),
+                 .top_k = K,
+                 .row_of_slot = row_of_slot()},
+                {}, place);
     // A grouped matrix product would read the offsets where they are; this loop of products needs them on the host.
     bounds_ = offsets_.values();
     for (std::int64_t e = 0; e < shape_.experts; ++e) {

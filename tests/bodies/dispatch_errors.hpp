@@ -47,7 +47,8 @@ struct DispatchMemory {
             .slot_of_row = {slot_of_row.data(), 12},
             .permuted = rows.view(),
             .top_k = 2,
-            .scale = factors.view()};
+            .scale = factors.view(),
+            .row_of_slot = {row_of_slot.data(), 3, 2}};
   }
   mb::PermuteBackwardArgs permute_backward() {
     return {.grad_permuted = rows.view(),
@@ -142,6 +143,11 @@ TEST_CASE_TEMPLATE_DEFINE("dispatch refuses overlapping buffers", Engine, dispat
     args.hidden.data = args.permuted.data;
     mb::permute(args, {}, memory.engine.place());
   });
+  refuses<Engine>("permute: permuted", [](Memory& memory) {
+    mb::PermuteArgs args = memory.permute();
+    args.row_of_slot.data = static_cast<const std::int64_t*>(args.permuted.data) + 1;
+    mb::permute(args, {}, memory.engine.place());
+  });
   refuses<Engine>("combine: combined", [](Memory& memory) {
     mb::CombineArgs args = memory.combine();
     args.permuted.data = args.combined.data;
@@ -177,6 +183,10 @@ TEST_CASE_TEMPLATE_DEFINE("dispatch refuses hidden states and factors of wrong s
   permute("slot_of_row.size", [](mb::PermuteArgs& args) { args.slot_of_row.size = 11; });
   permute("scale.columns", [](mb::PermuteArgs& args) { args.scale.columns = 1; });
   permute("scale.type", [](mb::PermuteArgs& args) { args.scale.type = mb::DataType::float16; });
+  permute("row_of_slot.rows", [](mb::PermuteArgs& args) { args.row_of_slot.rows = 2; });
+  permute("row_of_slot.columns", [](mb::PermuteArgs& args) { args.row_of_slot.columns = 1; });
+  permute("row_of_slot.columns", [](mb::PermuteArgs& args) { args.row_of_slot = {args.row_of_slot.data, 3, 3}; });
+  permute("row_of_slot.stride", [](mb::PermuteArgs& args) { args.row_of_slot.stride = 1; });
   if constexpr (!Engine::has_float64) {
     permute("hidden.type", [](mb::PermuteArgs& args) { args.hidden.type = mb::DataType::float64; });
   }
@@ -209,6 +219,26 @@ TEST_CASE_TEMPLATE_DEFINE("dispatch refuses hidden states and factors of wrong s
   });
 }
 
+/// `call(fresh)` reads fresh.tokens and writes fresh.rows. A slot and a row belong together only if they name each other, as slots 0 and 2 and rows 0
+/// and 4 of `memory` do; all other rows are padding.
+template <class Engine, class Call>
+void check_rows_of_bad_indices(const DispatchMemory<Engine>& memory, mb::Padding padding, const Call& call) {
+  DispatchMemory<Engine> fresh;
+  const std::vector<double> before = decoded(mb::DataType::float32, fresh.rows.bytes());
+  call(fresh);
+  memory.engine.wait();
+  const std::vector<double> rows = decoded(mb::DataType::float32, fresh.rows.bytes());
+  const std::vector<double> tokens = decoded(mb::DataType::float32, fresh.tokens.bytes());
+  const std::vector<double> factors = decoded(mb::DataType::float32, memory.factors.bytes());
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    CAPTURE(i);
+    const std::size_t slot = i / 4 == 0 ? 0 : 2;
+    const bool has_slot = i / 4 == 0 || i / 4 == 4;
+    const double other = padding == mb::Padding::zero ? 0.0 : before[i];
+    CHECK(rows[i] == (has_slot ? static_cast<float>(tokens[slot / 2 * 4 + i % 4] * factors[slot]) : other));
+  }
+}
+
 /// Where indices cannot be read before the work, bad ones are left out and counted.
 template <class Engine>
 void counts_bad_indices() {
@@ -232,6 +262,7 @@ void counts_bad_indices() {
   memory.slot_of_row = typename Engine::template Array<std::int64_t>(engine, {0, 3, 1, 6, 2, -2, -1, -1, -1, -1, -1, 1000});
   mb::PermuteArgs permute = memory.permute();
   permute.status = status.data();
+  permute.row_of_slot = {};
   mb::permute(permute, {}, engine.place());
   engine.wait();
   CHECK(status.values()[0].invalid_rows == 3);
@@ -241,31 +272,27 @@ void counts_bad_indices() {
   engine.wait();
   CHECK(status.values()[0].invalid_rows == 5);
 
-  // A slot and a row belong together only if they name each other, as slots 0 and 2 and rows 0 and 4 do; all other rows are padding.
   std::int64_t invalid = 5;
   for (const mb::Padding padding : {mb::Padding::zero, mb::Padding::untouched}) {
     CAPTURE(static_cast<int>(padding));
-    DispatchMemory<Engine> fresh;
-    mb::CombineBackwardArgs backward = memory.combine_backward();
-    backward.grad_combined = fresh.tokens.view();
-    backward.grad_permuted = fresh.rows.view();
-    backward.padding = padding;
-    backward.status = status.data();
-    mb::combine_backward(backward, {}, engine.place());
-    engine.wait();
-    invalid += 5;
+    check_rows_of_bad_indices(memory, padding, [&](DispatchMemory<Engine>& fresh) {
+      permute = memory.permute();
+      permute.hidden = fresh.tokens.view();
+      permute.permuted = fresh.rows.view();
+      permute.padding = padding;
+      permute.status = status.data();
+      mb::permute(permute, {}, engine.place());
+    });
+    check_rows_of_bad_indices(memory, padding, [&](DispatchMemory<Engine>& fresh) {
+      mb::CombineBackwardArgs backward = memory.combine_backward();
+      backward.grad_combined = fresh.tokens.view();
+      backward.grad_permuted = fresh.rows.view();
+      backward.padding = padding;
+      backward.status = status.data();
+      mb::combine_backward(backward, {}, engine.place());
+    });
+    invalid += 2 * 5;
     CHECK(status.values()[0].invalid_rows == invalid);
-    const std::vector<double> before = decoded(mb::DataType::float32, DispatchMemory<Engine>().rows.bytes());
-    const std::vector<double> rows = decoded(mb::DataType::float32, fresh.rows.bytes());
-    const std::vector<double> tokens = decoded(mb::DataType::float32, fresh.tokens.bytes());
-    const std::vector<double> factors = decoded(mb::DataType::float32, memory.factors.bytes());
-    for (std::size_t i = 0; i < rows.size(); ++i) {
-      CAPTURE(i);
-      const std::size_t slot = i / 4 == 0 ? 0 : 2;
-      const bool has_slot = i / 4 == 0 || i / 4 == 4;
-      const double other = padding == mb::Padding::zero ? 0.0 : before[i];
-      CHECK(rows[i] == (has_slot ? static_cast<float>(tokens[slot / 2 * 4 + i % 4] * factors[slot]) : other));
-    }
   }
 }
 
@@ -304,15 +331,19 @@ void refuses_bad_indices() {
       throw;
     }
   });
-  refuses<Engine>("combine: row_of_slot[1]", [&](Memory& memory) {
-    memory.row_of_slot.data()[1] = 12;
-    try {
-      mb::combine(memory.combine(), {}, memory.engine.place());
-    } catch (...) {
-      memory.row_of_slot.data()[1] = 2;
-      throw;
-    }
-  });
+  const auto refuses_row_of_slot = [](const std::string& subject, const auto& call) {
+    refuses<Engine>(subject + ": row_of_slot[1]", [&](Memory& memory) {
+      memory.row_of_slot.data()[1] = 12;
+      try {
+        call(memory);
+      } catch (...) {
+        memory.row_of_slot.data()[1] = 2;
+        throw;
+      }
+    });
+  };
+  refuses_row_of_slot("permute", [](Memory& memory) { mb::permute(memory.permute(), {}, memory.engine.place()); });
+  refuses_row_of_slot("combine", [](Memory& memory) { mb::combine(memory.combine(), {}, memory.engine.place()); });
 }
 
 TEST_CASE_TEMPLATE_DEFINE("dispatch refuses bad ids and rows, or counts them where it cannot look", Engine,

@@ -536,6 +536,15 @@ def test_permute_and_combine_and_their_gradients_are_what_the_formulas_say():
     compare_dispatch(jnp.float16, 2**-10, [(1, True)])
 
 
+def test_permute_gives_the_same_where_row_of_slot_is_left_out():
+    moe = MOE["softmax"]
+    permutation, hidden, _, factors = dispatch_inputs(jnp.float32, 8)
+    wanted = moe.permute(hidden, permutation, factors)
+    results = [jax.ShapeDtypeStruct(wanted.shape, wanted.dtype), jax.ShapeDtypeStruct((4, 2), jnp.int32)]
+    got, _ = moe.call("permute", results, hidden, jnp.zeros((0, 0, 2), jnp.int32), permutation.slot_of_row, factors, top_k=2)
+    same(got, wanted)
+
+
 # ---- errors ----------------------------------------------------------------------------------------------------------------------
 
 def test_errors_name_the_call_the_argument_and_what_is_allowed():
@@ -586,6 +595,7 @@ def test_dispatch_errors_name_the_argument():
                                    slot_of_row=permutation.slot_of_row.at[4].set(jnp.array([-2, -1])))
     for message, call in [
         (["permute: slot_of_row[4] is -2", "-1 to 95"], lambda: moe.permute(hidden, spoiled)),
+        (["permute: row_of_slot[5] is 96", "-1 to 95"], lambda: moe.permute(hidden, permutation._replace(row_of_slot=spoiled.row_of_slot))),
         (["combine: row_of_slot[5] is 96", "-1 to 95"], lambda: moe.combine(rows, spoiled)),
         (["permute: scale.columns is 1", "2"], lambda: moe.permute(hidden, permutation, factors[:, :1])),
         (["combine: weights.type is bfloat16", "float32"], lambda: moe.combine(rows, permutation, factors.astype(jnp.bfloat16))),

@@ -339,6 +339,7 @@ class Errors(unittest.TestCase):
             (lambda: ops.permutation(ids + 9, EXPERTS), "permutation: experts[0] is 9; allowed: -1 to 7"),
             (lambda: ops.permute(x, rows[:3], slots), "permute: row_of_slot.rows is 3; allowed: 12 (the tokens of hidden)"),
             (lambda: ops.permute(x, rows, slots + 99), "permute: slot_of_row[0] is 99; allowed: -1 to 23"),
+            (lambda: ops.permute(x, rows + 99, slots), "permute: row_of_slot[0] is 99; allowed: -1 to 23"),
             (lambda: ops.combine(x, rows, slots), "combine: slot_of_row.size is 24; allowed: 12"),
             (lambda: ops.combine(x, rows, slots[:TOKENS], torch.zeros(TOKENS, K).half()), "combine: weights.type is float16; allowed: float64"),
         )

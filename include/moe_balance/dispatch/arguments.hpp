@@ -40,7 +40,9 @@ struct ExpertOffsetsArgs {
   Status* status = nullptr;  ///< optional; on a GPU counts (invalid_rows) counts outside their range, taken as 0
 };
 
-/// Rows of hidden states from tokens: permuted[r] = hidden[token of r] (* scale of its slot).
+/// Rows of hidden states from tokens: permuted[r] = hidden[token of r] (* scale of its slot). With row_of_slot each token is read from memory once,
+/// not once for each of its rows; the result is the same. A slot and a row then belong together if row_of_slot and slot_of_row name each other, as
+/// permutation leaves them; other rows are padding.
 struct PermuteArgs {
   ConstAnyMatrix hidden;                       ///< [T, H]
   VectorView<const std::int64_t> slot_of_row;  ///< [R], from permutation
@@ -48,7 +50,8 @@ struct PermuteArgs {
   int top_k = 1;                               ///< K
   ConstAnyMatrix scale{};           ///< [T, K], optional: weights on the experts' inputs (Llama 4); float32 or hidden's type
   Padding padding = Padding::zero;  ///< what becomes of padding rows
-  Status* status = nullptr;         ///< optional; on a GPU counts entries of slot_of_row outside [-1, T * K), taken as -1
+  Status* status = nullptr;         ///< optional; on a GPU counts entries of either index outside its range, taken as -1
+  MatrixView<const std::int64_t> row_of_slot{};  ///< [T, K], optional, from permutation
 };
 
 /// grad_hidden[t] = sum over k of grad_permuted[row of (t, k)] (* scale), and the gradient of scale.

@@ -52,23 +52,50 @@ inline std::int64_t* invalid_rows_of(Status* status) {
   return status == nullptr ? nullptr : &status->invalid_rows;
 }
 
+/// A tile per row: each token is read once for each of its rows.
 template <class Place, class Tag = EngineTagOf<Place>>
-void gather(const char* call, const ConstAnyMatrix& tokens, const AnyMatrix& rows,
-            const VectorView<const std::int64_t>& slot_of_row, std::int64_t k, const ConstAnyMatrix& factors,
-            Padding padding, Status* status, const Place& place) {
-  const GatherProblem problem{tokens,
-                              rows,
-                              slot_of_row.data,
-                              tokens.rows * k,
-                              k,
-                              factors,
-                              padding == Padding::zero,
-                              rows_hold_packs(tokens) && rows_hold_packs(rows),
-                              invalid_rows_of(status)};
-  in_real_type_of<Place>(rows.type, [&](auto real) {
-    DispatchEngine<Place>::launch(call, DispatchEngine<Place>::for_rows(rows.rows, rows.columns, place),
+void gather(const char* call, const PermuteArgs& args, const Place& place) {
+  const GatherProblem problem{args.hidden,
+                              args.permuted,
+                              args.slot_of_row.data,
+                              args.hidden.rows * args.top_k,
+                              args.top_k,
+                              args.scale,
+                              args.padding == Padding::zero,
+                              rows_hold_packs(args.hidden) && rows_hold_packs(args.permuted),
+                              invalid_rows_of(args.status)};
+  in_real_type_of<Place>(args.permuted.type, [&](auto real) {
+    DispatchEngine<Place>::launch(call, DispatchEngine<Place>::for_rows(args.permuted.rows, args.permuted.columns, place),
                                   GatherRows<decltype(real)>{}, problem, place);
   });
+}
+
+template <class Place, class Tag = EngineTagOf<Place>>
+void spread(const char* call, const SpreadProblem& problem, const Place& place) {
+  const std::int64_t slots = problem.row_of_slot.rows * problem.row_of_slot.columns;
+  in_real_type_of<Place>(problem.rows.type, [&](auto real) {
+    DispatchEngine<Place>::launch(
+        call, DispatchEngine<Place>::for_rows(std::max(slots, problem.rows.rows), problem.rows.columns, place),
+        SpreadTokens<decltype(real)>{}, problem, place);
+  });
+}
+
+/// A tile per slot: each token is read from memory once.
+template <class Place, class Tag = EngineTagOf<Place>>
+void spread(const char* call, const PermuteArgs& args, const Place& place) {
+  const bool packs = rows_hold_packs(args.hidden) && rows_hold_packs(args.permuted);
+  const SpreadProblem problem{args.hidden,
+                              args.permuted,
+                              args.row_of_slot,
+                              args.slot_of_row.data,
+                              args.scale,
+                              {},
+                              {},
+                              args.padding == Padding::zero,
+                              packs,
+                              packs,
+                              invalid_rows_of(args.status)};
+  spread(call, problem, place);
 }
 
 template <class Place, class Tag = EngineTagOf<Place>>
@@ -98,6 +125,7 @@ void dot_slots(const char* call, const ConstAnyMatrix& tokens, const ConstAnyMat
 }  // namespace detail
 
 /// permuted[r] = hidden[slot_of_row[r] / K] (* scale of the slot). Padding rows as `padding` says. A copy without scale keeps every bit.
+/// With row_of_slot each token is read from memory once; a slot and a row then belong together if the two indices name each other.
 /// One launch on a GPU, nothing waits for the host. Errors: InvalidArgument before anything is written.
 template <DispatchPlace Place, class Tag = EngineTagOf<Place>>
 void permute(const PermuteArgs& args, Workspace /*workspace*/, const Place& place) {
@@ -115,11 +143,13 @@ void permute(const PermuteArgs& args, Workspace /*workspace*/, const Place& plac
   if (args.scale.data != nullptr) {
     detail::check_factors(check, "scale", args.scale, args.hidden.rows, args.top_k, args.hidden.type);
   }
+  if (args.row_of_slot.data != nullptr) check.matrix("row_of_slot", args.row_of_slot, args.hidden.rows, args.top_k);
   check.apart({region("permuted", args.permuted), region("hidden", args.hidden), region("slot_of_row", args.slot_of_row),
-               region("scale", args.scale)});
+               region("scale", args.scale), region("row_of_slot", args.row_of_slot)});
   detail::check_index<Place>("permute", "slot_of_row", args.slot_of_row, args.hidden.rows * args.top_k);
-  detail::gather("permute", args.hidden, args.permuted, args.slot_of_row, args.top_k, args.scale, args.padding, args.status,
-                 place);
+  if (args.row_of_slot.data == nullptr) return detail::gather("permute", args, place);
+  detail::check_index<Place>("permute", "row_of_slot", args.row_of_slot, rows);
+  detail::spread("permute", args, place);
 }
 
 /// grad_hidden[t] = sum over k, in this order, of (scale[t, k] *) grad_permuted[row of (t, k)]; grad_scale[t, k] = <hidden[t], that row>.
@@ -221,10 +251,7 @@ void combine_backward(const CombineBackwardArgs& args, Workspace /*workspace*/, 
                               rows_hold_packs(args.grad_combined) && rows_hold_packs(args.grad_permuted),
                               rows_hold_packs(args.grad_combined) && rows_hold_packs(args.permuted),
                               detail::invalid_rows_of(args.status)};
-  detail::in_real_type_of<Place>(type, [&](auto real) {
-    Engine::launch("combine_backward", Engine::for_rows(std::max(tokens * k, rows), args.grad_permuted.columns, place),
-                   SpreadTokens<decltype(real)>{}, problem, place);
-  });
+  detail::spread("combine_backward", problem, place);
 }
 
 MOEB_NAMESPACE_END

@@ -254,11 +254,11 @@ struct DispatchOps {
     const Views<Api> views("permute", hidden);
     PermuteArgs args;
     args.hidden = views.matrix("hidden", hidden);
-    const MatrixView<const std::int64_t> rows = views.template matrix<const std::int64_t>("row_of_slot", row_of_slot);
+    args.row_of_slot = views.template matrix<const std::int64_t>("row_of_slot", row_of_slot);
     const Validator check{"permute"};
-    check.range({"row_of_slot", "rows"}, rows.rows, args.hidden.rows, args.hidden.rows, "the tokens of hidden");
-    check.range({"row_of_slot", "columns"}, rows.columns, 1, max_experts);
-    args.top_k = static_cast<int>(rows.columns);
+    check.range({"row_of_slot", "rows"}, args.row_of_slot.rows, args.hidden.rows, args.hidden.rows, "the tokens of hidden");
+    check.range({"row_of_slot", "columns"}, args.row_of_slot.columns, 1, max_experts);
+    args.top_k = static_cast<int>(args.row_of_slot.columns);
     args.slot_of_row = views.template vector<const std::int64_t>("slot_of_row", slot_of_row);
     args.scale = views.matrix("scale", scale);
     const Tensor permuted = Api::empty(hidden, {args.slot_of_row.size, args.hidden.columns}, Api::scalar_type(hidden));

@@ -77,6 +77,10 @@ struct Reader {
   [[nodiscard]] AnyMatrix optional_matrix(const char* name, const Operand& buffer) const {
     return is_empty(buffer) ? AnyMatrix{} : matrix(name, buffer);
   }
+  template <class T>
+  [[nodiscard]] MatrixView<T> optional_matrix_of(const char* name, const Operand& buffer) const {
+    return is_empty(buffer) ? MatrixView<T>{} : matrix_of<T>(name, buffer);
+  }
   /// `size` elements, or null for an empty buffer.
   template <class T>
   [[nodiscard]] T* optional_array(const char* name, const Operand& buffer, std::int64_t size, const char* what) const {

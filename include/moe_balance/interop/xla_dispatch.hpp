@@ -30,14 +30,15 @@ template <class Place, class Tag = EngineTagOf<Place>>
 }
 
 template <class Place, class Tag = EngineTagOf<Place>>
-[[nodiscard]] ffi::Error permute(Place place, Threads threads, TopKCount top_k, Operand hidden, Operand slot_of_row,
-                                 Operand scale, Result permuted, Result status) {
+[[nodiscard]] ffi::Error permute(Place place, Threads threads, TopKCount top_k, Operand hidden, Operand row_of_slot,
+                                 Operand slot_of_row, Operand scale, Result permuted, Result status) {
   return guarded([&] {
     const Reader read{"permute"};
     const Place there = with_threads(read.call, place, *threads);
     Validator{read.call}.range("top_k", *top_k, 1, max_experts);
     PermuteArgs args;
     args.hidden = read.matrix("hidden", hidden);
+    args.row_of_slot = read.optional_matrix_of<std::int64_t>("row_of_slot", row_of_slot);
     args.slot_of_row = read.vector_of<std::int64_t>("slot_of_row", slot_of_row);
     args.scale = read.optional_matrix("scale", scale);
     args.permuted = read.matrix("permuted", *permuted);

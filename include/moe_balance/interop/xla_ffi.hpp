@@ -22,7 +22,7 @@
 //   update            bias? F32 [E] or [L,E], load int64 [E] or [L,E]         new bias?, new load
 //   permutation       experts S32 [T,K]                                       offsets int64 [E+1], row_of_slot int64 [T,K], slot_of_row int64 [R],
 //                                                                             counts int64 [E], status, workspace U8
-//   permute           hidden [T,H], slot_of_row, scale? [T,K]                 permuted [R,H], status
+//   permute           hidden [T,H], row_of_slot?, slot_of_row, scale? [T,K]   permuted [R,H], status
 //   permute_backward  grad_permuted [R,H], row_of_slot, scale?, hidden?       grad_hidden [T,H], grad_scale? [T,K], status
 //   combine           permuted [R,H], row_of_slot, weights? [T,K]             combined [T,H], status
 //   combine_backward  grad_combined [T,H], row_of_slot, slot_of_row,          grad_permuted [R,H], grad_weights? [T,K], status
