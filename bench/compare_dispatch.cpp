@@ -23,7 +23,10 @@ int permutation(const compare::DispatchCall* call) {
   return compare::permutation(*call, place_of(*call));
 }
 int permute(const compare::DispatchCall* call) {
-  return compare::permute(*call, place_of(*call));
+  return compare::permute(*call, call->row_of_slot_view(), place_of(*call));
+}
+int permute_by_rows(const compare::DispatchCall* call) {
+  return compare::permute(*call, {}, place_of(*call));
 }
 int combine(const compare::DispatchCall* call) {
   return compare::combine(*call, place_of(*call));

@@ -70,13 +70,15 @@ int permutation(const DispatchCall& call, const Place& place) {
   return guarded([&] { mb::permutation(call.order(), call.workspace_view(), place); });
 }
 
+/// By the rows of slots, where `row_of_slot` is, else by the slots of rows alone.
 template <class Place>
-int permute(const DispatchCall& call, const Place& place) {
+int permute(const DispatchCall& call, const mb::MatrixView<const std::int64_t>& row_of_slot, const Place& place) {
   return guarded([&] {
     mb::permute({.hidden = call.states_view(),
                  .slot_of_row = call.slot_of_row_view(),
                  .permuted = call.states_view(call.permuted, call.rows()),
-                 .top_k = static_cast<int>(call.k)},
+                 .top_k = static_cast<int>(call.k),
+                 .row_of_slot = row_of_slot},
                 {}, place);
   });
 }

@@ -80,10 +80,12 @@ def main():
     def combine_backward():
         return compare_dispatch.torch_combine_backward(problem.states, permuted, problem.weights, order)
 
-    problem.run("permute")
     permuted = permute()
-    agree = agree and bool((problem.permuted == permuted).all())
-    report(f"permute, {shape_of_states}", paired(lambda: problem.run("permute"), permute, args.repeats), results)
+    for title, work in (("permute without row_of_slot", "permute_by_rows"), ("permute", "permute")):
+        problem.permuted.zero_()
+        problem.run(work)
+        agree = agree and bool((problem.permuted == permuted).all())
+        report(f"{title}, {shape_of_states}", paired(lambda: problem.run(work), permute, args.repeats), results)
     problem.run("combine")
     agree = agree and compare_dispatch.close(problem.combined, combine())
     report(f"combine, {shape_of_states}", paired(lambda: problem.run("combine"), combine, args.repeats), results)

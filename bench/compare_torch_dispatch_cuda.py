@@ -46,6 +46,7 @@ CASES = [
     Case("sigmoid_groups_and_permutation", SIGMOID, 8192, 256, 8, router="sigmoid_groups"),
     Case("permutation", "stable permutation", 8192, 256, 8),
     Case("permute", "permute, bfloat16", 8192, 256, 8, 2048),
+    Case("permute_by_rows", "permute without row_of_slot, bfloat16", 8192, 256, 8, 2048),
     Case("combine", "combine, bfloat16", 8192, 256, 8, 2048),
     Case("combine_backward", "combine backward, bfloat16", 8192, 256, 8, 2048),
 ]
@@ -79,7 +80,8 @@ def same(ours, exact):
 
 
 # What moves hidden states: PyTorch's function, where moe_balance leaves its results, and how they agree.
-MOVED = {"permute": (permute, ("permuted",), same), "combine": (combine, ("combined",), compare_dispatch.close),
+MOVED = {"permute": (permute, ("permuted",), same), "permute_by_rows": (permute, ("permuted",), same),
+         "combine": (combine, ("combined",), compare_dispatch.close),
          "combine_backward": (combine_backward, ("grad_permuted", "grad_weights"), compare_dispatch.close)}
 
 

@@ -15,12 +15,13 @@ enum class DispatchWork : std::uint8_t {
   route_and_permute,
   forward_and_permute,
   permute,
+  permute_by_rows,  ///< without row_of_slot
   combine,
   combine_backward
 };
 inline constexpr DispatchWork all_dispatch_work[] = {
-    DispatchWork::permutation, DispatchWork::route_and_permute, DispatchWork::forward_and_permute,
-    DispatchWork::permute,     DispatchWork::combine,           DispatchWork::combine_backward};
+    DispatchWork::permutation,     DispatchWork::route_and_permute, DispatchWork::forward_and_permute, DispatchWork::permute,
+    DispatchWork::permute_by_rows, DispatchWork::combine,           DispatchWork::combine_backward};
 
 struct DispatchProblem {
   static constexpr int k = 8;
@@ -36,8 +37,8 @@ struct DispatchProblem {
 
   /// "permute/bfloat16/E256/T8192/H2048", "permutation/float32/E256/T8192".
   [[nodiscard]] std::string name() const {
-    constexpr const char* names[] = {"permutation", "route_and_permute", "forward_and_permute",
-                                     "permute",     "combine",           "combine_backward"};
+    constexpr const char* names[] = {"permutation",     "route_and_permute", "forward_and_permute", "permute",
+                                     "permute_by_rows", "combine",           "combine_backward"};
     return std::string(names[static_cast<int>(work)]) + "/" + mb::name_of(type) + "/E" + std::to_string(experts) + "/T" +
            std::to_string(tokens) + (moves_states() ? "/H" + std::to_string(hidden) : "");
   }
@@ -54,6 +55,8 @@ struct DispatchProblem {
       case DispatchWork::forward_and_permute:
         return all_tokens * experts * 4 + all_slots * (4 + 4 + 8 + 8);
       case DispatchWork::permute:
+        return (all_tokens + all_slots) * state + all_slots * (8 + 8);
+      case DispatchWork::permute_by_rows:
         return (all_tokens + all_slots) * state + all_slots * 8;
       case DispatchWork::combine:
         return (all_tokens + all_slots) * state + all_slots * (8 + 4);
@@ -100,6 +103,13 @@ class DispatchStep {
       case DispatchWork::forward_and_permute:
         return forward_and_permute(place);
       case DispatchWork::permute:
+        return mb::permute({.hidden = states(),
+                            .slot_of_row = slot_of_row(),
+                            .permuted = matrix(permuted_, rows_),
+                            .top_k = k,
+                            .row_of_slot = row_of_slot()},
+                           {}, place);
+      case DispatchWork::permute_by_rows:
         return mb::permute(
             {.hidden = states(), .slot_of_row = slot_of_row(), .permuted = matrix(permuted_, rows_), .top_k = k}, {}, place);
       case DispatchWork::combine:

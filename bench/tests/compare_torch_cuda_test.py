@@ -92,7 +92,7 @@ class CompareTorchCuda(unittest.TestCase):
 
     def test_every_work_of_dispatch_is_a_case_that_the_gpu_library_has_kernels_for(self):
         self.assertEqual({case.work for case in dispatch.CASES},
-                         {"softmax_and_permutation", "sigmoid_groups_and_permutation", "permutation", "permute", "combine", "combine_backward"})
+                         {"softmax_and_permutation", "sigmoid_groups_and_permutation", "permutation", "permute", "permute_by_rows", "combine", "combine_backward"})
         self.assertEqual({case.experts for case in dispatch.CASES}, {256})  # as compare_dispatch.cu says
 
     def test_no_case_is_named_twice(self):
@@ -116,6 +116,7 @@ class CompareTorchCuda(unittest.TestCase):
                 ("sigmoid_groups_and_permutation", "offsets", 8, "the permutations differ"),
                 ("permutation", "slot_of_row", 8, "the permutations differ"),
                 ("permute", "permuted", row, "the values of permuted differ"),
+                ("permute_by_rows", "permuted", row, "the values of permuted differ"),
                 ("combine", "combined", row, "the values of combined differ"),
                 ("combine", "combined", 2, "the values of combined differ"),
                 ("combine_backward", "grad_permuted", row, "the values of grad_permuted differ"),
@@ -125,7 +126,7 @@ class CompareTorchCuda(unittest.TestCase):
                 status, _, written = self.compare(CASES[:1] + DISPATCH_CASES, (work, output, size))
                 self.assertEqual(status, 1)
                 self.assertTrue(all(failure.endswith(message) for failure in written["failures"]), written["failures"])
-                self.assertEqual(len(written["failures"]), 4 if work == "permutation" else 1)  # three works need the permutation
+                self.assertEqual(len(written["failures"]), 5 if work == "permutation" else 1)  # four works need the permutation
                 self.assertEqual(len(written["failures"]) + len(written["results"]), 1 + len(DISPATCH_CASES))
 
     def test_a_call_that_fails_is_a_failure(self):
