@@ -134,7 +134,7 @@ struct WithCapacity {
   static_assert(requirements::of_top_k<Selection>() && TopKPolicy<Selection>);
   static constexpr int k = Selection::k;
   static constexpr bool replays = is_replaying<Selection>;
-  static constexpr bool narrows = is_narrowing<Selection>;
+  static constexpr bool narrows = is_narrowing<Selection>;  ///< as the selection
   static constexpr bool looks_across_tokens = true;
 
   double capacity_factor = 1.0;  ///< C = ceil(T K / E * capacity_factor), T the rows of logits

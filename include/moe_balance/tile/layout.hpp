@@ -15,7 +15,7 @@ MOEB_NAMESPACE_BEGIN
 template <class Tile, int MaxExperts, bool WholeQuads = false>
 struct Layout {
   static constexpr int width = Tile::width;
-  static constexpr bool whole_quads = WholeQuads;
+  static constexpr bool whole_quads = WholeQuads;  ///< see above
   static constexpr int capacity = MaxExperts / width;
   static constexpr bool in_registers = Tile::slots_in_registers;
   static constexpr int block_size = in_registers ? capacity : 32;

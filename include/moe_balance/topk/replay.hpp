@@ -15,7 +15,7 @@ struct Replay {
   static_assert(requirements::of_top_k<Selection>() && TopKPolicy<Selection>);
   static constexpr int k = Selection::k;
   static constexpr bool replays = true;
-  static constexpr bool narrows = is_narrowing<Selection>;
+  static constexpr bool narrows = is_narrowing<Selection>;  ///< as the selection
 
   Selection selection{};  ///< for tokens that are not replayed
 

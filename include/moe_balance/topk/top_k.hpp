@@ -10,7 +10,7 @@ template <int K>
 struct TopK {
   static_assert(K >= 1 && K <= 32, "TopK chooses 1 to 32 experts per token");
   static constexpr int k = K;
-  static constexpr bool narrows = false;
+  static constexpr bool narrows = false;  ///< `narrow` does nothing
 
   bool renormalise = true;      ///< where K > 1
   float scaling_factor = 1.0f;  ///< multiplies every weight
