@@ -5,7 +5,7 @@
 #include <moe_balance/dispatch/engine.hpp>
 #include <moe_balance/dispatch/permutation_problem.hpp>
 #include <moe_balance/numeric/ordered_key.hpp>
-#include <moe_balance/token/row_io.hpp>
+#include <moe_balance/token/elements.hpp>
 
 #include <cstddef>
 #include <cstdint>

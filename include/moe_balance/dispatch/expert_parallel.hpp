@@ -5,7 +5,7 @@
 #include <moe_balance/dispatch/arguments.hpp>
 #include <moe_balance/dispatch/engine.hpp>
 #include <moe_balance/dispatch/validate.hpp>
-#include <moe_balance/token/row_io.hpp>
+#include <moe_balance/token/elements.hpp>
 
 #include <cstdint>
 #include <limits>

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <moe_balance/dispatch/engine.hpp>
-#include <moe_balance/token/row_io.hpp>
+#include <moe_balance/token/elements.hpp>
 
 #include <cstdint>
 #include <type_traits>

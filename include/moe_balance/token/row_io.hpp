@@ -1,139 +1,19 @@
-// Reading and writing a token's row, whatever its element type. Lanes whose slots are registers move whole quads (16 bytes of
-// float32) where rows are aligned for it; a lane whose slots are memory copies the row as it is.
+// Reading and writing a token's row, whatever its element type. Lanes whose slots are registers move quads; a lane whose slots are memory copies the row
+// as it is.
 #pragma once
 
 #include <moe_balance/tile/constants.hpp>
-
-#include <moe_balance/numeric/convert.hpp>
 #include <moe_balance/tile/layout.hpp>
+#include <moe_balance/tile/opaque.hpp>
 #include <moe_balance/tile/prefetch.hpp>
-#include <moe_balance/views.hpp>
+#include <moe_balance/token/elements.hpp>
+#include <moe_balance/token/quads.hpp>
 
 #include <cstddef>
 #include <cstdint>
-
 #include <type_traits>
 
 MOEB_NAMESPACE_BEGIN
-
-template <class T>
-struct alignas(4 * sizeof(T)) Quad {
-  T value[4];
-};
-
-[[nodiscard]] MOEB_INLINE float to_real(float value) {
-  return value;
-}
-[[nodiscard]] MOEB_INLINE double to_real(double value) {
-  return value;
-}
-[[nodiscard]] MOEB_INLINE float to_real(bfloat16 value) {
-  return to_float(value);
-}
-[[nodiscard]] MOEB_INLINE float to_real(float16 value) {
-  return to_float(value);
-}
-
-template <class T, class Real>
-[[nodiscard]] MOEB_INLINE T from_real(Real value) {
-  if constexpr (std::is_same_v<T, bfloat16>)
-    return to_bfloat16(static_cast<float>(value));
-  else if constexpr (std::is_same_v<T, float16>)
-    return to_float16(static_cast<float>(value));
-  else
-    return static_cast<T>(value);
-}
-
-/// Calls f with a null pointer of the element type; Real = double means that only float64 is possible.
-template <class Real, class Function>
-MOEB_INLINE void with_element_type(DataType type, Function&& f) {
-  if constexpr (std::is_same_v<Real, double>) {
-    f(static_cast<double*>(nullptr));
-  } else {
-    switch (type) {
-      case DataType::bfloat16:
-        return f(static_cast<bfloat16*>(nullptr));
-      case DataType::float16:
-        return f(static_cast<float16*>(nullptr));
-      default:
-        return f(static_cast<float*>(nullptr));
-    }
-  }
-}
-
-/// Whether every row of a matrix may be read in quads.
-template <bool Const>
-[[nodiscard]] inline bool rows_hold_quads(const BasicAnyMatrix<Const>& matrix) {
-  const auto address = reinterpret_cast<std::uintptr_t>(matrix.data);
-  return address % (4 * size_of(matrix.type)) == 0 && matrix.stride % 4 == 0;
-}
-
-template <bool Const>
-[[nodiscard]] MOEB_INLINE std::int64_t row_bytes(const BasicAnyMatrix<Const>& matrix) {
-  return matrix.stride * static_cast<std::int64_t>(size_of(matrix.type));
-}
-
-/// One element, as a real number.
-template <class Real>
-[[nodiscard]] MOEB_INLINE Real load_element(const ConstAnyMatrix& matrix, std::int64_t row, std::int64_t column) {
-  Real result{};
-  with_element_type<Real>(matrix.type, [&](auto* type) MOEB_LAMBDA {
-    using T = std::remove_pointer_t<decltype(type)>;
-    result = to_real(static_cast<const T*>(matrix.data)[row * matrix.stride + column]);
-  });
-  return result;
-}
-
-template <class Real>
-MOEB_INLINE void store_element(const AnyMatrix& matrix, std::int64_t row, std::int64_t column, Real value) {
-  with_element_type<Real>(matrix.type, [&](auto* type) MOEB_LAMBDA {
-    using T = std::remove_pointer_t<decltype(type)>;
-    static_cast<T*>(matrix.data)[row * matrix.stride + column] = from_real<T>(value);
-  });
-}
-
-template <class Real, class T, class LayoutT>
-MOEB_INLINE void load_whole_quad(const LayoutT& layout, const T* row, int slot, Slots<Real, LayoutT>& slots) {
-  const Quad<T> quad = *reinterpret_cast<const Quad<T>*>(row + layout.base() + LayoutT::offset(slot));
-  MOEB_UNROLL
-  for (int i = 0; i < 4; ++i) slots[slot + i] = to_real(quad.value[i]);
-}
-
-/// The four slots from `slot` on; padding becomes -inf, which takes no part in anything.
-template <class Real, class T, class LayoutT>
-MOEB_INLINE void load_quad(const LayoutT& layout, const T* row, bool quads, int slot, Slots<Real, LayoutT>& slots) {
-  const T* from = row + layout.base() + LayoutT::offset(slot);
-  if (LayoutT::whole_quads ? layout.holds_expert(slot) : quads && layout.holds_expert(slot + 3)) {
-    load_whole_quad(layout, row, slot, slots);
-  } else if constexpr (LayoutT::whole_quads) {
-    MOEB_UNROLL
-    for (int i = 0; i < 4; ++i) slots[slot + i] = -infinity<Real>;
-  } else {
-    MOEB_UNROLL
-    for (int i = 0; i < 4; ++i) slots[slot + i] = layout.holds_expert(slot + i) ? to_real(from[i]) : -infinity<Real>;
-  }
-}
-
-template <class Real, class T, class LayoutT>
-MOEB_INLINE void store_whole_quad(const LayoutT& layout, T* row, int slot, const Slots<Real, LayoutT>& slots) {
-  Quad<T> quad;
-  MOEB_UNROLL
-  for (int i = 0; i < 4; ++i) quad.value[i] = from_real<T>(slots[slot + i]);
-  *reinterpret_cast<Quad<T>*>(row + layout.base() + LayoutT::offset(slot)) = quad;
-}
-
-template <class Real, class T, class LayoutT>
-MOEB_INLINE void store_quad(const LayoutT& layout, T* row, bool quads, int slot, const Slots<Real, LayoutT>& slots) {
-  if (LayoutT::whole_quads ? layout.holds_expert(slot) : quads && layout.holds_expert(slot + 3)) {
-    store_whole_quad(layout, row, slot, slots);
-  } else if constexpr (!LayoutT::whole_quads) {
-    T* to = row + layout.base() + LayoutT::offset(slot);
-    MOEB_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      if (layout.holds_expert(slot + i)) to[i] = from_real<T>(slots[slot + i]);
-    }
-  }
-}
 
 /// A lane that keeps its slots in memory: whole blocks, then the experts left.
 template <class Real, class T, class LayoutT>
@@ -164,117 +44,6 @@ MOEB_INLINE void store_blocks(const LayoutT& layout, T* row, const Slots<Real, L
     for (int i = 0; i < block; ++i) row[first + i] = from_real<T>(slots[first + i]);
   }
   for (; first < layout.experts; ++first) row[first] = from_real<T>(slots[first]);
-}
-
-/// Four elements of 16 bits, as they are in memory.
-using NarrowQuad = Quad<std::uint16_t>;
-
-/// The narrow quad of the slots from `slot` on; what is padding has any bits.
-template <class LayoutT>
-[[nodiscard]] MOEB_INLINE NarrowQuad load_narrow_quad(const LayoutT& layout, const void* row, bool quads, int slot) {
-  const auto* const from = static_cast<const std::uint16_t*>(row) + layout.base() + LayoutT::offset(slot);
-  if (quads && layout.holds_expert(slot + 3)) return *reinterpret_cast<const NarrowQuad*>(from);
-  NarrowQuad narrow;
-  MOEB_UNROLL
-  for (int i = 0; i < 4; ++i) narrow.value[i] = layout.holds_expert(slot + i) ? from[i] : std::uint16_t{0};
-  return narrow;
-}
-
-/// As real numbers, those from `experts` on -inf. Called, not inlined: code of its own for each quad of each type is a quarter of what a file with a router
-/// takes to compile.
-MOEB_NOINLINE inline Quad<float> widened(NarrowQuad narrow, int experts, bool is_bfloat16) {
-  Quad<float> result;
-  if (is_bfloat16) {
-    MOEB_UNROLL
-    for (int i = 0; i < 4; ++i) result.value[i] = to_float(bfloat16{narrow.value[i]});
-  } else {
-    MOEB_UNROLL
-    for (int i = 0; i < 4; ++i) result.value[i] = to_float(float16{narrow.value[i]});
-  }
-  MOEB_UNROLL
-  for (int i = 0; i < 4; ++i) result.value[i] = i < experts ? result.value[i] : -infinity<float>;
-  return result;
-}
-template <class Real, class LayoutT>
-MOEB_INLINE void widen_quad(const LayoutT& layout, DataType type, const NarrowQuad& narrow, int slot,
-                            Slots<Real, LayoutT>& slots) {
-  const int experts = layout.experts - layout.base() - LayoutT::offset(slot);
-  const Quad<float> quad = widened(narrow, experts, type == DataType::bfloat16);
-  MOEB_UNROLL
-  for (int i = 0; i < 4; ++i) slots[slot + i] = quad.value[i];
-}
-
-MOEB_NOINLINE inline void store_narrow_quad(std::uint16_t* to, Quad<float> values, int experts, bool quads,
-                                            bool is_bfloat16) {
-  NarrowQuad narrow;
-  if (is_bfloat16) {
-    MOEB_UNROLL
-    for (int i = 0; i < 4; ++i) narrow.value[i] = to_bfloat16(values.value[i]).bits;
-  } else {
-    MOEB_UNROLL
-    for (int i = 0; i < 4; ++i) narrow.value[i] = to_float16(values.value[i]).bits;
-  }
-  if (quads && experts >= 4) {
-    *reinterpret_cast<NarrowQuad*>(to) = narrow;
-  } else {
-    MOEB_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      if (i < experts) to[i] = narrow.value[i];
-    }
-  }
-}
-
-/// load_quad of a row of any type, asked for every quad.
-template <class Real, class LayoutT>
-MOEB_INLINE void load_quad_of_type(const LayoutT& layout, DataType type, const void* row, bool quads, int slot,
-                                   Slots<Real, LayoutT>& slots) {
-  if constexpr (std::is_same_v<Real, double>) {
-    load_quad(layout, static_cast<const double*>(row), quads, slot, slots);
-  } else if (type == DataType::float32) {
-    load_quad(layout, static_cast<const float*>(row), quads, slot, slots);
-  } else {
-    widen_quad(layout, type, load_narrow_quad(layout, row, quads, slot), slot, slots);
-  }
-}
-
-/// The same of all quads, which are on their way together.
-template <class Real, class LayoutT>
-MOEB_INLINE void load_quads_of_type(const LayoutT& layout, DataType type, const void* row, bool quads,
-                                    Slots<Real, LayoutT>& slots) {
-  if (type == DataType::float32 || std::is_same_v<Real, double>) {
-    MOEB_UNROLL
-    for (int slot = 0; slot < LayoutT::capacity; slot += 4)
-      load_quad_of_type(layout, DataType::float32, row, quads, slot, slots);
-  } else {
-    NarrowQuad narrow[LayoutT::capacity / 4];
-    MOEB_UNROLL
-    for (int i = 0; i < LayoutT::capacity / 4; ++i) narrow[i] = load_narrow_quad(layout, row, quads, 4 * i);
-    MOEB_UNROLL
-    for (int i = 0; i < LayoutT::capacity / 4; ++i) widen_quad(layout, type, narrow[i], 4 * i, slots);
-  }
-}
-template <class Real, class LayoutT>
-MOEB_INLINE void store_quad_of_type(const LayoutT& layout, DataType type, void* row, bool quads, int slot,
-                                    const Slots<Real, LayoutT>& slots) {
-  if constexpr (std::is_same_v<Real, double>) {
-    store_quad(layout, static_cast<double*>(row), quads, slot, slots);
-  } else if (type == DataType::float32) {
-    store_quad(layout, static_cast<float*>(row), quads, slot, slots);
-  } else {
-    const int first = layout.base() + LayoutT::offset(slot);
-    const Quad<float> quad{{slots[slot], slots[slot + 1], slots[slot + 2], slots[slot + 3]}};
-    store_narrow_quad(static_cast<std::uint16_t*>(row) + first, quad, layout.experts - first, quads,
-                      type == DataType::bfloat16);
-  }
-}
-
-/// Calls f(row, slot) for every whole quad of a lane's registers. `row` is the row's address with its element type, which is looked up once per row.
-template <class Real, class LayoutT, class Function>
-MOEB_INLINE void for_each_quad_of_row(DataType type, void* data, std::int64_t offset, const Function& f) {
-  with_element_type<Real>(type, [&](auto* tag) MOEB_LAMBDA {
-    MOEB_UNROLL
-    for (int slot = 0; slot < LayoutT::capacity; slot += 4) f(static_cast<decltype(tag)>(data) + offset, slot);
-  });
 }
 
 template <class Real, class LayoutT>
