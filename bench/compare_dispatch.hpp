@@ -1,5 +1,6 @@
 // The dispatch calls that bench/compare_torch_dispatch.py (CPU) and bench/compare_torch.py --device cuda time beside PyTorch, as C functions on plain
-// pointers: on the CPU (compare_dispatch.cpp) and in CUDA (compare_dispatch.cu). Each is part of one library with the compare_library of its kind.
+// pointers, which have the includer's place: before it includes this it says what place_of(const compare::Call&) is (compare_dispatch.cpp, and
+// compare_dispatch.cu). Each is part of one library with the compare_library of its kind.
 #pragma once
 
 #include "compare_library.hpp"
@@ -110,3 +111,30 @@ int combine_backward(const DispatchCall& call, const Place& place) {
 }
 
 }  // namespace compare
+
+extern "C" {
+std::int64_t workspace_needed(std::int64_t tokens, std::int64_t k, std::int64_t experts) {
+  return compare::dispatch_workspace_bytes(tokens, k, experts);
+}
+int softmax_and_permutation(const compare::DispatchCall* call) {
+  return compare::forward_and_permute(compare::softmax, *call, place_of(call->routing));
+}
+int sigmoid_groups_and_permutation(const compare::DispatchCall* call) {
+  return compare::forward_and_permute(compare::sigmoid_groups, *call, place_of(call->routing));
+}
+int permutation(const compare::DispatchCall* call) {
+  return compare::permutation(*call, place_of(call->routing));
+}
+int permute(const compare::DispatchCall* call) {
+  return compare::permute(*call, call->row_of_slot_view(), place_of(call->routing));
+}
+int permute_by_rows(const compare::DispatchCall* call) {
+  return compare::permute(*call, {}, place_of(call->routing));
+}
+int combine(const compare::DispatchCall* call) {
+  return compare::combine(*call, place_of(call->routing));
+}
+int combine_backward(const compare::DispatchCall* call) {
+  return compare::combine_backward(*call, place_of(call->routing));
+}
+}
