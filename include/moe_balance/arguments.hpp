@@ -13,7 +13,7 @@ struct RouteArgs {
   AnyMatrix weights;                               ///< [T, K] out: float32 or the logits' type
   std::int64_t* counts = nullptr;                  ///< [E] out, optional: tokens per expert of this call
   BiasRef bias{};                                  ///< [E], optional: added to the ranking value only
-  const std::uint8_t* active = nullptr;            ///< [T], optional: 0 marks a padding token
+  const std::uint8_t* active = nullptr;            ///< [T], optional: 0 marks a padding token, whose logits may be any
   ReplayRef replay{};                              ///< for Replay
   Status* status = nullptr;                        ///< optional counters, added to
   const std::int64_t* tokens_on_device = nullptr;  ///< optional: rows from *tokens_on_device on are treated as inactive
@@ -29,7 +29,7 @@ struct ForwardArgs {
   BiasRef bias{};                                  ///< [E]; required by balancers with a bias, optional otherwise
   LoadRef load{};                                  ///< [E]; required by balancers that read accumulated counts
   SavedRef saved{};                                ///< required by balancers with a loss
-  const std::uint8_t* active = nullptr;            ///< [T], optional: 0 marks a padding token
+  const std::uint8_t* active = nullptr;            ///< [T], optional: 0 marks a padding token, whose logits may be any
   Sequences sequences{};                           ///< for SequenceLoss
   ReplayRef replay{};                              ///< for Replay
   Status* status = nullptr;                        ///< optional counters, added to

@@ -31,8 +31,8 @@ struct StepInputs {
   std::vector<std::int32_t> replay;
   std::vector<std::uint8_t> replayed;
   std::int64_t sequences = 1;
-  bool usual = false;  ///< rows one behind the other, sequences, too, a bias only where the balancer has one, no mask unless
-  bool masked = false;                        ///< this says so
+  bool usual = false;   ///< rows one behind the other, sequences, too, a bias only where the balancer has one
+  bool masked = false;  ///< a usual step has its mask, too; others always have
   mb::DataType type = mb::DataType::float32;  ///< of logits and their gradients
 
   StepInputs(std::uint64_t seed, std::int64_t token_count, int expert_count, int k, bool awkward)
