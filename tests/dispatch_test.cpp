@@ -66,6 +66,69 @@ TEST_CASE("dispatch: any number of threads and any instruction set give the same
   }
 }
 
+TEST_CASE("dispatch: rows that do not stay in a CPU's cache, and are written past it, have the same bits") {
+  constexpr std::int64_t k = 8;
+  constexpr std::int64_t hidden = 1032;  // no multiple of what is moved at once, and rows are aligned
+  for (const mb::DataType type : {mb::DataType::float32, mb::DataType::bfloat16}) {
+    const auto row_bytes = hidden * static_cast<std::int64_t>(mb::size_of(type));
+    DispatchProblem p = dispatch_problem(28, mb::dispatch_tuning.bytes_in_cache / row_bytes / k + 1, k, 24, 1, 16);
+    p.hidden = hidden;
+    p.type = type;
+    const mb::AnyMatrix rows(nullptr, type, p.rows(), hidden, hidden);
+    CHECK(mb::writes_past_cache<mb::SerialTile>(rows, true) == mb::cpu_stores_past_cache);
+    CHECK(!mb::writes_past_cache<mb::SerialTile>(rows, false));
+    const PermutationOracle order(p);
+    Random random(29);
+    BytesOfRows copied{p, {0, 0}};
+    copied.fill(order, random);
+    check_copies<HostEngine>(copied, order);
+
+    // Products by powers of two are exact, so that each row is one of two images of its token.
+    const auto states = rounded_to(type, random.normals<double>(static_cast<std::size_t>(p.tokens * hidden)));
+    const double factors[] = {-2, 4};
+    Bytes images[2];
+    for (int i = 0; i < 2; ++i) {
+      std::vector<double> image = states;
+      for (double& value : image) value *= factors[i];
+      images[i] = encoded(type, image);
+    }
+    std::vector<float> weights;
+    for (std::int64_t slot = 0; slot < p.slots(); ++slot)
+      weights.push_back(static_cast<float>(factors[random.integer(0, 1)]));
+    Bytes want(static_cast<std::size_t>(p.rows() * row_bytes));
+    for (std::int64_t row = 0; row < p.rows(); ++row) {
+      const std::int64_t slot = order.slot_of_row[static_cast<std::size_t>(row)];
+      if (slot < 0) continue;
+      const Bytes& image = images[weights[static_cast<std::size_t>(slot)] == -2.0f ? 0 : 1];
+      std::copy_n(image.begin() + slot / k * row_bytes, row_bytes, want.begin() + row * row_bytes);
+    }
+    const Bytes from = encoded(type, states);
+    const mb::ConstAnyMatrix tokens(from.data(), type, p.tokens, hidden, hidden);
+    const mb::ConstAnyMatrix scale = mb::MatrixView<const float>(weights.data(), p.tokens, k);
+    const mb::MatrixView<const std::int64_t> row_of_slot(order.row_of_slot.data(), p.tokens, k);
+    const mb::VectorView<const std::int64_t> slot_of_row(order.slot_of_row.data(), p.rows());
+    const mb::Host three{.threads = 3};
+    Bytes got(want.size(), 0xab);
+    const mb::AnyMatrix to(got.data(), type, p.rows(), hidden, hidden);
+    mb::permute({.hidden = tokens,
+                 .slot_of_row = slot_of_row,
+                 .permuted = to,
+                 .top_k = k,
+                 .scale = scale,
+                 .row_of_slot = row_of_slot},
+                {}, three);
+    CHECK(got == want);
+    got.assign(want.size(), 0xab);
+    mb::combine_backward({.grad_combined = tokens,
+                          .row_of_slot = row_of_slot,
+                          .slot_of_row = slot_of_row,
+                          .grad_permuted = to,
+                          .weights = scale},
+                         {}, three);
+    CHECK(got == want);
+  }
+}
+
 TEST_CASE("dispatch: float64, as other types") {
   for (const mb::Padding padding : {mb::Padding::zero, mb::Padding::untouched}) {
     DispatchProblem p = dispatch_problem(26, 60, 3, 8, 37, 4);

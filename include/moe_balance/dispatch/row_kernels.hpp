@@ -245,26 +245,28 @@ struct SpreadTokens {
       using T = std::remove_pointer_t<decltype(type)>;
       const std::int64_t k_count = problem.row_of_slot.columns;
       const std::int64_t slots = problem.tokens.rows * k_count;
+      const bool past_cache = writes_past_cache<TileT>(problem.rows, problem.packs);
       for_each_item_of_tile(block, tile, slots, [&](std::int64_t slot) MOEB_LAMBDA {
-        spread<T>(block, tile, problem, slot / k_count, slot % k_count);
+        spread<T>(block, tile, problem, slot / k_count, slot % k_count, past_cache);
       });
       clear_padding<T>(block, tile, problem, slots);
+      if (past_cache) finish_stores_past_cache();
     });
   }
 
  private:
   template <class T, class BlockT, class TileT>
   MOEB_INLINE static void spread(const BlockT& block, const TileT& tile, const SpreadProblem& problem, std::int64_t token,
-                                 std::int64_t k) {
+                                 std::int64_t k, bool past_cache) {
     const std::int64_t columns = problem.rows.columns;
     const std::int64_t row = row_of(block, tile, problem.row_of_slot, problem.rows.rows, token, k, problem.invalid);
     const T* from = row_pointer<T>(problem.tokens, token);
     if (row >= 0 && problem.slot_of_row[row] == token * problem.row_of_slot.columns + k) {
       T* to = row_pointer<T>(problem.rows, row);
       if (problem.factors.data == nullptr)
-        copy_row(tile, to, from, columns, problem.packs);
+        copy_row(tile, to, from, columns, problem.packs, past_cache);
       else
-        scale_row(tile, to, from, load_element<Real>(problem.factors, token, k), columns, problem.packs);
+        scale_row(tile, to, from, load_element<Real>(problem.factors, token, k), columns, problem.packs, past_cache);
     }
     if (problem.dots.data == nullptr) return;
     store_dot<Real>(tile, problem.dots, token, k, from, problem.others, row, problem.packs_of_others);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <moe_balance/dispatch/engine.hpp>
+#include <moe_balance/dispatch/past_cache.hpp>
 #include <moe_balance/token/elements.hpp>
 
 #include <cstdint>
@@ -108,6 +109,32 @@ MOEB_INLINE void for_each_columns(const TileT& tile, std::int64_t columns, bool 
   }
 }
 
+/// Whether a CPU's lane writes rows past its cache: they are more than stay there, and a line that is written in the cache is read from memory
+/// first. `packs`: rows are aligned for that.
+template <class TileT>
+[[nodiscard]] MOEB_INLINE bool writes_past_cache(const AnyMatrix& rows, bool packs) {
+  if constexpr (TileT::slots_in_registers || !cpu_stores_past_cache) {
+    return false;
+  } else {
+    const std::int64_t row_bytes = rows.columns * static_cast<std::int64_t>(size_of(rows.type));
+    return packs && rows.rows > dispatch_tuning.bytes_in_cache / row_bytes;
+  }
+}
+
+/// to[c] = change(from[c]) past the cache, for a CPU's lane and rows that are aligned for packs.
+template <class T, class Function>
+MOEB_INLINE void move_past_cache(const T* from, T* to, std::int64_t columns, const Function& change) {
+  constexpr int count = 2 * Pack<T>::size;  // compilers keep so many in registers
+  std::int64_t c = 0;
+  for (; c + count <= columns; c += count) {
+    alignas(16) T changed[count];
+    for (int i = 0; i < count; ++i) changed[i] = change(from[c + i]);
+    store_16_bytes_past_cache(to + c, changed);
+    store_16_bytes_past_cache(to + c + Pack<T>::size, changed + Pack<T>::size);
+  }
+  for (; c < columns; ++c) to[c] = change(from[c]);
+}
+
 /// Rows of hidden states by index, as a typed pointer.
 template <class T, bool Const>
 [[nodiscard]] MOEB_INLINE auto row_pointer(const BasicAnyMatrix<Const>& matrix, std::int64_t row) {
@@ -115,11 +142,15 @@ template <class T, bool Const>
   return static_cast<Element*>(matrix.data) + row * matrix.stride;
 }
 
-/// Bits as they are: NaN payloads survive.
+/// Bits as they are: NaN payloads survive. `past_cache`, here and below: what writes_past_cache says.
 template <class T, class TileT>
-MOEB_INLINE void copy_row(const TileT& tile, T* to, const T* from, std::int64_t columns, bool packs) {
+MOEB_INLINE void copy_row(const TileT& tile, T* to, const T* from, std::int64_t columns, bool packs,
+                          bool past_cache = false) {
+  const auto same = [](T value) MOEB_LAMBDA { return value; };
   if constexpr (TileT::slots_in_registers) {
-    if (packs) return move_packs(tile, from, to, columns, [](T value) MOEB_LAMBDA { return value; });
+    if (packs) return move_packs(tile, from, to, columns, same);
+  } else {
+    if (past_cache) return move_past_cache(from, to, columns, same);
   }
   for_each_columns<T>(tile, columns, packs, [&](std::int64_t c, auto n) MOEB_LAMBDA {
     constexpr int count = decltype(n)::value;
@@ -131,12 +162,13 @@ MOEB_INLINE void copy_row(const TileT& tile, T* to, const T* from, std::int64_t 
 }
 
 template <class Real, class T, class TileT>
-MOEB_INLINE void scale_row(const TileT& tile, T* to, const T* from, Real factor, std::int64_t columns, bool packs) {
+MOEB_INLINE void scale_row(const TileT& tile, T* to, const T* from, Real factor, std::int64_t columns, bool packs,
+                           bool past_cache = false) {
+  const auto scaled = [&](T value) MOEB_LAMBDA { return from_real<T>(mul(to_real(value), factor)); };
   if constexpr (TileT::slots_in_registers) {
-    if (packs) {
-      return move_packs(tile, from, to, columns,
-                        [&](T value) MOEB_LAMBDA { return from_real<T>(mul(to_real(value), factor)); });
-    }
+    if (packs) return move_packs(tile, from, to, columns, scaled);
+  } else {
+    if (past_cache) return move_past_cache(from, to, columns, scaled);
   }
   for_each_columns<T>(tile, columns, packs, [&](std::int64_t c, auto n) MOEB_LAMBDA {
     Real values[decltype(n)::value];
