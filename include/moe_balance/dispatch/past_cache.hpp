@@ -14,8 +14,8 @@ inline constexpr bool cpu_stores_past_cache = true;
 inline constexpr bool cpu_stores_past_cache = false;
 #endif
 
-/// Copies 16 bytes to an address that is a multiple of 16. The cache line there is neither read first nor kept. Other threads see the bytes
-/// only after finish_stores_past_cache.
+/// Copies 16 bytes to an address that is a multiple of 16. A cache line that is written whole so is neither read first nor kept. Other threads
+/// see the bytes only after finish_stores_past_cache.
 MOEB_INLINE void store_16_bytes_past_cache(void* to, const void* from) {
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__CUDA_ARCH__)
   using Vector = float __attribute__((vector_size(16)));

@@ -245,7 +245,7 @@ struct SpreadTokens {
       using T = std::remove_pointer_t<decltype(type)>;
       const std::int64_t k_count = problem.row_of_slot.columns;
       const std::int64_t slots = problem.tokens.rows * k_count;
-      const bool past_cache = writes_past_cache<TileT>(problem.rows, problem.packs);
+      const bool past_cache = writes_past_cache<TileT>(problem.rows, slots, problem.packs);
       for_each_item_of_tile(block, tile, slots, [&](std::int64_t slot) MOEB_LAMBDA {
         spread<T>(block, tile, problem, slot / k_count, slot % k_count, past_cache);
       });

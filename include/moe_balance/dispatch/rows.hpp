@@ -109,15 +109,17 @@ MOEB_INLINE void for_each_columns(const TileT& tile, std::int64_t columns, bool 
   }
 }
 
-/// Whether a CPU's lane writes rows past its cache: they are more than stay there, and a line that is written in the cache is read from memory
-/// first. `packs`: rows are aligned for that.
+/// Whether a CPU's lane writes rows of so many slots past its cache: they are more than stay there, and a line that is written in the cache is
+/// read from memory first. `packs`: rows are aligned for that. Short rows have too many lines that are written in part.
 template <class TileT>
-[[nodiscard]] MOEB_INLINE bool writes_past_cache(const AnyMatrix& rows, bool packs) {
+[[nodiscard]] MOEB_INLINE bool writes_past_cache(const AnyMatrix& rows, std::int64_t slots, bool packs) {
   if constexpr (TileT::slots_in_registers || !cpu_stores_past_cache) {
     return false;
   } else {
     const std::int64_t row_bytes = rows.columns * static_cast<std::int64_t>(size_of(rows.type));
-    return packs && rows.rows > dispatch_tuning.bytes_in_cache / row_bytes;
+    const std::int64_t written = rows.rows < slots ? rows.rows : slots;  // the others are padding
+    return packs && row_bytes >= dispatch_tuning.least_row_bytes_past_cache &&
+           written > dispatch_tuning.bytes_in_cache / row_bytes;
   }
 }
 
