@@ -165,7 +165,7 @@ struct Router {
   /// forward may accumulate into this load.
   template <EnginePlace Place, class Tag = EngineTagOf<Place>>
   void start_update(LoadRef load, Workspace /*workspace*/, const Place& place) const {
-    check_load("start_update", load, Engine<Place>::serves_float64);
+    Validator{"start_update"}.load_of_layers(load, Engine<Place>::serves_float64);
     if constexpr (Traits::biases > 0) {
       static_assert(requirements::of_sync_on<Sync, Place>() && SyncPolicyOn<Sync, Place>);
       for_each_sum(load, [&](std::int64_t* counts, std::int64_t n) { sync.start(counts, n, place); });
@@ -360,31 +360,10 @@ struct Router {
     check.memory("workspace", workspace.data, workspace.bytes, workspace_bytes(shape), 16);
   }
 
-  /// What layers have of their rows is read on the host only.
-  static void check_load(const char* call, const LoadRef& load, bool on_host) {
-    const Validator check{call};
-    constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max();
-    check.pointer("load.counts", load.counts, alignof(std::int64_t));
-    check.range("load.experts", load.experts, 1, max_experts);
-    check.range("load.layers", load.layers, 1, most);
-    check.range("load.stride", load.stride, load.experts, most);
-    check.optional_pointer("load.experts_of_layer", load.experts_of_layer, alignof(std::int32_t));
-    if (!on_host || load.experts_of_layer == nullptr) return;
-    for (std::int64_t l = 0; l < load.layers; ++l) {
-      check.range({"load.experts_of_layer", l}, load.experts_of_layer[l], 1, load.experts, "the experts of load");
-    }
-  }
-
   static void check_update(const char* call, const BiasRef& bias, const LoadRef& load, bool on_host) {
     const Validator check{call};
-    constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max();
-    check_load(call, load, on_host);
-    if constexpr (Traits::biases > 0) {
-      check.pointer("bias.data", bias.data, alignof(float));
-      check.range("bias.experts", bias.experts, load.experts, load.experts, "the experts of load");
-      check.range("bias.layers", bias.layers, load.layers, load.layers, "the layers of load");
-      check.range("bias.stride", bias.stride, bias.experts, most);
-    }
+    check.load_of_layers(load, on_host);
+    if constexpr (Traits::biases > 0) check.bias_of_layers(bias, load);
   }
 };
 template <class Scoring, class TopKT>

@@ -103,6 +103,26 @@ struct Validator {
     range("load.layers", view.layers, 1, 1, "one layer: load.layer(l)");
   }
 
+  /// What layers have of their rows is read on the host only.
+  void load_of_layers(const LoadRef& view, bool on_host) const {
+    pointer("load.counts", view.counts, alignof(std::int64_t));
+    range("load.experts", view.experts, 1, max_experts);
+    range("load.layers", view.layers, 1, std::numeric_limits<std::int32_t>::max());
+    range("load.stride", view.stride, view.experts, std::numeric_limits<std::int32_t>::max());
+    optional_pointer("load.experts_of_layer", view.experts_of_layer, alignof(std::int32_t));
+    if (!on_host || view.experts_of_layer == nullptr) return;
+    for (std::int64_t l = 0; l < view.layers; ++l) {
+      range({"load.experts_of_layer", l}, view.experts_of_layer[l], 1, view.experts, "the experts of load");
+    }
+  }
+
+  void bias_of_layers(const BiasRef& view, const LoadRef& load) const {
+    pointer("bias.data", view.data, alignof(float));
+    range("bias.experts", view.experts, load.experts, load.experts, "the experts of load");
+    range("bias.layers", view.layers, load.layers, load.layers, "the layers of load");
+    range("bias.stride", view.stride, view.experts, std::numeric_limits<std::int32_t>::max());
+  }
+
   void memory(const char* name, const void* data, std::size_t bytes, std::size_t needed, std::size_t alignment) const {
     if (needed == 0) return;
     pointer({name, "data"}, data, alignment);
