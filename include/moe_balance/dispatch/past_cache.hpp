@@ -3,8 +3,6 @@
 
 #include <moe_balance/config.hpp>
 
-#include <cstdint>
-
 MOEB_NAMESPACE_BEGIN
 
 /// Whether the compiler has such stores for its processor.
