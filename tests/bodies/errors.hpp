@@ -300,10 +300,31 @@ TEST_CASE_TEMPLATE_DEFINE("contract 14: update refuses bad arguments", Engine, e
   refuses("load.experts", "2049;", good_bias, {load.data(), 2049, 1});
   refuses("load.layers", "0;", good_bias, {load.data(), 16, 0});
   refuses("load.stride", "15;", good_bias, {load.data(), 16, 2, 15});
+  const auto with_experts = [&](const std::int32_t* experts_of_layer) {
+    mb::LoadRef result = good_load;
+    result.experts_of_layer = experts_of_layer;
+    return result;
+  };
+  typename Engine::template Array<std::int32_t> experts(engine, {16, 16, 16});
+  refuses("load.experts_of_layer", "at address", good_bias, with_experts(misaligned(experts.data())));
+  if constexpr (Engine::has_float64) {  // a CPU's memory, whose contents calls read
+    const std::int32_t none[] = {0, 16};
+    refuses("load.experts_of_layer[0]", "0;", good_bias, with_experts(none));
+    const std::int32_t too_many[] = {16, 17};
+    refuses("load.experts_of_layer[1]", "17;", good_bias, with_experts(too_many));
+  }
   refuses("bias.data", "null", {}, good_load);
   refuses("bias.experts", "8;", {bias.data(), 8, 2}, good_load);
   refuses("bias.layers", "1;", {bias.data(), 16, 1}, good_load);
   refuses("bias.stride", "8;", {bias.data(), 16, 2, 8}, good_load);
+  check_message("start_update", "load.layers", "0;", [&] {
+    error_router().start_update({load.data(), 16, 0}, {}, engine.place());
+  });
+  check_message("finish_update", "bias.layers", "1;", [&] {
+    error_router().finish_update({bias.data(), 16, 1}, good_load, {}, engine.place());
+  });
+  CHECK(bias.values() == std::vector<float>(32, 0.5f));
+  CHECK(load.values() == std::vector<std::int64_t>(32, 7));
 }
 
 TEST_CASE_TEMPLATE_DEFINE("contract 14: what is right but unusual is accepted", Engine, errors_none) {
