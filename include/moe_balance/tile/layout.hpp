@@ -44,10 +44,15 @@ struct Layout {
   [[nodiscard]] MOEB_INLINE constexpr bool is_expert(int slot, int expert) const { return offset(slot) == expert - base(); }
 };
 
+/// Bytes behind the slots of a lane that has them in memory: capacities are powers of two, and rows that lie whole pages apart share a few sets of
+/// the first-level cache, which holds eight lines each. 17 lines put the next row behind this one's 256 values.
+inline constexpr int bytes_between_rows = 17 * 64;
+
 /// One value of type T for each slot of a lane.
 template <class T, class Layout>
 struct Slots {
-  alignas(Layout::in_registers ? alignof(T) : 64) T values[Layout::capacity];
+  static constexpr int spare = Layout::in_registers ? 0 : bytes_between_rows / static_cast<int>(sizeof(T));
+  alignas(Layout::in_registers ? alignof(T) : 64) T values[Layout::capacity + spare];
   MOEB_INLINE constexpr T& operator[](int slot) MOEB_LAMBDA { return values[slot]; }
   MOEB_INLINE constexpr const T& operator[](int slot) const { return values[slot]; }
 };
