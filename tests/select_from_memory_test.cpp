@@ -5,8 +5,11 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
+#include <iterator>
 #include <limits>
+#include <memory>
 #include <numeric>
 #include <random>
 #include <string>
@@ -53,51 +56,88 @@ const Kind<K> kinds[] = {
      [](Engine& engine, int, int) { return engine() % 3 == 0 ? std::numeric_limits<K>::max() : mb::nan_key<K>; }},
 };
 
-template <class K, int Count>
-void compare_with_sort(const Kind<K>& kind, int experts, Engine& engine) {
-  const Row layout{experts, 0};
+/// Keys, and what a stable sort puts first; a row with too few keys to choose from is left out.
+template <class K>
+struct Task {
   mb::Slots<K, Row> keys;
+  std::vector<int> expected;
+  bool is_there = false;
+};
+
+template <class K>
+void make(Task<K>& task, const Kind<K>& kind, int experts, int count, Engine& engine) {
+  const Row layout{experts, 0};
+  mb::Slots<K, Row>& keys = task.keys;
   std::fill(std::begin(keys.values), std::end(keys.values),
             std::numeric_limits<K>::max());  // past the blocks: nobody's business
   for (int i = 0; i < layout.blocks() * Row::block_size; ++i)
     keys[i] = i < experts ? kind.make(engine, i, experts) : mb::excluded_key<K>;
-  std::vector<int> expected;
+  task.expected.clear();
   for (int i = 0; i < experts; ++i) {
-    if (keys[i] != mb::excluded_key<K>) expected.push_back(i);
+    if (keys[i] != mb::excluded_key<K>) task.expected.push_back(i);
   }
-  if (static_cast<int>(expected.size()) < Count) return;
-  std::stable_sort(expected.begin(), expected.end(), [&](int a, int b) { return keys[a] > keys[b]; });
-  mb::MemorySelection<Row, K, Count> selection;
-  selection.begin(layout, keys);
-  selection.finish(keys);
-  CAPTURE(std::string(kind.name));
-  CAPTURE(experts);
-  CAPTURE(Count);
-  for (int k = 0; k < Count; ++k) {
-    if (selection.slot(k) == expected[static_cast<std::size_t>(k)]) continue;
-    CAPTURE(k);
-    CHECK(selection.slot(k) == expected[static_cast<std::size_t>(k)]);
-    return;
+  std::stable_sort(task.expected.begin(), task.expected.end(), [&](int a, int b) { return keys[a] > keys[b]; });
+  task.is_there = static_cast<int>(task.expected.size()) >= count;
+}
+
+template <class Selection, class K, std::size_t Rows>
+void select(Selection& selection, const Row& layout, std::array<Task<K>, Rows>& tasks) {
+  const auto each = [&](auto&& step) {
+    for (std::size_t r = 0; r < Rows; ++r) {
+      if (tasks[r].is_there) step(static_cast<int>(r), tasks[r].keys);
+    }
+  };
+  each([&](int r, auto& keys) { selection.look(layout, r, keys); });
+  selection.find_thresholds();
+  each([&](int r, const auto& keys) { selection.collect(r, keys); });
+  selection.rank();
+  each([&](int r, const auto& keys) { selection.finish(r, keys); });
+}
+
+template <int Count, class Selection, class K, std::size_t Rows>
+void check_rows(const Selection& selection, const std::array<Task<K>, Rows>& tasks) {
+  for (std::size_t r = 0; r < Rows; ++r) {
+    for (int k = 0; tasks[r].is_there && k < Count; ++k) {
+      const int expected = tasks[r].expected[static_cast<std::size_t>(k)];
+      if (selection.slot(static_cast<int>(r), k) == expected) continue;
+      CAPTURE(r);
+      CAPTURE(k);
+      CHECK(selection.slot(static_cast<int>(r), k) == expected);
+      return;
+    }
   }
 }
 
-template <class K, int Count>
+/// Rows of different kinds side by side: some have too many candidates, some are left out. The selection is used again and again.
+template <class K, int Count, std::size_t Rows>
 void all_shapes() {
   Engine engine(Count);
+  const auto tasks = std::make_unique<std::array<Task<K>, Rows>>();
+  mb::MemorySelection<Row, K, Count, static_cast<int>(Rows)> selection;
   int compared = 0;
-  for (const Kind<K>& kind : kinds<K>) {
-    for (const int experts : {1,   2,   5,   8,   16,  17,  31,  32,  33,   64,   65,   96,   100, 128,
-                              160, 250, 256, 257, 288, 511, 512, 544, 1000, 1024, 1056, 2047, 2048}) {
-      for (int repeat = 0; repeat < 3 && experts >= Count; ++repeat, ++compared)
-        compare_with_sort<K, Count>(kind, experts, engine);
+  std::size_t next_kind = 0;
+  for (const int experts : {1,   2,   5,   8,   16,  17,  31,  32,  33,   64,   65,   96,   100, 128,
+                            160, 250, 256, 257, 288, 511, 512, 544, 1000, 1024, 1056, 2047, 2048}) {
+    for (int repeat = 0; repeat < 30 && experts >= Count; ++repeat) {
+      for (Task<K>& task : *tasks) {
+        make(task, kinds<K>[next_kind++ % std::size(kinds<K>)], experts, Count, engine);
+        if (Rows > 1 && engine() % 8 == 0) task.is_there = false;
+        compared += task.is_there ? 1 : 0;
+      }
+      CAPTURE(experts);
+      CAPTURE(Count);
+      CAPTURE((next_kind - Rows) % std::size(kinds<K>));
+      select(selection, Row{experts, 0}, *tasks);
+      check_rows<Count>(selection, *tasks);
     }
   }
-  CHECK(compared > 400);
+  CHECK(compared > 300);
 }
 
 template <class K, int... Counts>
 void all_counts() {
-  (all_shapes<K, Counts>(), ...);
+  (all_shapes<K, Counts, 1>(), ...);
+  (all_shapes<K, Counts, 4>(), ...);
 }
 
 TEST_CASE("keys of float32 are selected as a stable sort would") {
@@ -110,16 +150,44 @@ TEST_CASE("keys of float64 are selected as a stable sort would") {
 
 TEST_CASE("equal keys go to the smaller slot, by either way") {
   const Row layout{256, 0};
-  mb::Slots<std::int32_t, Row> keys;
-  mb::MemorySelection<Row, std::int32_t, 4> selection;
+  std::array<Task<std::int32_t>, 1> tasks;
+  tasks[0].is_there = true;
+  auto& keys = tasks[0].keys;
+  mb::MemorySelection<Row, std::int32_t, 4, 1> selection;
   for (const int first : {253, 55}) {  // few candidates; too many to be ranked
     for (int i = 0; i < 256; ++i) keys[i] = i >= first ? 5 : 1;
     keys[100] = 9;
-    selection.begin(layout, keys);
-    selection.finish(keys);
-    CHECK(selection.slot(0) == 100);
-    for (int k = 1; k < 4; ++k) CHECK(selection.slot(k) == first + k - 1);
+    select(selection, layout, tasks);
+    CHECK(selection.slot(0, 0) == 100);
+    for (int k = 1; k < 4; ++k) CHECK(selection.slot(0, k) == first + k - 1);
   }
+}
+
+/// The zero-one principle: a network of comparisons sorts whatever it is given if it sorts all rows of zeros and ones.
+template <int N, int First, int Last>
+void sort_all_zeros_and_ones() {
+  int wrong = 0;
+  for (std::uint32_t bits = 0; bits < 1u << N; bits += 4) {
+    int value[N][4];
+    for (int r = 0; r < 4; ++r) {
+      for (int i = 0; i < N; ++i) value[i][r] = static_cast<int>((bits + static_cast<std::uint32_t>(r)) >> i & 1u);
+    }
+    mb::sort_rows<First, Last>(value);
+    for (int r = 0; r < 4; ++r) {
+      const int ones = __builtin_popcount(bits + static_cast<std::uint32_t>(r));
+      for (int i = First; i <= Last; ++i) wrong += value[i][r] != (i < ones ? 1 : 0);
+    }
+  }
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("sorting networks sort, in the places that are wanted") {
+  sort_all_zeros_and_ones<8, 0, 7>();
+  sort_all_zeros_and_ones<8, 0, 3>();
+  sort_all_zeros_and_ones<8, 1, 1>();
+  sort_all_zeros_and_ones<16, 0, 15>();
+  sort_all_zeros_and_ones<16, 0, 7>();
+  sort_all_zeros_and_ones<16, 7, 7>();
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <moe_balance/engine/tuning.hpp>
 #include <moe_balance/error.hpp>
 #include <moe_balance/tile/tile.hpp>
+#include <moe_balance/token/forward_rows.hpp>
 
 #include <algorithm>
 #include <atomic>
@@ -86,16 +87,16 @@ struct AtomicAdd {
   }
 };
 
-/// One thread's sums over the tokens of one segment.
-template <class Balancer>
+/// One thread's sums over the tokens of one segment. `SumsUnits`: each finite token adds a probability of float32 to each slot, by unit_probability.
+template <class Balancer, bool SumsUnits>
 struct HostSink {
   using Traits = BalancerTraits<Balancer>;
   using Row = Layout<SerialTile, max_experts>;
   Row layout;
   Slots<std::int64_t, Row> counts;
   Slots<std::int64_t, Row> probabilities;
-  Slots<std::int32_t, Row> unit_high;  ///< with unit_low, probabilities of the last `units` tokens
-  Slots<std::int32_t, Row> unit_low;
+  Slots<std::uint32_t, Row> unit_high;  ///< with unit_low, the sum of UnitBits of the last `units` tokens that were finite
+  Slots<std::uint32_t, Row> unit_low;
   int units = 0;
   static constexpr bool counts_apart = Traits::plain_losses > 0;
   std::int64_t loss_counts[counts_apart ? max_experts : 1];
@@ -105,26 +106,31 @@ struct HostSink {
 
   MOEB_INLINE void token() {
     ++tokens.tokens;
-    if constexpr (Traits::losses > 0) {
-      if (++units == most_unit_sums) carry();
+    if constexpr (SumsUnits) {
+      if (units == most_unit_sums) carry();
+      ++units;
     }
   }
   MOEB_INLINE void unit_probability(int slot, float p) {
-    const UnitFixed f = unit_to_fixed(p);
-    unit_high[slot] += f.high;
-    unit_low[slot] += f.low;
+    const UnitBits bits = unit_to_bits(p);
+    unit_high[slot] += bits.high;
+    unit_low[slot] += bits.low;
   }
   MOEB_INLINE void unit_probability(int slot, double p) { probability(slot, to_fixed<probability_fraction_bits>(p)); }
   /// Empties the sums of halves before they overflow.
   MOEB_INLINE void carry() {
+    const auto added = static_cast<std::uint32_t>(units);
     units = 0;
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA {
-      probabilities[slot] += UnitFixed{unit_high[slot], unit_low[slot]}.value();
+      probabilities[slot] += UnitBits{unit_high[slot], unit_low[slot]}.without_constants(added).value();
       unit_high[slot] = 0;
       unit_low[slot] = 0;
     });
   }
-  MOEB_INLINE void non_finite_token() { ++tokens.non_finite_tokens; }
+  MOEB_INLINE void non_finite_token() {
+    ++tokens.non_finite_tokens;
+    if constexpr (SumsUnits) --units;  // token() has counted it
+  }
   MOEB_INLINE void invalid_expert() { ++tokens.invalid_experts; }
   MOEB_INLINE void count(std::int32_t expert) { ++counts[expert]; }
   MOEB_INLINE void loss_count(std::int32_t expert) { ++loss_counts[expert]; }
@@ -141,7 +147,7 @@ struct HostSink {
     tokens = {};
   }
   MOEB_INLINE void flush(const Totals& totals, std::int64_t segment, int experts) {
-    if constexpr (Traits::losses > 0) carry();
+    if constexpr (SumsUnits) carry();
     for (int e = 0; e < experts; ++e) {
       const std::int64_t loss_count = counts_apart ? loss_counts[counts_apart ? e : 0] : counts[e];
       add_expert_totals<Balancer>(totals, segment, experts, e, counts[e], loss_count, probabilities[e], AtomicAdd{});
@@ -223,23 +229,19 @@ struct Engine<Host> {
       const int given = problem.bias == nullptr ? 0 : experts;
       for (int e = 0; e < max_experts; ++e) padded_bias[e] = e < given ? problem.bias[e] : 0.0f;
     }
-    HostSink<decltype(problem.balancer)> sink(layout);
-    ForwardToken<Real, Problem, SerialTile, HostLayout> states[2];
+    constexpr bool sums_units = std::is_same_v<Real, float> && is_non_negative<decltype(problem.scoring)> &&
+                                BalancerTraits<decltype(problem.balancer)>::losses > 0;
+    HostSink<decltype(problem.balancer), sums_units> sink(layout);
+    constexpr int most = host_tuning.tokens_together;
+    ForwardRows<Real, Problem, SerialTile, HostLayout, most> together;
     for (std::int64_t segment = 0; segment < problem.segments.count(); ++segment) {
       const std::int64_t size = problem.segments.size(segment);
       const SegmentRows rows = problem.segments.rows(segment);
       sink.clear();
-      const std::int64_t first = size * part / parts;
       const std::int64_t last = size * (part + 1) / parts;
-      for (std::int64_t i = first; i <= last; ++i) {
-        auto& next = states[i % 2];
-        if (i < last) {
-          prefetch_row<RowUse::read>(layout, problem.logits, rows[i + host_tuning.rows_ahead]);
-          next.token = rows[i];
-          next.active = is_active(problem, next.token);
-          if (!next.active) store_nothing<Real>(problem, tile, next.token);
-        }
-        forward_two_tokens(problem, tile, layout, bias, next, states[(i + 1) % 2], sink);
+      for (std::int64_t first = size * part / parts; first < last; first += most) {
+        const int count = static_cast<int>(std::min<std::int64_t>(last - first, most));
+        together.forward(problem, tile, layout, rows, first, count, host_tuning.rows_ahead, bias, sink);
       }
       sink.flush(totals, segment, experts);
     }

@@ -38,13 +38,27 @@ struct UnitFixed {
 };
 inline constexpr int most_unit_sums = 512;
 
-[[nodiscard]] MOEB_INLINE UnitFixed unit_to_fixed(float value) {
+/// The same with a constant added to each half, or n times the constants in sums of n, all modulo 2^32.
+struct UnitBits {
+  std::uint32_t high;
+  std::uint32_t low;
+
+  [[nodiscard]] MOEB_INLINE UnitFixed without_constants(std::uint32_t n) const {
+    return {static_cast<std::int32_t>(high - n * 0x46400000u), static_cast<std::int32_t>(low - n * 0x4b400000u)};
+  }
+};
+
+[[nodiscard]] MOEB_INLINE UnitBits unit_to_bits(float value) {
   constexpr float tenths = 12288.0f;       // 1.5 * 2^13: adding it rounds to a multiple of 2^-10, kept in the low bits
   constexpr float integers = 12582912.0f;  // 1.5 * 2^23: the same for integers
   const float shifted = add(value, tenths);
   const float rest = sub(value, sub(shifted, tenths));  // exact
   const float low = fma(rest, 4294967296.0f, integers);
-  return {bits_of(shifted) - 0x46400000, bits_of(low) - 0x4b400000};
+  return {static_cast<std::uint32_t>(bits_of(shifted)), static_cast<std::uint32_t>(bits_of(low))};
+}
+
+[[nodiscard]] MOEB_INLINE UnitFixed unit_to_fixed(float value) {
+  return unit_to_bits(value).without_constants(1);
 }
 
 template <int Bits>

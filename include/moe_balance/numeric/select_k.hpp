@@ -15,10 +15,13 @@ MOEB_INLINE void select_k(const TileT& tile, const LayoutT& layout, Slots<K, Lay
   if constexpr (LayoutT::in_registers) {
     select_in_registers<Count, Packs>(tile, layout, keys, emit);
   } else {
-    MemorySelection<LayoutT, K, Count> selection;
-    selection.begin(layout, keys);
-    selection.finish(keys);
-    for (int k = 0; k < Count; ++k) emit(k, selection.slot(k), keys[selection.slot(k)]);
+    MemorySelection<LayoutT, K, Count, 1> selection;
+    selection.look(layout, 0, keys);
+    selection.find_thresholds();
+    selection.collect(0, keys);
+    selection.rank();
+    selection.finish(0, keys);
+    for (int k = 0; k < Count; ++k) emit(k, selection.slot(0, k), keys[selection.slot(0, k)]);
   }
 }
 

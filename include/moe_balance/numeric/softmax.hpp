@@ -19,6 +19,7 @@ struct SoftmaxRow {
   Real sum = 1;
   Real inverse_sum = 1;
   bool regular = false;  ///< no logit is known to be +inf or NaN: lanes of registers, which have asked, need not ask again
+  bool numbers = false;  ///< no score is infinite or NaN
 
   /// exp(logit - maximum) for logits up to the maximum; infinity and NaN stay what they are.
   [[nodiscard]] MOEB_INLINE Real exponential(Real logit) const { return exp_of_difference(sub(logit, maximum)); }
@@ -131,6 +132,7 @@ template <bool Regular, class TileT, class LayoutT, class Real>
                                                              Slots<Real, LayoutT>& exponentials) {
   SoftmaxRow<Real> row;
   row.regular = Regular;
+  row.numbers = true;
   row.maximum = largest == -infinity<Real> ? Real(0) : add(largest, Real(0));
   exponentiate(layout, logits, row.maximum, exponentials);
   row.sum = canonical_sum<Real>(tile, layout, [&](int slot, auto sum) MOEB_LAMBDA { return add(sum, exponentials[slot]); });

@@ -88,24 +88,20 @@ inline constexpr bool keys_are_scores =
 /// The largest key of a regular row of normalised scores where no bias is added. They are 2 at most, see unit_to_fixed.
 inline constexpr std::int32_t largest_unit_key = 0x40000000;
 
-/// A token on its way through the forward pass. A lane that has the row in memory selects in two steps, see forward_two_tokens.
+/// A token on its way through the forward pass.
 template <class Real, class Problem, class TileT, class LayoutT>
 struct ForwardToken {
   using Scoring = decltype(Problem::scoring);
-  struct InMemory {
-    Slots<Key<Real>, LayoutT> keys;
-    MemorySelection<LayoutT, Key<Real>, decltype(Problem::top_k)::k> selection;
-  };
   struct Nothing {};
 
   std::int64_t token;
-  bool active = false;  ///< on its way; used by lanes of memory
+  bool active = false;  ///< used by lanes of memory
   bool replayed = false;
   Slots<Real, LayoutT> logits;
   Slots<Real, LayoutT> scores;
   FiniteSlots<LayoutT> finite;
   typename RowOf<Scoring, Real>::type row{};
-  std::conditional_t<LayoutT::in_registers, Nothing, InMemory> early;
+  std::conditional_t<LayoutT::in_registers, Nothing, Slots<Key<Real>, LayoutT>> keys;  ///< its ranking keys, in memory
 };
 
 /// The ranking keys of the experts that may be chosen.
@@ -160,9 +156,10 @@ MOEB_INLINE void choose(const Problem& problem, const TileT& tile, const LayoutT
       }
     });
   } else {
-    state.early.selection.finish(state.early.keys);
-    constexpr int k_count = decltype(problem.top_k)::k;
-    for (int k = 0; k < k_count; ++k) chosen.expert[k] = state.early.selection.slot(k);
+    candidate_keys(problem, tile, layout, state, is_regular(state.row), bias, state.keys);
+    select_k<decltype(problem.top_k)::k, false>(tile, layout, state.keys,
+                                                [&](int k, std::int32_t expert, Key<Real> /*key*/)
+                                                    MOEB_LAMBDA { chosen.expert[k] = expert; });
   }
 }
 

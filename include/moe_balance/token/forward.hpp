@@ -65,8 +65,8 @@ MOEB_INLINE void add_losses(const Problem& problem, const TileT& tile, const Lay
                             const Row& row, Sink& sink) {
   using Scoring = decltype(problem.scoring);
   using Traits = BalancerTraits<decltype(problem.balancer)>;
-  if constexpr (Traits::losses > 0 && shows_non_finite<Scoring> && LayoutT::in_registers) {
-    if (!is_regular(row)) {
+  if constexpr (Traits::losses > 0 && shows_non_finite<Scoring>) {
+    if (!has_numbers<LayoutT>(row)) {
       for_each_slot(layout, [&](int slot) MOEB_LAMBDA {  // false for NaN, too
         scores[slot] = choose(scores[slot] < infinity<Real>, scores[slot], Real(0));
       });
@@ -74,10 +74,7 @@ MOEB_INLINE void add_losses(const Problem& problem, const TileT& tile, const Lay
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA { add_probability<Scoring>(slot, scores[slot], sink); });
   } else if constexpr (Traits::losses > 0 && is_normalised<Scoring>) {
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA {
-      const Real probability = shows_non_finite<Scoring>
-                                   ? choose(scores[slot] < infinity<Real>, scores[slot], Real(0))  // false for NaN, too
-                                   : silenced(layout, finite, logits, scores, slot);
-      add_probability<Scoring>(slot, probability, sink);
+      add_probability<Scoring>(slot, silenced(layout, finite, logits, scores, slot), sink);
     });
   } else if constexpr (Traits::losses > 0) {
     silence_non_finite(layout, finite, logits, scores);
@@ -138,19 +135,8 @@ MOEB_INLINE void score_active(const Problem& problem, const TileT& tile, const L
   score_loaded(problem, tile, layout, token, state);
 }
 
-/// The second: what of its selection does not wait for memory, if it has the row there.
+/// The second: which experts. Sink as below.
 /// `bias`, here and below: one value per expert up to the layout's capacity, 0 where there is none; or null.
-template <class Real, class Problem, class TileT, class LayoutT>
-MOEB_INLINE void rank_active(const Problem& problem, const TileT& tile, const LayoutT& layout, const float* bias,
-                             ForwardToken<Real, Problem, TileT, LayoutT>& state) {
-  if constexpr (!LayoutT::in_registers) {
-    if (state.replayed) return;
-    candidate_keys(problem, tile, layout, state, is_regular(state.row), bias, state.early.keys);
-    state.early.selection.begin(layout, state.early.keys);
-  }
-}
-
-/// The third: which experts. Sink as below.
 template <class Real, class Problem, class TileT, class LayoutT, class ChosenT, class Sink>
 MOEB_INLINE void choose_active(const Problem& problem, const TileT& tile, const LayoutT& layout, const float* bias,
                                ForwardToken<Real, Problem, TileT, LayoutT>& state, ChosenT& chosen, Sink& sink) {
@@ -216,7 +202,6 @@ MOEB_INLINE void forward_loaded(const Problem& problem, const TileT& tile, const
                                 const float* bias, ForwardToken<Real, Problem, TileT, LayoutT>& state, Sink& sink) {
   Chosen<Real, TileT, decltype(problem.top_k)::k> chosen;
   score_loaded(problem, tile, layout, token, state);
-  rank_active(problem, tile, layout, bias, state);
   choose_active(problem, tile, layout, bias, state, chosen, sink);
   finish_active(problem, tile, layout, bias, state, chosen, sink);
 }
@@ -238,21 +223,6 @@ MOEB_INLINE void forward_token(const Problem& problem, const TileT& tile, const 
   ForwardToken<Real, Problem, TileT, LayoutT> state;
   load_row(layout, problem.logits, token, problem.rows_hold_quads, state.logits);
   forward_loaded(problem, tile, layout, token, bias, state, sink);
-}
-
-/// The first half of the next token's forward pass, and the second of the previous one's, where these are active. Steps take turns, so that
-/// chains of dependent instructions, with which each step begins or ends, run beside another token's.
-template <class Real, class Problem, class TileT, class LayoutT, class Sink>
-MOEB_INLINE void forward_two_tokens(const Problem& problem, const TileT& tile, const LayoutT& layout, const float* bias,
-                                    ForwardToken<Real, Problem, TileT, LayoutT>& next,
-                                    ForwardToken<Real, Problem, TileT, LayoutT>& previous, Sink& sink) {
-  Chosen<Real, TileT, decltype(problem.top_k)::k> chosen;
-  for (int r = 0; r < chosen.per_lane; ++r) chosen.expert[r] = -1;  // or else g++ warns
-  if (next.active) score_active(problem, tile, layout, next.token, next);
-  if (previous.active) choose_active(problem, tile, layout, bias, previous, chosen, sink);
-  if (next.active) rank_active(problem, tile, layout, bias, next);
-  if (previous.active) finish_active(problem, tile, layout, bias, previous, chosen, sink);
-  previous.active = false;
 }
 
 MOEB_NAMESPACE_END

@@ -52,6 +52,15 @@ template <class Row>
     return false;
 }
 
+/// Whether no score of a row is infinite or NaN, as far as the row says.
+template <class LayoutT, class Row>
+[[nodiscard]] MOEB_INLINE bool has_numbers(const Row& row) {
+  if constexpr (!LayoutT::in_registers && requires { row.numbers; })
+    return row.numbers;
+  else
+    return is_regular(row);
+}
+
 /// Scores of all slots; padding, whose logits are NaN (-inf in registers), and NaN have whatever the scoring makes of these.
 template <class Scoring, class TileT, class LayoutT, class Real>
 [[nodiscard]] MOEB_INLINE typename RowOf<Scoring, Real>::type prepare_scores(const Scoring& scoring, const TileT& tile,

@@ -1,0 +1,67 @@
+// Some tokens' forward passes together, on a lane that has rows in memory: step by step, each over all tokens before the next one begins.
+#pragma once
+
+#include <moe_balance/numeric/select_from_memory.hpp>
+#include <moe_balance/token/forward.hpp>
+#include <moe_balance/token/segments.hpp>
+
+#include <cstdint>
+
+MOEB_NAMESPACE_BEGIN
+
+/// A token has steps that begin or end in a long chain of dependent instructions, the selection most of all. Another token's steps do not wait for
+/// them, and the selection's two sorts serve all tokens at once.
+template <class Real, class Problem, class TileT, class LayoutT, int Most>
+class ForwardRows {
+ public:
+  static_assert(!LayoutT::in_registers);
+
+  /// The tokens rows[first] to rows[first + count - 1], count <= Most; each asks for the row that follows `ahead` later. `bias` and `sink` as in
+  /// forward.hpp.
+  template <class Sink>
+  MOEB_INLINE void forward(const Problem& problem, const TileT& tile, const LayoutT& layout, const SegmentRows& rows,
+                           std::int64_t first, int count, std::int64_t ahead, const float* bias, Sink& sink) {
+    for (int r = 0; r < count; ++r) {
+      prefetch_row<RowUse::read>(layout, problem.logits, rows[first + r + ahead]);
+      auto& token = tokens_[r];
+      token.token = rows[first + r];
+      token.active = is_active(problem, token.token);
+      if (!token.active) {
+        store_nothing<Real>(problem, tile, token.token);
+        continue;
+      }
+      score_active(problem, tile, layout, token.token, token);
+      if (token.replayed) continue;
+      candidate_keys(problem, tile, layout, token, is_regular(token.row), bias, token.keys);
+      selection_.look(layout, r, token.keys);
+    }
+    selection_.find_thresholds();
+    for (int r = 0; r < count; ++r) {
+      if (selects(r)) selection_.collect(r, tokens_[r].keys);
+    }
+    selection_.rank();
+    for (int r = 0; r < count; ++r) {
+      auto& token = tokens_[r];
+      if (!token.active) continue;
+      Chosen<Real, TileT, k_count> chosen;
+      for (int k = 0; k < k_count; ++k) chosen.expert[k] = -1;
+      if (selects(r)) {
+        selection_.finish(r, token.keys);
+        for (int k = 0; k < k_count; ++k) chosen.expert[k] = selection_.slot(r, k);
+      } else {
+        take_replayed(problem, tile, layout.experts, token.token, chosen, sink);
+      }
+      finish_active(problem, tile, layout, bias, token, chosen, sink);
+    }
+  }
+
+ private:
+  static constexpr int k_count = decltype(Problem::top_k)::k;
+
+  ForwardToken<Real, Problem, TileT, LayoutT> tokens_[Most];
+  MemorySelection<LayoutT, Key<Real>, k_count, Most> selection_;
+
+  [[nodiscard]] MOEB_INLINE bool selects(int r) const { return tokens_[r].active && !tokens_[r].replayed; }
+};
+
+MOEB_NAMESPACE_END
