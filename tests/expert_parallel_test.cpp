@@ -11,5 +11,7 @@ TEST_CASE_TEMPLATE_INVOKE(shared_appended, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(splits, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(offsets_of_counts, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(parallel_errors, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(parallel_bad_ids, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(shared_ids, HostEngine);
 
 }  // namespace testing

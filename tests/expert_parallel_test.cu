@@ -11,5 +11,7 @@ TEST_CASE_TEMPLATE_INVOKE(shared_appended, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(splits, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(offsets_of_counts, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(parallel_errors, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(parallel_bad_ids, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(shared_ids, CudaEngine);
 
 }  // namespace testing

@@ -133,7 +133,7 @@ TEST_CASE("rule 8: and the dispatch kernels' structs") {
   using mb::SharedExpertsProblem;
   check_echo<SharedExpertsProblem, &SharedExpertsProblem::experts, &SharedExpertsProblem::weights, &SharedExpertsProblem::all_experts,
              &SharedExpertsProblem::all_weights, &SharedExpertsProblem::first_shared, &SharedExpertsProblem::weight,
-             &SharedExpertsProblem::active>();
+             &SharedExpertsProblem::active, &SharedExpertsProblem::invalid>();
   using mb::SortProblem;
   check_echo<SortProblem, &SortProblem::permutation, &SortProblem::keys, &SortProblem::slots, &SortProblem::first_sorted,
              &SortProblem::slot_count>();

@@ -9,6 +9,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
+#include <string>
 #include <vector>
 
 namespace testing {
@@ -158,6 +160,18 @@ TEST_CASE_TEMPLATE_DEFINE("expert parallelism: ranks are sent the rows of their 
   engine.wait();
   CHECK(send_counts.values() == std::vector<std::int64_t>{8, 24, 8});
   CHECK(send_offsets.values() == std::vector<std::int64_t>{0, 8, 32, 40});
+
+  // A rank in the middle that is sent nothing.
+  offsets = Longs(engine, {0, 0, 8, 8, 8, 8, 16});
+  counts = Longs(engine, {0, 8, 0, 0, 0, 8});
+  mb::rank_splits({.offsets = {offsets.data(), 7},
+                   .send_counts = {send_counts.data(), 3},
+                   .send_offsets = {send_offsets.data(), 4},
+                   .counts = counts.data()},
+                  {}, engine.place());
+  engine.wait();
+  CHECK(send_counts.values() == std::vector<std::int64_t>{8, 0, 8});
+  CHECK(send_offsets.values() == std::vector<std::int64_t>{0, 8, 8, 16});
 }
 
 TEST_CASE_TEMPLATE_DEFINE("expert parallelism: offsets follow from counts, with the rows that a permutation gives", Engine,
@@ -243,6 +257,11 @@ TEST_CASE_TEMPLATE_DEFINE("expert parallelism: what disagrees is refused, or cou
   split({0, 4, 9, 2, 3}, {4, 5, 0, 1}, "rank_splits: offsets[3] is 2; allowed: at least 9");
   split({0, 2, 4, 6, 8}, {2, 2, 3, 2}, "rank_splits: offsets[3] is 6; allowed: at least 7");
   split({0, 2, 1, 6, 8}, {2, 0, 2, 2}, "rank_splits: offsets[2] is 1; allowed: at least 2");
+  split({-1, 0, 1, 6, 8}, {0, 1, 2, 2}, "rank_splits: offsets[0] is -1; allowed: 0 to");
+  split({0, 2, 4, 6, 8}, {2, -1, 2, 2}, "rank_splits: counts[1] is -1; allowed: 0 to");
+  constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
+  split({0, 2, 4, 6, 8}, {2, most, 2, 2}, "rank_splits: offsets[2] is 4; allowed: at least 9223372036854775809");
+  split({0, 2, 4, 6, -most - 1}, {2, 2, 2, 0}, "rank_splits: offsets[4] is -9223372036854775808; allowed: at least 6");
 
   const auto map = [&](std::int32_t id, std::int32_t replicas, std::int32_t physical, const char* what) {
     Ids ids(engine, {id, -1}), out(engine, {77, 77}), table(engine, {0, physical, 1, 1}), count(engine, {replicas, 1});
@@ -300,6 +319,124 @@ TEST_CASE_TEMPLATE_DEFINE("expert parallelism: what disagrees is refused, or cou
                                                  .tensor_rank = 2},
                                                 {}, engine.place()),
                        doctest::Contains("tensor_parallel_mask: tensor_rank is 2; allowed: 0 to 1"), mb::InvalidArgument);
+}
+
+/// `call(ids, status)` maps the ids of two slots to `out`, whose first is not -1: a bad second one is refused, or counted where it cannot be seen.
+template <class Engine, class Call>
+void check_bad_id(const std::string& subject, std::int32_t id, std::int32_t first_mapped, const Call& call) {
+  CAPTURE(subject);
+  CAPTURE(id);
+  const Engine engine;
+  using Ids = typename Engine::template Array<std::int32_t>;
+  Ids ids(engine, {5, id, -1}), out(engine, {77, 77, 77});
+  typename Engine::template Array<mb::Status> status(engine, {mb::Status{.invalid_experts = 10}});
+  const auto run = [&] {
+    call(mb::MatrixView<const std::int32_t>(ids.data(), 1, 3), mb::MatrixView<std::int32_t>(out.data(), 1, 3), status.data(),
+         engine.place());
+    engine.wait();
+  };
+  if constexpr (mb::DispatchEngine<decltype(engine.place())>::reads_arguments) {
+    CHECK_THROWS_WITH_AS(run(),
+                         doctest::Contains((subject + ": experts[1] is " + std::to_string(id) + "; allowed: ").c_str()),
+                         mb::InvalidArgument);
+    CHECK(out.values() == std::vector<std::int32_t>{77, 77, 77});
+    CHECK(status.values()[0].invalid_experts == 10);
+  } else {
+    run();
+    CHECK(out.values() == std::vector<std::int32_t>{first_mapped, -1, -1});
+    CHECK(status.values()[0].invalid_experts == 11);
+  }
+}
+
+TEST_CASE_TEMPLATE_DEFINE(
+    "expert parallelism: an id below -1 is refused, or counted and taken as -1 where it cannot be seen", Engine,
+    parallel_bad_ids) {
+  using In = mb::MatrixView<const std::int32_t>;
+  using Out = mb::MatrixView<std::int32_t>;
+  for (const std::int32_t id : {-2, -5, -2147483647 - 1}) {
+    check_bad_id<Engine>("local_experts", id, 1, [](In in, Out out, mb::Status* status, const auto& place) {
+      mb::local_experts({.experts = in, .local_experts = out, .first_expert = 4, .expert_count = 2, .status = status}, {},
+                        place);
+    });
+    check_bad_id<Engine>("tensor_parallel_mask", id, 5, [](In in, Out out, mb::Status* status, const auto& place) {
+      mb::tensor_parallel_mask({.experts = in,
+                                .masked_experts = out,
+                                .experts_per_rank = 4,
+                                .tensor_ranks = 2,
+                                .tensor_rank = 1,
+                                .status = status},
+                               {}, place);
+    });
+  }
+}
+
+/// The call's arguments over memory of `engine`: three slots of one token and two shared experts, 8 and 9.
+template <class Engine>
+struct SharedMemory {
+  using Ids = typename Engine::template Array<std::int32_t>;
+  using Floats = typename Engine::template Array<float>;
+  Engine engine;
+  Ids ids;
+  Floats weights{engine, {0.5f, 0.25f, 0.125f}};
+  Ids all_ids{engine, std::vector<std::int32_t>(5, 77)};
+  Floats all_weights{engine, std::vector<float>(5, 77)};
+  typename Engine::template Array<std::uint8_t> active{engine, {1}};
+  typename Engine::template Array<mb::Status> status{engine, {mb::Status{.invalid_experts = 10}}};
+
+  explicit SharedMemory(std::int32_t id) : ids(engine, {0, id, 7}) {}
+  mb::SharedExpertsArgs args() {
+    return {.experts = mb::MatrixView<const std::int32_t>(ids.data(), 1, 3),
+            .weights = mb::MatrixView<const float>(weights.data(), 1, 3),
+            .all_experts = {all_ids.data(), 1, 5},
+            .all_weights = mb::MatrixView<float>(all_weights.data(), 1, 5),
+            .first_shared = 8,
+            .active = active.data(),
+            .status = status.data()};
+  }
+  /// A call with these arguments, changed by `change`, must be refused with this message and write nothing.
+  template <class Change>
+  void refuses(const char* message, const Change& change) {
+    CAPTURE(message);
+    mb::SharedExpertsArgs changed = args();
+    change(changed);
+    const std::vector<std::int32_t> given = ids.values();
+    CHECK_THROWS_WITH_AS(mb::append_shared_experts(changed, {}, engine.place()), doctest::Contains(message),
+                         mb::InvalidArgument);
+    engine.wait();
+    CHECK(ids.values() == given);
+    CHECK(weights.values() == std::vector<float>{0.5f, 0.25f, 0.125f});
+    CHECK(all_ids.values() == std::vector<std::int32_t>(5, 77));
+    CHECK(all_weights.values() == std::vector<float>(5, 77));
+    CHECK(status.values()[0].invalid_experts == 10);
+  }
+};
+
+TEST_CASE_TEMPLATE_DEFINE("expert parallelism: shared experts have ids of their own, which the caller names", Engine,
+                          shared_ids) {
+  for (const std::int32_t id : {-2, -2147483647, 8, 9}) {
+    CAPTURE(id);
+    SharedMemory<Engine> memory(id);
+    if constexpr (mb::DispatchEngine<decltype(memory.engine.place())>::reads_arguments) {
+      memory.refuses(("append_shared_experts: experts[1] is " + std::to_string(id) + "; allowed: ").c_str(),
+                     [](mb::SharedExpertsArgs&) {});
+    } else {
+      mb::append_shared_experts(memory.args(), {}, memory.engine.place());
+      memory.engine.wait();
+      CHECK(memory.all_ids.values() == std::vector<std::int32_t>{0, -1, 7, 8, 9});
+      CHECK(memory.all_weights.values() == std::vector<float>{0.5f, 0.0f, 0.125f, 1.0f, 1.0f});
+      CHECK(memory.status.values()[0].invalid_experts == 11);
+    }
+  }
+  SharedMemory<Engine> behind(10);  // routed ids may lie behind the shared ones
+  mb::append_shared_experts(behind.args(), {}, behind.engine.place());
+  behind.engine.wait();
+  CHECK(behind.all_ids.values() == std::vector<std::int32_t>{0, 10, 7, 8, 9});
+  CHECK(behind.status.values()[0].invalid_experts == 10);
+
+  SharedMemory<Engine> memory(1);
+  memory.refuses(
+      "append_shared_experts: first_shared is -1; allowed: 0 to 1048576 (the id of the first shared expert, usually E)",
+      [](mb::SharedExpertsArgs& args) { args.first_shared = mb::SharedExpertsArgs{}.first_shared; });
 }
 
 }  // namespace testing

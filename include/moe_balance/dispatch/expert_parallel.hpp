@@ -38,6 +38,7 @@ struct LocalExpertsArgs {
   MatrixView<std::int32_t> local_experts;  ///< [T, K] out: id - first_expert inside the range, -1 outside
   int first_expert = 0;                    ///< of this rank
   int expert_count = 0;                    ///< of this rank
+  Status* status = nullptr;                ///< optional; on a GPU counts ids below -1, taken as -1
 };
 
 /// The arguments of tensor_parallel_mask.
@@ -47,6 +48,7 @@ struct TensorParallelMaskArgs {
   int experts_per_rank = 0;                 ///< of expert parallelism
   int tensor_ranks = 1;                     ///< ranks that hold the same tokens
   int tensor_rank = 0;                      ///< this one: it sends what goes to ranks r with r % tensor_ranks == tensor_rank
+  Status* status = nullptr;                 ///< optional; on a GPU counts ids below -1, taken as -1
 };
 
 /// The arguments of append_shared_experts.
@@ -55,9 +57,10 @@ struct SharedExpertsArgs {
   ConstAnyMatrix weights;                  ///< [T, K]
   MatrixView<std::int32_t> all_experts;    ///< [T, K + S] out
   AnyMatrix all_weights;                   ///< [T, K + S] out, of weights' type
-  int first_shared = 0;                    ///< shared experts are first_shared, first_shared + 1, ..., usually E, E + 1, ...
-  float weight = 1.0f;                     ///< of shared experts; 0 for inactive tokens, whose shared ids are -1
-  const std::uint8_t* active = nullptr;    ///< [T], optional: 0 marks a padding token
+  int first_shared = -1;  ///< required, usually E: shared ids are first_shared, first_shared + 1, ...; no routed id is one
+  float weight = 1.0f;    ///< of shared experts; 0 for inactive tokens, whose shared ids are -1
+  const std::uint8_t* active = nullptr;  ///< [T], optional: 0 marks a padding token
+  Status* status = nullptr;  ///< optional; on a GPU counts ids below -1 and shared ones: they become -1, weight 0
 };
 
 /// The arguments of rank_splits.
@@ -119,6 +122,7 @@ struct ToLocal {
   int first;
   int count;
   [[nodiscard]] MOEB_INLINE std::int32_t operator()(std::int32_t id, std::int64_t /*token*/) const MOEB_LAMBDA {
+    if (id < 0) return -2;
     return id >= first && id < first + count ? id - first : -1;
   }
 };
@@ -128,7 +132,8 @@ struct ToTensorRank {
   int ranks;
   int rank;
   [[nodiscard]] MOEB_INLINE std::int32_t operator()(std::int32_t id, std::int64_t /*token*/) const MOEB_LAMBDA {
-    return id >= 0 && id / experts_per_rank % ranks == rank ? id : -1;
+    if (id < 0) return -2;
+    return id / experts_per_rank % ranks == rank ? id : -1;
   }
 };
 
@@ -140,6 +145,13 @@ struct SharedExpertsProblem {
   int first_shared;
   float weight;
   const std::uint8_t* active;
+  std::int64_t* invalid;
+
+  [[nodiscard]] MOEB_INLINE std::int64_t shared_count() const { return all_experts.columns - experts.columns; }
+  /// Whether an id is -1 or a routed expert's.
+  [[nodiscard]] MOEB_INLINE bool is_routed(std::int32_t id) const {
+    return id >= -1 && (id < first_shared || id >= first_shared + shared_count());
+  }
 };
 
 template <class Real>
@@ -156,7 +168,12 @@ struct AppendShared {
       Real weight = 0;
       if (k < routed) {
         id = problem.experts.data[token * problem.experts.stride + k];
-        weight = load_element<Real>(problem.weights, token, k);
+        if (problem.is_routed(id)) {
+          weight = load_element<Real>(problem.weights, token, k);
+        } else {
+          if (problem.invalid != nullptr) block.add_global(problem.invalid, 1);
+          id = -1;
+        }
       } else if (problem.active == nullptr || problem.active[token] != 0) {
         id = problem.first_shared + static_cast<std::int32_t>(k - routed);
         weight = static_cast<Real>(problem.weight);
@@ -179,8 +196,8 @@ struct RankSplitsProblem {
 
 /// Whether an expert's rows can be what its count says.
 [[nodiscard]] MOEB_INLINE bool offsets_agree(const std::int64_t* offsets, const std::int64_t* counts, std::int64_t expert) {
-  const std::int64_t rows = offsets[expert + 1] - offsets[expert];
-  return rows >= 0 && offsets[expert] >= 0 && (counts == nullptr || (counts[expert] >= 0 && counts[expert] <= rows));
+  if (offsets[expert] < 0 || offsets[expert + 1] < offsets[expert]) return false;
+  return counts == nullptr || (counts[expert] >= 0 && counts[expert] <= offsets[expert + 1] - offsets[expert]);
 }
 
 struct SplitOverRanks {
@@ -192,8 +209,8 @@ struct SplitOverRanks {
       const std::int64_t first = problem.offsets[rank * per_rank];
       problem.send_offsets[rank] = first;
       if (rank == problem.ranks) return;
-      const std::int64_t rows = problem.offsets[(rank + 1) * per_rank] - first;
-      problem.send_counts[rank] = rows > 0 ? rows : 0;
+      const std::int64_t last = problem.offsets[(rank + 1) * per_rank];
+      problem.send_counts[rank] = first >= 0 && last > first ? last - first : 0;
       if (problem.invalid == nullptr) return;
       for (std::int64_t e = rank * per_rank; e < (rank + 1) * per_rank; ++e) {
         if (!offsets_agree(problem.offsets, problem.counts, e)) block.add_global(problem.invalid, 1);
@@ -204,6 +221,30 @@ struct SplitOverRanks {
 
 namespace detail {
 
+/// Calls f(name, id) for every slot where its id can be read before the work.
+template <class Place, class Function, class Tag = EngineTagOf<Place>>
+void for_each_readable_id(const MatrixView<const std::int32_t>& experts, const Function& f) {
+  if constexpr (DispatchEngine<Place>::reads_arguments) {
+    for (std::int64_t t = 0; t < experts.rows; ++t) {
+      for (std::int64_t k = 0; k < experts.columns; ++k) {
+        f(ArgumentName("experts", t * experts.columns + k), experts.data[t * experts.stride + k]);
+      }
+    }
+  }
+}
+
+/// On the CPU ids below -1 are refused before anything is written; on a GPU the kernels take them as -1 and count them.
+template <class Place, class Tag = EngineTagOf<Place>>
+void refuse_ids_below_empty(const DispatchValidator& check, const MatrixView<const std::int32_t>& experts) {
+  for_each_readable_id<Place>(experts, [&](const ArgumentName& name, std::int32_t id) {
+    if (id < -1) check.range(name, id, -1, std::numeric_limits<std::int32_t>::max(), "-1: an empty slot");
+  });
+}
+
+[[nodiscard]] inline std::int64_t* invalid_experts_of(Status* status) {
+  return status == nullptr ? nullptr : &status->invalid_experts;
+}
+
 template <class Place, class Mapping, class Tag = EngineTagOf<Place>>
 void map_ids(const DispatchValidator& check, const MatrixView<const std::int32_t>& experts,
              const MatrixView<std::int32_t>& mapped, const Mapping& mapping, std::int64_t* invalid, const Place& place) {
@@ -213,11 +254,12 @@ void map_ids(const DispatchValidator& check, const MatrixView<const std::int32_t
 }
 
 inline void check_ids(const DispatchValidator& check, const MatrixView<const std::int32_t>& experts, const char* name,
-                      const MatrixView<std::int32_t>& mapped) {
+                      const MatrixView<std::int32_t>& mapped, Status* status) {
   check.shape("experts", experts, 1, max_experts);
   check.matrix("experts", experts, experts.rows, experts.columns);
   check.matrix(name, mapped, experts.rows, experts.columns);
-  check.apart({region(name, mapped), region("experts", experts)});
+  check.optional_pointer("status", status, alignof(Status));
+  check.apart({region(name, mapped), region("experts", experts), region(status)});
 }
 
 /// On the CPU every slot must have a physical expert.
@@ -236,6 +278,21 @@ inline void check_physical(const PhysicalExpertsArgs& args, const ToPhysical& ma
   }
 }
 
+/// On the CPU offsets must ascend from 0 or more, with room for counts.
+inline void check_splits(const DispatchValidator& check, const RankSplitsArgs& args) {
+  constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
+  check.range({"offsets", std::int64_t{0}}, args.offsets.data[0], 0, most);
+  for (std::int64_t e = 0; e + 1 < args.offsets.size; ++e) {
+    if (offsets_agree(args.offsets.data, args.counts, e)) continue;
+    const std::int64_t slots = args.counts == nullptr ? 0 : args.counts[e];
+    check.range({"counts", e}, slots, 0, most);
+    // Two numbers that are not negative: their sum may need the 64th bit.
+    const std::uint64_t least = static_cast<std::uint64_t>(args.offsets.data[e]) + static_cast<std::uint64_t>(slots);
+    fail_argument("rank_splits", ArgumentName("offsets", e + 1), args.offsets.data[e + 1],
+                  {"at least " + std::to_string(least) + ": ascending, with room for counts"});
+  }
+}
+
 }  // namespace detail
 
 /// Replaces each logical id by one of its expert's replicas. One launch on a GPU. Errors: InvalidArgument before anything is written, on the
@@ -245,7 +302,7 @@ void physical_experts(const PhysicalExpertsArgs& args, Workspace /*workspace*/, 
   using Engine = DispatchEngine<Place>;
   Engine::check("physical_experts", place);
   const DispatchValidator check{{"physical_experts"}};
-  detail::check_ids(check, args.experts, "physical_experts", args.physical_experts);
+  detail::check_ids(check, args.experts, "physical_experts", args.physical_experts, args.status);
   const std::int64_t experts = args.logical_to_physical.rows;
   check.range("logical_to_physical.rows", experts, 1, max_dispatch_experts, "experts");
   check.range("logical_to_physical.columns", args.logical_to_physical.columns, 1, max_dispatch_experts, "replicas");
@@ -253,43 +310,46 @@ void physical_experts(const PhysicalExpertsArgs& args, Workspace /*workspace*/, 
   check.vector("replica_count", args.replica_count, experts, experts, "the rows of logical_to_physical");
   check.range("rank", args.rank, 0, std::numeric_limits<std::int32_t>::max());
   check.range("first_token", args.first_token, 0, std::int64_t{1} << 62);
-  check.optional_pointer("status", args.status, alignof(Status));
   check.apart({region("physical_experts", args.physical_experts), region("logical_to_physical", args.logical_to_physical),
-               region("replica_count", args.replica_count)});
+               region("replica_count", args.replica_count), region(args.status)});
   const ToPhysical mapping{args.logical_to_physical, args.replica_count.data, args.rank, args.first_token,
                            args.rule == ReplicaRule::spread ? 23333 : 1};
   if constexpr (Engine::reads_arguments) detail::check_physical(args, mapping);
-  detail::map_ids(check, args.experts, args.physical_experts, mapping,
-                  args.status == nullptr ? nullptr : &args.status->invalid_experts, place);
+  detail::map_ids(check, args.experts, args.physical_experts, mapping, detail::invalid_experts_of(args.status), place);
 }
 
-/// Keeps the ids of this rank's experts, counted from its first. One launch on a GPU. Errors: InvalidArgument before anything is written.
+/// Keeps the ids of this rank's experts, counted from its first. One launch on a GPU. Errors: InvalidArgument before anything is written, on the
+/// CPU also for an id below -1.
 template <DispatchPlace Place, class Tag = EngineTagOf<Place>>
 void local_experts(const LocalExpertsArgs& args, Workspace /*workspace*/, const Place& place) {
   DispatchEngine<Place>::check("local_experts", place);
   const DispatchValidator check{{"local_experts"}};
-  detail::check_ids(check, args.experts, "local_experts", args.local_experts);
+  detail::check_ids(check, args.experts, "local_experts", args.local_experts, args.status);
   check.range("first_expert", args.first_expert, 0, max_dispatch_experts);
   check.range("expert_count", args.expert_count, 1, max_dispatch_experts);
-  detail::map_ids(check, args.experts, args.local_experts, ToLocal{args.first_expert, args.expert_count}, nullptr, place);
+  detail::refuse_ids_below_empty<Place>(check, args.experts);
+  detail::map_ids(check, args.experts, args.local_experts, ToLocal{args.first_expert, args.expert_count},
+                  detail::invalid_experts_of(args.status), place);
 }
 
 /// Keeps the slots that this one of several ranks with the same tokens is to send, so that every slot is sent once. One launch on a GPU.
-/// Errors: InvalidArgument before anything is written.
+/// Errors: InvalidArgument before anything is written, on the CPU also for an id below -1.
 template <DispatchPlace Place, class Tag = EngineTagOf<Place>>
 void tensor_parallel_mask(const TensorParallelMaskArgs& args, Workspace /*workspace*/, const Place& place) {
   DispatchEngine<Place>::check("tensor_parallel_mask", place);
   const DispatchValidator check{{"tensor_parallel_mask"}};
-  detail::check_ids(check, args.experts, "masked_experts", args.masked_experts);
+  detail::check_ids(check, args.experts, "masked_experts", args.masked_experts, args.status);
   check.range("experts_per_rank", args.experts_per_rank, 1, max_dispatch_experts);
   check.range("tensor_ranks", args.tensor_ranks, 1, std::numeric_limits<std::int32_t>::max());
   check.range("tensor_rank", args.tensor_rank, 0, args.tensor_ranks - 1);
+  detail::refuse_ids_below_empty<Place>(check, args.experts);
   detail::map_ids(check, args.experts, args.masked_experts,
-                  ToTensorRank{args.experts_per_rank, args.tensor_ranks, args.tensor_rank}, nullptr, place);
+                  ToTensorRank{args.experts_per_rank, args.tensor_ranks, args.tensor_rank},
+                  detail::invalid_experts_of(args.status), place);
 }
 
 /// Appends shared experts, which every active token uses, as further slots of fixed weight. One launch on a GPU. Errors: InvalidArgument before
-/// anything is written.
+/// anything is written, on the CPU also for an id that is below -1 or a shared expert's.
 template <DispatchPlace Place, class Tag = EngineTagOf<Place>>
 void append_shared_experts(const SharedExpertsArgs& args, Workspace /*workspace*/, const Place& place) {
   using Engine = DispatchEngine<Place>;
@@ -306,12 +366,21 @@ void append_shared_experts(const SharedExpertsArgs& args, Workspace /*workspace*
   check.same_type("all_weights", args.all_weights.type, "weights", args.weights.type);
   MOEB_EXPECTS(Engine::serves_float64 || args.weights.type != DataType::float64, "append_shared_experts", "weights.type",
                "float64", "float32, bfloat16, float16; float64 on the CPU only");
-  check.range("first_shared", args.first_shared, 0, max_dispatch_experts);
+  check.range("first_shared", args.first_shared, 0, max_dispatch_experts, "the id of the first shared expert, usually E");
+  check.optional_pointer("status", args.status, alignof(Status));
   check.apart({region("all_experts", args.all_experts), region("all_weights", args.all_weights),
                region("experts", args.experts), region("weights", args.weights),
-               MemoryRegion("active", args.active, args.active == nullptr ? 0 : tokens, false)});
-  const SharedExpertsProblem problem{args.experts,      args.weights, args.all_experts, args.all_weights,
-                                     args.first_shared, args.weight,  args.active};
+               MemoryRegion("active", args.active, tokens, false), region(args.status)});
+  const SharedExpertsProblem problem{
+      args.experts,      args.weights, args.all_experts, args.all_weights,
+      args.first_shared, args.weight,  args.active,      detail::invalid_experts_of(args.status)};
+  detail::for_each_readable_id<Place>(args.experts, [&](const ArgumentName& name, std::int32_t id) {
+    if (problem.is_routed(id)) return;
+    check.range(name, id, -1, std::numeric_limits<std::int32_t>::max(), "-1: an empty slot");
+    fail_argument("append_shared_experts", name, id,
+                  {"routed experts' ids: ", args.first_shared, " to ", args.first_shared + problem.shared_count() - 1,
+                   " are shared experts'"});
+  });
   detail::in_real_type_of<Place>(args.weights.type, [&](auto real) {
     Engine::launch("append_shared_experts", Engine::for_items(tokens * args.all_experts.columns, place),
                    AppendShared<decltype(real)>{}, problem, place);
@@ -335,15 +404,9 @@ void rank_splits(const RankSplitsArgs& args, Workspace /*workspace*/, const Plac
   check.optional_pointer("counts", args.counts, alignof(std::int64_t));
   check.optional_pointer("status", args.status, alignof(Status));
   check.apart({region("send_counts", args.send_counts), region("send_offsets", args.send_offsets),
-               region("offsets", args.offsets), MemoryRegion("counts", args.counts, experts * 8, false)});
-  if constexpr (Engine::reads_arguments) {
-    for (std::int64_t e = 0; e < experts; ++e) {
-      MOEB_EXPECTS(offsets_agree(args.offsets.data, args.counts, e), "rank_splits", ArgumentName("offsets", e + 1),
-                   std::to_string(args.offsets.data[e + 1]),
-                   "at least " + std::to_string(args.offsets.data[e] + (args.counts == nullptr ? 0 : args.counts[e])) +
-                       ": ascending, with room for counts");
-    }
-  }
+               region("offsets", args.offsets), MemoryRegion("counts", args.counts, experts * 8, false),
+               region(args.status)});
+  if constexpr (Engine::reads_arguments) detail::check_splits(check, args);
   const RankSplitsProblem problem{args.offsets.data,
                                   args.counts,
                                   experts,

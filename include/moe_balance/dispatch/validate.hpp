@@ -39,6 +39,10 @@ template <bool Const>
   return {name, view.data, elements * static_cast<std::int64_t>(size_of(view.type)), !Const};
 }
 
+[[nodiscard]] inline MemoryRegion region(const Status* status) {
+  return {"status", status, static_cast<std::int64_t>(sizeof(Status)), true};
+}
+
 /// Validator's checks and those that only dispatch calls need.
 struct DispatchValidator : Validator {
   template <class T>
