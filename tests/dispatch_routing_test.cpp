@@ -2,6 +2,7 @@
 #include "engine_host.hpp"
 
 #include "bodies/forward_and_permute.hpp"
+#include "bodies/fused_overlaps.hpp"
 #include "bodies/route_and_permute.hpp"
 
 namespace testing {
@@ -13,5 +14,7 @@ TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_sizes, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_replay, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_capacity, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_errors, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(route_and_permute_overlaps, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_overlaps, HostEngine);
 
 }  // namespace testing

@@ -2,6 +2,7 @@
 #include "engine_cuda.cuh"
 
 #include "bodies/forward_and_permute.hpp"
+#include "bodies/fused_overlaps.hpp"
 #include "bodies/route_and_permute.hpp"
 
 namespace testing {
@@ -13,5 +14,7 @@ TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_sizes, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_replay, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_capacity, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_errors, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(route_and_permute_overlaps, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_overlaps, CudaEngine);
 
 }  // namespace testing

@@ -5,6 +5,7 @@
 #include "bodies/dispatch.hpp"
 #include "bodies/dispatch_errors.hpp"
 #include "bodies/forward_and_permute.hpp"
+#include "bodies/fused_overlaps.hpp"
 #include "bodies/permute.hpp"
 #include "bodies/route_and_permute.hpp"
 
@@ -29,6 +30,8 @@ TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_sizes, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_replay, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_capacity, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_errors, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(route_and_permute_overlaps, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_overlaps, FiberEngine);
 
 TEST_CASE("dispatch: fibers = CPU, bit for bit") {
   Random random(41);

@@ -58,7 +58,7 @@ void expert_offsets(const ExpertOffsetsArgs& args, Workspace /*workspace*/, cons
   check.vector("offsets", args.offsets, experts + 1, experts + 1, "one more than the counts");
   check.rows(args.align, args.rows_per_expert);
   check.optional_pointer("status", args.status, alignof(Status));
-  check.apart({region("offsets", args.offsets), region("counts", args.counts)});
+  check.apart({region("offsets", args.offsets), region("counts", args.counts), region(args.status)});
   if constexpr (Engine::reads_arguments) {
     for (std::int64_t e = 0; e < experts; ++e) {
       check.range({"counts", e}, args.counts.data[e], 0, ExpertOffsetsProblem::most_slots);

@@ -145,7 +145,7 @@ void permute(const PermuteArgs& args, Workspace /*workspace*/, const Place& plac
   }
   if (args.row_of_slot.data != nullptr) check.matrix("row_of_slot", args.row_of_slot, args.hidden.rows, args.top_k);
   check.apart({region("permuted", args.permuted), region("hidden", args.hidden), region("slot_of_row", args.slot_of_row),
-               region("scale", args.scale), region("row_of_slot", args.row_of_slot)});
+               region("scale", args.scale), region("row_of_slot", args.row_of_slot), region(args.status)});
   detail::check_index<Place>("permute", "slot_of_row", args.slot_of_row, args.hidden.rows * args.top_k);
   if (args.row_of_slot.data == nullptr) return detail::gather("permute", args, place);
   detail::check_index<Place>("permute", "row_of_slot", args.row_of_slot, rows);
@@ -177,7 +177,7 @@ void permute_backward(const PermuteBackwardArgs& args, Workspace /*workspace*/, 
   }
   check.apart({region("grad_hidden", args.grad_hidden), region("grad_scale", args.grad_scale), region("hidden", args.hidden),
                region("grad_permuted", args.grad_permuted), region("row_of_slot", args.row_of_slot),
-               region("scale", args.scale)});
+               region("scale", args.scale), region(args.status)});
   detail::check_index<Place>("permute_backward", "row_of_slot", args.row_of_slot, args.grad_permuted.rows);
   detail::sum_rows("permute_backward", args.grad_permuted, args.grad_hidden, args.row_of_slot, args.scale, args.status,
                    place);
@@ -204,7 +204,7 @@ void combine(const CombineArgs& args, Workspace /*workspace*/, const Place& plac
   check.optional_pointer("status", args.status, alignof(Status));
   if (args.weights.data != nullptr) detail::check_factors(check, "weights", args.weights, tokens, k, args.permuted.type);
   check.apart({region("combined", args.combined), region("permuted", args.permuted), region("row_of_slot", args.row_of_slot),
-               region("weights", args.weights)});
+               region("weights", args.weights), region(args.status)});
   detail::check_index<Place>("combine", "row_of_slot", args.row_of_slot, args.permuted.rows);
   detail::sum_rows("combine", args.permuted, args.combined, args.row_of_slot, args.weights, args.status, place);
 }
@@ -237,7 +237,7 @@ void combine_backward(const CombineBackwardArgs& args, Workspace /*workspace*/, 
   check.apart({region("grad_permuted", args.grad_permuted), region("grad_weights", args.grad_weights),
                region("grad_combined", args.grad_combined), region("permuted", args.permuted),
                region("row_of_slot", args.row_of_slot), region("slot_of_row", args.slot_of_row),
-               region("weights", args.weights)});
+               region("weights", args.weights), region(args.status)});
   detail::check_index<Place>("combine_backward", "slot_of_row", args.slot_of_row, tokens * k);
   detail::check_index<Place>("combine_backward", "row_of_slot", args.row_of_slot, rows);
   const SpreadProblem problem{args.grad_combined,

@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <type_traits>
 
 MOEB_NAMESPACE_BEGIN
@@ -138,6 +139,48 @@ template <class RouterT>
 
 namespace detail {
 
+/// What the permutation writes, and the workspace, lies apart from all that routing reads and writes. Each half checks its own memory.
+template <class RouterT, class Args>
+void check_apart_from_routing(const DispatchValidator& check, const Args& args, const PermutationArgs& order,
+                              const Workspace& workspace) {
+  using Selection = std::remove_cvref_t<decltype(RouterT::top_k)>;
+  const std::int64_t tokens = args.logits.rows;
+  const std::int64_t experts = args.logits.columns;
+  const auto apart = [&](std::initializer_list<MemoryRegion> routing) {
+    for (const MemoryRegion& written :
+         {region("offsets", order.offsets), region("row_of_slot", order.row_of_slot),
+          region("slot_of_row", order.slot_of_row), region("expert_of_block", order.expert_of_block),
+          MemoryRegion("counts", order.counts, experts * 8, true), region(order.status),
+          MemoryRegion("workspace", workspace.data, static_cast<std::int64_t>(workspace.bytes), true)}) {
+      for (const MemoryRegion& used : routing) check.apart({written, used});
+    }
+  };
+  // Shapes first, because where memory ends follows from them.
+  check.matrix("logits", args.logits, tokens, experts);
+  check.matrix("weights", args.weights, tokens, RouterT::k);
+  apart({region("logits", args.logits), region("weights", args.weights),
+         MemoryRegion("bias", args.bias.data, experts * 4, false), MemoryRegion("active", args.active, tokens, false),
+         MemoryRegion("tokens_on_device", args.tokens_on_device, 8, false),
+         MemoryRegion("kept_counts", args.kept_counts, experts * 8, true),
+         region(args.status == order.status ? nullptr : args.status)});  // one status for both is what callers have
+  if constexpr (is_replaying<Selection>) {
+    check.matrix("replay.experts", args.replay.experts, tokens, RouterT::k);
+    apart({region("replay.experts", args.replay.experts), MemoryRegion("replay.tokens", args.replay.tokens, tokens, false)});
+  }
+  if constexpr (requires { args.load; }) {
+    apart({MemoryRegion("load", args.load.counts, experts * 8, true),
+           MemoryRegion("saved", args.saved.data, static_cast<std::int64_t>(args.saved.bytes), true)});
+    if constexpr (RouterT::Traits::reads_sequences) {
+      check.sequences(args.sequences, tokens, false);
+      apart({MemoryRegion("sequences.offsets", args.sequences.offsets, (args.sequences.count + 1) * 8, false)});
+    }
+    if constexpr (looks_across_tokens<Selection>) {
+      check.matrix("chosen", args.chosen, tokens, RouterT::k);
+      apart({region("chosen", args.chosen)});
+    }
+  }
+}
+
 /// Checks what the two halves of a fused call share, and gives the workspace of the second.
 template <class RouterT, class Args>
 [[nodiscard]] Workspace check_fused(const char* call, const RouterT& router, const Args& args, const PermutationArgs& order,
@@ -152,7 +195,8 @@ template <class RouterT, class Args>
   check.memory("workspace", workspace.data, workspace.bytes, route_and_permute_workspace_bytes(router, shape), 16);
   const std::size_t routing_bytes = (router.workspace_bytes(shape) + 15) / 16 * 16;
   const Workspace rest{static_cast<std::byte*>(workspace.data) + routing_bytes, workspace.bytes - routing_bytes};
-  check_permutation(order, rest);
+  check_permutation(order, workspace);
+  check_apart_from_routing<RouterT>(check, args, order, workspace);
   return rest;
 }
 
