@@ -15,7 +15,8 @@ enum class Padding : std::uint8_t {
   untouched  ///< they are not written: for experts' kernels that skip rows marked -1
 };
 
-/// From expert ids to the order that groups slots by expert; within an expert slots stay in token order.
+/// From expert ids to the order that groups slots by expert; within an expert slots stay in token order. Slots that rows_per_expert leaves without a row
+/// are counted nowhere, in status neither: an expert's are what its count exceeds rows_per_expert by.
 struct PermutationArgs {
   MatrixView<const std::int32_t> experts;  ///< [T, K]; -1: an empty slot, which gets no row
   VectorView<std::int64_t> offsets;        ///< [E + 1] out: expert e has the rows offsets[e] to offsets[e + 1] - 1
@@ -24,7 +25,7 @@ struct PermutationArgs {
   std::int64_t align = 1;                  ///< each expert's rows are padded to a multiple of this
   std::int64_t rows_per_expert =
       0;  ///< not 0: each expert gets exactly so many rows, and later slots none; a multiple of align
-  std::int64_t* counts = nullptr;  ///< [E] out, optional: slots per expert, padding left out
+  std::int64_t* counts = nullptr;  ///< [E] out, optional: slots per expert, those without a row included, padding left out
   std::int64_t block_size = 0;     ///< rows of a block of expert_of_block; a divisor of align (or of rows_per_expert)
   VectorView<std::int32_t>
       expert_of_block{};     ///< [R / block_size] out, optional: the expert of each block of rows, -1: none
