@@ -27,6 +27,20 @@ TEST_CASE("capacity: any number of threads gives the same result") {
   }
 }
 
+TEST_CASE("capacity: any number of threads renormalises to the same bits") {
+  CapacityProblem p = capacity_problem(73, 50000, 2, 8, 9000, 0);  // a thread takes 16384 tokens or more
+  p.renormalise = true;
+  p.scaling_factor = 2.5f;
+  const CapacityResult one = limit(HostEngine{.threads = 1}, p);
+  check_limit(p, one);
+  for (const int threads : {2, 3}) {
+    CHECK(mb::DispatchEngine<mb::Host>::for_items(p.tokens, mb::Host{.threads = threads}).blocks == threads);
+    const CapacityResult many = limit(HostEngine{.threads = threads}, p);
+    CHECK(many.experts == one.experts);
+    CHECK(many.weights == one.weights);
+  }
+}
+
 TEST_CASE("capacity: the capacity of an expert") {
   CHECK(mb::expert_capacity(40, 4, 60, 1.25) == 4);
   CHECK(mb::expert_capacity(48, 2, 16, 1.0) == 6);

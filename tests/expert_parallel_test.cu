@@ -13,5 +13,6 @@ TEST_CASE_TEMPLATE_INVOKE(offsets_of_counts, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(parallel_errors, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(parallel_bad_ids, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(shared_ids, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(parallel_overlaps, CudaEngine);
 
 }  // namespace testing

@@ -21,6 +21,7 @@ TEST_CASE_TEMPLATE_INVOKE(dispatch_sorting, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_very_many_experts, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_permutation, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_overlap, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_every_overlap, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_rows, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_indices, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(route_and_permute_same, FiberEngine);

@@ -14,5 +14,6 @@ TEST_CASE_TEMPLATE_INVOKE(offsets_of_counts, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(parallel_errors, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(parallel_bad_ids, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(shared_ids, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(parallel_overlaps, FiberEngine);
 
 }  // namespace testing

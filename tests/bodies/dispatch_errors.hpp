@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../dispatch_run.hpp"
+#include "overlaps.hpp"
 
 #include <doctest/doctest.h>
 
@@ -23,6 +24,7 @@ struct DispatchMemory {
   Longs row_of_slot{engine, {0, 2, 4, 1, -1, 3}};
   Longs slot_of_row{engine, {0, 3, 1, 5, 2, -1, -1, -1, -1, -1, -1, -1}};
   typename Engine::template Array<std::int32_t> blocks{engine, std::vector<std::int32_t>(6, 77)};
+  typename Engine::template Array<mb::Status> status{engine, {mb::Status{}}};
   typename Engine::template Array<std::max_align_t> scratch{engine, std::vector<std::max_align_t>(64)};
   TypedMatrix<Engine> tokens{engine, mb::DataType::float32, 3, 4, 0};
   TypedMatrix<Engine> rows{engine, mb::DataType::float32, 12, 4, 0};
@@ -165,6 +167,76 @@ TEST_CASE_TEMPLATE_DEFINE("dispatch refuses overlapping buffers", Engine, dispat
   });
 }
 
+/// Memory of one of the calls.
+template <class Engine, class Args, class Call>
+struct OverlapMemory {
+  DispatchMemory<Engine> memory;
+  Args (DispatchMemory<Engine>::*make)();
+  Call call;
+
+  [[nodiscard]] Args args() {
+    Args result = (memory.*make)();
+    result.status = memory.status.data();
+    return result;
+  }
+  void run(const Args& args) { call(args, memory.workspace, memory.engine.place()); }
+  [[nodiscard]] auto contents() const { return memory.contents(); }
+};
+
+template <class Engine, class Args, class Call>
+void refuses_overlaps_of(const std::string& name, Args (DispatchMemory<Engine>::*make)(), const Call& call,
+                         const std::vector<Argument<Args>>& arguments) {
+  refuses_overlaps(name, arguments, [&] { return OverlapMemory<Engine, Args, Call>{{}, make, call}; });
+}
+
+TEST_CASE_TEMPLATE_DEFINE("dispatch refuses every argument over another that is written, and over one that it writes",
+                          Engine, dispatch_errors_every_overlap) {
+  using Memory = DispatchMemory<Engine>;
+  const auto run_permutation = [](const auto& args, const auto& workspace, const auto& place) {
+    mb::permutation(args, workspace, place);
+  };
+  using P = mb::PermutationArgs;
+  refuses_overlaps_of<Engine>(
+      "permutation", &Memory::permutation, run_permutation,
+      {reads("experts", &P::experts), writes("offsets", &P::offsets), writes("row_of_slot", &P::row_of_slot),
+       writes("slot_of_row", &P::slot_of_row), writes("counts", &P::counts), writes("expert_of_block", &P::expert_of_block),
+       writes("status", &P::status)});
+  const auto run_permute = [](const auto& args, const auto& workspace, const auto& place) {
+    mb::permute(args, workspace, place);
+  };
+  using M = mb::PermuteArgs;
+  refuses_overlaps_of<Engine>(
+      "permute", &Memory::permute, run_permute,
+      {reads("hidden", &M::hidden), reads("slot_of_row", &M::slot_of_row), writes("permuted", &M::permuted),
+       reads("scale", &M::scale), reads("row_of_slot", &M::row_of_slot), writes("status", &M::status)});
+  const auto run_permute_backward = [](const auto& args, const auto& workspace, const auto& place) {
+    mb::permute_backward(args, workspace, place);
+  };
+  using B = mb::PermuteBackwardArgs;
+  refuses_overlaps_of<Engine>(
+      "permute_backward", &Memory::permute_backward, run_permute_backward,
+      {reads("grad_permuted", &B::grad_permuted), reads("row_of_slot", &B::row_of_slot),
+       writes("grad_hidden", &B::grad_hidden), reads("scale", &B::scale), reads("hidden", &B::hidden),
+       writes("grad_scale", &B::grad_scale), writes("status", &B::status)});
+  const auto run_combine = [](const auto& args, const auto& workspace, const auto& place) {
+    mb::combine(args, workspace, place);
+  };
+  using C = mb::CombineArgs;
+  refuses_overlaps_of<Engine>(
+      "combine", &Memory::combine, run_combine,
+      {reads("permuted", &C::permuted), reads("row_of_slot", &C::row_of_slot), writes("combined", &C::combined),
+       reads("weights", &C::weights), writes("status", &C::status)});
+  const auto run_combine_backward = [](const auto& args, const auto& workspace, const auto& place) {
+    mb::combine_backward(args, workspace, place);
+  };
+  using D = mb::CombineBackwardArgs;
+  refuses_overlaps_of<Engine>(
+      "combine_backward", &Memory::combine_backward, run_combine_backward,
+      {reads("grad_combined", &D::grad_combined), reads("row_of_slot", &D::row_of_slot),
+       reads("slot_of_row", &D::slot_of_row), writes("grad_permuted", &D::grad_permuted), reads("weights", &D::weights),
+       reads("permuted", &D::permuted), writes("grad_weights", &D::grad_weights), writes("status", &D::status)});
+}
+
 TEST_CASE_TEMPLATE_DEFINE("dispatch refuses hidden states and factors of wrong shapes and types", Engine,
                           dispatch_errors_rows) {
   using Memory = DispatchMemory<Engine>;
@@ -271,8 +343,21 @@ void counts_bad_indices() {
   mb::combine(combine, {}, engine.place());
   engine.wait();
   CHECK(status.values()[0].invalid_rows == 5);
+  DispatchMemory<Engine> without;  // the same with -1 for what is bad
+  without.row_of_slot = typename Engine::template Array<std::int64_t>(engine, {0, -1, 4, -1, -1, 3});
+  mb::PermuteBackwardArgs backward = memory.permute_backward();
+  backward.status = status.data();
+  mb::permute_backward(backward, {}, engine.place());
+  mb::permute_backward(without.permute_backward(), {}, engine.place());
+  engine.wait();
+  CHECK(status.values()[0].invalid_rows == 7);
+  CHECK(memory.tokens.bytes() == without.tokens.bytes());
+  CHECK(memory.other_factors.bytes() == without.other_factors.bytes());
+  CHECK(memory.rows.bytes() == without.rows.bytes());
+  CHECK(memory.factors.bytes() == without.factors.bytes());
+  CHECK(memory.other_tokens.bytes() == without.other_tokens.bytes());
 
-  std::int64_t invalid = 5;
+  std::int64_t invalid = 7;
   for (const mb::Padding padding : {mb::Padding::zero, mb::Padding::untouched}) {
     CAPTURE(static_cast<int>(padding));
     check_rows_of_bad_indices(memory, padding, [&](DispatchMemory<Engine>& fresh) {
@@ -321,16 +406,20 @@ void refuses_bad_indices() {
   CHECK_THROWS_WITH_AS((void)run_dispatch(Engine{}, sorted),
                        "moe_balance: permutation: experts[5] is 3; allowed: -1 to 2 (-1: an empty slot)",
                        mb::InvalidArgument);
-  refuses<Engine>("permute: slot_of_row[3]", [&](Memory& memory) {
-    memory.slot_of_row.data()[3] = 6;
-    const auto restore = [&] { memory.slot_of_row.data()[3] = 5; };
-    try {
-      mb::permute(memory.permute(), {}, memory.engine.place());
-    } catch (...) {
-      restore();
-      throw;
-    }
-  });
+  const auto refuses_slot_of_row = [](const std::string& subject, const auto& call) {
+    refuses<Engine>(subject + ": slot_of_row[3]", [&](Memory& memory) {
+      memory.slot_of_row.data()[3] = 6;
+      try {
+        call(memory);
+      } catch (...) {
+        memory.slot_of_row.data()[3] = 5;
+        throw;
+      }
+    });
+  };
+  refuses_slot_of_row("permute", [](Memory& memory) { mb::permute(memory.permute(), {}, memory.engine.place()); });
+  refuses_slot_of_row("combine_backward",
+                      [](Memory& memory) { mb::combine_backward(memory.combine_backward(), {}, memory.engine.place()); });
   const auto refuses_row_of_slot = [](const std::string& subject, const auto& call) {
     refuses<Engine>(subject + ": row_of_slot[1]", [&](Memory& memory) {
       memory.row_of_slot.data()[1] = 12;
@@ -344,6 +433,10 @@ void refuses_bad_indices() {
   };
   refuses_row_of_slot("permute", [](Memory& memory) { mb::permute(memory.permute(), {}, memory.engine.place()); });
   refuses_row_of_slot("combine", [](Memory& memory) { mb::combine(memory.combine(), {}, memory.engine.place()); });
+  refuses_row_of_slot("permute_backward",
+                      [](Memory& memory) { mb::permute_backward(memory.permute_backward(), {}, memory.engine.place()); });
+  refuses_row_of_slot("combine_backward",
+                      [](Memory& memory) { mb::combine_backward(memory.combine_backward(), {}, memory.engine.place()); });
 }
 
 TEST_CASE_TEMPLATE_DEFINE("dispatch refuses bad ids and rows, or counts them where it cannot look", Engine,

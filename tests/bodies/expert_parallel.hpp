@@ -3,6 +3,7 @@
 
 #include "../elements.hpp"
 #include "../random.hpp"
+#include "overlaps.hpp"
 
 #include <doctest/doctest.h>
 #include <moe_balance/moe_balance.hpp>
@@ -11,6 +12,7 @@
 #include <cstdint>
 #include <limits>
 #include <string>
+#include <tuple>
 #include <vector>
 
 namespace testing {
@@ -393,20 +395,21 @@ struct SharedMemory {
             .active = active.data(),
             .status = status.data()};
   }
+  void run(const mb::SharedExpertsArgs& given) { mb::append_shared_experts(given, {}, engine.place()); }
+  [[nodiscard]] auto contents() const {
+    return std::tuple(ids.values(), weights.values(), all_ids.values(), all_weights.values(), active.values());
+  }
   /// A call with these arguments, changed by `change`, must be refused with this message and write nothing.
   template <class Change>
   void refuses(const char* message, const Change& change) {
     CAPTURE(message);
     mb::SharedExpertsArgs changed = args();
     change(changed);
-    const std::vector<std::int32_t> given = ids.values();
+    const auto before = contents();
     CHECK_THROWS_WITH_AS(mb::append_shared_experts(changed, {}, engine.place()), doctest::Contains(message),
                          mb::InvalidArgument);
     engine.wait();
-    CHECK(ids.values() == given);
-    CHECK(weights.values() == std::vector<float>{0.5f, 0.25f, 0.125f});
-    CHECK(all_ids.values() == std::vector<std::int32_t>(5, 77));
-    CHECK(all_weights.values() == std::vector<float>(5, 77));
+    CHECK(contents() == before);
     CHECK(status.values()[0].invalid_experts == 10);
   }
 };
@@ -437,6 +440,44 @@ TEST_CASE_TEMPLATE_DEFINE("expert parallelism: shared experts have ids of their 
   memory.refuses(
       "append_shared_experts: first_shared is -1; allowed: 0 to 1048576 (the id of the first shared expert, usually E)",
       [](mb::SharedExpertsArgs& args) { args.first_shared = mb::SharedExpertsArgs{}.first_shared; });
+}
+
+/// Memory of rank_splits: four experts, two ranks.
+template <class Engine>
+struct SplitsMemory {
+  using Longs = typename Engine::template Array<std::int64_t>;
+  Engine engine;
+  Longs offsets{engine, {0, 2, 4, 6, 8}};
+  Longs counts{engine, {2, 2, 2, 2}};
+  Longs send_counts{engine, std::vector<std::int64_t>(2, 77)};
+  Longs send_offsets{engine, std::vector<std::int64_t>(3, 77)};
+  typename Engine::template Array<mb::Status> status{engine, {mb::Status{}}};
+
+  mb::RankSplitsArgs args() {
+    return {.offsets = {offsets.data(), 5},
+            .send_counts = {send_counts.data(), 2},
+            .send_offsets = {send_offsets.data(), 3},
+            .counts = counts.data(),
+            .status = status.data()};
+  }
+  void run(const mb::RankSplitsArgs& args) { mb::rank_splits(args, {}, engine.place()); }
+  [[nodiscard]] auto contents() const {
+    return std::tuple(offsets.values(), counts.values(), send_counts.values(), send_offsets.values());
+  }
+};
+
+TEST_CASE_TEMPLATE_DEFINE("expert parallelism: every argument over another that is written is refused", Engine,
+                          parallel_overlaps) {
+  using S = mb::SharedExpertsArgs;
+  refuses_overlaps<S>("append_shared_experts",
+                      {reads("experts", &S::experts), reads("weights", &S::weights), writes("all_experts", &S::all_experts),
+                       writes("all_weights", &S::all_weights), reads("active", &S::active), writes("status", &S::status)},
+                      [] { return SharedMemory<Engine>(1); });
+  using R = mb::RankSplitsArgs;
+  refuses_overlaps<R>("rank_splits",
+                      {reads("offsets", &R::offsets), writes("send_counts", &R::send_counts),
+                       writes("send_offsets", &R::send_offsets), reads("counts", &R::counts), writes("status", &R::status)},
+                      [] { return SplitsMemory<Engine>(); });
 }
 
 }  // namespace testing
