@@ -20,6 +20,7 @@ TEST_CASE_TEMPLATE_INVOKE(dispatch_very_many_experts, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_most_sorted_experts, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_fixed_rows, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_sum_order, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_round_trip, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_hidden_sizes, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_copies, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_disagreeing, HostEngine);
@@ -153,24 +154,6 @@ TEST_CASE("dispatch: float64, as other types") {
     Random random(27);
     fill_values(p, random);
     check_dispatch(p, run_dispatch(HostEngine{.threads = 2}, p));
-  }
-}
-
-TEST_CASE("dispatch: combine(permute(x)) is the sum of the weights times x") {
-  DispatchProblem p = dispatch_problem(23, 50, 3, 7, 9, 4);
-  const HostEngine engine;
-  const DispatchResults first = run_dispatch(engine, p);
-  p.expert_outputs = decoded(p.type, first.permuted);
-  const std::vector<double> combined = decoded(p.type, run_dispatch(engine, p).combined);
-  for (std::int64_t t = 0; t < p.tokens; ++t) {
-    double sum = 0;
-    for (std::int64_t slot = t * p.k; slot < (t + 1) * p.k; ++slot) {
-      if (p.ids[static_cast<std::size_t>(slot)] >= 0) sum += at(p.weights, slot);
-    }
-    for (std::int64_t c = 0; c < p.hidden; ++c) {
-      const double x = at(p.hidden_states, t * p.hidden + c);
-      CHECK(std::abs(at(combined, t * p.hidden + c) - sum * x) <= 1e-5 * (1 + std::abs(x)));
-    }
   }
 }
 
@@ -315,7 +298,7 @@ TEST_CASE("dispatch: T * K * H beyond 2^31 and 2^32: the last token and the last
   const auto row_of_slot = reserved<std::int64_t>(rows);
   const auto dots = reserved<float>(rows);
   if (!states || !outputs || !slot_of_row || !row_of_slot || !dots) {
-    MESSAGE("left out: the system does not reserve 24 GiB of address space");
+    WARN_MESSAGE(false, "left out, and nothing is proved: the system does not reserve 24 GiB of address space");
     return;
   }
   // One block for each item, so that the last block does the last item alone.

@@ -21,6 +21,7 @@ TEST_CASE_TEMPLATE_INVOKE(dispatch_very_many_experts, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_most_sorted_experts, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_fixed_rows, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_sum_order, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_round_trip, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_hidden_sizes, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_copies, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_disagreeing, CudaEngine);

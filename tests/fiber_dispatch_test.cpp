@@ -17,6 +17,7 @@ TEST_CASE_TEMPLATE_INVOKE(dispatch_hidden_sizes, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_copies, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_disagreeing, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_sum_order, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_round_trip, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_sorting, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_very_many_experts, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_permutation, FiberEngine);

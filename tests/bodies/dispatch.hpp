@@ -162,4 +162,35 @@ TEST_CASE_TEMPLATE_DEFINE("dispatch: sums run over k in order, each term after t
   }
 }
 
+TEST_CASE_TEMPLATE_DEFINE("dispatch: combine(permute(x)) is the sum of the weights times x, of any shape and type", Engine,
+                          dispatch_round_trip) {
+  const Engine engine;
+  Random random(19);
+  for (const mb::DataType type : {mb::DataType::float32, mb::DataType::bfloat16, mb::DataType::float16}) {
+    for (int round = 0; round < 6; ++round) {
+      const std::int64_t experts = random.integer(1, 30);
+      const int aligns[] = {1, 4, 16};
+      DispatchProblem p = dispatch_problem(static_cast<std::uint64_t>(200 + round), random.integer(1, 40),
+                                           random.integer(1, 8), experts, random.integer(1, 140), aligns[round % 3]);
+      p.type = type;
+      p.factor_type = round % 2 == 0 ? mb::DataType::float32 : type;
+      p.stride_excess = round % 3 == 2 ? 3 : 0;
+      fill_values(p, random);
+      CAPTURE(static_cast<int>(type));
+      CAPTURE(round);
+      p.expert_outputs = without_excess(decoded(type, run_dispatch(engine, p).permuted), p.hidden, p.stride_excess);
+      Sums want(p.tokens * p.hidden);
+      for (std::int64_t slot = 0; slot < p.slots(); ++slot) {
+        if (p.ids[static_cast<std::size_t>(slot)] < 0) continue;
+        for (std::int64_t c = 0; c < p.hidden; ++c) {
+          const std::int64_t i = slot / p.k * p.hidden + c;
+          want.add(i, at(p.weights, slot) * at(p.hidden_states, i));
+        }
+      }
+      check_close("combined", type, run_dispatch(engine, p).combined, want.values, want.magnitudes, p.hidden,
+                  p.stride_excess);
+    }
+  }
+}
+
 }  // namespace testing

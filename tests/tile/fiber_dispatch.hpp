@@ -53,7 +53,7 @@ struct DispatchEngine<testing::Fibers> {
     const auto run = [=] {
       testing::launch_fibers(place, size.blocks, 1, 32 * size.tiles, size.shared_bytes,
                              [&](const testing::FiberBlock& block) {
-                               body(block, testing::FiberTile<32>{block.group, block.thread()}, problem);
+                               body(block, testing::FiberTile<32>{block.group, block.thread(), &block.faults}, problem);
                              });
     };
     if constexpr (requires { Body::lets_next_kernel_start; })
@@ -73,7 +73,8 @@ struct DispatchEngine<testing::Fibers> {
       testing::usual_kernels += Config::usual ? 1 : 0;
       testing::end_kernel_before();
       testing::kernel_before = [=] {
-        testing::launch_fibers(place, histogram.rows, 1, threads, forward_shared_bytes<decltype(problem.balancer), tier>(threads),
+        testing::launch_fibers(place, histogram.rows, 1, threads,
+                               forward_shared_bytes<decltype(problem.balancer), tier>(threads),
                                [&](const testing::FiberBlock& block) {
                                  const testing::FiberTile<tier.width> tile{block.group, block.thread()};
                                  forward_and_count_kernel<Config>(block, tile, problem, totals, histogram);
@@ -96,10 +97,12 @@ struct FiberEngine {
   int multiprocessors = 2;
   int dispatch_tiles = 3;
   int routing_threads = 64;
+  Faults faults{};
 
   [[nodiscard]] Fibers place() const {
     return {.seed = seed,
             .multiprocessors = multiprocessors,
+            .faults = faults,
             .dispatch_tiles = dispatch_tiles,
             .routing_threads = routing_threads};
   }
