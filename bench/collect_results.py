@@ -15,7 +15,7 @@ import re
 import sys
 import xml.etree.ElementTree
 
-MAY_BE_SKIPPED = ("compare_torch",)  # needs PyTorch, which need not be there
+MAY_BE_SKIPPED = ("compare_torch", "nccl", "nccl_example")  # need PyTorch or NCCL, which need not be there
 HIGHLIGHTS = re.compile(r"/float32/E(256|512|896)/T(64/warm/graph|8192/|32768/)|^update/|/E256/T8192/H")  # what the table shows
 PROGRAM_OF_STEP = {  # Google Benchmark exits with 0 whatever fails
     "benchmarks": "router_gpu",
@@ -26,6 +26,7 @@ TAIL_LINES = 40
 SLOW_SECONDS = 2  # test cases that take as long are named
 SLOW_BUILD_STEPS = 20  # so many are named
 LOG_BYTES = 12 << 20
+CUT_OFF = "the program was stopped while it wrote this"
 
 
 def read(path):
@@ -94,19 +95,31 @@ def steps_of(work):
     return steps
 
 
+def whole_part(text):
+    """What a file of figures says that was cut off within its list: it ends with the last whole one. Where there is none, that is said."""
+    ends = [brace.end() for brace in re.finditer("}", text)]
+    for end in ends[:-10:-1]:  # more than one, because the last may lie in a text that was cut off
+        try:
+            return {**json.loads(text[:end] + "]}"), "truncated": CUT_OFF}
+        except ValueError:
+            continue
+    return {"unreadable": CUT_OFF}
+
+
 def figures_of(path):
     """One program's figures: Google Benchmark's without this machine's names and folders, other files as they are."""
+    text = read(path)
     try:
-        figures = json.loads(read(path))
+        figures = json.loads(text)
     except ValueError:
-        return {"unreadable": "the program was stopped while it wrote this"}
+        figures = whole_part(text)
     if "benchmarks" not in figures:
         return figures
     context = {key: value for key, value in figures.get("context", {}).items() if key not in ("host_name", "executable")}
     context["command"] = without_folders(context.get("command", ""))
     dropped = ("family_index", "per_family_instance_index", "run_name", "run_type", "repetitions", "repetition_index", "threads")
     benchmarks = [{key: value for key, value in one.items() if key not in dropped} for one in figures["benchmarks"]]
-    return {"context": context, "benchmarks": benchmarks}
+    return {**figures, "context": context, "benchmarks": benchmarks}
 
 
 def is_good(step):
@@ -114,7 +127,8 @@ def is_good(step):
 
 
 def failed_benchmarks(program):
-    return [one["name"] for one in program.get("benchmarks", []) if one.get("error_occurred")]
+    cut_off = ["the end of the figures"] if "truncated" in program or "unreadable" in program else []
+    return [one["name"] for one in program.get("benchmarks", []) if one.get("error_occurred")] + cut_off
 
 
 def report_of(work):
@@ -162,6 +176,8 @@ def print_table(report):
     machine = report["machine"]
     print(f"\n{machine['gpu']}, driver {machine['driver']}, CUDA {machine['cuda']}, {machine['date']}, revision {machine['revision']}")
     for program, figures in report["figures"].items():
+        if "truncated" in figures or "unreadable" in figures:
+            print(f"{program}: cut off, because {CUT_OFF}")
         if "benchmarks" in figures:
             print(f"{program}: {figures['context'].get('command', '')}")
             for one in figures["benchmarks"]:
@@ -183,7 +199,9 @@ def print_table(report):
         print(f"{step['name']:<22} {step['status']:<12} {step['seconds']:8.1f}")
         for line in step.get("log_tail", [])[-5:]:
             print("    | " + line)
-    print("ALL PASSED" if report["passed"] else "SOMETHING DID NOT PASS: the report and its log say what")
+    skipped = ", ".join(step["name"] for step in report["steps"] if step["status"] == "skipped")
+    all_passed = f"ALL PASSED, but for what was skipped: {skipped}" if skipped else "ALL PASSED"
+    print(all_passed if report["passed"] else "SOMETHING DID NOT PASS: the report and its log say what")
 
 
 def main():

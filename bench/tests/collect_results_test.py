@@ -80,10 +80,11 @@ class CollectResults(unittest.TestCase):
     def test_nothing_run_is_no_pass(self):
         self.assertFalse(collect_results.report_of(self.work)["passed"])
 
-    def test_only_the_comparison_with_pytorch_may_be_skipped(self):
-        self.step(101, "compare_torch", "skipped")
-        self.assertTrue(collect_results.report_of(self.work)["passed"])
-        self.step(102, "repeats", "skipped")
+    def test_only_what_needs_pytorch_or_nccl_may_be_skipped(self):
+        for order, name in enumerate(("compare_torch", "nccl", "nccl_example"), 101):
+            self.step(order, name, "skipped")
+            self.assertTrue(collect_results.report_of(self.work)["passed"])
+        self.step(104, "repeats", "skipped")
         self.assertFalse(collect_results.report_of(self.work)["passed"])
 
     def test_a_failed_step_keeps_the_end_of_its_log(self):
@@ -110,6 +111,30 @@ class CollectResults(unittest.TestCase):
         self.step(101, "benchmarks", "timed_out")
         self.put("figures/router_gpu.json", '{"context": {')
         self.assertIn("unreadable", collect_results.report_of(self.work)["figures"]["router_gpu"])
+
+    def test_what_was_whole_in_a_figure_file_that_was_cut_off_is_kept(self):
+        text = json.dumps(BENCHMARKS, indent=2)
+        ends = [text.index("}", text.index(name)) + 1 for name in ("forward/a", "forward/b")]
+        for cut in range(len(text) - 1):
+            figures = collect_results.figures_of(self.put("figures/router_gpu.json", text[:cut]))
+            whole = sum(end <= cut for end in ends)
+            if not whole:
+                self.assertIn("unreadable", figures)
+                continue
+            self.assertIn("truncated", figures)
+            self.assertEqual(figures["context"], {"command": "router_gpu", "gpu": "a GPU"})
+            self.assertEqual([one["name"] for one in figures["benchmarks"]], [one["name"] for one in BENCHMARKS["benchmarks"][:whole]])
+        self.assertNotIn("truncated", collect_results.figures_of(self.put("figures/router_gpu.json", text)))
+
+    def test_a_brace_in_a_text_that_was_cut_off_costs_no_figure(self):
+        text = json.dumps(BENCHMARKS)[:-2] + ', {"name": "forward/c", "error_message": "{no} {memory}'
+        figures = collect_results.figures_of(self.put("figures/router_gpu.json", text))
+        self.assertEqual(len(figures["benchmarks"]), 2)
+
+    def test_a_figure_file_that_was_cut_off_passes_no_step(self):
+        self.step(101, "benchmarks", "passed")
+        self.put("figures/router_gpu.json", json.dumps(BENCHMARKS)[:-20])
+        self.assertEqual(collect_results.report_of(self.work)["steps"][0]["status"], "failed")
 
     def test_the_log_holds_every_step_and_stays_small_enough(self):
         self.put("logs/a.log", "A" * 100)
