@@ -14,6 +14,9 @@ import datetime
 import json
 import platform
 import sys
+import time
+
+STARTED = time.monotonic()  # loading PyTorch takes seconds
 
 try:
     import torch
@@ -105,6 +108,7 @@ def main():
     args = parser.parse_args()
     if args.device == "cuda":
         import compare_torch_cuda
+        args.seconds -= time.monotonic() - STARTED
         return compare_torch_cuda.compare(args)
     use_threads(args.threads)
     library = compare_call.load(args.library)

@@ -138,6 +138,26 @@ class CompareTorchCuda(unittest.TestCase):
         status, _, written = self.compare(DISPATCH_CASES, seconds=-1)
         self.assertEqual((status, len(written["failures"]), written["results"]), (1, len(DISPATCH_CASES), []))
 
+    def test_what_torch_compile_had_no_time_for_fails_nothing(self):
+        class Clock:
+            seconds = 0
+
+            def monotonic(self):
+                return self.seconds
+
+        clock = Clock()
+        timed = compare_torch_cuda.time_case
+
+        def time_case(problem, of_torch, against, repeats):
+            clock.seconds += 10
+            return timed(problem, of_torch, against, repeats)
+
+        with unittest.mock.patch.object(compare_torch_cuda, "time", clock), unittest.mock.patch.object(compare_torch_cuda, "time_case", time_case):
+            status, _, written = self.compare(CASES, seconds=10 * len(CASES) - 5, compile=True)
+        self.assertEqual([result["against"] for result in written["results"]], ["PyTorch"] * len(CASES))
+        self.assertEqual((status, len(written["failures"])), (0, len(CASES)))
+        self.assertTrue(all(failure.endswith("TimeoutError: not begun") for failure in written["failures"]), written["failures"])
+
 
 if __name__ == "__main__":
     unittest.main(argv=sys.argv[:1])
