@@ -4,13 +4,15 @@
 # graphs, NCCL with one rank and its example where it is installed, the benchmarks, and the comparison with PyTorch where it is installed. Needs nvcc, cmake and python3.
 #   --dependencies DIR   where doctest, Google Benchmark and nlohmann_json are, if not installed (gather_dependencies.sh makes such a folder;
 #                        .gpu_deps is taken when it is there); the revision that it names is the report's, whatever git says here
-#   --output DIR         where the report goes, as DATE-GPU.json and DATE-GPU.log (bench/results)
+#   --output DIR         where the report goes, as DATE-TIME-GPU.json and DATE-TIME-GPU.log (bench/results), in UTC
 #   --build DIR          where to build (build/gpu_check)
 #   --jobs N             compilers at a time (all cores)
 #   --deadline SECONDS   when to stop altogether (465); what is left by then is reported as out of time
 #   --step-limit SECONDS no step may take longer, whatever its own limit
 # Exit status: 0 all passed, 1 something did not, 2 it cannot be run as asked, 3 no GPU. A step that fails does not stop later ones.
 set -euo pipefail
+milliseconds() { echo $((${EPOCHREALTIME/[.,]/} / 1000)); }
+started=$(milliseconds)
 cd "$(dirname "$(readlink -f "$0")")/.."
 
 command="bash bench/gpu_check.sh $*"
@@ -37,8 +39,7 @@ if ! gpus=$(nvidia-smi --query-gpu=name,driver_version,compute_cap,memory.total 
   echo "gpu_check: no NVIDIA GPU on this machine (nvidia-smi finds none), so nothing was checked" >&2
   exit 3
 fi
-gpu=${gpus%%$'\n'*}
-IFS=, read -r name driver capability memory <<<"$gpu"
+IFS=, read -r name driver capability memory <<<"${gpus%%$'\n'*}"
 capability=${capability//[ .]/}
 [ -x "$(command -v nvcc)" ] || PATH=$PATH:/usr/local/cuda/bin
 python=${PYTHON:-python3}
@@ -52,14 +53,26 @@ if [ -n "$dependencies" ]; then
   dependencies=$(readlink -f "$dependencies")
 fi
 jobs=${jobs:-$(nproc)}
-
-mkdir -p "$output" "$build"
-output=$(readlink -f "$output")
+mkdir -p "$build"
 build=$(readlink -f "$build")
+
+# ---- how to build --------------------------------------------------------------------------------------------------------------
+generator=() keep_going=(-k)
+if command -v ninja >/dev/null; then generator=(-G Ninja) keep_going=(-k 0); fi
+# Several threads for a file, where nvcc knows how: the last files of a build have the machine to themselves.
+cuda_flags="-O2 -Xcompiler=-O1"
+[[ $("$CUDACXX" --help 2>/dev/null) != *'--split-compile '* ]] || cuda_flags+=" --split-compile=4"
+to_configure=(cmake -S . -B "$build" "${generator[@]}" -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS_RELEASE=-O2
+  "-DCMAKE_CUDA_FLAGS_RELEASE=$cuda_flags" "-DCMAKE_CUDA_ARCHITECTURES=$capability-real" -DMOE_BALANCE_CUDA=ON -DMOE_BALANCE_GPU_CHECK=ON
+  -DMOE_BALANCE_WARNINGS_AS_ERRORS=OFF -DMOE_BALANCE_EXAMPLES=ON "-DCMAKE_PREFIX_PATH=$dependencies")
+to_build=(cmake --build "$build" --parallel "$jobs" --target all gpu_benchmarks -- "${keep_going[@]}")
+
+mkdir -p "$output"
+output=$(readlink -f "$output")
 work=$build/gpu_check
 rm -rf "$work"
 mkdir -p "$work/steps" "$work/logs" "$work/junit" "$work/figures"
-report=$output/$(date -u +%Y-%m-%d)-$(tr 'A-Z ' 'a-z-' <<<"$name" | tr -cd 'a-z0-9-')
+report=$output/$(date -u +%Y-%m-%d-%H%M)-$(tr 'A-Z ' 'a-z-' <<<"$name" | tr -cd 'a-z0-9-')
 
 # A copy of a tree may have no .git, or one that knows nothing of what was copied over it, so what the dependencies say goes first.
 revision=unknown
@@ -81,12 +94,12 @@ fi
 } >"$work/machine.tsv"
 
 # ---- steps ---------------------------------------------------------------------------------------------------------------------
-milliseconds() { echo $((${EPOCHREALTIME/[.,]/} / 1000)); }
-started=$(milliseconds)
 step_order=100  # three digits, so that records sort
 
 # Brings the report up to date, so that it is there whatever happens next.
 collect() { "$python" bench/collect_results.py --work "$work" --report "$report" "$@"; }
+
+seconds_left() { echo $((deadline - ($(milliseconds) - started) / 1000)); }
 
 # run_step NAME LIMIT COMMAND...: runs the command with at most LIMIT seconds and not past the deadline; its output goes to a log, its fate to
 # a record. Exit status 77 of the command means that it had to be skipped. Never fails.
@@ -94,7 +107,7 @@ run_step() {
   local name=$1 limit=$2 code=0 status begun ended left
   shift 2
   begun=$(milliseconds)
-  left=$((deadline - (begun - started) / 1000))
+  left=$(seconds_left)
   limit=$((limit < step_limit ? limit : step_limit))
   limit=$((limit < left ? limit : left))
   if [ "$limit" -lt 2 ]; then
@@ -131,7 +144,15 @@ finish_steps() {
   collect >/dev/null || echo "gpu_check: no report after these steps" >&2
 }
 
-# tests NAME LIMIT CTEST-OPTIONS...: the tests chosen must exist, pass, and not be skipped: there is a GPU.
+# skip NAME REASON: a record of what cannot run here.
+skip() {
+  next_step
+  echo "gpu_check: $2" | tee "$work/logs/$1.log" >&2
+  printf '%s\tskipped\t0\t0\t77\n' "$1" >"$work/steps/$step_order.$1"
+}
+
+# tests NAME LIMIT CTEST-OPTIONS...: the tests chosen must exist, pass, and not be skipped: there is a GPU. A limit beyond
+# MOE_BALANCE_GPU_CHECK_TIMEOUT, so that ctest outlives a test that hangs and writes what the others did.
 tests() {
   local name=$1 limit=$2
   shift 2
@@ -149,19 +170,12 @@ stop() {
 }
 trap stop INT TERM
 
-generator=() keep_going=(-k)
-if command -v ninja >/dev/null; then generator=(-G Ninja) keep_going=(-k 0); fi
-# Several threads for a file, where nvcc knows how: the last files of a build have the machine to themselves.
-cuda_flags="-O2 -Xcompiler=-O1"
-[[ $("$CUDACXX" --help 2>/dev/null) != *'--split-compile '* ]] || cuda_flags+=" --split-compile=4"
-step configure 60 cmake -S . -B "$build" "${generator[@]}" -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS_RELEASE=-O2 \
-  "-DCMAKE_CUDA_FLAGS_RELEASE=$cuda_flags" "-DCMAKE_CUDA_ARCHITECTURES=$capability-real" -DMOE_BALANCE_CUDA=ON -DMOE_BALANCE_GPU_CHECK=ON \
-  -DMOE_BALANCE_WARNINGS_AS_ERRORS=OFF -DMOE_BALANCE_EXAMPLES=ON "-DCMAKE_PREFIX_PATH=$dependencies"
-step build 320 cmake --build "$build" --parallel "$jobs" --target all gpu_benchmarks -- "${keep_going[@]}"
+step configure 60 "${to_configure[@]}"
+step build 320 "${to_build[@]}"
 [ ! -f "$build/.ninja_log" ] || cp "$build/.ninja_log" "$work/ninja_log"
 
-tests kernel_parameters 30 -R kernel_parameters
-tests cuda_graph 40 -R 'cuda_graph|dispatch_graph'
+tests kernel_parameters 60 -R kernel_parameters
+tests cuda_graph 60 -R 'cuda_graph|dispatch_graph'
 tests contract 90 -R 'cuda\.contract'
 tests golden 60 -R golden
 tests other_tests 120 -L cuda -E 'kernel_parameters|cuda_graph|dispatch_graph|cuda\.contract'
@@ -169,18 +183,21 @@ if [ -x "$build/tests/nccl/nccl_device_test" ]; then
   tests nccl 60 -R nccl_device
   tests nccl_example 60 -R nccl_global_batch
 else
-  echo "gpu_check: no NCCL 2.18 with its header was found, or its test did not build, so NcclSync was not checked" >&2
+  skip nccl "no NCCL 2.18 with its header was found, or its test did not build, so NcclSync was not checked"
+  skip nccl_example "without NCCL, as above"
 fi
 for tool in memcheck racecheck initcheck synccheck; do
   begin_step "sanitizer_$tool" 100 bash bench/sanitize.sh "$tool" "$build"
 done
+begin_step repeats 100 "$build/bench/repeat" --repeats 100  # compares bits and times nothing, so it may share the GPU
 finish_steps
-step repeats 60 "$build/bench/repeat" --repeats 100
-step benchmarks 90 "$build/bench/router_gpu" --benchmark_out_format=json "--benchmark_out=$work/figures/router_gpu.json"
 step dispatch 40 "$build/bench/dispatch_gpu" --benchmark_out_format=json "--benchmark_out=$work/figures/dispatch_gpu.json"
+step benchmarks 90 "$build/bench/router_gpu" --benchmark_out_format=json "--benchmark_out=$work/figures/router_gpu.json"
 step user_policy 20 "$build/bench/user_policy_gpu" '--benchmark_filter=forward/softplus_top4/float32/E256/T8192/' \
   --benchmark_out_format=json "--benchmark_out=$work/figures/user_policy_gpu.json"
-step compare_torch 120 "$python" bench/compare_torch.py "$build/bench/libcompare_cuda.so" --device cuda --compile --seconds 80 \
+seconds=$(($(seconds_left) - 15))  # for the case that is under way when they are over
+seconds=$((seconds < 80 ? seconds : 80))
+step compare_torch $((seconds < 1 ? 0 : 120)) "$python" bench/compare_torch.py "$build/bench/libcompare_cuda.so" --device cuda --compile --seconds "$seconds" \
   --json "$work/figures/compare_torch.json"
 
 trap - INT TERM
