@@ -9,6 +9,8 @@
 #   --jobs N             compilers at a time (all cores)
 #   --deadline SECONDS   when to stop altogether (465); what is left by then is reported as out of time
 #   --step-limit SECONDS no step may take longer, whatever its own limit
+#   --rehearse [ARCH]    without a GPU and without a limit of time: only configure and build what the check would for a card of this compute
+#                        capability (90), and load the library that PyTorch's comparison loads; errors that a compiler or linker finds come to light
 # Exit status: 0 all passed, 1 something did not, 2 it cannot be run as asked, 3 no GPU. A step that fails does not stop later ones.
 set -euo pipefail
 milliseconds() { echo $((${EPOCHREALTIME/[.,]/} / 1000)); }
@@ -16,13 +18,21 @@ started=$(milliseconds)
 cd "$(dirname "$(readlink -f "$0")")/.."
 
 command="bash bench/gpu_check.sh $*"
-dependencies='' output=bench/results build=build/gpu_check jobs='' deadline=465 step_limit=100000
+dependencies='' output=bench/results build=build/gpu_check jobs='' deadline=465 step_limit=100000 rehearse=''
 while [ $# -gt 0 ]; do
   case $1 in
     --dependencies | --output | --build | --jobs | --deadline | --step-limit)
       [ $# -ge 2 ] || { echo "gpu_check: $1 needs a value" >&2; exit 2; }
       declare "$(tr - _ <<<"${1#--}")=$2"
       shift 2
+      ;;
+    --rehearse)
+      rehearse=90
+      if [[ ${2:-} =~ ^[1-9][0-9]+[af]?$ ]]; then
+        rehearse=$2
+        shift
+      fi
+      shift
       ;;
     *)
       echo "gpu_check: unknown option $1; the first lines of $0 list them" >&2
@@ -35,12 +45,15 @@ for number in "${jobs:-1}" "$deadline" "$step_limit"; do
 done
 
 # ---- the machine ---------------------------------------------------------------------------------------------------------------
-if ! gpus=$(nvidia-smi --query-gpu=name,driver_version,compute_cap,memory.total --format=csv,noheader 2>/dev/null) || [ -z "$gpus" ]; then
+if [ -n "$rehearse" ]; then
+  capability=$rehearse
+elif ! gpus=$(nvidia-smi --query-gpu=name,driver_version,compute_cap,memory.total --format=csv,noheader 2>/dev/null) || [ -z "$gpus" ]; then
   echo "gpu_check: no NVIDIA GPU on this machine (nvidia-smi finds none), so nothing was checked" >&2
   exit 3
+else
+  IFS=, read -r name driver capability memory <<<"${gpus%%$'\n'*}"
+  capability=${capability//[ .]/}
 fi
-IFS=, read -r name driver capability memory <<<"${gpus%%$'\n'*}"
-capability=${capability//[ .]/}
 [ -x "$(command -v nvcc)" ] || PATH=$PATH:/usr/local/cuda/bin
 python=${PYTHON:-python3}
 for tool in nvcc cmake ctest "$python"; do
@@ -66,6 +79,22 @@ to_configure=(cmake -S . -B "$build" "${generator[@]}" -DCMAKE_BUILD_TYPE=Releas
   "-DCMAKE_CUDA_FLAGS_RELEASE=$cuda_flags" "-DCMAKE_CUDA_ARCHITECTURES=$capability-real" -DMOE_BALANCE_CUDA=ON -DMOE_BALANCE_GPU_CHECK=ON
   -DMOE_BALANCE_WARNINGS_AS_ERRORS=OFF -DMOE_BALANCE_EXAMPLES=ON "-DCMAKE_PREFIX_PATH=$dependencies")
 to_build=(cmake --build "$build" --parallel "$jobs" --target all gpu_benchmarks -- "${keep_going[@]}")
+
+if [ -n "$rehearse" ]; then
+  fail() {
+    echo "gpu_check: $1" >&2
+    exit 1
+  }
+  "${to_configure[@]}" || fail "it does not configure"
+  "${to_build[@]}" || fail "it does not build"
+  for program in repeat dispatch_gpu router_gpu user_policy_gpu libcompare_cuda.so; do
+    [ -f "$build/bench/$program" ] || fail "bench/$program was not built"
+  done
+  "$python" -c 'import ctypes, os, sys; ctypes.CDLL(sys.argv[1], os.RTLD_NOW)' "$build/bench/libcompare_cuda.so" || fail "libcompare_cuda.so does not load"
+  [ -x "$build/tests/nccl/nccl_device_test" ] || echo "gpu_check: without NCCL 2.18, whose test and example were not built" >&2
+  echo "REHEARSED for $rehearse in $((($(milliseconds) - started) / 1000)) s: what the check builds compiles and links"
+  exit 0
+fi
 
 mkdir -p "$output"
 output=$(readlink -f "$output")

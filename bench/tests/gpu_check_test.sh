@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # gpu_check_test.sh DIR [CMAKE-OPTIONS]: runs gpu_check.sh in DIR with programs that stand in for the driver, the compilers, ctest, compute-sanitizer and
-# what is built, and checks its exit status and its report: without a GPU, when all goes well, when steps fail or hang, and past the deadline.
+# what is built, and checks its exit status and its report: without a GPU, when rehearsed, when all goes well, when steps fail or hang, and past the deadline.
 # Then configures the check's tests for the CPU with the real CMake and these options, and compares their time limits with the steps'.
 set -euo pipefail
 root=$(cd "$(dirname "$(readlink -f "$0")")/../.." && pwd)
@@ -32,11 +32,15 @@ case $1 in
   status) [[ $WRONG != *dirty* ]] || echo ' M a_file' ;;
 esac
 PROGRAM
+"${CXX:-c++}" -shared -fPIC -x c++ - -o "$folder/loads.so" <<<'int defined() { return 0; }'
+"${CXX:-c++}" -shared -fPIC -x c++ - -o "$folder/lacks_a_symbol.so" <<<'int undefined(); int defined() { return undefined(); }'
 stand_in cmake <<'PROGRAM'
 if [ "$1" = -S ]; then
   printf '%s\n' "$@" >"$4/options"
+  [[ $WRONG != *configure* ]] || exit 1
   exit 0
 fi
+printf '%s\n' "$@" >"$2/build_options"
 mkdir -p "$2/bench" "$2/tests"
 printf '# ninja log v5\n0\t90000\t1\ta/slow.cu.o\tf\n' >"$2/.ninja_log"
 cat >"$2/bench/repeat" <<'REPEAT'
@@ -61,6 +65,10 @@ done
 BENCHMARK
 cp "$2/bench/router_gpu" "$2/bench/user_policy_gpu"
 cp "$2/bench/router_gpu" "$2/bench/dispatch_gpu"
+[[ $WRONG != *no_dispatch* ]] || rm "$2/bench/dispatch_gpu"
+library=loads
+[[ $WRONG != *lacks_a_symbol* ]] || library=lacks_a_symbol
+cp "$(dirname "$0")/../$library.so" "$2/bench/libcompare_cuda.so"
 chmod +x "$2"/bench/*
 mkdir -p "$2/tests/nccl"
 cp "$2/bench/repeat" "$2/tests/nccl/nccl_device_test"
@@ -133,6 +141,24 @@ expect no_folder 'nowhere is not a folder'
 
 # gather NAME WRONG: gathers dependencies into NAME.
 gather() { WRONG=$2 PATH=$folder/bin:$PATH bash "$root/bench/gather_dependencies.sh" "$folder/$1" >"$folder/$1.log"; }
+# A rehearsal needs no GPU, writes no report, and configures and builds as the check does after it.
+check rehearsed no_gpu 0 --rehearse --jobs 3 --dependencies "$folder"
+expect rehearsed 'REHEARSED for 90'
+[ ! -e "$folder/rehearsed" ] || { echo "a rehearsal began a report"; exit 1; }
+mv "$folder/build/options" "$folder/rehearsed.options"
+mv "$folder/build/build_options" "$folder/rehearsed.build_options"
+check rehearsed_for_another no_gpu 0 --rehearse 100 --dependencies "$folder"
+grep -qx -- '-DCMAKE_CUDA_ARCHITECTURES=100-real' "$folder/build/options" || { echo "the architecture given is not asked for"; exit 1; }
+check rehearsed_without_configuration 'no_gpu configure' 1 --rehearse
+expect rehearsed_without_configuration 'it does not configure'
+check rehearsed_with_an_error 'no_gpu build' 1 --rehearse
+expect rehearsed_with_an_error 'it does not build'
+check rehearsed_without_dispatch 'no_gpu no_dispatch' 1 --rehearse
+expect rehearsed_without_dispatch 'bench/dispatch_gpu was not built'
+check rehearsed_without_a_symbol 'no_gpu lacks_a_symbol' 1 --rehearse
+expect rehearsed_without_a_symbol 'undefined symbol'
+expect rehearsed_without_a_symbol 'libcompare_cuda.so does not load'
+
 gather gathered ''
 gather gathered_with_changes dirty
 gather gathered_without_git no_git
@@ -154,6 +180,10 @@ expect well 'moe_balance 200 us, 2.0x'
 expect well 'ALL PASSED'
 holds well 'list(status).index("dispatch") < list(status).index("benchmarks")'
 holds well '"--seconds 80 " in report["figures"]["compare_torch"]["command"]'
+for options in options build_options; do
+  diff <(sed "s|PREFIX_PATH=.*||" "$folder/rehearsed.$options") <(sed "s|PREFIX_PATH=.*||" "$folder/build/$options") ||
+    { echo "the check's build is not what was rehearsed"; exit 1; }
+done
 grep -qx -- '-DCMAKE_CUDA_ARCHITECTURES=90-real' "$folder/build/options" || { echo "the card's architecture is not asked for"; exit 1; }
 grep -qx -- '-DCMAKE_CUDA_FLAGS_RELEASE=.* --split-compile=4' "$folder/build/options" || { echo "nvcc is not asked for threads"; exit 1; }
 grep -qx -- '-DMOE_BALANCE_EXAMPLES=ON' "$folder/build/options" || { echo "the example of NCCL is not asked for"; exit 1; }
@@ -203,4 +233,4 @@ for name, properties in tests.items():
         sys.exit(f"{name} may take {properties.get('TIMEOUT')} s, and a step of tests {min(limits)} s")
 sys.exit(0 if tests else "no tests")
 PROGRAM
-echo "gpu_check.sh does what it says: 10 runs"
+echo "gpu_check.sh does what it says: 16 runs"
