@@ -209,9 +209,9 @@ holds wrong '"error: it does not compile" in next(s for s in report["steps"] if 
 expect wrong 'SOMETHING DID NOT PASS'
 expect wrong 'FAILED: broken'
 
-# Of 40 s PyTorch gets no more than leaves 15; of 14, none. What comes before the first step counts, too.
-check tight '' 0 --deadline 40
-holds tight '0 < int(report["figures"]["compare_torch"]["command"].split("--seconds ")[1].split()[0]) <= 25'
+# Of 60 s PyTorch gets no more than leaves 15; of 14, none. What comes before the first step counts, too.
+check tight '' 0 --deadline 60
+holds tight '0 < int(report["figures"]["compare_torch"]["command"].split("--seconds ")[1].split()[0]) <= 45'
 check too_tight '' 1 --deadline 14
 holds too_tight 'status["compare_torch"] == "out_of_time"'
 check late 'no_git slow_start' 1 --deadline 3 --dependencies "$folder/gathered_without_git"
