@@ -20,4 +20,21 @@ TEST_CASE("forward_and_permute of few and many tokens in every size of kernel: G
   }
 }
 
+TEST_CASE("the same with padding tokens, kernels that experts fill in part, and 16-bit logits: GPU = CPU, bit for bit") {
+  const mb::Router router{mb::Softmax{}, mb::TopK<4>{}, mb::AuxLoss{.coefficient = 0.1f}};
+  for (const int experts : {24, 48, 96, 200, 384}) {
+    for (const std::int64_t tokens : {500, 4096}) {
+      CAPTURE(experts);
+      CAPTURE(tokens);
+      Inputs inputs = normal_inputs(43, tokens, experts, 4, 0.5);
+      inputs.loss_parts = 1;
+      for (std::int64_t t = 0; t < tokens; ++t) inputs.active.push_back(t % 5 == 3 ? 0 : 1);
+      check_fused<CudaEngine>(router, inputs);
+      inputs.active.clear();
+      inputs.logits_type = mb::DataType::bfloat16;
+      check_fused<CudaEngine>(router, inputs);
+    }
+  }
+}
+
 }  // namespace testing

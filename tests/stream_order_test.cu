@@ -176,7 +176,10 @@ TEST_CASE("combine and its backward pass wait for the kernel before them") {
   const auto matrix = [&](auto& array) { return mb::MatrixView<float>(array.data(), tokens, hidden); };
   const mb::MatrixView<const std::int64_t> rows_of(row_of_slot.data(), tokens, 1);
   const std::size_t bytes = values.size() * sizeof(float);
-  const auto spoil = [&] { fill(engine, outputs.data(), bytes); };
+  const auto spoil = [&] {
+    fill(engine, outputs.data(), bytes);
+    fill(engine, dots.data(), tokens * sizeof(float));
+  };
   const auto read = [&] { return std::pair(outputs.values(), dots.values()); };
   check_waits(
       engine, states.data(), bytes, spoil,

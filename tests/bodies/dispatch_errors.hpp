@@ -366,6 +366,7 @@ void counts_bad_indices() {
       permute.padding = padding;
       permute.status = status.data();
       mb::permute(permute, {}, engine.place());
+      engine.wait();  // the memory's own engines wait for streams of theirs
     });
     check_rows_of_bad_indices(memory, padding, [&](DispatchMemory<Engine>& fresh) {
       mb::CombineBackwardArgs backward = memory.combine_backward();
@@ -374,6 +375,7 @@ void counts_bad_indices() {
       backward.padding = padding;
       backward.status = status.data();
       mb::combine_backward(backward, {}, engine.place());
+      engine.wait();
     });
     invalid += 2 * 5;
     CHECK(status.values()[0].invalid_rows == invalid);

@@ -240,7 +240,7 @@ struct Engine<Host> {
       sink.clear();
       const std::int64_t last = size * (part + 1) / parts;
       for (std::int64_t first = size * part / parts; first < last; first += most) {
-        const int count = static_cast<int>(std::min<std::int64_t>(last - first, most));
+        const int count = last - first < most ? static_cast<int>(last - first) : most;
         together.forward(problem, tile, layout, rows, first, count, host_tuning.rows_ahead, bias, sink);
       }
       sink.flush(totals, segment, experts);

@@ -48,6 +48,9 @@ inline constexpr SortingNetwork<N, First, Last> sorting_network{};
 /// router takes to compile.
 template <int First, int Last, class T, int N, int Rows>
 MOEB_EARLY_INLINE void sort_rows(T (&value)[N][Rows]) {
+#if defined(__CUDA_ARCH__)
+  (void)value;  // nvcc looks at this, too, though only a CPU's lane has rows in memory; a GPU's code has no such table
+#else
   constexpr const auto& network = sorting_network<N, First, Last>;
   for (int i = 0; i < network.count; ++i) {
     T(&upper)[Rows] = value[network.pairs[i].upper];
@@ -61,6 +64,7 @@ MOEB_EARLY_INLINE void sort_rows(T (&value)[N][Rows]) {
     for (int r = 0; r < Rows; ++r) upper[r] = larger[r];
     for (int r = 0; r < Rows; ++r) lower[r] = smaller[r];
   }
+#endif
 }
 
 MOEB_NAMESPACE_END
