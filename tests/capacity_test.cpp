@@ -8,6 +8,8 @@ namespace testing {
 TEST_CASE_TEMPLATE_INVOKE(capacity_random, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(capacity_corners, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(capacity_router, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(capacity_empty_slots, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(capacity_overlap, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(capacity_errors, HostEngine);
 
 TEST_CASE("capacity: any number of threads gives the same result") {
@@ -49,6 +51,34 @@ TEST_CASE("capacity: the capacity of an expert") {
 }
 
 /// sum of weights * grad in float64 after dropping; what is dropped must not change between the differences.
+TEST_CASE(
+    "capacity: an id that no expert has is refused by the call's and the argument's own names, before anything is written") {
+  for (const int experts : {4, 5000}) {  // counted, sorted
+    std::vector<std::int32_t> chosen{0, 1, 9, -1, 3, experts};
+    std::vector<std::int32_t> ids(6, 77);
+    std::vector<float> weights(6, 0.5f);
+    std::vector<std::int64_t> kept(static_cast<std::size_t>(experts), 77);
+    std::vector<std::max_align_t> scratch(mb::capacity_workspace_bytes(3, 2, experts) / 16 + 1);
+    mb::Status status{};
+    const mb::CapacityArgs args{.chosen = {chosen.data(), 3, 2},
+                                .experts = {ids.data(), 3, 2},
+                                .weights = mb::MatrixView<float>(weights.data(), 3, 2),
+                                .expert_count = experts,
+                                .capacity = 1,
+                                .kept_counts = kept.data(),
+                                .status = &status};
+    const std::string want = experts == 4 ? "limit_to_capacity: chosen[2] is 9; allowed: -1 to 3"
+                                          : "limit_to_capacity: chosen[5] is 5000; allowed: -1 to 4999";
+    CHECK_THROWS_WITH_AS(mb::limit_to_capacity(args, {scratch.data(), scratch.size() * 16}, mb::Host{}),
+                         doctest::Contains(want.c_str()), mb::InvalidArgument);
+    CHECK(ids == std::vector<std::int32_t>(6, 77));
+    CHECK(weights == std::vector<float>(6, 0.5f));
+    CHECK(kept == std::vector<std::int64_t>(static_cast<std::size_t>(experts), 77));
+    CHECK(status.invalid_experts == 0);
+    CHECK(status.dropped_slots == 0);
+  }
+}
+
 template <class Router>
 struct LimitedLoss {
   Router router;

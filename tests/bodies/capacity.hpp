@@ -165,6 +165,72 @@ TEST_CASE_TEMPLATE_DEFINE("capacity: corners: no tokens, room for all, one slot 
   }
 }
 
+TEST_CASE_TEMPLATE_DEFINE("capacity: a slot without an expert ends with weight 0 and is none that a token lost", Engine,
+                          capacity_empty_slots) {
+  const Engine engine;
+  for (const bool wrong_ids : {true, false}) {
+    if (wrong_ids && mb::DispatchEngine<decltype(engine.place())>::reads_arguments) continue;  // refused there
+    CAPTURE(wrong_ids);
+    Random random(69);
+    CapacityProblem p = capacity_problem(70, 60, 3, 5, 20, 0);
+    CapacityProblem as_empty = p;
+    for (std::size_t i = 0; i < p.chosen.size(); ++i) {
+      if (!random.chance(0.2)) continue;
+      const std::int32_t wrong[] = {5, -2, 1 << 30, INT32_MIN};
+      p.chosen[i] = wrong_ids ? wrong[random.integer(0, 3)] : -1;
+      p.weights[i] = 0.75;
+      as_empty.chosen[i] = -1;
+      as_empty.weights[i] = 0;
+    }
+    for (const bool renormalise : {false, true}) {
+      p.renormalise = as_empty.renormalise = renormalise;
+      const CapacityResult got = limit(engine, p);
+      check_limit(as_empty, got);
+      CHECK(got.weights == limit(engine, as_empty).weights);
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE_DEFINE("capacity: overlapping buffers are refused", Engine, capacity_overlap) {
+  const Engine engine;
+  using Longs = typename Engine::template Array<std::int64_t>;
+  Longs chosen(engine, std::vector<std::int64_t>(8)), experts(engine, std::vector<std::int64_t>(8, 77));
+  Longs weights(engine, std::vector<std::int64_t>(8, 77)), kept(engine, std::vector<std::int64_t>(8, 77));
+  typename Engine::template Array<std::max_align_t> scratch(
+      engine, std::vector<std::max_align_t>(mb::capacity_workspace_bytes(4, 2, 4) / 16 + 1));
+  const auto refuses = [&](const std::string& message, const auto& spoil) {
+    mb::Workspace workspace{scratch.data(), mb::capacity_workspace_bytes(4, 2, 4)};
+    mb::CapacityArgs args{
+        .chosen = {reinterpret_cast<std::int32_t*>(chosen.data()), 4, 2},
+        .experts = {reinterpret_cast<std::int32_t*>(experts.data()), 4, 2},
+        .weights = mb::MatrixView<float>(reinterpret_cast<float*>(weights.data()), 4, 2),
+        .expert_count = 4,
+        .capacity = 1,
+        .kept_counts = kept.data(),
+    };
+    spoil(args, workspace);
+    CHECK_THROWS_WITH_AS(mb::limit_to_capacity(args, workspace, engine.place()),
+                         doctest::Contains(("limit_to_capacity: " + message).c_str()), mb::InvalidArgument);
+  };
+  using Args = mb::CapacityArgs;
+  const auto status_at = [](auto* data) { return reinterpret_cast<mb::Status*>(data); };
+  refuses("experts is memory that status shares",
+          [&](Args& args, mb::Workspace&) { args.status = status_at(experts.data()); });
+  refuses("weights is memory that status shares",
+          [&](Args& args, mb::Workspace&) { args.status = status_at(weights.data() + 3); });
+  refuses("chosen is memory that status shares",
+          [&](Args& args, mb::Workspace&) { args.status = status_at(chosen.data()); });
+  refuses("kept_counts is memory that status shares",
+          [&](Args& args, mb::Workspace&) { args.status = status_at(kept.data() + 3); });
+  refuses("status is memory that workspace shares",
+          [&](Args& args, mb::Workspace& workspace) { args.status = status_at(workspace.data); });
+  refuses("experts is memory that chosen shares",
+          [&](Args& args, mb::Workspace&) { args.experts.data = reinterpret_cast<std::int32_t*>(chosen.data()); });
+  CHECK(experts.values() == std::vector<std::int64_t>(8, 77));
+  CHECK(weights.values() == std::vector<std::int64_t>(8, 77));
+  CHECK(kept.values() == std::vector<std::int64_t>(8, 77));
+}
+
 TEST_CASE_TEMPLATE_DEFINE("capacity: a router drops after it has counted, and says what it chose", Engine, capacity_router) {
   using Array = typename Engine::template Array<float>;
   using Ids = typename Engine::template Array<std::int32_t>;

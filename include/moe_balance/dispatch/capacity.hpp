@@ -38,7 +38,7 @@ enum class DropBy : std::uint8_t {
 struct CapacityArgs {
   MatrixView<const std::int32_t> chosen;  ///< [T, K]: ids before dropping; -1: an empty slot
   MatrixView<std::int32_t> experts;       ///< [T, K] out: ids after dropping, -1 for dropped slots
-  AnyMatrix weights;                      ///< [T, K] in and out: what slots are ranked by; 0 for dropped slots after
+  AnyMatrix weights;                      ///< [T, K] in and out: what slots are ranked by; 0 where experts is -1 after
   int expert_count = 0;                   ///< E
   std::int64_t capacity = 0;              ///< most slots per expert
   DropBy drop = DropBy::score;            ///< which slots stay
@@ -89,6 +89,7 @@ void limit_to_capacity(const CapacityArgs& args, Workspace workspace, const Plac
   const std::int64_t k = args.chosen.columns;
   check.shape("chosen", args.chosen, 1, max_experts);
   check.matrix("chosen", args.chosen, tokens, k);
+  check.range("chosen.rows", tokens, 0, dispatch_tuning.most_slots_per_part * dispatch_tuning.most_parts / k, "slots");
   check.matrix("experts", args.experts, tokens, k);
   check.matrix("weights", args.weights, tokens, k);
   MOEB_EXPECTS(Engine::serves_float64 || args.weights.type != DataType::float64, "limit_to_capacity", "weights.type",
@@ -99,16 +100,17 @@ void limit_to_capacity(const CapacityArgs& args, Workspace workspace, const Plac
   check.optional_pointer("status", args.status, alignof(Status));
   check.memory("workspace", workspace.data, workspace.bytes, capacity_workspace_bytes(tokens, k, args.expert_count), 16);
   check.apart({region("experts", args.experts), region("weights", args.weights), region("chosen", args.chosen),
-               MemoryRegion("kept_counts", args.kept_counts, args.expert_count * 8, true),
+               MemoryRegion("kept_counts", args.kept_counts, args.expert_count * std::int64_t{8}, true),
+               MemoryRegion("status", args.status, sizeof(Status), true),
                MemoryRegion("workspace", workspace.data, static_cast<std::int64_t>(workspace.bytes), true)});
 
   const detail::CapacityScratch scratch(workspace, tokens, k, args.expert_count);
-  permutation({.experts = args.chosen,
-               .offsets = {scratch.offsets, args.expert_count + 1},
-               .row_of_slot = {scratch.row_of_slot, tokens, k},
-               .slot_of_row = {scratch.slot_of_row, tokens * k},
-               .status = args.status},
-              scratch.rest, place);
+  detail::order_slots({.experts = args.chosen,
+                       .offsets = {scratch.offsets, args.expert_count + 1},
+                       .row_of_slot = {scratch.row_of_slot, tokens, k},
+                       .slot_of_row = {scratch.slot_of_row, tokens * k},
+                       .status = args.status},
+                      scratch.rest, place, {"limit_to_capacity", "chosen"});
   const CapacityProblem problem{args.chosen,      args.experts,
                                 args.weights,     args.expert_count,
                                 args.capacity,    args.drop == DropBy::score,
@@ -121,7 +123,7 @@ void limit_to_capacity(const CapacityArgs& args, Workspace workspace, const Plac
     Engine::launch("limit_to_capacity", {blocks.blocks, blocks.tiles, DropSlots<Real>::shared_bytes(blocks.tiles)},
                    DropSlots<Real>{}, problem, place);
     if (args.renormalise) {
-      const RenormaliseProblem kept{args.chosen, args.experts, args.weights, args.scaling_factor};
+      const RenormaliseProblem kept{args.chosen, args.experts, args.weights, args.expert_count, args.scaling_factor};
       Engine::launch("limit_to_capacity", items, RenormaliseKept<Real>{}, kept, place);
     }
   });

@@ -55,7 +55,9 @@ struct DropSlots {
     for_each_item_of_thread(block, problem.chosen.rows * k, [&](std::int64_t slot) MOEB_LAMBDA {
       const std::int64_t token = slot / k;
       const std::int32_t id = problem.chosen.data[token * problem.chosen.stride + slot % k];
-      if (id < 0 || id >= problem.expert_count) problem.experts.data[token * problem.experts.stride + slot % k] = -1;
+      if (id >= 0 && id < problem.expert_count) return;
+      problem.experts.data[token * problem.experts.stride + slot % k] = -1;
+      store_element(problem.weights, token, slot % k, Real(0));
     });
     for (std::int64_t e = block.index(); e < problem.expert_count; e += block.blocks()) {
       const std::int64_t first = problem.offsets[e];
@@ -181,6 +183,7 @@ struct RenormaliseProblem {
   MatrixView<const std::int32_t> chosen;
   MatrixView<const std::int32_t> experts;
   AnyMatrix weights;
+  int expert_count;
   float scaling_factor;
 };
 
@@ -197,7 +200,7 @@ struct RenormaliseKept {
       Real sum = 0;
       bool lost = false;
       for (std::int64_t k = 0; k < k_count; ++k) {
-        lost = lost || (chosen[k] >= 0 && experts[k] < 0);
+        lost = lost || (chosen[k] >= 0 && chosen[k] < problem.expert_count && experts[k] < 0);
         if (experts[k] >= 0) sum = add(sum, load_element<Real>(problem.weights, token, k));
       }
       if (!lost) return;

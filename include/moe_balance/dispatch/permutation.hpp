@@ -112,15 +112,21 @@ inline void check_permutation(const PermutationArgs& args, Workspace workspace) 
                MemoryRegion("workspace", workspace.data, static_cast<std::int64_t>(workspace.bytes), true)});
 }
 
+/// What messages call the ids of a permutation, which is also a step of other calls.
+struct IdsName {
+  const char* call = "permutation";
+  const char* argument = "experts";
+};
+
 /// Names the first id that is no expert's.
-[[noreturn]] inline void refuse_ids(const char* call, const MatrixView<const std::int32_t>& ids, std::int64_t experts) {
+[[noreturn]] inline void refuse_ids(const IdsName& name, const MatrixView<const std::int32_t>& ids, std::int64_t experts) {
   for (std::int64_t t = 0; t < ids.rows; ++t) {
     for (std::int64_t k = 0; k < ids.columns; ++k) {
       const std::int32_t id = ids.data[t * ids.stride + k];
-      Validator{call}.range({"experts", t * ids.columns + k}, id, -1, experts - 1, "-1: an empty slot");
+      Validator{name.call}.range({name.argument, t * ids.columns + k}, id, -1, experts - 1, "-1: an empty slot");
     }
   }
-  fail_argument(call, "experts", "changing", {"ids that do not change during the call"});
+  fail_argument(name.call, name.argument, "changing", {"ids that do not change during the call"});
 }
 
 /// The kernels' problem, but for its histogram.
@@ -160,7 +166,8 @@ void place_slots(PermutationProblem problem, std::int64_t ranking_blocks, const 
 
 /// The permutation by sorting, whatever the number of experts; `workspace` has SortScratch::bytes. Arguments are checked.
 template <class Place, class Tag = EngineTagOf<Place>>
-void permutation_by_sorting(const PermutationArgs& args, const Workspace& workspace, const Place& place) {
+void permutation_by_sorting(const PermutationArgs& args, const Workspace& workspace, const Place& place,
+                            const IdsName& name = {}) {
   using Engine = DispatchEngine<Place>;
   const std::int64_t slots = args.experts.rows * args.experts.columns;
   const std::int64_t experts = args.offsets.size - 1;
@@ -173,7 +180,7 @@ void permutation_by_sorting(const PermutationArgs& args, const Workspace& worksp
   }
   Engine::launch("permutation", Engine::for_items(slots, place), MakePairs{}, problem, place);
   if constexpr (Engine::reads_arguments) {
-    if (*scratch.invalid != 0) refuse_ids("permutation", args.experts, experts);
+    if (*scratch.invalid != 0) refuse_ids(name, args.experts, experts);
   }
   Engine::sort(scratch.pairs, slots, static_cast<int>(std::bit_width(static_cast<std::uint64_t>(experts))), scratch.engine,
                place);
@@ -187,7 +194,8 @@ void permutation_by_sorting(const PermutationArgs& args, const Workspace& worksp
 
 /// The permutation by counting, for up to max_counted_experts. Arguments are checked.
 template <class Place, class Tag = EngineTagOf<Place>>
-void permutation_by_counting(const PermutationArgs& args, const Workspace& workspace, const Place& place) {
+void permutation_by_counting(const PermutationArgs& args, const Workspace& workspace, const Place& place,
+                             const IdsName& name = {}) {
   using Engine = DispatchEngine<Place>;
   const std::int64_t slots = args.experts.rows * args.experts.columns;
   PermutationProblem problem = permutation_problem(args);
@@ -207,9 +215,18 @@ void permutation_by_counting(const PermutationArgs& args, const Workspace& works
   Engine::launch("permutation", {problem.histogram.rows, tiles, CountSlots::shared_bytes(experts)}, CountSlots{}, problem,
                  place);
   if constexpr (Engine::reads_arguments) {
-    if (*found_invalid != 0) refuse_ids("permutation", args.experts, experts);
+    if (*found_invalid != 0) refuse_ids(name, args.experts, experts);
   }
   place_slots(problem, problem.histogram.rows, place);
+}
+
+/// A permutation whose arguments are checked, but for the ids.
+template <class Place, class Tag = EngineTagOf<Place>>
+void order_slots(const PermutationArgs& args, const Workspace& workspace, const Place& place, const IdsName& name = {}) {
+  if (args.offsets.size - 1 > max_counted_experts)
+    permutation_by_sorting(args, workspace, place, name);
+  else
+    permutation_by_counting(args, workspace, place, name);
 }
 
 }  // namespace detail
@@ -227,10 +244,7 @@ template <DispatchPlace Place, class Tag = EngineTagOf<Place>>
 void permutation(const PermutationArgs& args, Workspace workspace, const Place& place) {
   DispatchEngine<Place>::check("permutation", place);
   detail::check_permutation(args, workspace);
-  if (args.offsets.size - 1 > max_counted_experts)
-    detail::permutation_by_sorting(args, workspace, place);
-  else
-    detail::permutation_by_counting(args, workspace, place);
+  detail::order_slots(args, workspace, place);
 }
 
 MOEB_NAMESPACE_END
