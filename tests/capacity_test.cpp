@@ -2,15 +2,22 @@
 #include "engine_host.hpp"
 
 #include "bodies/capacity.hpp"
+#include "bodies/capacity_router.hpp"
 
 namespace testing {
 
 TEST_CASE_TEMPLATE_INVOKE(capacity_random, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(capacity_corners, HostEngine);
-TEST_CASE_TEMPLATE_INVOKE(capacity_router, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(capacity_empty_slots, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(capacity_overlap, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(capacity_router, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(capacity_errors, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(capacity_non_finite, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(capacity_overflow, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(capacity_selections, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(capacity_losses, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(capacity_route, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(capacity_router_overlap, HostEngine);
 
 TEST_CASE("capacity: any number of threads gives the same result") {
   for (const mb::DropBy drop : {mb::DropBy::score, mb::DropBy::position}) {
@@ -43,14 +50,6 @@ TEST_CASE("capacity: any number of threads renormalises to the same bits") {
   }
 }
 
-TEST_CASE("capacity: the capacity of an expert") {
-  CHECK(mb::expert_capacity(40, 4, 60, 1.25) == 4);
-  CHECK(mb::expert_capacity(48, 2, 16, 1.0) == 6);
-  CHECK(mb::expert_capacity(0, 2, 16, 1.0) == 1);
-  CHECK(mb::expert_capacity(std::int64_t{1} << 40, 8, 256, 1.5) == (std::int64_t{1} << 35) * 3 / 2);
-}
-
-/// sum of weights * grad in float64 after dropping; what is dropped must not change between the differences.
 TEST_CASE(
     "capacity: an id that no expert has is refused by the call's and the argument's own names, before anything is written") {
   for (const int experts : {4, 5000}) {  // counted, sorted
@@ -79,6 +78,14 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("capacity: the capacity of an expert") {
+  CHECK(mb::expert_capacity(40, 4, 60, 1.25) == 4);
+  CHECK(mb::expert_capacity(48, 2, 16, 1.0) == 6);
+  CHECK(mb::expert_capacity(0, 2, 16, 1.0) == 1);
+  CHECK(mb::expert_capacity(std::int64_t{1} << 40, 8, 256, 1.5) == (std::int64_t{1} << 35) * 3 / 2);
+}
+
+/// sum of weights * grad in float64 after dropping; what is dropped must not change between the differences.
 template <class Router>
 struct LimitedLoss {
   Router router;

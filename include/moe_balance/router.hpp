@@ -108,7 +108,7 @@ struct Router {
     Engine<Place>::check("backward", place);
     check_backward(given, workspace, Engine<Place>::serves_float64);
     BackwardArgs args = given;
-    if constexpr (looks_across_tokens<TopKT>) args = top_k.before_backward(given, workspace, place);
+    if constexpr (looks_across_tokens<TopKT>) args = top_k.before_backward(scoring, given, workspace, place);
     const SavedView saved = SavedLayout<Balancer>{args.logits.columns, sequences_of(args).count}.view(args.saved.data);
     await_global_counts(saved, place);
     const BackwardProblem<Scoring, TopKT, Balancer> problem{scoring,
@@ -355,6 +355,7 @@ struct Router {
     check.optional_pointer("tokens_on_device", args.tokens_on_device, alignof(std::int64_t));
     check.optional_pointer("grad_loss", args.grad_loss, alignof(float));
     if constexpr (Traits::reads_sequences) check.sequences(args.sequences, tokens, on_host);
+    if constexpr (looks_across_tokens<TopKT>) top_k.check_memory("backward", args, workspace);
     const Shape shape{tokens, static_cast<int>(experts), sequences_of(args).count};
     check.memory("saved", args.saved.data, args.saved.bytes, saved_bytes(shape), alignof(std::int64_t));
     check.memory("workspace", workspace.data, workspace.bytes, workspace_bytes(shape), 16);

@@ -6,6 +6,7 @@
 #include <moe_balance/arguments.hpp>
 #include <moe_balance/concepts.hpp>
 #include <moe_balance/dispatch/arguments.hpp>
+#include <moe_balance/dispatch/capacity_backward_kernels.hpp>
 #include <moe_balance/dispatch/capacity_kernels.hpp>
 #include <moe_balance/dispatch/permutation.hpp>
 #include <moe_balance/dispatch/validate.hpp>
@@ -88,8 +89,8 @@ void limit_to_capacity(const CapacityArgs& args, Workspace workspace, const Plac
   const std::int64_t tokens = args.chosen.rows;
   const std::int64_t k = args.chosen.columns;
   check.shape("chosen", args.chosen, 1, max_experts);
-  check.matrix("chosen", args.chosen, tokens, k);
   check.range("chosen.rows", tokens, 0, dispatch_tuning.most_slots_per_part * dispatch_tuning.most_parts / k, "slots");
+  check.matrix("chosen", args.chosen, tokens, k);
   check.matrix("experts", args.experts, tokens, k);
   check.matrix("weights", args.weights, tokens, k);
   MOEB_EXPECTS(Engine::serves_float64 || args.weights.type != DataType::float64, "limit_to_capacity", "weights.type",
@@ -159,13 +160,42 @@ struct WithCapacity {
                  "false, unless the selection renormalises and chooses more than one expert");
   }
 
-  /// Before the routing kernel: what it and the pass after it write must lie apart.
+  /// Before the routing kernel: what it and the pass after it write must lie apart. What only the kernel touches has to keep off kept_counts
+  /// and the workspace.
   void check_memory(const char* call, const ForwardArgs& args, const Workspace& workspace) const {
     const DispatchValidator check{{call}};
     check.optional_pointer("kept_counts", args.kept_counts, alignof(std::int64_t));
+    const std::int64_t experts = args.logits.columns;
+    const MemoryRegion kept_counts("kept_counts", args.kept_counts, experts * 8, true);
+    const MemoryRegion scratch("workspace", workspace.data, static_cast<std::int64_t>(workspace.bytes), true);
     check.apart({region("chosen", args.chosen), region("experts", args.experts), region("weights", args.weights),
-                 MemoryRegion("kept_counts", args.kept_counts, args.logits.columns * 8, true),
-                 MemoryRegion("workspace", workspace.data, static_cast<std::int64_t>(workspace.bytes), true)});
+                 kept_counts, scratch});
+    check.apart({kept_counts, scratch, region("logits", args.logits),
+                 MemoryRegion("counts", args.counts, experts * 8, false),
+                 MemoryRegion("bias", args.bias.data, experts * 4, false),
+                 MemoryRegion("load", args.load.counts, experts * 8, false),
+                 MemoryRegion("saved", args.saved.data, static_cast<std::int64_t>(args.saved.bytes), false),
+                 MemoryRegion("active", args.active, args.logits.rows, false), region("replay.experts", args.replay.experts),
+                 MemoryRegion("replay.tokens", args.replay.tokens, args.logits.rows, false),
+                 MemoryRegion("status", args.status, sizeof(Status), false),
+                 MemoryRegion("tokens_on_device", args.tokens_on_device, 8, false)});
+  }
+
+  /// Before the backward kernel: the workspace must lie apart from all that it reads and writes.
+  void check_memory(const char* call, const BackwardArgs& args, const Workspace& workspace) const {
+    const auto read = [](MemoryRegion any) {
+      any.written = false;
+      return any;
+    };
+    const std::int64_t tokens = args.logits.rows;
+    DispatchValidator{{call}}.apart(
+        {MemoryRegion("workspace", workspace.data, static_cast<std::int64_t>(workspace.bytes), true),
+         region("logits", args.logits), region("experts", args.experts), region("chosen", args.chosen),
+         region("grad_weights", args.grad_weights), read(region("grad_logits", args.grad_logits)),
+         MemoryRegion("saved", args.saved.data, static_cast<std::int64_t>(args.saved.bytes), false),
+         MemoryRegion("active", args.active, tokens, false),
+         MemoryRegion("tokens_on_device", args.tokens_on_device, 8, false),
+         MemoryRegion("grad_loss", args.grad_loss, 4, false)});
   }
 
   /// Most slots per expert.
@@ -206,9 +236,19 @@ struct WithCapacity {
   }
 
   /// Before the backward kernel: weights were computed among the ids before dropping, unless they were renormalised after it.
-  template <class Place, class Tag = EngineTagOf<Place>>
-  [[nodiscard]] BackwardArgs before_backward(BackwardArgs args, const Workspace& workspace, const Place& place) const {
-    if (renormalise) return args;
+  template <class Scoring, class Place, class Tag = EngineTagOf<Place>>
+  [[nodiscard]] BackwardArgs before_backward(const Scoring& scoring, BackwardArgs args, const Workspace& workspace,
+                                             const Place& place) const {
+    if (renormalise) {
+      const MatrixView<std::int32_t> ids(static_cast<std::int32_t*>(workspace.data), args.experts.rows, k);
+      const BackwardIdsProblem<Scoring> problem{scoring, weighting(), args.logits, args.chosen, args.experts, ids};
+      const LaunchSize size = DispatchEngine<Place>::for_rows(args.experts.rows, k, place);
+      detail::in_real_type_of<Place>(args.logits.type, [&](auto real) {
+        DispatchEngine<Place>::launch("backward", size, FindBackwardIds<decltype(real), k>{}, problem, place);
+      });
+      args.experts = ids;
+      return args;
+    }
     if (args.grad_weights.data != nullptr) {
       const AnyMatrix masked(workspace.data, args.grad_weights.type, args.grad_weights.rows, k, k);
       const MaskProblem problem{args.experts, args.grad_weights, masked};
