@@ -18,6 +18,7 @@ TEST_CASE_TEMPLATE_INVOKE(capacity_selections, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(capacity_losses, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(capacity_route, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(capacity_router_overlap, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(capacity_pad, HostEngine);
 
 TEST_CASE("capacity: any number of threads gives the same result") {
   for (const mb::DropBy drop : {mb::DropBy::score, mb::DropBy::position}) {

@@ -18,5 +18,6 @@ TEST_CASE_TEMPLATE_INVOKE(capacity_selections, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(capacity_losses, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(capacity_route, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(capacity_router_overlap, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(capacity_pad, CudaEngine);
 
 }  // namespace testing

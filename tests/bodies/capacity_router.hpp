@@ -382,4 +382,128 @@ TEST_CASE_TEMPLATE_DEFINE("capacity: a router refuses memory that kept_counts or
   CHECK(before.saved == after.saved);
 }
 
+/// A routing call in one with its permutation, whose rows the selection pads.
+template <class Engine>
+struct PaddedCall {
+  static constexpr int k = 2, experts = 6;
+  static constexpr std::int64_t tokens = 25, align = 4, rows_per_expert = 8;  // C = ceil(25 * 2 / 6 * 0.75) = 7
+  using Longs = typename Engine::template Array<std::int64_t>;
+  Engine engine;
+  mb::Router<mb::Softmax, mb::WithCapacity<mb::TopK<k>>> router{mb::Softmax{}, {.capacity_factor = 0.75, .pad = true}};
+  std::int64_t rows = 70;  // more than 6 * 8, and than permutation_rows, which it takes without pad
+  std::size_t bytes = mb::route_and_permute_workspace_bytes(router, {tokens, experts});
+  static constexpr std::size_t slots = 50;
+  typename Engine::template Array<float> logits{engine, skewed_logits()}, weights{engine, std::vector<float>(slots, 77)};
+  typename Engine::template Array<std::int32_t> ids{engine, std::vector<std::int32_t>(slots, 77)},
+      chosen{engine, std::vector<std::int32_t>(slots, 77)}, blocks{engine, std::vector<std::int32_t>(17, 77)};
+  Longs counts{engine, std::vector<std::int64_t>(experts, 77)}, offsets{engine, std::vector<std::int64_t>(experts + 1, 77)};
+  Longs row_of_slot{engine, std::vector<std::int64_t>(slots, 77)}, slot_of_row{engine, std::vector<std::int64_t>(70, 77)};
+  typename Engine::template Array<std::max_align_t> scratch{engine, std::vector<std::max_align_t>(bytes / 16 + 1)};
+
+  /// The last experts are chosen by few.
+  static std::vector<float> skewed_logits() {
+    std::vector<float> values = Random(97).normals<float>(tokens * experts);
+    for (std::size_t i = 0; i < values.size(); ++i) values[i] -= static_cast<float>(i % experts);
+    return values;
+  }
+  mb::RouteArgs route() {
+    return {.logits = mb::MatrixView<const float>(logits.data(), tokens, experts),
+            .experts = {ids.data(), tokens, k},
+            .weights = mb::MatrixView<float>(weights.data(), tokens, k)};
+  }
+  mb::ForwardArgs forward() {
+    return {.logits = mb::MatrixView<const float>(logits.data(), tokens, experts),
+            .experts = {ids.data(), tokens, k},
+            .weights = mb::MatrixView<float>(weights.data(), tokens, k),
+            .chosen = {chosen.data(), tokens, k}};
+  }
+  mb::PermutationArgs order() {
+    return {.experts = {},
+            .offsets = {offsets.data(), experts + 1},
+            .row_of_slot = {row_of_slot.data(), tokens, k},
+            .slot_of_row = {slot_of_row.data(), rows},
+            .align = align,
+            .counts = counts.data(),
+            .block_size = align,
+            .expert_of_block = {blocks.data(), rows / align}};
+  }
+  void run(bool trains, const mb::PermutationArgs& args) {
+    const mb::Workspace workspace{scratch.data(), bytes};
+    if (trains)
+      mb::forward_and_permute(router, forward(), args, workspace, engine.place());
+    else
+      mb::route_and_permute(router, route(), args, workspace, engine.place());
+    engine.wait();
+  }
+  [[nodiscard]] bool is_untouched() const {
+    return ids.values() == std::vector<std::int32_t>(slots, 77) &&
+           offsets.values() == std::vector<std::int64_t>(experts + 1, 77) &&
+           slot_of_row.values() == std::vector<std::int64_t>(70, 77);
+  }
+};
+
+TEST_CASE_TEMPLATE_DEFINE(
+    "capacity: pad gives every expert C rows, rounded up to align, in the calls that route and permute", Engine,
+    capacity_pad) {
+  using Call = PaddedCall<Engine>;
+  for (const bool trains : {false, true}) {
+    CAPTURE(trains);
+    Call call;
+    call.run(trains, call.order());
+    const std::vector<std::int64_t> offsets = call.offsets.values();
+    for (int e = 0; e <= Call::experts; ++e) CHECK(offsets[static_cast<std::size_t>(e)] == e * Call::rows_per_expert);
+    const std::vector<std::int32_t> ids = call.ids.values();
+    const std::vector<std::int64_t> row_of_slot = call.row_of_slot.values(), slot_of_row = call.slot_of_row.values();
+    const std::vector<std::int64_t> counts = call.counts.values();
+    std::vector<std::int64_t> next(Call::experts, 0);  // each expert's slots in order, none beyond its capacity
+    for (std::size_t slot = 0; slot < ids.size(); ++slot) {
+      const auto e = static_cast<std::size_t>(ids[slot]);
+      CHECK(row_of_slot[slot] == (ids[slot] < 0 ? -1 : ids[slot] * Call::rows_per_expert + next[e]++));
+      if (ids[slot] >= 0) CHECK(slot_of_row[static_cast<std::size_t>(row_of_slot[slot])] == static_cast<std::int64_t>(slot));
+    }
+    CHECK(counts == next);
+    CHECK(*std::max_element(counts.begin(), counts.end()) == 7);
+    const auto filled = std::count_if(slot_of_row.begin(), slot_of_row.end(), [](std::int64_t slot) { return slot >= 0; });
+    CHECK(filled == std::accumulate(counts.begin(), counts.end(), std::int64_t{0}));
+    const std::vector<std::int32_t> blocks = call.blocks.values();
+    for (std::size_t b = 0; b < blocks.size(); ++b) CHECK(blocks[b] == (b < 12 ? static_cast<int>(b) / 2 : -1));
+
+    Call apart;  // the two calls by themselves
+    const mb::Workspace workspace{apart.scratch.data(), apart.bytes};
+    const auto place = apart.engine.place();
+    apart.router.route(apart.route(), workspace, place);
+    mb::PermutationArgs by_itself = apart.order();
+    by_itself.experts = mb::MatrixView<const std::int32_t>(apart.ids.data(), Call::tokens, Call::k);
+    by_itself.rows_per_expert = apart.router.top_k.rows_per_expert({Call::tokens, Call::experts}, Call::align);
+    mb::permutation(by_itself, workspace, place);
+    apart.engine.wait();
+    CHECK(apart.offsets.values() == offsets);
+    CHECK(apart.row_of_slot.values() == row_of_slot);
+    CHECK(apart.slot_of_row.values() == slot_of_row);
+
+    Call other;  // what the caller asks for goes before
+    mb::PermutationArgs args = other.order();
+    args.rows_per_expert = 4;
+    other.run(trains, args);
+    CHECK(other.offsets.values()[1] == 4);
+    other.router.top_k.pad = false;
+    other.run(trains, other.order());
+    CHECK(other.offsets.values() != offsets);
+
+    Call short_of_rows;
+    args = short_of_rows.order();
+    args.slot_of_row.size = Call::experts * Call::rows_per_expert - 1;
+    CHECK_THROWS_WITH_AS(short_of_rows.run(trains, args),
+                         doctest::Contains("permutation: slot_of_row.size is 47; allowed: 48"), mb::InvalidArgument);
+    CHECK(short_of_rows.is_untouched());
+    args = short_of_rows.order();
+    args.align = 0;
+    CHECK_THROWS_WITH_AS(short_of_rows.run(trains, args), doctest::Contains("permutation: align is 0"), mb::InvalidArgument);
+    short_of_rows.router.top_k.capacity_factor = 0;
+    CHECK_THROWS_WITH_AS(short_of_rows.run(trains, short_of_rows.order()), doctest::Contains("top_k.capacity_factor is 0"),
+                         mb::InvalidArgument);
+    CHECK(short_of_rows.is_untouched());
+  }
+}
+
 }  // namespace testing

@@ -143,7 +143,7 @@ struct WithCapacity {
   double capacity_factor = 1.0;  ///< C = ceil(T K / E * capacity_factor), T the rows of logits
   DropBy drop = DropBy::score;   ///< by weight (as Megatron-Core), or by position
   bool renormalise = false;      ///< the kept weights of a token that lost a slot sum to scaling_factor again
-  bool pad = false;              ///< rows_per_expert is C, so that every expert gets the same number of rows
+  bool pad = false;              ///< every expert gets C rows where rows are given: see rows_per_expert()
   Selection selection{};         ///< what chooses, before dropping
 
   [[nodiscard]] MOEB_INLINE constexpr Weighting weighting() const { return selection.weighting(); }
@@ -202,7 +202,8 @@ struct WithCapacity {
   [[nodiscard]] std::int64_t capacity(const Shape& shape) const {
     return expert_capacity(shape.tokens, k, shape.experts, capacity_factor);
   }
-  /// PermutationArgs::rows_per_expert: the capacity, rounded up to `align`, where `pad` is set, else 0.
+  /// PermutationArgs::rows_per_expert: the capacity, rounded up to `align`, where `pad` is set, else 0. route_and_permute and
+  /// forward_and_permute ask for it themselves; `permutation` by itself is to be given it. slot_of_row needs E times so many rows.
   [[nodiscard]] std::int64_t rows_per_expert(const Shape& shape, std::int64_t align = 1) const {
     return pad ? (capacity(shape) + align - 1) / align * align : 0;
   }

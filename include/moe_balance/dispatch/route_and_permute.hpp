@@ -181,9 +181,20 @@ void check_apart_from_routing(const DispatchValidator& check, const Args& args, 
   }
 }
 
-/// Checks what the two halves of a fused call share, and gives the workspace of the second.
+/// The rows per expert that a selection asks for where the caller asks for none; what both depend on is checked first.
+template <class RouterT>
+void take_rows_of_selection(const char* call, const RouterT& router, const Shape& shape, PermutationArgs& order) {
+  if constexpr (requires { router.top_k.rows_per_expert(shape, order.align); }) {
+    if (order.rows_per_expert != 0) return;
+    router.top_k.check(call, shape.experts);
+    DispatchValidator{{"permutation"}}.rows(order.align, 0);
+    order.rows_per_expert = router.top_k.rows_per_expert(shape, order.align);
+  }
+}
+
+/// Checks what the two halves of a fused call share, completes `order`, and gives the workspace of the second.
 template <class RouterT, class Args>
-[[nodiscard]] Workspace check_fused(const char* call, const RouterT& router, const Args& args, const PermutationArgs& order,
+[[nodiscard]] Workspace check_fused(const char* call, const RouterT& router, const Args& args, PermutationArgs& order,
                                     const Workspace& workspace) {
   const Shape shape{args.logits.rows, static_cast<int>(args.logits.columns)};
   const DispatchValidator check{{call}};
@@ -195,6 +206,7 @@ template <class RouterT, class Args>
   check.memory("workspace", workspace.data, workspace.bytes, route_and_permute_workspace_bytes(router, shape), 16);
   const std::size_t routing_bytes = (router.workspace_bytes(shape) + 15) / 16 * 16;
   const Workspace rest{static_cast<std::byte*>(workspace.data) + routing_bytes, workspace.bytes - routing_bytes};
+  take_rows_of_selection(call, router, shape, order);
   check_permutation(order, workspace);
   check_apart_from_routing<RouterT>(check, args, order, workspace);
   return rest;
@@ -220,8 +232,9 @@ void route_then_permute(std::int64_t tokens, const PermutationArgs& order, const
 
 }  // namespace detail
 
-/// router.route(args) and permutation(order) in one: `order.experts` is args.experts whatever it says, and counts go to order.counts. On a
-/// GPU two launches, for selections that look across tokens as many as the two calls have. Errors: as those calls.
+/// router.route(args) and permutation(order) in one: `order.experts` is args.experts whatever it says, and counts go to order.counts. A
+/// selection with a capacity and `pad` gives order.rows_per_expert where that is 0. On a GPU two launches, for selections that look across
+/// tokens as many as the two calls have. Errors: as those calls.
 template <class RouterT, DispatchPlace Place, class Tag = EngineTagOf<Place>>
 void route_and_permute(const RouterT& router, const RouteArgs& args, PermutationArgs order, Workspace workspace,
                        const Place& place) {
@@ -232,9 +245,9 @@ void route_and_permute(const RouterT& router, const RouteArgs& args, Permutation
 }
 
 /// router.forward(args) and permutation(order) in one, with the same `saved`, `load` and status as those: `order.experts` is args.experts
-/// whatever it says, and counts go to order.counts. On a GPU two launches, where forward itself needs one; as many more as forward has
-/// for a global-batch loss that reads the step's load, and for selections that look across tokens as many as the two calls have. Errors: as
-/// those calls.
+/// whatever it says, and counts go to order.counts. A selection with a capacity and `pad` gives order.rows_per_expert where that is 0. On a GPU
+/// two launches, where forward itself needs one; as many more as forward has for a global-batch loss that reads the step's load, and for
+/// selections that look across tokens as many as the two calls have. Errors: as those calls.
 template <class RouterT, DispatchPlace Place, class Tag = EngineTagOf<Place>>
 void forward_and_permute(const RouterT& router, const ForwardArgs& args, PermutationArgs order, Workspace workspace,
                          const Place& place) {
