@@ -49,7 +49,8 @@ class OracleSubject : public Subject {
         const std::ptrdiff_t first = layer * task.experts;
         const std::vector<double> row(bias.begin() + first, bias.begin() + first + task.experts);
         const std::vector<std::int64_t> load(counts.begin() + first, counts.begin() + first + task.experts);
-        const std::vector<double> next = oracle::next_bias(row, load, task.update_rate, oracle::Centring::none);
+        const oracle::Centring centring = task.centres_step ? oracle::Centring::step : oracle::Centring::none;
+        const std::vector<double> next = oracle::next_bias(row, load, task.update_rate, centring);
         std::copy(next.begin(), next.end(), bias.begin() + first);
       }
       result.push_back(narrowed(bias));

@@ -305,7 +305,9 @@ class RouterSubject : public Subject {
   }
 
   std::vector<std::vector<float>> biases(const BiasTask& task) override {
-    const mb::Router router{mb::Sigmoid{}, mb::TopK<1>{}, mb::LossFreeBias{.update_rate = task.update_rate}};
+    const mb::Centring centring = task.centres_step ? mb::Centring::step : mb::Centring::none;
+    const mb::Router router{mb::Sigmoid{}, mb::TopK<1>{},
+                            mb::LossFreeBias{.update_rate = task.update_rate, .centring = centring}};
     using Floats = typename Engine::template Array<float>;
     using Counts = typename Engine::template Array<std::int64_t>;
     const auto size = static_cast<std::size_t>(task.layers) * static_cast<std::size_t>(task.experts);

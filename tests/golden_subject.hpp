@@ -8,7 +8,7 @@
 
 namespace golden {
 
-/// A case that the subject does not offer; the message is the reason. The case counts as skipped.
+/// A case that the subject does not offer; the message is the reason. The case counts as skipped where golden_cases.hpp lists it, else as failed.
 struct NotOffered : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -55,6 +55,7 @@ struct BiasTask {
   int layers = 1;
   int experts = 0;
   float update_rate = 1e-3f;
+  bool centres_step = false;                               ///< the mean of a layer's steps is taken off them
   std::vector<std::vector<std::int64_t>> counts_per_step;  ///< [steps][layers * experts]
 };
 
