@@ -128,6 +128,12 @@ TEST_CASE("rule 8: and the dispatch kernels' structs") {
   check_echo<CapacityProblem, &CapacityProblem::chosen, &CapacityProblem::experts, &CapacityProblem::weights,
              &CapacityProblem::expert_count, &CapacityProblem::capacity, &CapacityProblem::by_score, &CapacityProblem::offsets,
              &CapacityProblem::slot_of_row, &CapacityProblem::kept_counts, &CapacityProblem::dropped_slots>();
+  using BackwardIds = mb::BackwardIdsProblem<mb::Softmax>;
+  check_echo<BackwardIds, &BackwardIds::scoring, &BackwardIds::weighting, &BackwardIds::logits, &BackwardIds::chosen,
+             &BackwardIds::experts, &BackwardIds::ids>();
+  using mb::RenormaliseProblem;
+  check_echo<RenormaliseProblem, &RenormaliseProblem::chosen, &RenormaliseProblem::experts, &RenormaliseProblem::weights,
+             &RenormaliseProblem::expert_count, &RenormaliseProblem::scaling_factor>();
   using Capacity = mb::WithCapacity<mb::TopK<8>>;
   check_echo<Capacity, &Capacity::capacity_factor, &Capacity::drop, &Capacity::renormalise, &Capacity::pad, &Capacity::selection>();
   using mb::SharedExpertsProblem;
