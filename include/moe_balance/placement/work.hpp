@@ -1,0 +1,225 @@
+// A placement of experts while it is made: how it starts (EPLB's packings), what it weighs and what it moves.
+#pragma once
+
+#include <moe_balance/placement/arguments.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <numeric>
+#include <vector>
+
+MOEB_NAMESPACE_BEGIN
+
+namespace detail {
+
+// Templates, so that files that do not place experts need not compile what this uses of the standard library.
+
+/// Largest load of a rank; then the sum of squares, to tell placements with equal largest loads apart.
+struct PlacementBalance {
+  double busiest = 0;
+  double squares = 0;
+  [[nodiscard]] bool operator<(const PlacementBalance& other) const {
+    const double slack = 1e-12 * busiest;
+    if (busiest < other.busiest - slack) return true;
+    return busiest <= other.busiest + slack && squares < other.squares * (1 - 1e-12);
+  }
+};
+
+/// Places `first` and `second` change experts; or, without a second, place `first` gets another replica of `expert`.
+struct PlacementStep {
+  int first = -1;
+  int second = -1;
+  std::int32_t expert = -1;
+};
+
+template <class = void>
+class PlacementWork {
+ public:
+  explicit PlacementWork(const PlacementArgs& args)
+      : args_(args),
+        experts_(static_cast<int>(args.counts.size)),
+        per_rank_(args.physical_experts / args.ranks),
+        nodes_(args.nodes > 1 && args.groups % args.nodes == 0 ? args.nodes : 1),
+        replicas_(static_cast<std::size_t>(experts_), 0) {}
+
+  void start_from(const std::vector<std::int32_t>& logical) {
+    place_ = logical;
+    std::fill(replicas_.begin(), replicas_.end(), 0);
+    for (const std::int32_t expert : place_) ++replicas_[at(expert)];
+  }
+
+  /// EPLB's three packings.
+  void start_from_counts() {
+    place_.assign(at(args_.physical_experts), -1);
+    const int groups = nodes_ > 1 ? args_.groups : 1;
+    const int group_size = experts_ / groups;
+    std::vector<double> group_load(at(groups), 0.0);
+    for (int e = 0; e < experts_; ++e) group_load[at(e / group_size)] += static_cast<double>(args_.counts.data[e]);
+    const std::vector<int> node_of_group = packed(group_load, nodes_);
+    for (int node = 0; node < nodes_; ++node) {
+      std::vector<int> members;
+      for (int e = 0; e < experts_; ++e) {
+        if (node_of_group[at(e / group_size)] == node) members.push_back(e);
+      }
+      fill_node(node, members);
+    }
+  }
+
+  void apply(const PlacementStep& step) {
+    if (step.second >= 0) {
+      std::swap(place_[at(step.first)], place_[at(step.second)]);
+    } else {
+      --replicas_[at(place_[at(step.first)])];
+      ++replicas_[at(step.expert)];
+      place_[at(step.first)] = step.expert;
+    }
+  }
+
+  [[nodiscard]] int experts() const { return experts_; }
+  [[nodiscard]] int places() const { return args_.physical_experts; }
+  [[nodiscard]] int ranks() const { return args_.ranks; }
+  [[nodiscard]] int rank_of(int place) const { return place / per_rank_; }
+  [[nodiscard]] int node_of_rank(int rank) const { return rank / (args_.ranks / nodes_); }
+  [[nodiscard]] std::int32_t expert_at(int place) const { return place_[at(place)]; }
+  [[nodiscard]] int replicas(std::int32_t expert) const { return replicas_[at(expert)]; }
+  /// What each of so many replicas of an expert carries.
+  [[nodiscard]] double share(std::int32_t expert, int replicas) const {
+    return static_cast<double>(args_.counts.data[expert]) / replicas;
+  }
+  [[nodiscard]] double share(std::int32_t expert) const { return share(expert, replicas(expert)); }
+
+  [[nodiscard]] double load_of_rank(int rank) const {
+    double load = 0;
+    for (int p = rank * per_rank_; p < (rank + 1) * per_rank_; ++p) load += share(place_[at(p)]);
+    return load;
+  }
+  [[nodiscard]] PlacementBalance balance() const {
+    PlacementBalance result;
+    for (int rank = 0; rank < args_.ranks; ++rank) {
+      const double load = load_of_rank(rank);
+      result.busiest = std::max(result.busiest, load);
+      result.squares += load * load;
+    }
+    return result;
+  }
+
+  [[nodiscard]] int moves(const std::vector<std::int32_t>& previous) const {
+    if (previous.empty()) return 0;
+    int count = 0;
+    for (int rank = 0; rank < args_.ranks; ++rank) {
+      // A rank keeps as many replicas of an expert as it has now and had before.
+      std::vector<std::int32_t> had(previous.begin() + rank * per_rank_, previous.begin() + (rank + 1) * per_rank_);
+      for (int i = 0; i < per_rank_; ++i) {
+        const auto found = std::find(had.begin(), had.end(), place_[at(rank * per_rank_ + i)]);
+        if (found == had.end())
+          ++count;
+        else
+          had.erase(found);
+      }
+    }
+    return count;
+  }
+
+  /// Puts experts that a rank keeps where they were, so that only moved ones change place.
+  void settle(const std::vector<std::int32_t>& previous) {
+    if (previous.empty()) return;
+    for (int rank = 0; rank < args_.ranks; ++rank) {
+      std::vector<std::int32_t> own(place_.begin() + rank * per_rank_, place_.begin() + (rank + 1) * per_rank_);
+      std::vector<int> open;
+      for (int p = rank * per_rank_; p < (rank + 1) * per_rank_; ++p) {
+        const auto found = std::find(own.begin(), own.end(), previous[at(p)]);
+        if (found == own.end()) {
+          open.push_back(p);
+        } else {
+          place_[at(p)] = *found;
+          own.erase(found);
+        }
+      }
+      for (std::size_t i = 0; i < open.size(); ++i) place_[at(open[i])] = own[i];
+    }
+  }
+
+  [[nodiscard]] Placement finished(const std::vector<std::int32_t>& previous) const {
+    Placement result;
+    result.logical_of_physical = place_;
+    result.replica_count.assign(replicas_.begin(), replicas_.end());
+    result.most_replicas = *std::max_element(replicas_.begin(), replicas_.end());
+    result.logical_to_physical.assign(at(experts_) * at(result.most_replicas), -1);
+    std::vector<int> next(at(experts_), 0);
+    for (std::size_t p = 0; p < place_.size(); ++p) {
+      const std::size_t expert = at(place_[p]);
+      result.logical_to_physical[expert * at(result.most_replicas) + at(next[expert]++)] = static_cast<std::int32_t>(p);
+    }
+    result.moves = moves(previous);
+    result.busiest = balance().busiest;
+    return result;
+  }
+
+ private:
+  template <class Integer>
+  [[nodiscard]] static std::size_t at(Integer index) {
+    return static_cast<std::size_t>(index);
+  }
+
+  /// Heaviest first, each to the lightest pack that has room; packs hold equally many.
+  [[nodiscard]] static std::vector<int> packed(const std::vector<double>& weights, int packs) {
+    std::vector<int> order(weights.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return weights[at(a)] > weights[at(b)]; });
+    std::vector<int> pack_of(weights.size());
+    std::vector<double> load(at(packs), 0.0);
+    std::vector<std::size_t> held(at(packs), 0);
+    for (const int item : order) {
+      int best = -1;
+      for (int pack = 0; pack < packs; ++pack) {
+        if (held[at(pack)] == weights.size() / at(packs)) continue;
+        if (best < 0 || load[at(pack)] < load[at(best)]) best = pack;
+      }
+      pack_of[at(item)] = best;
+      load[at(best)] += weights[at(item)];
+      ++held[at(best)];
+    }
+    return pack_of;
+  }
+
+  /// The expert whose replicas carry most, by exact comparison of count / replicas.
+  [[nodiscard]] int heaviest(const std::vector<int>& members) const {
+    int best = members.front();
+    for (const int expert : members) {
+      if (args_.counts.data[expert] * replicas_[at(best)] > args_.counts.data[best] * replicas_[at(expert)]) best = expert;
+    }
+    return best;
+  }
+
+  void fill_node(int node, const std::vector<int>& members) {
+    const int ranks = args_.ranks / nodes_;
+    const int places = per_rank_ * ranks;
+    std::vector<int> replicas = members;
+    for (const int expert : members) replicas_[at(expert)] = 1;
+    while (static_cast<int>(replicas.size()) < places) {
+      const int expert = heaviest(members);
+      ++replicas_[at(expert)];
+      replicas.push_back(expert);
+    }
+    std::vector<double> weights;
+    for (const int expert : replicas) weights.push_back(share(expert));
+    const std::vector<int> rank_of_replica = packed(weights, ranks);
+    std::vector<int> used(at(ranks), 0);
+    for (std::size_t i = 0; i < replicas.size(); ++i) {
+      const int rank = rank_of_replica[i];
+      place_[at((node * ranks + rank) * per_rank_ + used[at(rank)]++)] = replicas[i];
+    }
+  }
+
+  PlacementArgs args_;
+  int experts_;
+  int per_rank_;
+  int nodes_;
+  std::vector<int> replicas_;
+  std::vector<std::int32_t> place_;
+};
+
+}  // namespace detail
+
+MOEB_NAMESPACE_END
