@@ -20,9 +20,13 @@ class PlacementSteps {
  public:
   /// With `previous` ([P], or empty) moves are counted from it.
   PlacementSteps(const PlacementWork<>& work, const std::vector<std::int32_t>& previous)
-      : work_(work), holders_(at(work.experts())), had_(at(work.experts())) {
+      : work_(work),
+        counts_moves_(!previous.empty()),
+        holders_(at(work.experts())),
+        had_(at(work.experts())),
+        gained_by_busy_(at(work.experts()), 0),
+        gained_by_rank_(at(work.ranks()), 0) {
     for (std::size_t p = 0; p < previous.size(); ++p) add(had_[at(previous[p])], work.rank_of(static_cast<int>(p)));
-    counts_moves_ = !previous.empty();
   }
 
   /// The step that lowers the busiest rank's load most, of those after which no more than `most_moves` experts have moved; first -1 where none
@@ -31,28 +35,38 @@ class PlacementSteps {
     look();
     PlacementBalance best = balance_;
     PlacementStep chosen;
+    const int busy = by_load_.front();
     const auto consider = [&](const PlacementStep& step, const PlacementBalance& reached) {
-      if (!(reached < best) || (counts_moves_ && moves_after(step) > most_moves)) return;
+      if (!(reached < best)) return;
       best = reached;
       chosen = step;
     };
-    const int busy = by_load_.front();
-    for (const int p : firsts_) {
-      if (work_.rank_of(p) != busy) continue;
-      const std::int32_t expert = work_.expert_at(p);
-      look_at(expert);
-      for (const int q : firsts_) {
-        const std::int32_t other = work_.expert_at(q);
-        const int rank = work_.rank_of(q);
-        if (other == expert || work_.node_of_rank(rank) != work_.node_of_rank(busy)) continue;
-        if (rank != busy) consider({p, q, -1}, after_exchange(busy, expert, rank, other));
-        if (work_.replicas(other) > 1) consider({q, -1, expert}, after_replacement(rank, other, best));
+    for (const First& first : firsts_) {
+      if (first.rank != busy) continue;
+      look_at(first.expert);
+      for (const First& second : firsts_) {
+        if (second.expert == first.expert || work_.node_of_rank(second.rank) != work_.node_of_rank(busy)) continue;
+        const int moves = moves_ + gained_by_rank_[at(second.rank)] - second.lost;
+        const int exchanged = moves + gained_by_busy_[at(second.expert)] - first.lost;
+        if (second.rank != busy && exchanged <= most_moves) {
+          consider({first.place, second.place, -1, exchanged}, after_exchange(first, second));
+        }
+        if (moves <= most_moves && work_.replicas(second.expert) > 1) {
+          consider({second.place, -1, first.expert, moves}, after_replacement(second, best));
+        }
       }
     }
     return chosen;
   }
 
  private:
+  /// A rank's first replica of an expert.
+  struct First {
+    int place;
+    int rank;
+    std::int32_t expert;
+    int lost;  ///< moves that the rank makes less with a replica less
+  };
   /// A rank with replicas of an expert.
   struct Holder {
     int rank;
@@ -83,15 +97,26 @@ class PlacementSteps {
     for (std::vector<Holder>& holders : holders_) holders.clear();
     firsts_.clear();
     for (int p = 0; p < work_.places(); ++p) {
-      if (add(holders_[at(work_.expert_at(p))], work_.rank_of(p))) firsts_.push_back(p);
+      const std::int32_t expert = work_.expert_at(p);
+      if (add(holders_[at(expert)], work_.rank_of(p))) firsts_.push_back({p, work_.rank_of(p), expert, 0});
     }
     load_.clear();
     for (int rank = 0; rank < work_.ranks(); ++rank) load_.push_back(work_.load_of_rank(rank));
     balance_ = {*std::max_element(load_.begin(), load_.end()),
                 std::inner_product(load_.begin(), load_.end(), load_.begin(), 0.0)};
     sort_by_load(by_load_, load_);
+    count_moves();
+  }
+
+  void count_moves() {
     moves_ = 0;
-    for (const int p : firsts_) moves_ += std::max(0, surplus(work_.rank_of(p), work_.expert_at(p)));
+    if (!counts_moves_) return;
+    for (First& first : firsts_) {
+      const int more = surplus(first.rank, first.expert);
+      first.lost = more > 0 ? 1 : 0;
+      moves_ += std::max(0, more);
+    }
+    for (int e = 0; e < work_.experts(); ++e) gained_by_busy_[at(e)] = surplus(by_load_.front(), e) >= 0 ? 1 : 0;
   }
 
   static void sort_by_load(std::vector<int>& ranks, const std::vector<double>& load) {
@@ -104,18 +129,11 @@ class PlacementSteps {
   [[nodiscard]] int surplus(int rank, std::int32_t expert) const {
     return copies(holders_[at(expert)], rank) - copies(had_[at(expert)], rank);
   }
-  [[nodiscard]] int moves_of(int rank, std::int32_t loses, std::int32_t gains) const {
-    return (surplus(rank, gains) >= 0 ? 1 : 0) - (surplus(rank, loses) > 0 ? 1 : 0);
-  }
-  [[nodiscard]] int moves_after(const PlacementStep& step) const {
-    const std::int32_t old = work_.expert_at(step.first);
-    if (step.second < 0) return moves_ + moves_of(work_.rank_of(step.first), old, step.expert);
-    const std::int32_t other = work_.expert_at(step.second);
-    return moves_ + moves_of(work_.rank_of(step.first), old, other) + moves_of(work_.rank_of(step.second), other, old);
-  }
 
-  [[nodiscard]] PlacementBalance after_exchange(int busy, std::int32_t expert, int rank, std::int32_t other) const {
-    const double difference = work_.share(expert) - work_.share(other);
+  [[nodiscard]] PlacementBalance after_exchange(const First& first, const First& second) const {
+    const int busy = first.rank;
+    const int rank = second.rank;
+    const double difference = work_.share(first.expert) - work_.share(second.expert);
     const double loads[] = {load_[at(busy)] - difference, load_[at(rank)] + difference};
     PlacementBalance result{std::max(loads[0], loads[1]), balance_.squares};
     for (const int third : by_load_) {
@@ -128,7 +146,7 @@ class PlacementSteps {
     return result;
   }
 
-  /// Takes up what a replica more of an expert does to the loads of ranks that have some.
+  /// Takes up what a replica more of an expert does to the loads of ranks that have some, and to the moves of each.
   void look_at(std::int32_t expert) {
     added_share_ = work_.share(expert, work_.replicas(expert) + 1);
     lowered_ = load_;
@@ -139,17 +157,21 @@ class PlacementSteps {
       lowered_squares_ += load * load - load_[at(holder.rank)] * load_[at(holder.rank)];
     }
     sort_by_load(by_lowered_, lowered_);
+    if (!counts_moves_) return;
+    std::fill(gained_by_rank_.begin(), gained_by_rank_.end(), 1);
+    for (const Holder& had : had_[at(expert)]) gained_by_rank_[at(had.rank)] = surplus(had.rank, expert) >= 0 ? 1 : 0;
   }
 
-  /// A replica of `other` on `rank` becomes one of the expert looked at. No better than `best` where a load is seen that is above it.
-  [[nodiscard]] PlacementBalance after_replacement(int rank, std::int32_t other, const PlacementBalance& best) const {
-    const std::vector<Holder>& holders = holders_[at(other)];
-    const double share = work_.share(other, work_.replicas(other) - 1);
+  /// A replica becomes one of the expert looked at. No better than `best` where a load is seen that is above it.
+  [[nodiscard]] PlacementBalance after_replacement(const First& replaced, const PlacementBalance& best) const {
+    const std::vector<Holder>& holders = holders_[at(replaced.expert)];
+    const double share = work_.share(replaced.expert, work_.replicas(replaced.expert) - 1);
+    const double rise = share - work_.share(replaced.expert);
     PlacementBalance result{0, lowered_squares_};
     for (const Holder& holder : holders) {
       const double old = lowered_[at(holder.rank)];
-      double load = old + holder.copies * (share - work_.share(other));
-      if (holder.rank == rank) load += added_share_ - share;
+      double load = old + holder.copies * rise;
+      if (holder.rank == replaced.rank) load += added_share_ - share;
       if (load > best.busiest * (1 + 1e-11)) return {load, 0};
       result.busiest = std::max(result.busiest, load);
       result.squares += load * load - old * old;
@@ -163,14 +185,17 @@ class PlacementSteps {
   }
 
   const PlacementWork<>& work_;
-  bool counts_moves_ = false;
+  bool counts_moves_;
   std::vector<std::vector<Holder>> holders_;  ///< [E], of the placement
   std::vector<std::vector<Holder>> had_;      ///< [E], of previous
-  std::vector<int> firsts_;                   ///< places with a rank's first replica of an expert
-  std::vector<double> load_;                  ///< [R]
-  std::vector<int> by_load_;                  ///< [R]: ranks, busiest first
+  std::vector<First> firsts_;
+  std::vector<double> load_;  ///< [R]
+  std::vector<int> by_load_;  ///< [R]: ranks, busiest first
   PlacementBalance balance_;
   int moves_ = 0;
+  std::vector<int>
+      gained_by_busy_;  ///< [E]: moves that the busiest rank makes more with a replica more; 0 where none are counted
+  std::vector<int> gained_by_rank_;  ///< [R]: that a rank makes more with the expert of look_at
   // After look_at, with a replica more of its expert: the share of each, and loads without the added one.
   double added_share_ = 0;
   std::vector<double> lowered_;

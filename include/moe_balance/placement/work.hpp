@@ -31,6 +31,7 @@ struct PlacementStep {
   int first = -1;
   int second = -1;
   std::int32_t expert = -1;
+  int moves = 0;  ///< of the placement after it
 };
 
 template <class = void>
