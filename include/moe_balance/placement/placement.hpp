@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 MOEB_NAMESPACE_BEGIN
@@ -28,11 +29,30 @@ namespace detail {
 template <class = void>
 void improve_placement(PlacementWork<>& work, const std::vector<std::int32_t>& previous, int most_moves) {
   PlacementSteps<> steps(work, previous);
-  for (;;) {
-    const PlacementStep step = steps.best(most_moves);
-    if (step.first < 0) return;
+  for (PlacementStep step = steps.best(most_moves); step.first >= 0; step = steps.best(most_moves)) work.apply(step);
+}
+
+/// The best that improve_placement makes of `previous` within any bound up to `most_moves`, which may be better than within that one. A smaller
+/// bound has the steps of a greater one up to the first that is beyond it; from there its steps are its own.
+template <class = void>
+[[nodiscard]] PlacementWork<> improved_placement(PlacementWork<> work, const std::vector<std::int32_t>& previous,
+                                                 int most_moves) {
+  PlacementWork<> best = work;
+  double least = std::numeric_limits<double>::infinity();
+  int bound = 0;
+  PlacementSteps<> steps(work, previous);
+  for (PlacementStep step = steps.best(most_moves); step.first >= 0; step = steps.best(most_moves)) {
+    for (; bound < step.moves; ++bound) {
+      PlacementWork<> within = work;
+      improve_placement(within, previous, bound);
+      const double busiest = within.balance().busiest;
+      if (busiest >= least) continue;
+      least = busiest;
+      best = std::move(within);
+    }
     work.apply(step);
   }
+  return least < work.balance().busiest * (1 - 1e-12) ? best : work;
 }
 
 template <class = void>
@@ -79,9 +99,9 @@ template <class = void>
   fresh.start_from_counts();
   detail::improve_placement(fresh, {}, unbounded);
   if (previous.empty()) return fresh.finished(previous);
-  detail::PlacementWork<> changed(args);
-  changed.start_from(previous);
-  detail::improve_placement(changed, previous, args.most_moves);
+  detail::PlacementWork<> old(args);
+  old.start_from(previous);
+  detail::PlacementWork<> changed = detail::improved_placement(old, previous, args.most_moves);
   const bool takes_fresh = fresh.moves(previous) <= args.most_moves && fresh.balance() < changed.balance();
   detail::PlacementWork<>& chosen = takes_fresh ? fresh : changed;
   chosen.settle(previous);
