@@ -55,6 +55,18 @@ template <class = void>
   return least < work.balance().busiest * (1 - 1e-12) ? best : work;
 }
 
+/// What follows `previous`: the fresh placement or what steps make of the old one.
+template <class = void>
+[[nodiscard]] PlacementWork<> replaced_placement(const PlacementArgs& args, const PlacementWork<>& fresh,
+                                                 const std::vector<std::int32_t>& previous) {
+  const bool may_be_fresh = fresh.moves(previous) <= args.most_moves;
+  PlacementWork<> old(args);
+  old.start_from(previous);
+  if (may_be_fresh && old.splits_groups()) return fresh;
+  PlacementWork<> changed = improved_placement(old, previous, args.most_moves);
+  return may_be_fresh && fresh.balance() < changed.balance() ? fresh : changed;
+}
+
 template <class = void>
 void check_placement(const PlacementArgs& args) {
   const Validator check{"place_experts"};
@@ -87,23 +99,19 @@ void check_placement(const PlacementArgs& args) {
 }  // namespace detail
 
 /// Places experts so that the busiest rank's expected load is low. Every expert gets at least one place. With `previous` at most `most_moves`
-/// places get an expert that their rank does not hold now, and experts that stay keep their places; an old placement that breaks the
-/// hierarchy stays as it is where moves do not suffice. Host memory only; allocates. Errors: InvalidArgument.
+/// places get an expert that their rank does not hold now, and experts that stay keep their places; more moves never balance worse. An
+/// old placement that splits groups over nodes gives way to a fresh one if that is within the bound, even where it balances worse; otherwise
+/// experts stay on the nodes that they are on, and groups stay split. Host memory only; allocates. Errors: InvalidArgument.
 template <class = void>
 [[nodiscard]] Placement place_experts(const PlacementArgs& args) {
   detail::check_placement(args);
   std::vector<std::int32_t> previous;
   if (args.previous.data != nullptr) previous.assign(args.previous.data, args.previous.data + args.previous.size);
-  constexpr int unbounded = std::numeric_limits<int>::max();
   detail::PlacementWork<> fresh(args);
   fresh.start_from_counts();
-  detail::improve_placement(fresh, {}, unbounded);
+  detail::improve_placement(fresh, {}, std::numeric_limits<int>::max());
   if (previous.empty()) return fresh.finished(previous);
-  detail::PlacementWork<> old(args);
-  old.start_from(previous);
-  detail::PlacementWork<> changed = detail::improved_placement(old, previous, args.most_moves);
-  const bool takes_fresh = fresh.moves(previous) <= args.most_moves && fresh.balance() < changed.balance();
-  detail::PlacementWork<>& chosen = takes_fresh ? fresh : changed;
+  detail::PlacementWork<> chosen = detail::replaced_placement(args, fresh, previous);
   chosen.settle(previous);
   return chosen.finished(previous);
 }

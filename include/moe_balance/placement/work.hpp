@@ -122,6 +122,19 @@ class PlacementWork {
     return count;
   }
 
+  /// Whether a group's experts are on several nodes.
+  [[nodiscard]] bool splits_groups() const {
+    if (nodes_ == 1) return false;
+    std::vector<int> node_of_group(at(args_.groups), -1);
+    for (int p = 0; p < args_.physical_experts; ++p) {
+      const int node = node_of_rank(rank_of(p));
+      int& known = node_of_group[at(place_[at(p)] / (experts_ / args_.groups))];
+      if (known >= 0 && known != node) return true;
+      known = node;
+    }
+    return false;
+  }
+
   /// Puts experts that a rank keeps where they were, so that only moved ones change place.
   void settle(const std::vector<std::int32_t>& previous) {
     if (previous.empty()) return;
