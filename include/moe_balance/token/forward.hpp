@@ -168,7 +168,7 @@ template <class Real, class Problem, class TileT, class LayoutT, class ChosenT>
   }
 }
 
-/// The last: weights, and what the token adds to sums.
+/// The last: weights, and what the token adds to sums; but count_plain_top_k is left to callers whose lanes have rows in memory.
 /// Sink: where the token's contributions go. count(expert), invalid_expert() are called by the lane that holds the choice, probability(
 /// slot, fixed) by the lane that holds the slot, loss_count(expert) by one lane, token_loss(index, fixed) by lane 0, token() and non_finite_token() by all.
 template <class Real, class Problem, class TileT, class LayoutT, class ChosenT, class Sink>
@@ -179,7 +179,8 @@ MOEB_INLINE void finish_active(const Problem& problem, const TileT& tile, const 
   for (int r = 0; r < chosen.per_lane; ++r) {
     if (chosen.expert[r] >= 0) sink.count(chosen.expert[r]);
   }
-  count_plain_top_k(problem, tile, layout, token, state.logits, state.scores, is_regular(state.row), sink);
+  if constexpr (LayoutT::in_registers)
+    count_plain_top_k(problem, tile, layout, token, state.logits, state.scores, is_regular(state.row), sink);
   const WeightRow<Real> weights = weigh_chosen(problem, tile, state, bias, chosen);
   store_chosen(problem, tile, token, chosen, weights);
   sink.token();
@@ -203,6 +204,8 @@ MOEB_INLINE void forward_loaded(const Problem& problem, const TileT& tile, const
   Chosen<Real, TileT, decltype(problem.top_k)::k> chosen;
   score_loaded(problem, tile, layout, token, state);
   choose_active(problem, tile, layout, bias, state, chosen, sink);
+  if constexpr (!LayoutT::in_registers)
+    count_plain_top_k(problem, tile, layout, token, state.logits, state.scores, is_regular(state.row), sink);
   finish_active(problem, tile, layout, bias, state, chosen, sink);
 }
 

@@ -35,23 +35,19 @@ class ForwardRows {
       candidate_keys(problem, tile, layout, token, is_regular(token.row), bias, token.keys);
       selection_.look(layout, r, token.keys);
     }
-    selection_.find_thresholds();
+    const auto chooses = [&](int r) MOEB_EARLY_LAMBDA { return tokens_[r].active && !tokens_[r].replayed; };
+    select(count, chooses);
+    Chosen<Real, TileT, k_count> chosen[Most];
     for (int r = 0; r < count; ++r) {
-      if (selects(r)) selection_.collect(r, tokens_[r].keys);
+      for (int k = 0; k < k_count; ++k) chosen[r].expert[k] = chooses(r) ? selection_.slot(r, k) : -1;
     }
-    selection_.rank();
+    if constexpr (BalancerTraits<decltype(problem.balancer)>::plain_losses > 0)
+      count_plain(problem, tile, layout, count, sink);
     for (int r = 0; r < count; ++r) {
       auto& token = tokens_[r];
       if (!token.active) continue;
-      Chosen<Real, TileT, k_count> chosen;
-      for (int k = 0; k < k_count; ++k) chosen.expert[k] = -1;
-      if (selects(r)) {
-        selection_.finish(r, token.keys);
-        for (int k = 0; k < k_count; ++k) chosen.expert[k] = selection_.slot(r, k);
-      } else {
-        take_replayed(problem, tile, layout.experts, token.token, chosen, sink);
-      }
-      finish_active(problem, tile, layout, bias, token, chosen, sink);
+      if (token.replayed) take_replayed(problem, tile, layout.experts, token.token, chosen[r], sink);
+      finish_active(problem, tile, layout, bias, token, chosen[r], sink);
     }
   }
 
@@ -61,7 +57,34 @@ class ForwardRows {
   ForwardToken<Real, Problem, TileT, LayoutT> tokens_[Most];
   MemorySelection<LayoutT, Key<Real>, k_count, Most> selection_;
 
-  [[nodiscard]] MOEB_INLINE bool selects(int r) const { return tokens_[r].active && !tokens_[r].replayed; }
+  /// The selection's steps after `look`, of the tokens that take part.
+  template <class TakesPart>
+  MOEB_INLINE void select(int count, const TakesPart& takes_part) {
+    selection_.find_thresholds();
+    for (int r = 0; r < count; ++r) {
+      if (takes_part(r)) selection_.collect(r, tokens_[r].keys);
+    }
+    selection_.rank();
+    for (int r = 0; r < count; ++r) {
+      if (takes_part(r)) selection_.finish(r, tokens_[r].keys);
+    }
+  }
+
+  /// count_plain_top_k of all tokens.
+  template <class Sink>
+  MOEB_INLINE void count_plain(const Problem& problem, const TileT& tile, const LayoutT& layout, int count, Sink& sink) {
+    const auto takes_part = [&](int r) MOEB_EARLY_LAMBDA { return tokens_[r].active; };
+    for (int r = 0; r < count; ++r) {
+      auto& token = tokens_[r];
+      if (!token.active) continue;
+      rank_keys(problem, tile, layout, token.token, token.logits, token.scores, is_regular(token.row), nullptr, token.keys);
+      selection_.look(layout, r, token.keys);
+    }
+    select(count, takes_part);
+    for (int r = 0; r < count; ++r) {
+      for (int k = 0; k < k_count && tokens_[r].active; ++k) sink.loss_count(selection_.slot(r, k));
+    }
+  }
 };
 
 MOEB_NAMESPACE_END
