@@ -163,6 +163,28 @@ TEST_CASE("equal keys go to the smaller slot, by either way") {
   }
 }
 
+TEST_CASE("ranks that no key is left for have slot 0, by either way") {
+  std::array<Task<std::int32_t>, 2> tasks;
+  for (Task<std::int32_t>& task : tasks) {
+    task.is_there = true;
+    for (int i = 0; i < 64; ++i) task.keys[i] = mb::excluded_key<std::int32_t>;
+    task.keys[37] = 5;
+  }
+  mb::MemorySelection<Row, std::int32_t, 8, 2> few;
+  select(few, Row{64, 0}, tasks);
+  std::array<Task<std::int64_t>, 1> inserted;
+  inserted[0].is_there = true;
+  for (int i = 0; i < 64; ++i) inserted[0].keys[i] = mb::excluded_key<std::int64_t>;
+  inserted[0].keys[37] = 5;
+  mb::MemorySelection<Row, std::int64_t, 8, 1> float64;
+  select(float64, Row{64, 0}, inserted);
+  for (int k = 0; k < 8; ++k) {
+    CHECK(few.slot(0, k) == (k == 0 ? 37 : 0));
+    CHECK(few.slot(1, k) == (k == 0 ? 37 : 0));
+    CHECK(float64.slot(0, k) == (k == 0 ? 37 : 0));
+  }
+}
+
 /// The zero-one principle: a network of comparisons sorts whatever it is given if it sorts all rows of zeros and ones.
 template <int N, int First, int Last>
 void sort_all_zeros_and_ones() {

@@ -82,7 +82,7 @@ struct Weighting {
   float scaling_factor = 1.0f;  ///< multiplies every weight
 };
 
-/// Chooses K experts from ranking keys. `narrow` may exclude experts before the K best are taken; `check` throws for shapes that the
+/// Chooses K experts from ranking keys. `narrow` may exclude experts before the K best are taken, and leaves at least K; `check` throws for shapes that the
 /// policy's options do not fit.
 template <class P>
 concept TopKPolicy = std::is_trivially_copyable_v<P> &&

@@ -363,6 +363,13 @@ TEST_CASE_TEMPLATE_DEFINE("capacity: a router refuses memory that kept_counts or
     CHECK_THROWS_WITH_AS(call(), doctest::Contains(("workspace is memory that " + other + " shares").c_str()),
                          mb::InvalidArgument);
   };
+  // status over what the pass after the routing kernel refuses, too: before the kernel has written anything
+  mb::ForwardArgs over_weights = forward;
+  over_weights.status = reinterpret_cast<mb::Status*>(forward.weights.data);
+  CHECK_THROWS_WITH_AS(router.forward(over_weights, memory.workspace(), engine.place()),
+                       doctest::Contains("forward: weights is memory that status shares"), mb::InvalidArgument);
+  refuses_kept("sequences.offsets", [&](mb::ForwardArgs& args) { args.sequences.offsets = kept.data(); });
+
   refuses_workspace("logits", forward, [](auto& args, void* data) { args.logits.data = data; });
   refuses_workspace("counts", forward, [](auto& args, void* data) { args.counts = static_cast<std::int64_t*>(data); });
   mb::BackwardArgs backward = memory.backward_args();
@@ -376,6 +383,8 @@ TEST_CASE_TEMPLATE_DEFINE("capacity: a router refuses memory that kept_counts or
   refuses_workspace("grad_weights", backward, [](auto& args, void* data) { args.grad_weights.data = data; });
   refuses_workspace("grad_logits", backward, [](auto& args, void* data) { args.grad_logits.data = data; });
   refuses_workspace("grad_loss", backward, [](auto& args, void* data) { args.grad_loss = static_cast<float*>(data); });
+  refuses_workspace("sequences.offsets", backward,
+                    [](auto& args, void* data) { args.sequences.offsets = static_cast<std::int64_t*>(data); });
 
   const Outcome after = memory.outcome();
   CHECK(same_bits(before, after));

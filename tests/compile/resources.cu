@@ -77,6 +77,8 @@ void dispatch(const Calls& calls, const DispatchCalls& dispatch, cudaStream_t st
   mb::combine_backward(dispatch.combine_backward, calls.workspace, stream);
   mb::limit_to_capacity(dispatch.capacity, calls.workspace, stream);
   (void)mb::WithCapacity<mb::TopK<8>>{}.before_backward(mb::Softmax{}, calls.backward, calls.workspace, stream);
+  (void)mb::WithCapacity<mb::TopK<8>>{}.before_backward(mb::SoftmaxOverSelected{}, calls.backward, calls.workspace, stream);
+  (void)mb::WithCapacity<mb::TopK<8>>{}.before_backward(mb::SqrtSoftplus{}, calls.backward, calls.workspace, stream);
   mb::physical_experts(dispatch.physical_experts, calls.workspace, stream);
   mb::append_shared_experts(dispatch.shared_experts, calls.workspace, stream);
   mb::rank_splits(dispatch.rank_splits, calls.workspace, stream);

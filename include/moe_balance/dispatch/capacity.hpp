@@ -101,8 +101,7 @@ void limit_to_capacity(const CapacityArgs& args, Workspace workspace, const Plac
   check.optional_pointer("status", args.status, alignof(Status));
   check.memory("workspace", workspace.data, workspace.bytes, capacity_workspace_bytes(tokens, k, args.expert_count), 16);
   check.apart({region("experts", args.experts), region("weights", args.weights), region("chosen", args.chosen),
-               MemoryRegion("kept_counts", args.kept_counts, args.expert_count * std::int64_t{8}, true),
-               MemoryRegion("status", args.status, sizeof(Status), true),
+               MemoryRegion("kept_counts", args.kept_counts, args.expert_count * std::int64_t{8}, true), region(args.status),
                MemoryRegion("workspace", workspace.data, static_cast<std::int64_t>(workspace.bytes), true)});
 
   const detail::CapacityScratch scratch(workspace, tokens, k, args.expert_count);
@@ -169,7 +168,7 @@ struct WithCapacity {
     const MemoryRegion kept_counts("kept_counts", args.kept_counts, experts * 8, true);
     const MemoryRegion scratch("workspace", workspace.data, static_cast<std::int64_t>(workspace.bytes), true);
     check.apart({region("chosen", args.chosen), region("experts", args.experts), region("weights", args.weights),
-                 kept_counts, scratch});
+                 kept_counts, scratch, region(args.status)});
     check.apart({kept_counts, scratch, region("logits", args.logits),
                  MemoryRegion("counts", args.counts, experts * 8, false),
                  MemoryRegion("bias", args.bias.data, experts * 4, false),
@@ -177,8 +176,7 @@ struct WithCapacity {
                  MemoryRegion("saved", args.saved.data, static_cast<std::int64_t>(args.saved.bytes), false),
                  MemoryRegion("active", args.active, args.logits.rows, false), region("replay.experts", args.replay.experts),
                  MemoryRegion("replay.tokens", args.replay.tokens, args.logits.rows, false),
-                 MemoryRegion("status", args.status, sizeof(Status), false),
-                 MemoryRegion("tokens_on_device", args.tokens_on_device, 8, false)});
+                 MemoryRegion("tokens_on_device", args.tokens_on_device, 8, false), offsets_of(args.sequences)});
   }
 
   /// Before the backward kernel: the workspace must lie apart from all that it reads and writes.
@@ -195,7 +193,7 @@ struct WithCapacity {
          MemoryRegion("saved", args.saved.data, static_cast<std::int64_t>(args.saved.bytes), false),
          MemoryRegion("active", args.active, tokens, false),
          MemoryRegion("tokens_on_device", args.tokens_on_device, 8, false),
-         MemoryRegion("grad_loss", args.grad_loss, 4, false)});
+         MemoryRegion("grad_loss", args.grad_loss, 4, false), offsets_of(args.sequences)});
   }
 
   /// Most slots per expert.
@@ -264,6 +262,11 @@ struct WithCapacity {
   }
 
  private:
+  /// Offsets of sequences, if there are any; their number is checked only where a balancer reads them.
+  [[nodiscard]] static MemoryRegion offsets_of(const Sequences& sequences) {
+    const std::int64_t count = std::clamp<std::int64_t>(sequences.count, 0, std::int64_t{1} << 40);
+    return {"sequences.offsets", sequences.offsets, (count + 1) * 8, false};
+  }
   /// Room for an id or a gradient of every slot.
   [[nodiscard]] static std::size_t slot_bytes(std::int64_t tokens) {
     return (static_cast<std::size_t>(tokens * k) * sizeof(double) + 15) / 16 * 16;

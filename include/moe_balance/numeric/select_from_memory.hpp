@@ -14,7 +14,7 @@
 MOEB_NAMESPACE_BEGIN
 
 /// The selection of up to `Rows` rows, in steps: `look` at each, `find_thresholds`, `collect` of each, `rank`, `finish` each, all with the same keys, of
-/// which at least Count in a row are not excluded. `slot` has the result. Rows may be left out.
+/// which at least Count in a row should not be excluded. `slot` has the result. Rows may be left out.
 template <class LayoutT, class K, int Count, int Rows>
 class MemorySelection {
  public:
@@ -95,9 +95,9 @@ class MemorySelection {
     insert_all(row, keys);
   }
 
-  /// The slot of a row's rank k < Count.
+  /// The slot of a row's rank k < Count; 0 where no key was left for it (no_slot, less the bit above all slots).
   [[nodiscard]] MOEB_EARLY_INLINE std::int32_t slot(int row, int k) const {
-    return static_cast<std::int32_t>(-static_cast<std::int64_t>(candidate_[k][row]) & (slots_of_key - 1));
+    return static_cast<std::int32_t>(-static_cast<std::int64_t>(candidate_[k][row]) & (LayoutT::capacity - 1));
   }
 
  private:
@@ -113,8 +113,9 @@ class MemorySelection {
   static constexpr std::int32_t no_slot = LayoutT::capacity;
   static_assert(Keys::spare > 0);
   static constexpr int most_queued = LayoutT::capacity / 32 + columns + 1;
-  static constexpr std::int64_t slots_of_key = 4096;
-  static_assert(no_slot < slots_of_key);
+  static_assert(LayoutT::capacity / 32 >= columns);  // as many columns queue at first, and no more than `columns` later
+  static constexpr std::int64_t slots_of_key = 2 * LayoutT::capacity;
+  static_assert((LayoutT::capacity & (LayoutT::capacity - 1)) == 0 && LayoutT::capacity <= 1 << 19);
   /// float64, which is for checks, only ever inserts: less to compile.
   static constexpr bool ranks = sizeof(K) == 4;
 
