@@ -112,8 +112,8 @@ class MemorySelection {
   static_assert(LayoutT::capacity % step == 0);
   static constexpr std::int32_t no_slot = LayoutT::capacity;
   static_assert(Keys::spare > 0);
-  static constexpr int most_queued = LayoutT::capacity / 32 + columns + 1;
-  static_assert(LayoutT::capacity / 32 >= columns);  // as many columns queue at first, and no more than `columns` later
+  /// At first a column for each 32 keys, or one for fewer; those that are not too many then queue again, once for each.
+  static constexpr int most_queued = (LayoutT::capacity / 32 > 2 * columns ? LayoutT::capacity / 32 : 2 * columns) + 1;
   static constexpr std::int64_t slots_of_key = 2 * LayoutT::capacity;
   static_assert((LayoutT::capacity & (LayoutT::capacity - 1)) == 0 && LayoutT::capacity <= 1 << 19);
   /// float64, which is for checks, only ever inserts: less to compile.

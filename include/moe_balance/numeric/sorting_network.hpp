@@ -41,17 +41,12 @@ struct SortingNetwork {
     count -= kept;
   }
 };
-template <int N, int First, int Last>
-inline constexpr SortingNetwork<N, First, Last> sorting_network{};
 
 /// value[i][r] becomes row r's i-th largest, for i from First to Last; other places hold any of the others. A loop: unrolled, it is a third of what a
 /// router takes to compile.
 template <int First, int Last, class T, int N, int Rows>
 MOEB_EARLY_INLINE void sort_rows(T (&value)[N][Rows]) {
-#if defined(__CUDA_ARCH__)
-  (void)value;  // nvcc looks at this, too, though only a CPU's lane has rows in memory; a GPU's code has no such table
-#else
-  constexpr const auto& network = sorting_network<N, First, Last>;
+  static constexpr SortingNetwork<N, First, Last> network;  // in here, so that nvcc finds it for a device, too
   for (int i = 0; i < network.count; ++i) {
     T(&upper)[Rows] = value[network.pairs[i].upper];
     T(&lower)[Rows] = value[network.pairs[i].lower];
@@ -64,7 +59,6 @@ MOEB_EARLY_INLINE void sort_rows(T (&value)[N][Rows]) {
     for (int r = 0; r < Rows; ++r) upper[r] = larger[r];
     for (int r = 0; r < Rows; ++r) lower[r] = smaller[r];
   }
-#endif
 }
 
 MOEB_NAMESPACE_END

@@ -51,6 +51,7 @@ inline constexpr int bytes_between_rows = 17 * 64;
 /// One value of type T for each slot of a lane.
 template <class T, class Layout>
 struct Slots {
+  /// Values behind the capacity.
   static constexpr int spare = Layout::in_registers ? 0 : bytes_between_rows / static_cast<int>(sizeof(T));
   alignas(Layout::in_registers ? alignof(T) : 64) T values[Layout::capacity + spare];
   MOEB_INLINE constexpr T& operator[](int slot) MOEB_LAMBDA { return values[slot]; }
