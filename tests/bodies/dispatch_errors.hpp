@@ -407,37 +407,34 @@ void refuses_bad_indices() {
   CHECK_THROWS_WITH_AS((void)run_dispatch(Engine{}, sorted),
                        "moe_balance: permutation: experts[5] is 3; allowed: -1 to 2 (-1: an empty slot)",
                        mb::InvalidArgument);
-  const auto refuses_slot_of_row = [](const std::string& subject, const auto& call) {
-    refuses<Engine>(subject + ": slot_of_row[3]", [&](Memory& memory) {
-      memory.slot_of_row.data()[3] = 6;
+  const auto refuses_index = [](const std::string& call, const char* name, auto array, std::size_t index, std::int64_t bad,
+                                const auto& run) {
+    refuses<Engine>(call + ": " + name + "[" + std::to_string(index) + "]", [&](Memory& memory) {
+      std::int64_t& element = (memory.*array).data()[index];
+      const std::int64_t good = element;
+      element = bad;
       try {
-        call(memory);
+        run(memory);
       } catch (...) {
-        memory.slot_of_row.data()[3] = 5;
+        element = good;
         throw;
       }
     });
   };
-  refuses_slot_of_row("permute", [](Memory& memory) { mb::permute(memory.permute(), {}, memory.engine.place()); });
-  refuses_slot_of_row("combine_backward",
-                      [](Memory& memory) { mb::combine_backward(memory.combine_backward(), {}, memory.engine.place()); });
-  const auto refuses_row_of_slot = [](const std::string& subject, const auto& call) {
-    refuses<Engine>(subject + ": row_of_slot[1]", [&](Memory& memory) {
-      memory.row_of_slot.data()[1] = 12;
-      try {
-        call(memory);
-      } catch (...) {
-        memory.row_of_slot.data()[1] = 2;
-        throw;
-      }
-    });
+  const auto permute = [](Memory& memory) { mb::permute(memory.permute(), {}, memory.engine.place()); };
+  const auto permute_backward = [](Memory& memory) {
+    mb::permute_backward(memory.permute_backward(), {}, memory.engine.place());
   };
-  refuses_row_of_slot("permute", [](Memory& memory) { mb::permute(memory.permute(), {}, memory.engine.place()); });
-  refuses_row_of_slot("combine", [](Memory& memory) { mb::combine(memory.combine(), {}, memory.engine.place()); });
-  refuses_row_of_slot("permute_backward",
-                      [](Memory& memory) { mb::permute_backward(memory.permute_backward(), {}, memory.engine.place()); });
-  refuses_row_of_slot("combine_backward",
-                      [](Memory& memory) { mb::combine_backward(memory.combine_backward(), {}, memory.engine.place()); });
+  const auto combine = [](Memory& memory) { mb::combine(memory.combine(), {}, memory.engine.place()); };
+  const auto combine_backward = [](Memory& memory) {
+    mb::combine_backward(memory.combine_backward(), {}, memory.engine.place());
+  };
+  refuses_index("permute", "slot_of_row", &Memory::slot_of_row, 3, 6, permute);
+  refuses_index("combine_backward", "slot_of_row", &Memory::slot_of_row, 3, 6, combine_backward);
+  refuses_index("permute", "row_of_slot", &Memory::row_of_slot, 1, 12, permute);
+  refuses_index("combine", "row_of_slot", &Memory::row_of_slot, 1, 12, combine);
+  refuses_index("permute_backward", "row_of_slot", &Memory::row_of_slot, 1, 12, permute_backward);
+  refuses_index("combine_backward", "row_of_slot", &Memory::row_of_slot, 1, 12, combine_backward);
 }
 
 TEST_CASE_TEMPLATE_DEFINE("dispatch refuses bad ids and rows, or counts them where it cannot look", Engine,

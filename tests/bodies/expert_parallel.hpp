@@ -154,24 +154,22 @@ TEST_CASE_TEMPLATE_DEFINE("expert parallelism: ranks are sent the rows of their 
   Longs counts(engine, {5, 0, 16, 1, 0, 8});
   Longs send_counts(engine, {9, 9, 9});
   Longs send_offsets(engine, {9, 9, 9, 9});
-  mb::rank_splits({.offsets = {offsets.data(), 7},
-                   .send_counts = {send_counts.data(), 3},
-                   .send_offsets = {send_offsets.data(), 4},
-                   .counts = counts.data()},
-                  {}, engine.place());
-  engine.wait();
+  const auto split = [&] {
+    mb::rank_splits({.offsets = {offsets.data(), 7},
+                     .send_counts = {send_counts.data(), 3},
+                     .send_offsets = {send_offsets.data(), 4},
+                     .counts = counts.data()},
+                    {}, engine.place());
+    engine.wait();
+  };
+  split();
   CHECK(send_counts.values() == std::vector<std::int64_t>{8, 24, 8});
   CHECK(send_offsets.values() == std::vector<std::int64_t>{0, 8, 32, 40});
 
   // A rank in the middle that is sent nothing.
   offsets = Longs(engine, {0, 0, 8, 8, 8, 8, 16});
   counts = Longs(engine, {0, 8, 0, 0, 0, 8});
-  mb::rank_splits({.offsets = {offsets.data(), 7},
-                   .send_counts = {send_counts.data(), 3},
-                   .send_offsets = {send_offsets.data(), 4},
-                   .counts = counts.data()},
-                  {}, engine.place());
-  engine.wait();
+  split();
   CHECK(send_counts.values() == std::vector<std::int64_t>{8, 0, 8});
   CHECK(send_offsets.values() == std::vector<std::int64_t>{0, 8, 8, 16});
 }

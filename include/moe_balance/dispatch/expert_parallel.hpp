@@ -1,5 +1,5 @@
-// Experts spread over ranks: logical experts to physical ones with replicas, a rank's own experts, masks for tensor parallelism, shared experts as
-// further slots, and what each rank is sent. Ids are [T, K], -1 for an empty slot, which stays empty in every call.
+// Ids of experts that are spread over ranks: logical experts to physical ones with replicas, a rank's own experts, masks for tensor parallelism, shared
+// experts as further slots. Ids are [T, K], -1 for an empty slot, which stays empty in every call. What each rank is sent: dispatch/rank_splits.hpp.
 #pragma once
 
 #include <moe_balance/dispatch/arguments.hpp>
@@ -61,15 +61,6 @@ struct SharedExpertsArgs {
   float weight = 1.0f;    ///< of shared experts; 0 for inactive tokens, whose shared ids are -1
   const std::uint8_t* active = nullptr;  ///< [T], optional: 0 marks a padding token
   Status* status = nullptr;  ///< optional; on a GPU counts ids below -1 and shared ones: they become -1, weight 0
-};
-
-/// The arguments of rank_splits.
-struct RankSplitsArgs {
-  VectorView<const std::int64_t> offsets;  ///< [E + 1], from permutation: experts of one rank are neighbours
-  VectorView<std::int64_t> send_counts;    ///< [ranks] out: rows, padding included, for each rank; ranks divide E
-  VectorView<std::int64_t> send_offsets;   ///< [ranks + 1] out: their first rows
-  const std::int64_t* counts = nullptr;    ///< [E], optional: slots per expert, which offsets must have room for
-  Status* status = nullptr;  ///< optional; on a GPU counts experts whose offsets descend or disagree with counts
 };
 
 /// mapped[t, k] = mapping(id, token), -1 where there is no id. `mapping` returns -2 for what it calls invalid, which is counted and becomes -1.
@@ -184,50 +175,15 @@ struct AppendShared {
   }
 };
 
-struct RankSplitsProblem {
-  const std::int64_t* offsets;
-  const std::int64_t* counts;
-  std::int64_t experts;
-  std::int64_t ranks;
-  std::int64_t* send_counts;
-  std::int64_t* send_offsets;
-  std::int64_t* invalid;
-};
-
-/// Whether an expert's rows can be what its count says.
-[[nodiscard]] MOEB_INLINE bool offsets_agree(const std::int64_t* offsets, const std::int64_t* counts, std::int64_t expert) {
-  if (offsets[expert] < 0 || offsets[expert + 1] < offsets[expert]) return false;
-  return counts == nullptr || (counts[expert] >= 0 && counts[expert] <= offsets[expert + 1] - offsets[expert]);
-}
-
-struct SplitOverRanks {
-  static constexpr bool uses_shared = false;
-  template <class BlockT, class TileT>
-  MOEB_INLINE void operator()(const BlockT& block, const TileT& /*tile*/, const RankSplitsProblem& problem) const {
-    const std::int64_t per_rank = problem.experts / problem.ranks;
-    for_each_item_of_thread(block, problem.ranks + 1, [&](std::int64_t rank) MOEB_LAMBDA {
-      const std::int64_t first = problem.offsets[rank * per_rank];
-      problem.send_offsets[rank] = first;
-      if (rank == problem.ranks) return;
-      const std::int64_t last = problem.offsets[(rank + 1) * per_rank];
-      problem.send_counts[rank] = first >= 0 && last > first ? last - first : 0;
-      if (problem.invalid == nullptr) return;
-      for (std::int64_t e = rank * per_rank; e < (rank + 1) * per_rank; ++e) {
-        if (!offsets_agree(problem.offsets, problem.counts, e)) block.add_global(problem.invalid, 1);
-      }
-    });
-  }
-};
-
 namespace detail {
 
-/// Calls f(name, id) for every slot where its id can be read before the work.
+/// Calls f(name, id, token) for every slot where its id can be read before the work.
 template <class Place, class Function, class Tag = EngineTagOf<Place>>
 void for_each_readable_id(const MatrixView<const std::int32_t>& experts, const Function& f) {
   if constexpr (DispatchEngine<Place>::reads_arguments) {
     for (std::int64_t t = 0; t < experts.rows; ++t) {
       for (std::int64_t k = 0; k < experts.columns; ++k) {
-        f(ArgumentName("experts", t * experts.columns + k), experts.data[t * experts.stride + k]);
+        f(ArgumentName("experts", t * experts.columns + k), experts.data[t * experts.stride + k], t);
       }
     }
   }
@@ -236,7 +192,7 @@ void for_each_readable_id(const MatrixView<const std::int32_t>& experts, const F
 /// On the CPU ids below -1 are refused before anything is written; on a GPU the kernels take them as -1 and count them.
 template <class Place, class Tag = EngineTagOf<Place>>
 void refuse_ids_below_empty(const DispatchValidator& check, const MatrixView<const std::int32_t>& experts) {
-  for_each_readable_id<Place>(experts, [&](const ArgumentName& name, std::int32_t id) {
+  for_each_readable_id<Place>(experts, [&](const ArgumentName& name, std::int32_t id, std::int64_t /*token*/) {
     if (id < -1) check.range(name, id, -1, std::numeric_limits<std::int32_t>::max(), "-1: an empty slot");
   });
 }
@@ -263,34 +219,16 @@ inline void check_ids(const DispatchValidator& check, const MatrixView<const std
 }
 
 /// On the CPU every slot must have a physical expert.
-inline void check_physical(const PhysicalExpertsArgs& args, const ToPhysical& mapping) {
-  const Validator check{"physical_experts"};
-  for (std::int64_t t = 0; t < args.experts.rows; ++t) {
-    for (std::int64_t k = 0; k < args.experts.columns; ++k) {
-      const std::int32_t id = args.experts.data[t * args.experts.stride + k];
-      if (id == -1 || mapping(id, t) != -2) continue;
-      check.range({"experts", t * args.experts.columns + k}, id, -1, args.logical_to_physical.rows - 1, "-1: an empty slot");
-      check.range({"replica_count", id}, args.replica_count.data[id], 1, args.logical_to_physical.columns,
-                  "the columns of logical_to_physical");
-      fail_argument("physical_experts", ArgumentName("logical_to_physical", id), "negative",
-                    {"ids of physical experts in the first replica_count columns"});
-    }
-  }
-}
-
-/// On the CPU offsets must ascend from 0 or more, with room for counts.
-inline void check_splits(const DispatchValidator& check, const RankSplitsArgs& args) {
-  constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
-  check.range({"offsets", std::int64_t{0}}, args.offsets.data[0], 0, most);
-  for (std::int64_t e = 0; e + 1 < args.offsets.size; ++e) {
-    if (offsets_agree(args.offsets.data, args.counts, e)) continue;
-    const std::int64_t slots = args.counts == nullptr ? 0 : args.counts[e];
-    check.range({"counts", e}, slots, 0, most);
-    // Two numbers that are not negative: their sum may need the 64th bit.
-    const std::uint64_t least = static_cast<std::uint64_t>(args.offsets.data[e]) + static_cast<std::uint64_t>(slots);
-    fail_argument("rank_splits", ArgumentName("offsets", e + 1), args.offsets.data[e + 1],
-                  {"at least " + std::to_string(least) + ": ascending, with room for counts"});
-  }
+template <class Place, class Tag = EngineTagOf<Place>>
+void check_physical(const DispatchValidator& check, const PhysicalExpertsArgs& args, const ToPhysical& mapping) {
+  for_each_readable_id<Place>(args.experts, [&](const ArgumentName& name, std::int32_t id, std::int64_t token) {
+    if (id == -1 || mapping(id, token) != -2) return;
+    check.range(name, id, -1, args.logical_to_physical.rows - 1, "-1: an empty slot");
+    check.range({"replica_count", id}, args.replica_count.data[id], 1, args.logical_to_physical.columns,
+                "the columns of logical_to_physical");
+    fail_argument(check.call, ArgumentName("logical_to_physical", id), "negative",
+                  {"ids of physical experts in the first replica_count columns"});
+  });
 }
 
 }  // namespace detail
@@ -314,7 +252,7 @@ void physical_experts(const PhysicalExpertsArgs& args, Workspace /*workspace*/, 
                region("replica_count", args.replica_count), region(args.status)});
   const ToPhysical mapping{args.logical_to_physical, args.replica_count.data, args.rank, args.first_token,
                            args.rule == ReplicaRule::spread ? 23333 : 1};
-  if constexpr (Engine::reads_arguments) detail::check_physical(args, mapping);
+  detail::check_physical<Place>(check, args, mapping);
   detail::map_ids(check, args.experts, args.physical_experts, mapping, detail::invalid_experts_of(args.status), place);
 }
 
@@ -374,7 +312,7 @@ void append_shared_experts(const SharedExpertsArgs& args, Workspace /*workspace*
   const SharedExpertsProblem problem{
       args.experts,      args.weights, args.all_experts, args.all_weights,
       args.first_shared, args.weight,  args.active,      detail::invalid_experts_of(args.status)};
-  detail::for_each_readable_id<Place>(args.experts, [&](const ArgumentName& name, std::int32_t id) {
+  detail::for_each_readable_id<Place>(args.experts, [&](const ArgumentName& name, std::int32_t id, std::int64_t /*token*/) {
     if (problem.is_routed(id)) return;
     check.range(name, id, -1, std::numeric_limits<std::int32_t>::max(), "-1: an empty slot");
     fail_argument("append_shared_experts", name, id,
@@ -385,36 +323,6 @@ void append_shared_experts(const SharedExpertsArgs& args, Workspace /*workspace*
     Engine::launch("append_shared_experts", Engine::for_items(tokens * args.all_experts.columns, place),
                    AppendShared<decltype(real)>{}, problem, place);
   });
-}
-
-/// The rows that each rank is sent, when rank r has the experts r * E / ranks to (r + 1) * E / ranks - 1. One launch on a GPU. Errors:
-/// InvalidArgument before anything is written, on the CPU also for offsets that descend or have no room for `counts`.
-template <DispatchPlace Place, class Tag = EngineTagOf<Place>>
-void rank_splits(const RankSplitsArgs& args, Workspace /*workspace*/, const Place& place) {
-  using Engine = DispatchEngine<Place>;
-  Engine::check("rank_splits", place);
-  const DispatchValidator check{{"rank_splits"}};
-  check.vector("offsets", args.offsets, 2, max_dispatch_experts + 1, "one more than the experts");
-  const std::int64_t experts = args.offsets.size - 1;
-  const std::int64_t ranks = args.send_counts.size;
-  check.vector("send_counts", args.send_counts, 1, experts, "ranks");
-  MOEB_EXPECTS(experts % ranks == 0, "rank_splits", "send_counts.size", std::to_string(ranks),
-               "a divisor of the " + std::to_string(experts) + " experts");
-  check.vector("send_offsets", args.send_offsets, ranks + 1, ranks + 1, "one more than the ranks");
-  check.optional_pointer("counts", args.counts, alignof(std::int64_t));
-  check.optional_pointer("status", args.status, alignof(Status));
-  check.apart({region("send_counts", args.send_counts), region("send_offsets", args.send_offsets),
-               region("offsets", args.offsets), MemoryRegion("counts", args.counts, experts * 8, false),
-               region(args.status)});
-  if constexpr (Engine::reads_arguments) detail::check_splits(check, args);
-  const RankSplitsProblem problem{args.offsets.data,
-                                  args.counts,
-                                  experts,
-                                  ranks,
-                                  args.send_counts.data,
-                                  args.send_offsets.data,
-                                  args.status == nullptr ? nullptr : &args.status->invalid_rows};
-  Engine::launch("rank_splits", Engine::for_items(ranks + 1, place), SplitOverRanks{}, problem, place);
 }
 
 MOEB_NAMESPACE_END
