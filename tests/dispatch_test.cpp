@@ -34,7 +34,7 @@ TEST_CASE("dispatch: blocks of a GPU have as many tiles as their shared memory h
       const int tiles = PlaceSlots::tiles_that_fit(experts, available);
       REQUIRE((tiles > 0) == (experts <= most));
       REQUIRE((tiles == 0 || PlaceSlots::shared_bytes(experts, tiles) <= available));
-      const int wanted = experts <= 2048 ? 8 : 4;
+      const int wanted = experts <= 2048 ? 16 : 4;
       REQUIRE((tiles == wanted || PlaceSlots::shared_bytes(experts, tiles == 0 ? 1 : 2 * tiles) > available));
     }
   }
@@ -42,8 +42,8 @@ TEST_CASE("dispatch: blocks of a GPU have as many tiles as their shared memory h
   CHECK(PlaceSlots::tiles_that_fit(mb::max_experts, 101376) == 4);          // sm_86, sm_89
 }
 
-TEST_CASE("dispatch: more slots of a range and an expert than 16 bits count, and as many") {
-  for (const std::int64_t tokens : {65535, 65536, 200000}) {  // some of whose slots are empty
+TEST_CASE("dispatch: more slots of a range than 16 bits count for eight, and for one, and as many") {
+  for (const std::int64_t tokens : {8191, 8192, 65535, 65536, 200000}) {  // some of whose slots are empty
     CAPTURE(tokens);
     const DispatchProblem p = dispatch_problem(11, tokens, 1, 1, 1, 4);
     check_dispatch(p, run_dispatch(HostEngine{.threads = 1}, p));

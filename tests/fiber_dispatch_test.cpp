@@ -92,13 +92,13 @@ TEST_CASE("forward_and_permute: offsets of sequences that no check can see lead 
 
 TEST_CASE("dispatch: counts that disagree with ids lead to no row outside") {
   constexpr std::int64_t rows = 3;
-  std::vector<std::int32_t> ids(40, 1), histogram(3, 0);
+  std::vector<std::int32_t> ids(40, 1), histogram(8, 0);
   std::vector<std::int64_t> offsets(4), row_of_slot(40, 77), slot_of_row(100, 77);
   mb::PermutationProblem problem = mb::detail::permutation_problem({.experts = mb::MatrixView(ids.data(), 20, 2),
                                                                     .offsets = {offsets.data(), 4},
                                                                     .row_of_slot = {row_of_slot.data(), 20, 2},
                                                                     .slot_of_row = {slot_of_row.data(), rows}});
-  problem.histogram = {histogram.data(), 1, false};
+  problem.histogram = mb::Histogram::of(histogram.data(), 1, 20, 2, 3);
   mb::detail::place_slots(problem, 1, FiberEngine{}.place());
   for (const std::int64_t row : row_of_slot) CHECK((row >= -1 && row < rows));
   for (std::size_t r = rows; r < slot_of_row.size(); ++r) CHECK(slot_of_row[r] == 77);
@@ -124,9 +124,10 @@ TEST_CASE("dispatch: counts of 16 bits and of 32 lead to the same rows") {
     };
     const auto on_fibers = [&](bool narrow) {
       return permuted([&](const mb::PermutationArgs& args) {
-        std::vector<std::int32_t> counts(static_cast<std::size_t>(parts * experts + 4), 77);
+        std::vector<std::int32_t> counts(mb::Histogram::bytes(parts, experts) / sizeof(std::int32_t), 77);
         mb::PermutationProblem problem = mb::detail::permutation_problem(args);
-        problem.histogram = {counts.data(), parts, narrow};
+        problem.histogram = mb::Histogram::of(counts.data(), parts, tokens, k, experts);
+        problem.histogram.narrow = narrow;
         mb::DispatchEngine<Fibers>::launch("test", {parts, 2, mb::CountSlots::shared_bytes(experts)}, mb::CountSlots{},
                                            problem, place);
         mb::detail::place_slots(problem, parts, place);

@@ -37,7 +37,7 @@ TEST_CASE("planted: a permutation with one row less than its slots" * doctest::s
                                        .offsets = {offsets.data(), 3},
                                        .row_of_slot = {row_of_slot.data(), 2, 2},
                                        .slot_of_row = {slot_of_row.data(), 4}});
-  problem.histogram = {nullptr, 1, false};
+  problem.histogram = mb::Histogram::of(nullptr, 1, 2, 2, 2);
   mb::detail::place_slots(problem, 1, FiberEngine{}.place());
 }
 

@@ -106,12 +106,14 @@ TEST_CASE("rule 8: and so do the structs inside them") {
 TEST_CASE("rule 8: and the dispatch kernels' structs") {
   using mb::PermutationProblem;
   check_echo<PermutationProblem, &PermutationProblem::experts, &PermutationProblem::row_of_slot, &PermutationProblem::tokens,
-             &PermutationProblem::k, &PermutationProblem::expert_count, &PermutationProblem::offsets, &PermutationProblem::slot_of_row,
+             &PermutationProblem::k, &PermutationProblem::by_k, &PermutationProblem::expert_count, &PermutationProblem::offsets,
+             &PermutationProblem::slot_of_row,
              &PermutationProblem::rows, &PermutationProblem::align, &PermutationProblem::rows_per_expert, &PermutationProblem::counts,
              &PermutationProblem::expert_of_block, &PermutationProblem::row_blocks, &PermutationProblem::block_size,
              &PermutationProblem::histogram, &PermutationProblem::ranking_blocks, &PermutationProblem::invalid>();
   using mb::Histogram;
-  check_echo<Histogram, &Histogram::counts, &Histogram::rows, &Histogram::narrow>();
+  check_echo<Histogram, &Histogram::counts, &Histogram::rows, &Histogram::columns, &Histogram::narrow, &Histogram::tokens_per_row,
+             &Histogram::longer_rows>();
   using mb::GatherProblem;
   check_echo<GatherProblem, &GatherProblem::tokens, &GatherProblem::rows, &GatherProblem::slot_of_row, &GatherProblem::slots,
              &GatherProblem::k, &GatherProblem::factors, &GatherProblem::clears_padding, &GatherProblem::packs, &GatherProblem::invalid>();

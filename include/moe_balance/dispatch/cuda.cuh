@@ -34,8 +34,18 @@ inline constexpr bool waits_by_itself = requires {
   Body::waits_by_itself;
 };
 
+/// The most tiles that a body's block is launched with.
+template <class Body>
+[[nodiscard]] constexpr int most_tiles_of() {
+  if constexpr (requires { Body::most_tiles; })
+    return Body::most_tiles;
+  else
+    return dispatch_tuning.tiles;
+}
+
 template <class Body, class Problem>
-__global__ void __launch_bounds__(32 * dispatch_tuning.tiles, dispatch_tuning.blocks_with_registers) MOEB_HIDDEN
+__global__ void __launch_bounds__(32 * most_tiles_of<Body>(), dispatch_tuning.blocks_with_registers* dispatch_tuning.tiles /
+                                                                  most_tiles_of<Body>()) MOEB_HIDDEN
     moe_balance_dispatch(const Body body, const __grid_constant__ Problem problem) {
   extern __shared__ __align__(16) std::byte moe_balance_shared[];
   const CudaBlock<> block{moe_balance_shared};
@@ -44,15 +54,30 @@ __global__ void __launch_bounds__(32 * dispatch_tuning.tiles, dispatch_tuning.bl
   body(block, CudaTile<32>{}, problem);
 }
 
+/// Blocks of a tier's size for which a multiprocessor has registers, and of which a block that routes and counts has the threads.
+template <class Config, class Problem>
+inline constexpr int tier_blocks = blocks_per_sm(Config::tier, forward_kind<Config, Problem>);
+template <class Config, class Problem>
+inline constexpr bool routes_by_large_blocks = has_large_routing_blocks(Config::tier) && tier_blocks<Config, Problem> > 1;
+template <class Config, class Problem>
+inline constexpr int routing_threads = Config::tier.threads*(routes_by_large_blocks<Config, Problem> ? 2 : 1);
+/// The largest that the kernel is compiled for, so that it has as many registers as forward.
+template <class Config, class Problem>
+inline constexpr int most_routing_threads =
+    Config::tier.threads*(routes_by_large_blocks<Config, Problem> ? tier_blocks<Config, Problem> : 1);
+
 template <int Tier, bool Usual, class Problem>
-__global__ void __launch_bounds__(most_forward_threads<KernelConfig<Tier, Usual>, Problem>,
-                                  blocks_of_most_threads<Tier, Usual, Problem>) MOEB_HIDDEN
+__global__ void __launch_bounds__(most_routing_threads<KernelConfig<Tier, Usual>, Problem>,
+                                  routes_by_large_blocks<KernelConfig<Tier, Usual>, Problem>
+                                      ? 1
+                                      : tier_blocks<KernelConfig<Tier, Usual>, Problem>) MOEB_HIDDEN
     moe_balance_forward_and_count(const __grid_constant__ Problem problem, const __grid_constant__ Totals totals,
                                   const __grid_constant__ Histogram histogram) {
   extern __shared__ __align__(16) std::byte moe_balance_shared[];
   CudaBlock<>{nullptr}.let_next_kernel_start();
-  forward_and_count_kernel<KernelConfig<Tier, Usual>>(CudaBlock<cuda_tiers[Tier].threads>{moe_balance_shared},
-                                                      CudaTile<cuda_tiers[Tier].width>{}, problem, totals, histogram);
+  using Config = KernelConfig<Tier, Usual>;
+  forward_and_count_kernel<Config>(CudaBlock<routing_threads<Config, Problem>>{moe_balance_shared},
+                                   CudaTile<cuda_tiers[Tier].width>{}, problem, totals, histogram);
 }
 
 struct MOEB_HIDDEN CudaDispatchEngine {
@@ -124,20 +149,25 @@ struct MOEB_HIDDEN CudaDispatchEngine {
     CudaEngine::launch(call, CudaEngine::current_device(call), kernel, shape, stream, body, problem);
   }
 
-  /// The routing kernel of the fused calls, one block per row of the histogram. An ordinary launch: started early it was timed with other changes only,
-  /// which together were slower (docs/design.md).
+  /// The routing kernel of the fused calls, one block per row of the histogram. Started early only behind a kernel that clears for it.
   template <class Problem>
   static void forward_and_count(const Problem& problem, const Totals& totals, const Histogram& histogram,
                                 cudaStream_t stream) {
     with_config<compiled_tiers>(problem, [&](auto config) {
       using Config = decltype(config);
-      constexpr std::size_t shared_bytes = forward_shared_bytes<decltype(problem.balancer), Config::tier>();
+      constexpr int threads = routing_threads<Config, Problem>;
+      constexpr std::size_t shared_bytes = forward_shared_bytes<decltype(problem.balancer), Config::tier>(threads);
       const auto kernel = moe_balance_forward_and_count<Config::index, Config::usual, Problem>;
       allow_shared_bytes("forward_and_permute", kernel, shared_bytes);
-      kernel<<<static_cast<unsigned>(histogram.rows), Config::tier.threads, shared_bytes, stream>>>(problem, totals,
-                                                                                                    histogram);
+      const CudaEngine::LaunchShape shape{dim3(static_cast<unsigned>(histogram.rows)), threads, shared_bytes};
+      if (totals.cleared_beside) {
+        CudaEngine::launch("launching forward_and_permute", CudaEngine::current_device("forward_and_permute"), kernel, shape,
+                           stream, problem, totals, histogram);
+      } else {
+        kernel<<<shape.grid, shape.threads, shape.shared_bytes, stream>>>(problem, totals, histogram);
+        check_cuda(cudaGetLastError(), "launching forward_and_permute");
+      }
     });
-    check_cuda(cudaGetLastError(), "launching forward_and_permute");
   }
 
  private:

@@ -60,6 +60,7 @@ template <class BlockT, class TileT, class Function>
 MOEB_INLINE void for_each_item_of_tile(const BlockT& block, const TileT& /*tile*/, std::int64_t n, Function&& f) {
   const int tiles = block.threads() / TileT::width;
   const std::int64_t step = block.blocks() * tiles;
+  MOEB_NO_UNROLL
   for (std::int64_t i = block.index() * tiles + block.thread() / TileT::width; i < n; i += step) f(i);
 }
 
@@ -67,6 +68,7 @@ MOEB_INLINE void for_each_item_of_tile(const BlockT& block, const TileT& /*tile*
 template <class BlockT, class Function>
 MOEB_INLINE void for_each_item_of_thread(const BlockT& block, std::int64_t n, Function&& f) {
   const std::int64_t step = block.blocks() * block.threads();
+  MOEB_NO_UNROLL
   for (std::int64_t i = block.index() * block.threads() + block.thread(); i < n; i += step) f(i);
 }
 
@@ -84,6 +86,7 @@ template <class BlockT, class TileT>
   if (tile.lane() == TileT::width - 1) sums[own] = inclusive;
   block.barrier();
   std::int64_t before = inclusive - value;
+  MOEB_NO_UNROLL
   for (int i = 0; i < own; ++i) before += sums[i];
   block.barrier();
   return before;
@@ -95,9 +98,13 @@ template <class BlockT, class TileT>
 }
 
 [[nodiscard]] MOEB_INLINE int count_bits(std::uint32_t bits) {
+#if defined(__CUDA_ARCH__)
+  return __popc(bits);
+#else
   bits = bits - ((bits >> 1) & 0x55555555u);
   bits = (bits & 0x33333333u) + ((bits >> 2) & 0x33333333u);
   return static_cast<int>((((bits + (bits >> 4)) & 0x0f0f0f0fu) * 0x01010101u) >> 24);
+#endif
 }
 
 MOEB_NAMESPACE_END

@@ -75,8 +75,7 @@ struct SortScratch {
 /// Bytes of Workspace that permutation needs, on any engine.
 [[nodiscard]] inline std::size_t permutation_workspace_bytes(std::int64_t tokens, std::int64_t k, std::int64_t experts) {
   if (experts > max_counted_experts) return detail::SortScratch::bytes(tokens * k, experts);
-  const auto counts = static_cast<std::size_t>(permutation_parts(tokens * k) * experts);
-  return 16 + counts * sizeof(std::int32_t);
+  return 16 + Histogram::bytes(permutation_parts(tokens * k), experts);
 }
 
 namespace detail {
@@ -136,6 +135,7 @@ struct IdsName {
   problem.row_of_slot = args.row_of_slot;
   problem.tokens = args.experts.rows;
   problem.k = args.experts.columns;
+  problem.by_k = Divisor(problem.k);
   problem.expert_count = static_cast<int>(args.offsets.size - 1);
   problem.offsets = args.offsets.data;
   problem.slot_of_row = args.slot_of_row.data;
@@ -199,8 +199,9 @@ void permutation_by_counting(const PermutationArgs& args, const Workspace& works
   using Engine = DispatchEngine<Place>;
   const std::int64_t slots = args.experts.rows * args.experts.columns;
   PermutationProblem problem = permutation_problem(args);
-  problem.histogram = Histogram::of(static_cast<std::byte*>(workspace.data) + 16,
-                                    Engine::parts(slots, permutation_parts(slots), place), problem.tokens, problem.k);
+  problem.histogram =
+      Histogram::of(static_cast<std::byte*>(workspace.data) + 16, Engine::parts(slots, permutation_parts(slots), place),
+                    problem.tokens, problem.k, problem.expert_count);
   auto* found_invalid = static_cast<std::int64_t*>(workspace.data);
   if constexpr (Engine::reads_arguments) {
     *found_invalid = 0;

@@ -5,6 +5,8 @@
 #include <moe_balance/dispatch/arguments.hpp>
 #include <moe_balance/dispatch/engine.hpp>
 
+#include <bit>
+#include <cstddef>
 #include <cstdint>
 
 MOEB_NAMESPACE_BEGIN
@@ -23,30 +25,66 @@ struct SlotView {
   }
 };
 
-/// [rows, E]: slots per expert of each range of tokens. Every block of the second launch reads all of it, so that counts have 16 bits where no range has more
-/// slots than these hold.
+/// [rows, columns]: slots per expert of each range of tokens. Every block of the second launch reads all of it, so that counts have 16 bits where eight
+/// ranges have no more slots than these hold. Columns are experts, and zeros up to the next eight, which are read together.
 struct Histogram {
+  static constexpr int columns_at_once = 8;
+
   void* counts = nullptr;
   std::int64_t rows = 0;
+  int columns = 0;
   bool narrow = false;
+  std::int64_t tokens_per_row = 0;  ///< of the shorter ranges
+  std::int64_t longer_rows = 0;     ///< that have one token more: the first ones
 
-  /// Of ranges of `tokens` tokens with k slots each.
-  [[nodiscard]] static Histogram of(void* memory, std::int64_t rows, std::int64_t tokens, std::int64_t k) {
-    return {memory, rows, (tokens + rows - 1) / rows * k <= 0xffff};
+  [[nodiscard]] static constexpr int columns_for(int experts) {
+    return (experts + columns_at_once - 1) / columns_at_once * columns_at_once;
+  }
+  [[nodiscard]] static constexpr std::size_t bytes(std::int64_t rows, std::int64_t experts) {
+    return static_cast<std::size_t>(rows) * static_cast<std::size_t>(columns_for(static_cast<int>(experts))) *
+           sizeof(std::int32_t);
   }
 
-  MOEB_INLINE void set(std::int64_t row, int experts, int expert, std::int32_t count) const {
-    const std::int64_t at = row * experts + expert;
+  /// Of ranges of `tokens` tokens with k slots each.
+  [[nodiscard]] static Histogram of(void* memory, std::int64_t rows, std::int64_t tokens, std::int64_t k, int experts) {
+    const std::int64_t most_slots = (tokens + rows - 1) / rows * k;
+    return {memory,        rows,         columns_for(experts), most_slots * dispatch_tuning.rows_at_once <= 0xffff,
+            tokens / rows, tokens % rows};
+  }
+
+  /// The first token of a row's range; of row `rows`, the end of all.
+  [[nodiscard]] MOEB_INLINE std::int64_t first_token(std::int64_t row) const {
+    return row * tokens_per_row + (row < longer_rows ? row : longer_rows);
+  }
+  MOEB_INLINE void set(std::int64_t row, int column, std::int32_t count) const {
+    const std::int64_t at = row * columns + column;
     if (narrow)
       static_cast<std::uint16_t*>(counts)[at] = static_cast<std::uint16_t>(count);
     else
       static_cast<std::int32_t*>(counts)[at] = count;
   }
   /// Only by the thread that has set it.
-  MOEB_INLINE void add(std::int64_t row, int experts, int expert, std::int32_t count) const {
-    const std::int64_t at = row * experts + expert;
-    set(row, experts, expert,
+  MOEB_INLINE void add(std::int64_t row, int column, std::int32_t count) const {
+    const std::int64_t at = row * columns + column;
+    set(row, column,
         count + (narrow ? std::int32_t{static_cast<std::uint16_t*>(counts)[at]} : static_cast<std::int32_t*>(counts)[at]));
+  }
+};
+
+/// Division of what 31 bits hold by a multiplication.
+struct Divisor {
+  std::uint32_t value = 1;
+  std::uint32_t multiplier = 0;
+  int shift = 0;
+
+  Divisor() = default;
+  /// With l the bits of d - 1, 2^(31 + l) / d, rounded up to the next integer, times n < 2^31 is below (n + 1) * 2^(31 + l) / d.
+  explicit Divisor(std::int64_t d)
+      : value(static_cast<std::uint32_t>(d)), shift(31 + std::bit_width(static_cast<std::uint32_t>(d) - 1)) {
+    multiplier = static_cast<std::uint32_t>((std::uint64_t{1} << shift) / value + 1);
+  }
+  [[nodiscard]] MOEB_INLINE std::uint32_t quotient(std::uint32_t n) const {
+    return static_cast<std::uint32_t>((std::uint64_t{n} * multiplier) >> shift);
   }
 };
 
@@ -55,6 +93,7 @@ struct PermutationProblem {
   SlotView<std::int64_t> row_of_slot;
   std::int64_t tokens;
   std::int64_t k;
+  Divisor by_k;
   int expert_count;
   std::int64_t* offsets;
   std::int64_t* slot_of_row;
@@ -72,12 +111,6 @@ struct PermutationProblem {
   std::int64_t* invalid;  ///< counts ids that are no expert's; may be null
 };
 
-/// The slots of the ranges of tokens that rows first to last - 1 of the histogram count.
-[[nodiscard]] MOEB_INLINE ItemRange slots_of_rows(const PermutationProblem& problem, std::int64_t first, std::int64_t last) {
-  return {range_of_part(problem.tokens, first, problem.histogram.rows).first * problem.k,
-          range_of_part(problem.tokens, last - 1, problem.histogram.rows).last * problem.k};
-}
-
 /// The expert of a slot; -1 for empty and invalid ones.
 [[nodiscard]] MOEB_INLINE std::int32_t expert_of(const PermutationProblem& problem, std::int64_t slot) {
   const std::int32_t expert = problem.experts[slot];
@@ -88,7 +121,8 @@ struct PermutationProblem {
 [[nodiscard]] MOEB_INLINE constexpr std::int64_t rows_of_expert(std::int64_t count, std::int64_t align,
                                                                 std::int64_t rows_per_expert) {
   if (rows_per_expert > 0) return rows_per_expert;
-  return align == 1 ? count : (count + align - 1) / align * align;
+  if ((align & (align - 1)) == 0) return (count + align - 1) & -align;
+  return (count + align - 1) / align * align;
 }
 
 /// Rows behind an expert's last slot, rows behind the last expert, and the experts of blocks of rows. `offset` has E + 1 entries, `slots_of(e)`
@@ -98,9 +132,11 @@ MOEB_INLINE void mark_padding(const BlockT& block, const TileT& tile, const Perm
                               const std::int64_t* offset, const SlotsOf& slots_of) {
   for_each_item_of_tile(block, tile, problem.expert_count, [&](std::int64_t e) MOEB_LAMBDA {
     const std::int64_t end = offset[e + 1];
+    MOEB_NO_UNROLL
     for (std::int64_t r = offset[e] + slots_of(e) + tile.lane(); r < end; r += TileT::width) problem.slot_of_row[r] = -1;
     if (problem.expert_of_block == nullptr) return;
     const std::int64_t last = end / problem.block_size;
+    MOEB_NO_UNROLL
     for (std::int64_t i = offset[e] / problem.block_size + tile.lane(); i < last; i += TileT::width) {
       problem.expert_of_block[i] = static_cast<std::int32_t>(e);
     }
@@ -129,8 +165,10 @@ MOEB_INLINE void for_each_offset(const BlockT& block, const TileT& tile, std::in
                                  const RowsOf& rows_of, const Store& store) {
   const ItemRange run = range_of_part(experts, block.thread(), block.threads());
   std::int64_t rows = 0;
+  MOEB_NO_UNROLL
   for (std::int64_t e = run.first; e < run.last; ++e) rows += rows_of(e);
   std::int64_t next = sum_of_earlier_threads(block, tile, rows, sums);
+  MOEB_NO_UNROLL
   for (std::int64_t e = run.first; e < run.last; ++e) {
     store(e, next);
     next += rows_of(e);

@@ -35,26 +35,37 @@ MOEB_HOST_DEVICE inline void forward_and_count_kernel(const BlockT& block, const
                                                       const Totals& totals, const Histogram& histogram) {
   const auto& problem = specialised<Config>(given);
   ForwardPass<Config, BlockT, TileT, Problem> pass(block, tile, problem);
-  for (int e = block.thread(); e < pass.experts; e += block.threads()) histogram.set(block.index(), pass.experts, e, 0);
-  ItemRange range = range_of_part(problem.logits.rows, block.index(), block.blocks());
+  const bool adds = problem.segments.count() != 1;  // else a row is written once: memory is far away
+  const auto clear_row = [&]() MOEB_LAMBDA {
+    for (int e = block.thread(); e < histogram.columns; e += block.threads()) histogram.set(block.index(), e, 0);
+  };
+  if (adds) clear_row();
+  ItemRange range{histogram.first_token(block.index()), histogram.first_token(block.index() + 1)};
   const int tiles = block.threads() / TileT::width;
   for (std::int64_t segment = 0; segment < problem.segments.count(); ++segment) {
     const ItemRange items = items_of_segment(problem.segments, segment, range);
-    if (items.first >= items.last) continue;
+    if (items.first >= items.last) {
+      if (!adds) clear_row();
+      continue;
+    }
     const auto sink =
         forward_tokens<Config>(pass, problem, segment, items.first + tile_in_block(block, tile), items.last, tiles);
     pass.finish_segment(sink, totals, segment);
-    for (int e = block.thread(); e < pass.experts; e += block.threads()) {
+    for (int e = block.thread(); e < histogram.columns; e += block.threads()) {
       const std::int32_t count = pass.shared.counts()[e];
-      if (problem.segments.count() > 1)
-        histogram.add(block.index(), pass.experts, e, count);
-      else  // memory is far away
-        histogram.set(block.index(), pass.experts, e, count);
+      if (adds)
+        histogram.add(block.index(), e, count);
+      else
+        histogram.set(block.index(), e, count);
     }
     // Offsets in device memory may be wrong: no token may be counted twice, or the permutation would need more rows than there are.
     if (problem.segments.sequences.layout == Sequences::Layout::offsets) {
       range.first = problem.segments.token(segment, items.last - 1) + 1;
     }
+  }
+  // Blocks without tokens, too: what comes after this kernel comes after the clearing.
+  if constexpr (BesideBlock<BlockT>) {
+    if (totals.cleared_beside) block.await_kernel_before();
   }
 }
 
@@ -76,6 +87,11 @@ struct Engine<CountingPlace<Place, Tag>> {
   static void clear(void* data, std::size_t bytes, const Counting& counting) {
     Engine<Place>::clear(data, bytes, counting.place);
   }
+  [[nodiscard]] static bool clear_beside(std::int64_t* words, std::int64_t word_count, std::int64_t* counts, int count_count,
+                                         const Counting& counting) requires requires {
+    Engine<Place>::clear_beside(words, word_count, counts, count_count, counting.place);
+  }
+  { return Engine<Place>::clear_beside(words, word_count, counts, count_count, counting.place); }
   static void copy(void* to, const void* from, std::size_t bytes, const Counting& counting) {
     Engine<Place>::copy(to, from, bytes, counting.place);
   }
@@ -118,9 +134,10 @@ struct FusedParts {
   std::int64_t blocks;
   std::int64_t rows_per_block;
 
-  FusedParts(std::int64_t tokens, std::int64_t k) : blocks(permutation_parts(tokens * k)) {
-    const std::int64_t routing =
-        std::clamp<std::int64_t>(tokens / dispatch_tuning.tokens_per_routing_block, 1, dispatch_tuning.most_routing_blocks);
+  FusedParts(const Shape& shape, std::int64_t k) : blocks(permutation_parts(shape.tokens * k)) {
+    const std::int64_t most =
+        dispatch_tuning.most_routing_blocks * (has_large_routing_blocks(cuda_tiers[tier_of(shape.experts)]) ? 1 : 2);
+    const std::int64_t routing = std::clamp<std::int64_t>(shape.tokens / dispatch_tuning.tokens_per_routing_block, 1, most);
     rows_per_block = (routing + blocks - 1) / blocks;
   }
   [[nodiscard]] std::int64_t rows() const { return blocks * rows_per_block; }
@@ -132,8 +149,8 @@ struct FusedParts {
 template <class RouterT>
 [[nodiscard]] std::size_t route_and_permute_workspace_bytes(const RouterT& router, const Shape& shape) {
   const std::size_t routing = (router.workspace_bytes(shape) + 15) / 16 * 16;
-  const auto rows = static_cast<std::size_t>(detail::FusedParts(shape.tokens, RouterT::k).rows());
-  const std::size_t counts = 16 + rows * static_cast<std::size_t>(shape.experts) * sizeof(std::int32_t);
+  const std::int64_t rows = detail::FusedParts(shape, RouterT::k).rows();
+  const std::size_t counts = 16 + Histogram::bytes(rows, shape.experts);
   return routing + std::max(counts, permutation_workspace_bytes(shape.tokens, RouterT::k, shape.experts));
 }
 
@@ -219,9 +236,9 @@ void route_then_permute(std::int64_t tokens, const PermutationArgs& order, const
                         const Route& route) {
   using Selection = std::remove_cvref_t<decltype(RouterT::top_k)>;
   if constexpr (DispatchEngine<Place>::fuses_routing && !looks_across_tokens<Selection>) {
-    const FusedParts parts(tokens, RouterT::k);
     PermutationProblem problem = permutation_problem(order);
-    problem.histogram = Histogram::of(rest.data, parts.rows(), tokens, RouterT::k);
+    const FusedParts parts({tokens, problem.expert_count}, RouterT::k);
+    problem.histogram = Histogram::of(rest.data, parts.rows(), tokens, RouterT::k, problem.expert_count);
     route(CountingPlace<Place>{place, problem.histogram});
     place_slots(problem, parts.blocks, place);
   } else {

@@ -282,22 +282,26 @@ struct SpreadTokens {
     return problem.row_of_slot.data[slot / k_count * problem.row_of_slot.stride + slot % k_count] == row;
   }
 
-  /// A lane looks at a row, and all clear those that have no slot.
+  /// A lane looks at a row, and all clear those that have no slot. A tile's rows lie far apart: those of padding are neighbours, and all tiles should
+  /// have some.
   template <class T, class BlockT, class TileT>
   MOEB_INLINE static void clear_padding(const BlockT& block, const TileT& tile, const SpreadProblem& problem,
                                         std::int64_t slots) {
     const std::int64_t rows = problem.rows.rows;
-    for_each_item_of_tile(block, tile, (rows + TileT::width - 1) / TileT::width, [&](std::int64_t group) MOEB_LAMBDA {
-      const std::int64_t first = group * TileT::width;
-      const std::int64_t own = first + tile.lane();
+    const std::int64_t tiles = block.blocks() * (block.threads() / TileT::width);
+    const std::int64_t own_tile = block.index() * (block.threads() / TileT::width) + block.thread() / TileT::width;
+    MOEB_NO_UNROLL
+    for (std::int64_t first = own_tile; first < rows; first += tiles * TileT::width) {
+      const std::int64_t own = first + tile.lane() * tiles;
       std::uint32_t padding = tile.ballot(own < rows && !is_named(block, problem, own, slots));
-      if (!problem.clears_padding) return;
-      for (int i = 0; padding != 0; ++i, padding >>= 1) {
+      if (!problem.clears_padding) continue;
+      MOEB_NO_UNROLL
+      for (std::int64_t row = first; padding != 0; row += tiles, padding >>= 1) {
         if (padding & 1u) {
-          clear_row<Real>(tile, row_pointer<T>(problem.rows, first + i), problem.rows.columns, problem.packs);
+          clear_row<Real>(tile, row_pointer<T>(problem.rows, row), problem.rows.columns, problem.packs);
         }
       }
-    });
+    }
   }
 };
 

@@ -32,27 +32,30 @@ struct DispatchTuning {
   std::int64_t most_parts = 128;
   /// Rows, most of them padding, that are worth a block of a permutation of few slots.
   std::int64_t rows_per_marking_block = 2048;
-  /// Blocks of the kernel that routes and counts: enough to fill a device; fewer where they would have fewer tokens than this.
-  std::int64_t most_routing_blocks = 256;
+  /// Blocks of the kernel that routes and counts, nearly one for each multiprocessor of an H100, with the threads of two blocks of their tier
+  /// (has_large_routing_blocks) or twice as many with those of one; fewer where they would have fewer tokens than this.
+  std::int64_t most_routing_blocks = 128;
   std::int64_t tokens_per_routing_block = 16;
   /// A part counts in 32 bits.
   std::int64_t most_slots_per_part = std::int64_t{1} << 30;
-  /// A GPU's block: eight warps, four where the counts of so many experts would not fit shared memory.
+  /// A GPU's block: eight warps.
   int tiles = 8;
+  /// One that counts and ranks slots: sixteen, so that a multiprocessor has room for one and blocks that start early are spread over all; four where the
+  /// counts of so many experts would not fit shared memory.
+  int tiles_that_rank = 16;
   int tiles_for_many_experts = 4;
   int many_experts = 2048;
   int blocks_per_multiprocessor = 8;
   /// Blocks that registers must leave room for: 80 registers per thread.
   int blocks_with_registers = 3;
-  /// What a lane of a permutation loads before it waits: slots' ids; counts of the histogram, by runs of four or one by one.
+  /// What a lane of a permutation loads before it waits: slots' ids; rows of the histogram, of which it takes eight counts each.
   int ids_at_once = 4;
-  int runs_at_once = 16;
-  int counts_at_once = 8;
+  int rows_at_once = 8;
   /// What a lane that moves a row loads before it writes: packs of 16 bytes. 65536 rows of 4 KiB on an H100: permute and combine's backward pass, then two
   /// kernels, took 221 and 346 us with one, 215 and 371 with eight, 207 and 325 with four and stores past the cache.
   int packs_at_once = 4;
-  /// Most lanes that share experts of the histogram: four runs of a row are a sector of memory.
-  int lanes_per_expert = 8;
+  /// Most groups of threads that share the rows of the histogram.
+  int most_groups = 16;
   /// Rows of more bytes are written past a CPU's cache, if by slots. 64 MiB of rows of 2 KiB took two threads of an AMD EPYC with 32 MiB of third-level cache
   /// 0.57 of the time, and reading them then as long as before; 32 MiB, of which the reader still finds a part in the cache, gained 0.6 to 1.3 ms and lost 0.5.
   std::int64_t bytes_in_cache = std::int64_t{32} << 20;
@@ -108,6 +111,12 @@ struct CudaTier {
   bool merges_blocks;
   bool private_rows;  ///< probability sums in shared memory: more than 16 per lane would not fit registers
 };
+
+/// Whether a block that routes and counts has the threads of two: the next kernel then has half the rows of counts to read. Not where shared memory has
+/// room for the rows of one only.
+[[nodiscard]] constexpr bool has_large_routing_blocks(const CudaTier& tier) {
+  return !tier.private_rows;
+}
 
 /// 32: Mixtral (8), Switch, small research models. 64: OLMoE, DeepSeek-V2-Lite. 128: Qwen3, gpt-oss. 256: DeepSeek-V3, DeepSeek-V2 (160),
 /// GLM-4.5 (160). 512: Kimi K2 (384), Qwen3-Next. 1024: Kimi K3 (896). 2048: research.
