@@ -18,9 +18,11 @@ struct HostTuning {
   std::int64_t logits_per_thread = 32768;
   /// How far ahead a backward pass asks for the few logits it reads, which lie apart: 4 to 16 were equally good, 1 took nearly twice as long.
   std::int64_t tokens_ahead = 8;
-  /// How far ahead of the row that it loads a forward pass asks for the next ones: 2 to 4 were equally good, 1 took 5% longer, 0 a fifth.
+  /// How far ahead of the row that it loads a forward pass asks for the next ones: 2 to 4 were equally good, 1 took 5% longer, 0 a fifth,
+  /// measured when tokens went one by one.
   std::int64_t rows_ahead = 2;
-  /// Tokens whose forward passes go step by step together: 2 shared too little, 8 took 5% longer at 256 experts (their rows leave the first-level cache).
+  /// Tokens whose forward passes go step by step together. At 256 experts two at a time took 8 to 14% longer, one a quarter, eight about a tenth (their rows
+  /// leave the first-level cache): bench/router_cpu, AMD EPYC (family 25, model 17), 2026-11-27, command in docs/design.md, Speed.
   int tokens_together = 4;
 };
 inline constexpr HostTuning host_tuning{};
