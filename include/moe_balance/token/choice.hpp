@@ -131,8 +131,11 @@ MOEB_INLINE void choose_in_registers(const Problem& problem, const TileT& tile, 
       if (Packed::select(tile, keys, Packed::lowest_for(largest_unit_key), emit)) return;
     }
   }
+  // Otherwise keys stay for the rounds that take the place of a selection which fails, and sums of a softmax's own losses leave no register for them.
+  constexpr bool has_token_losses = BalancerTraits<decltype(problem.balancer)>::token_losses > 0;
+  constexpr bool has_no_room = TileT::width < 32 && has_token_losses && is_over_selected<Scoring>;
   candidate_keys(problem, tile, layout, state, is_regular(state.row), bias, keys);
-  select_k<k_count, !has_unit_keys>(tile, layout, keys, emit);
+  select_k<k_count, !has_unit_keys && !has_no_room>(tile, layout, keys, emit);
 }
 
 /// Fills `chosen.expert`, and `chosen.score` where keys are scores: key_of_non_negative changes no bit, and what it did not make, NaN's key, is
