@@ -50,7 +50,7 @@ struct Subject {
   using Tile = mb::TileWithMemory<FiberTile<Width>>;
   using Layout = mb::Layout<Tile, Width * Capacity>;
   using Packed = mb::PackedSelection<Count, Tile, Layout>;
-  static_assert(Packed::works && Packed::serves == (Width == 32));
+  static_assert(Packed::works && Packed::serves == (Width == 32 || Capacity <= 8));
   static constexpr int experts = Width * Capacity;
   static constexpr std::int64_t window =
       std::int64_t{0xffffffffu} / Capacity;  ///< how far below the highest key others are told apart
@@ -79,7 +79,7 @@ struct Subject {
   /// Whether it may give up: the last pick is as low as the window's end, or a lane has given all that was known of it before the last.
   static bool may_fail(const std::vector<Pick>& best, std::int32_t highest) {
     if (best[Count - 1].key <= std::max<std::int64_t>(highest - window, excluded)) return true;
-    if (Packed::depth == Capacity) return false;
+    if (Packed::knows_all) return false;
     int taken[Width] = {};
     for (int k = 0; k + 1 < Count; ++k) ++taken[best[static_cast<std::size_t>(k)].expert / 4 % Width];
     return *std::max_element(std::begin(taken), std::end(taken)) >= Packed::depth;

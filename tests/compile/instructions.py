@@ -11,7 +11,6 @@ compiler's version, a count that is more than 5% from these.
 """
 import itertools
 import os
-import random
 import re
 import subprocess
 import sys
@@ -29,9 +28,11 @@ WARP_INSTRUCTIONS_PER_SECOND = 132 * 4 * 1.7e9
 
 # Where the loop over tokens jumps back: forward_tokens in engine/forward_kernel.hpp, backward_usual_tokens in engine/backward_kernel.hpp.
 TOKEN_LOOPS = r"while \(token < end\)|if \(left <= step\) return;"
-# Source lines that are not run in the common case: logits of other types, no finite weights, infinite logits. The table's kernels are those of usual
+# Source lines that are not run in the common case: tiles of a warp apart, logits of other types, no finite weights, infinite logits. The kernels are those of usual
 # calls.
 NEVER = [
+    r"if \(!together\) return",
+    r"selection\(tile, layout, keys\)|selection\.take\(\)|selection\.go_on\(|emit_own\(|int k = 0; k \+ 1 < Count",  # rounds by keys
     r"static_cast<b?float16\*>\(nullptr\)",
     r"if \(!has_gradient\) clear_slots",
     r"return softmax_row_with_infinities|if \(!knows_scores\) find_scores|rank\(\[\]\(Real value, int\)|choose\(scores\[slot\] < infinity",
@@ -48,11 +49,7 @@ NEVER_PADDED = [r"(load|store)_whole_quad\(layout, static_cast<(const )?float\*>
 # Experts that do not fill their tier.
 PADDED_EXPERTS = {256: 160, 512: 384}
 # Source lines inside loops, and how often the loop's body runs for one token; a line of a caller multiplies with those of its callees.
-WARP = 32  # lanes of a token, where words of keys and slots are selected; the rounds by keys are then the rare way
 LOOPS = [
-    (r"selection\(tile, layout, keys\)|best\(scanned|emit_own\(", lambda width, repeats: 0 if width == WARP else 1),
-    (r"int k = 0; k \+ 1 < Count|selection\.take\(\)|selection\.go_on\(", lambda width, repeats: 0 if width == WARP else K - 1 if repeats else 1),
-    (r"if \(searches\) search\(taken\)", lambda width, repeats: rescans(width) / (K - 1)),
     (r"best = tile\.maximum\(best\)|best = score\[r\] > best|group = score\[r\] == best|group = tile\.minimum\(group\)|kept \|= 1u << group"
      r"|\? excluded_key<Key> : score\[r\]|int round = 0; round < groups_kept", lambda width, repeats: GROUPS_KEPT if repeats else 1),
 ]
@@ -63,7 +60,7 @@ PHASES = [
     ("scores", r"score_row\(|scores_backward\("),
     ("keys", r"rank_keys\("),
     ("groups", r"template narrow<"),
-    ("scan", r"best_words<|best\(scanned"),
+    ("scan", r"best_of_lane\("),
     ("rounds", r"\bselect\(tile, keys|select_k<|select_in_registers<"),
     ("weights", r"\bweigh\(|weigh_scores<|has_unclear_score|find_scores\(|load_chosen_logits\(|read_chosen_logits\(|weight_gradient<"),
     ("scatter", r"scatter_add<"),
@@ -73,23 +70,6 @@ PHASES = [
     ("places", r"\bmoved\(|::place\("),
     ("rest", r""),
 ]
-
-
-def rescans(width, trials=4000):
-    """How many of a token's K - 1 picks make its warp scan a lane's keys again: picks of a lane that has been picked before, in any of the warp's
-    tiles. Experts are equally likely; simulated, always with the same random numbers."""
-    random.seed(1)
-    count = 0
-    for _ in range(trials):
-        seen = [set() for _ in range(32 // width)]
-        for _ in range(K - 1):
-            again = False
-            for lanes in seen:
-                lane = random.randrange(width)
-                again = again or lane in lanes
-                lanes.add(lane)
-            count += again
-    return count / trials
 
 
 class Instruction:

@@ -275,7 +275,7 @@ struct Engine<testing::FibersOfTiers<Tiers...>> {
 
   template <int W>
   static testing::FiberTile<W> tile_of(const FiberBlock& block) {
-    return {block.group, block.fiber(), &block.faults};
+    return {.group = block.group, .thread = block.fiber(), .faults = &block.faults, .is_apart_at_times = true};
   }
 
   /// Two warps a block, two blocks on the device: enough for every kind of sharing, and fast enough for a test.

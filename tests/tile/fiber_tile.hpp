@@ -51,8 +51,16 @@ struct FiberTile {
   FiberGroup* group;
   int thread;
   const Faults* faults = &no_faults;
+  bool is_apart_at_times = false;  ///< from the warp's other tiles, as hardware may find it
+  mutable std::uint32_t asked = 0;
 
   [[nodiscard]] int lane() const { return thread % W; }
+  [[nodiscard]] bool is_with_warp() const { return !is_apart_at_times || ++asked % 4 != 3; }
+  [[nodiscard]] FiberTile with_warp() const { return *this; }
+  [[nodiscard]] std::uint32_t lanes_below() const { return (1u << lane()) - 1u; }
+  [[nodiscard]] bool is_first_of(std::uint32_t below, bool value, const Site& site = Site::current()) const {
+    return (ballot(value, site) & below) == 0;
+  }
 
   template <class V>
   [[nodiscard]] V shuffle(V value, int source, const Site& site = Site::current()) const {
@@ -122,6 +130,6 @@ struct FiberTile {
     return value;
   }
 };
-static_assert(moe_balance::Tile<FiberTile<32>> && moe_balance::Tile<FiberTile<1>>);
+static_assert(moe_balance::TileOfWarp<FiberTile<32>> && moe_balance::TileOfWarp<FiberTile<1>>);
 
 }  // namespace testing

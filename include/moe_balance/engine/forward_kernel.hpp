@@ -94,7 +94,7 @@ struct ForwardShared {
 /// The bytes a forward kernel of `Tier` asks for, with blocks of so many threads.
 template <class Balancer, CudaTier Tier>
 [[nodiscard]] constexpr std::size_t forward_shared_bytes(int threads = Tier.threads) {
-  constexpr bool selects_by_words = Tier.width == 32 && Tier.max_experts / Tier.width <= 32;  // see PackedSelection
+  constexpr bool selects_by_words = Tier.max_experts / Tier.width <= (Tier.width == 32 ? 32 : 8);  // see PackedSelection
   return ForwardShared<Balancer, Tier.max_experts>::bytes(threads / Tier.width, selects_by_words ? threads : 0);
 }
 

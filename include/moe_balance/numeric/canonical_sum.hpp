@@ -25,10 +25,7 @@ MOEB_INLINE void fold_by_halves(T (&values)[N], const Function& f) {
 template <int Lanes, class TileT, class Real, int local>
 [[nodiscard]] MOEB_INLINE Real sum_of_virtual_lanes(const TileT& tile, Real (&partial)[local]) {
   fold_by_halves<local / 2>(partial, [](Real a, Real b) MOEB_LAMBDA { return add(a, b); });
-  Real sum = partial[0];
-  MOEB_UNROLL
-  for (int distance = Lanes / 2; distance >= 1; distance /= 2) sum = add(sum, tile.shuffle_xor(sum, distance));
-  return sum;
+  return butterfly<Lanes>(tile, partial[0], [](Real own, Real other) MOEB_LAMBDA { return add(own, other); });
 }
 
 /// The sum of nothing: -0, the number whose addition changes nothing. To add it costs no instruction.
@@ -96,9 +93,7 @@ template <class TileT, class Function>
 [[nodiscard]] MOEB_INLINE std::int64_t integer_sum(const TileT& tile, std::int64_t n, Function&& term) {
   std::int64_t sum = 0;
   for (std::int64_t i = tile.lane(); i < n; i += TileT::width) sum += term(i);
-  MOEB_UNROLL
-  for (int distance = TileT::width / 2; distance >= 1; distance /= 2) sum += tile.shuffle_xor(sum, distance);
-  return sum;
+  return butterfly<TileT::width>(tile, sum, [](std::int64_t own, std::int64_t other) MOEB_LAMBDA { return own + other; });
 }
 
 MOEB_NAMESPACE_END

@@ -45,13 +45,8 @@ template <class TileT, class LayoutT, class Real, class Admit>
     }
   }
   fold_by_halves<columns / 2>(column, [](Real a, Real b) MOEB_LAMBDA { return larger_of(b, a); });
-  Real result = column[0];
-  MOEB_UNROLL
-  for (int distance = TileT::width / 2; distance >= 1; distance /= 2) {
-    const Real other = tile.shuffle_xor(result, distance);
-    result = other > result ? other : result;
-  }
-  return result;
+  return butterfly<TileT::width>(tile, column[0],
+                                 [](Real own, Real other) MOEB_LAMBDA { return other > own ? other : own; });
 }
 
 /// The largest finite value of a row; 0 where none is finite.
@@ -72,11 +67,8 @@ template <class TileT, class LayoutT>
   if constexpr (TileT::width == 32) {  // one instruction on a whole warp; a NaN that is positive has the largest key of all
     return value_of_key<float>(tile.maximum(key_without_minus_zero(result)));
   } else {
-    MOEB_UNROLL
-    for (int distance = TileT::width / 2; distance >= 1; distance /= 2) {
-      result = larger_or_nan(tile.shuffle_xor(result, distance), result);
-    }
-    return result;
+    return butterfly<TileT::width>(tile, result,
+                                   [](float own, float other) MOEB_LAMBDA { return larger_or_nan(other, own); });
   }
 }
 

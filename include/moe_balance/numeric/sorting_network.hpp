@@ -5,6 +5,7 @@
 #include <moe_balance/config.hpp>
 
 #include <cstdint>
+#include <utility>
 
 MOEB_NAMESPACE_BEGIN
 
@@ -46,7 +47,7 @@ struct SortingNetwork {
 /// router takes to compile.
 template <int First, int Last, class T, int N, int Rows>
 MOEB_EARLY_INLINE void sort_rows(T (&value)[N][Rows]) {
-  static constexpr SortingNetwork<N, First, Last> network;  // in here, so that nvcc finds it for a device, too
+  static constexpr SortingNetwork<N, First, Last> network;
   for (int i = 0; i < network.count; ++i) {
     T(&upper)[Rows] = value[network.pairs[i].upper];
     T(&lower)[Rows] = value[network.pairs[i].lower];
@@ -59,6 +60,29 @@ MOEB_EARLY_INLINE void sort_rows(T (&value)[N][Rows]) {
     for (int r = 0; r < Rows; ++r) upper[r] = larger[r];
     for (int r = 0; r < Rows; ++r) lower[r] = smaller[r];
   }
+}
+
+/// Comparison `I` of a network, whose places are constants: a GPU's registers cannot be indexed. And nvcc 13 compiles sort_rows for a device to nothing:
+/// it takes the static constexpr network of a function template for zeros, without a word.
+template <class Network, int I, class T, int N>
+MOEB_INLINE void compare_and_exchange(T (&value)[N]) {
+  constexpr int upper = Network{}.pairs[I].upper;
+  constexpr int lower = Network{}.pairs[I].lower;
+  const T larger = value[upper] > value[lower] ? value[upper] : value[lower];
+  const T smaller = value[upper] > value[lower] ? value[lower] : value[upper];
+  value[upper] = larger;
+  value[lower] = smaller;
+}
+template <class Network, int... I, class T, int N>
+MOEB_INLINE void compare_and_exchange_all(T (&value)[N], std::integer_sequence<int, I...>) {
+  (compare_and_exchange<Network, I>(value), ...);
+}
+
+/// The same as sort_rows for one row in a GPU thread's registers.
+template <int First, int Last, class T, int N>
+MOEB_INLINE void sort_values(T (&value)[N]) {
+  using Network = SortingNetwork<N, First, Last>;
+  compare_and_exchange_all<Network>(value, std::make_integer_sequence<int, Network{}.count>{});
 }
 
 MOEB_NAMESPACE_END

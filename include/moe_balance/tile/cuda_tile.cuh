@@ -8,7 +8,9 @@
 
 MOEB_NAMESPACE_BEGIN
 
-template <int W>
+/// `WithWarp`: all lanes of the warp take part in each collective, so that the compiler need not ask which do: where masks differ between a warp's lanes,
+/// that takes six instructions before each, one of which compares all lanes.
+template <int W, bool WithWarp = W == 32>
 struct CudaTile {
   static_assert(W >= 1 && W <= 32 && (W & (W - 1)) == 0, "a tile is a power of two of lanes of one warp");
   static constexpr int width = W;
@@ -19,6 +21,18 @@ struct CudaTile {
   std::int32_t own_lane = opaque(index_in_tile());
 
   MOEB_HOST_DEVICE int lane() const { return own_lane; }
+  /// Whether all lanes of the warp are here together. If so for one, then for all.
+  MOEB_HOST_DEVICE bool is_with_warp() const {
+#if defined(__CUDA_ARCH__)
+    return WithWarp || __activemask() == 0xffffffffu;
+#else
+    return true;
+#endif
+  }
+  /// The same tile where all are, and stay so.
+  MOEB_HOST_DEVICE CudaTile<W, true> with_warp() const {
+    return {own_lane};
+  }
   template <class V>
   MOEB_HOST_DEVICE V shuffle(V value, [[maybe_unused]] int source) const {
 #if defined(__CUDA_ARCH__)
@@ -37,7 +51,15 @@ struct CudaTile {
   }
   MOEB_HOST_DEVICE bool any(bool value) const {
 #if defined(__CUDA_ARCH__)
-    return __any_sync(mask(), value) != 0;
+    if constexpr (W == 32) {
+      return __any_sync(mask(), value) != 0;
+    } else if constexpr (WithWarp) {
+      return (__ballot_sync(mask(), value) & lanes_of_tile()) != 0;
+    } else {
+      const bool together = is_with_warp();
+      if (!together) return __any_sync(mask(), value) != 0;
+      return with_warp().any(value);
+    }
 #else
     return value;
 #endif
@@ -48,6 +70,23 @@ struct CudaTile {
     return W == 32 ? lanes : lanes >> (threadIdx.x % 32 / W * W) & ((1u << (W % 32)) - 1u);
 #else
     return value ? 1 : 0;
+#endif
+  }
+  /// The tile's lanes below this one, for is_first_of.
+  MOEB_HOST_DEVICE std::uint32_t lanes_below() const {
+    const std::uint32_t lanes = (1u << own_lane) - 1u;
+#if defined(__CUDA_ARCH__)
+    return lanes << (threadIdx.x % 32 / W * W);
+#else
+    return lanes;
+#endif
+  }
+  /// Whether `value` is true in none of the lanes below this one.
+  MOEB_HOST_DEVICE bool is_first_of([[maybe_unused]] std::uint32_t below, [[maybe_unused]] bool value) const {
+#if defined(__CUDA_ARCH__)
+    return (__ballot_sync(mask(), value) & below) == 0;
+#else
+    return true;
 #endif
   }
   MOEB_HOST_DEVICE std::int32_t maximum(std::int32_t value) const {
@@ -71,7 +110,13 @@ struct CudaTile {
   }
   MOEB_HOST_DEVICE void barrier() const {
 #if defined(__CUDA_ARCH__)
-    __syncwarp(mask());
+    if constexpr (WithWarp) {
+      __syncwarp(mask());
+    } else {
+      const bool together = is_with_warp();
+      if (!together) return __syncwarp(mask());
+      with_warp().barrier();
+    }
 #endif
   }
 
@@ -100,19 +145,21 @@ struct CudaTile {
           reduction == Reduction::maximum ? __reduce_max_sync(0xffffffffu, value) : __reduce_min_sync(0xffffffffu, value);
 #endif
     } else {
-      MOEB_UNROLL
-      for (int distance = W / 2; distance >= 1; distance /= 2) value = f(value, shuffle_xor(value, distance));
+      value = butterfly<W>(*this, value, f);
     }
     return value;
   }
 
 #if defined(__CUDA_ARCH__)
   __device__ static unsigned mask() {
+    return WithWarp ? 0xffffffffu : lanes_of_tile();
+  }
+  __device__ static unsigned lanes_of_tile() {
     constexpr unsigned lanes = W == 32 ? 0xffffffffu : (1u << (W % 32)) - 1u;
     return lanes << (threadIdx.x % 32 / W * W);
   }
 #endif
 };
-static_assert(Tile<CudaTile<32>> && Tile<CudaTile<1>>);
+static_assert(TileOfWarp<CudaTile<32>> && TileOfWarp<CudaTile<1>>);
 
 MOEB_NAMESPACE_END

@@ -63,6 +63,34 @@ struct SerialTile {
 };
 static_assert(Tile<SerialTile>);
 
+/// A tile that is part of a warp: a GPU's collectives cost less where all lanes of a warp take part. Where is_with_warp(), they all are here, and it is true
+/// for all; with_warp() is the same tile for as long as they stay together, so no branch that its tiles may take apart.
+template <class T>
+concept TileOfWarp = Tile<T> && requires(const T tile, std::uint32_t lanes) {
+  { tile.is_with_warp() } -> std::same_as<bool>;
+  {tile.with_warp()};
+  { tile.lanes_below() } -> std::same_as<std::uint32_t>;
+  { tile.is_first_of(lanes, true) } -> std::same_as<bool>;
+};
+
+/// A value combined with those of its `Lanes` neighbours, by halves, the far ones first: f(own, other).
+template <int Lanes, class TileT, class V, class Function>
+[[nodiscard]] MOEB_INLINE V butterfly_in_tile(const TileT& tile, V value, const Function& f) {
+  MOEB_UNROLL
+  for (int distance = Lanes / 2; distance >= 1; distance /= 2) value = f(value, tile.shuffle_xor(value, distance));
+  return value;
+}
+template <int Lanes, class TileT, class V, class Function>
+[[nodiscard]] MOEB_INLINE V butterfly(const TileT& tile, V value, const Function& f) {
+  if constexpr (TileOfWarp<TileT> && TileT::width < 32) {
+    const bool together = tile.is_with_warp();
+    if (!together) return butterfly_in_tile<Lanes>(tile, value, f);
+    return butterfly_in_tile<Lanes>(tile.with_warp(), value, f);
+  } else {
+    return butterfly_in_tile<Lanes>(tile, value, f);
+  }
+}
+
 /// A tile whose lanes share memory: two words for each lane, which nothing else uses. `Unrolls`: whether the code of each round of a selection is
 /// worth its compilation.
 template <class TileT, bool Unrolls = false>
@@ -71,7 +99,7 @@ struct TileWithMemory : TileT {
   std::uint32_t* memory;                    ///< of the tile, shared by its lanes
 };
 template <class T>
-concept HasTileMemory = Tile<T> && requires(const T tile) {
+concept HasTileMemory = TileOfWarp<T> && requires(const T tile) {
   { tile.memory } -> std::convertible_to<std::uint32_t*>;
 };
 

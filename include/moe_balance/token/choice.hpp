@@ -113,6 +113,19 @@ MOEB_INLINE void candidate_keys(const Problem& problem, const TileT& tile, const
   problem.top_k.template narrow<Real>(tile, layout, keys);
 }
 
+/// Whether the sums of a token's own losses leave a tile narrower than a warp enough registers to select by words. Not before sm_90, nor where keys have
+/// to stay for the rounds that take the place of a selection which fails.
+template <class Scoring, class Balancer, class TileT>
+inline constexpr bool has_room_for_words = [] {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  constexpr bool has_more_registers = false;
+#else
+  constexpr bool has_more_registers = true;
+#endif
+  return TileT::width == 32 || BalancerTraits<Balancer>::token_losses == 0 ||
+         (has_more_registers && !is_over_selected<Scoring>);
+}();
+
 /// choose() for lanes of registers, by calls of emit(k, expert, key) on the lane that has rank k.
 template <class Real, class Problem, class TileT, class LayoutT, class Emit>
 MOEB_INLINE void choose_in_registers(const Problem& problem, const TileT& tile, const LayoutT& layout,
@@ -120,7 +133,8 @@ MOEB_INLINE void choose_in_registers(const Problem& problem, const TileT& tile, 
                                      const Emit& emit) {
   using Scoring = decltype(problem.scoring);
   constexpr int k_count = decltype(problem.top_k)::k;
-  constexpr bool has_unit_keys = keys_are_scores<Scoring, LayoutT> &&
+  constexpr bool has_room = has_room_for_words<Scoring, decltype(problem.balancer), TileT>;
+  constexpr bool has_unit_keys = has_room && keys_are_scores<Scoring, LayoutT> &&
                                  BalancerTraits<decltype(problem.balancer)>::biases == 0 &&
                                  selects_packed<k_count, TileT, LayoutT, Key<Real>>;
   Slots<Key<Real>, LayoutT> keys;
@@ -132,7 +146,7 @@ MOEB_INLINE void choose_in_registers(const Problem& problem, const TileT& tile, 
     }
   }
   candidate_keys(problem, tile, layout, state, is_regular(state.row), bias, keys);
-  select_k<k_count, !has_unit_keys>(tile, layout, keys, emit);
+  select_k<k_count, !has_unit_keys && has_room>(tile, layout, keys, emit);
 }
 
 /// Fills `chosen.expert`, and `chosen.score` where keys are scores: key_of_non_negative changes no bit, and what it did not make, NaN's key, is
