@@ -145,7 +145,8 @@ template <class Real, class Problem, class TileT, class LayoutT>
   Slots<Real, LayoutT> scores;
   if constexpr (!LayoutT::in_registers) load_chosen_logits(problem.logits, token, logits, chosen);
   FiniteSlots<LayoutT> finite;
-  if constexpr (LayoutT::rereads_logits) finite = finite_slots(layout, logits);
+  constexpr bool asks_scores = LayoutT::rereads_logits && shows_non_finite<Scoring>;  // no bits to keep in registers
+  if constexpr (LayoutT::rereads_logits && !asks_scores) finite = finite_slots(layout, logits);
   const typename RowOf<Scoring, Real>::type row =
       score_row(problem, tile, layout, token, problem.logits_hold_quads, logits, scores);
   constexpr bool has_token_losses = Traits::token_losses > 0;
@@ -160,7 +161,10 @@ template <class Real, class Problem, class TileT, class LayoutT>
   const bool all_finite = is_known_finite(tile, layout, logits, is_regular(row));
   const bool needs_mask = !(all_finite && is_finitely_scoring<Scoring>);
   if (!LayoutT::rereads_logits && needs_mask) finite = finite_slots(layout, logits);
-  if (needs_mask) {
+  if constexpr (asks_scores) {
+    for_each_slot(layout,
+                  [&](int slot) MOEB_LAMBDA { scores[slot] = choose(is_finite(scores[slot]), scores[slot], Real(0)); });
+  } else if (needs_mask) {
     silence_non_finite(layout, finite, logits, scores);
   } else if constexpr (!shows_non_finite<Scoring>) {  // then -inf, which padding is, may have a score
     if (layout.has_padding()) for_each_padding_slot(layout, [&](int slot) MOEB_LAMBDA { scores[slot] = Real(0); });
