@@ -115,6 +115,14 @@ TEST_CASE("usual calls: fibers = CPU, Sigmoid with a bias, K = 8, 10, 16") {
 TEST_CASE("usual calls: fibers = CPU, SoftmaxOverSelected, whose keys are logits") {
   check_usual(mb::Router{mb::SoftmaxOverSelected{}, mb::TopK<8>{}});
 }
+TEST_CASE("usual calls: fibers = CPU, where lanes have no registers to read the next row ahead") {
+  using WithAux = mb::ForwardProblem<mb::SoftmaxOverSelected, mb::TopK<8>, mb::AuxLoss>;
+  static_assert(!mb::usual_kernel_reads_ahead<mb::tier_of(512), WithAux>);
+  check_usual(mb::Router{mb::SoftmaxOverSelected{}, mb::TopK<8>{}, mb::AuxLoss{.coefficient = 0.3f}});
+  using WithSequences = mb::ForwardProblem<mb::SqrtSoftplus, mb::TopK<8>, mb::SequenceLoss>;
+  static_assert(!mb::usual_kernel_reads_ahead<mb::tier_of(128), WithSequences>);
+  check_usual(mb::Router{mb::SqrtSoftplus{}, mb::TopK<8>{}, mb::SequenceLoss{.coefficient = 0.3f}});
+}
 
 namespace {
 

@@ -1,12 +1,10 @@
-// The kernels of one scoring in every tier, with each kind of selection and balancer that makes a kernel of its own. Two macros, given on the command
-// line, make ten short compilations of one long one: MOE_BALANCE_SCORING is the scoring, MOE_BALANCE_USUAL says whether the kernels are those of usual
-// calls.
-// What differs in numbers alone is one kernel: where not only usual calls are served, LossFreeBias is NoBalancer with a bias pointer, and the scopes of a
-// loss differ in a flush.
-// EveryPart has all balancers at once; Replay of GroupLimitedTopK has both selections' code.
+// The kernels of one scoring in every tier, for any call and for usual ones, with each kind of selection and balancer that makes a kernel of its own.
+// MOE_BALANCE_SCORING, given on the command line, is the scoring.
+// What differs in numbers alone is one kernel: for any call LossFreeBias is NoBalancer with a bias pointer, and the scopes of a loss differ in a flush.
+// EveryPart has all balancers at once, EveryPartPlain counts a plain selection beside them; Replay of GroupLimitedTopK has both selections' code.
+// Kernels for usual calls have no register to spare, and few tiers have one for all parts at once: they are compiled with fewer parts, too.
 #include <moe_balance/moe_balance.cuh>
 
-#include <array>
 #include <utility>
 
 namespace mb = moe_balance;
@@ -14,33 +12,62 @@ namespace mb = moe_balance;
 namespace {
 
 using Scoring = mb::MOE_BALANCE_SCORING;
-constexpr bool usual = MOE_BALANCE_USUAL;
-using Tiers = std::make_integer_sequence<int, usual ? mb::usual_tier_count : mb::cuda_tier_count>;
-using EveryPart = mb::Combine<mb::AuxLoss, mb::SequenceLoss, mb::GlobalBatchLoss, mb::ZLoss, mb::LossFreeBias>;
+using TopK = mb::TopK<8>;
+using Groups = mb::GroupLimitedTopK<8>;
+using AnyTier = std::make_integer_sequence<int, mb::cuda_tier_count>;
+using UsualTier = std::make_integer_sequence<int, mb::usual_tier_count>;
 
-template <class Selection, class Balancer, int... Tier>
-auto forward_kernels(std::integer_sequence<int, Tier...>) {
-  using Problem = mb::ForwardProblem<Scoring, Selection, Balancer>;
-  return std::array{mb::moe_balance_forward<Tier, (usual && mb::has_usual_kernel<Tier, Problem>), Problem>...};
+using LossAndZ = mb::Combine<mb::GlobalBatchLoss, mb::ZLoss>;
+using BiasAndLoss = mb::Combine<mb::LossFreeBias, mb::SequenceLoss>;
+using BiasAndPlainLoss = mb::Combine<mb::LossFreeBias, mb::FromPlainTopK<mb::SequenceLoss>>;
+using EveryPart = mb::Combine<mb::AuxLoss, mb::SequenceLoss, mb::GlobalBatchLoss, mb::ZLoss, mb::LossFreeBias>;
+using EveryPartPlain =
+    mb::Combine<mb::FromPlainTopK<mb::AuxLoss>, mb::FromPlainTopK<mb::SequenceLoss>, mb::ZLoss, mb::LossFreeBias>;
+
+/// Taking a kernel's address is what has it compiled.
+template <int Tier, bool Usual, class Problem>
+bool kernel_exists() {
+  if constexpr (Usual && !mb::has_usual_kernel<Tier, Problem>)
+    return true;
+  else if constexpr (mb::is_backward<Problem>)
+    return mb::moe_balance_backward<Tier, Usual, Problem> != nullptr;
+  else
+    return mb::moe_balance_forward<Tier, Usual, Problem> != nullptr;
 }
 
-template <class Selection, class Balancer, int... Tier>
-auto backward_kernels(std::integer_sequence<int, Tier...>) {
-  using Problem = mb::BackwardProblem<Scoring, Selection, Balancer>;
-  return std::array{mb::moe_balance_backward<Tier, (usual && mb::has_usual_kernel<Tier, Problem>), Problem>...};
+template <bool Usual, class Problem, int... Tier>
+bool kernels_exist(std::integer_sequence<int, Tier...> /*tiers*/) {
+  return (kernel_exists<Tier, Usual, Problem>() && ...);
+}
+
+template <class Selection, class Balancer>
+using Forward = mb::ForwardProblem<Scoring, Selection, Balancer>;
+template <class Balancer>
+using Backward = mb::BackwardProblem<Scoring, TopK, Balancer>;
+
+template <class... Problem>
+bool kernels_for_any_call() {
+  return (kernels_exist<false, Problem>(AnyTier{}) && ...);
+}
+template <class... Problem>
+bool kernels_for_usual_calls() {
+  return (kernels_exist<true, Problem>(UsualTier{}) && ...);
 }
 
 }  // namespace
 
-/// Taking a kernel's address is what has it compiled.
-bool kernels_exist();
-bool kernels_exist() {
-  const Tiers tiers;
-  bool exist = forward_kernels<mb::TopK<8>, mb::NoBalancer>(tiers)[0] != nullptr;
-  exist = exist && forward_kernels<mb::TopK<8>, EveryPart>(tiers)[0] != nullptr;
-  exist = exist && forward_kernels<mb::Replay<mb::GroupLimitedTopK<8>>, EveryPart>(tiers)[0] != nullptr;
-  if constexpr (usual) exist = exist && forward_kernels<mb::GroupLimitedTopK<8>, mb::LossFreeBias>(tiers)[0] != nullptr;
-  exist = exist && backward_kernels<mb::TopK<8>, mb::NoBalancer>(tiers)[0] != nullptr;
-  exist = exist && backward_kernels<mb::TopK<8>, EveryPart>(tiers)[0] != nullptr;
-  return exist;
+bool all_kernels_exist();
+bool all_kernels_exist() {
+  const bool any_call =
+      kernels_for_any_call<Forward<TopK, mb::NoBalancer>, Forward<TopK, EveryPart>,
+                           Forward<mb::Replay<Groups>, EveryPartPlain>, Backward<mb::NoBalancer>, Backward<EveryPart>>();
+  const bool usual_forward =
+      kernels_for_usual_calls<Forward<TopK, mb::NoBalancer>, Forward<TopK, mb::AuxLoss>, Forward<TopK, LossAndZ>,
+                              Forward<TopK, BiasAndLoss>, Forward<TopK, BiasAndPlainLoss>, Forward<TopK, EveryPart>,
+                              Forward<Groups, mb::LossFreeBias>, Forward<Groups, BiasAndLoss>,
+                              Forward<mb::Replay<Groups>, EveryPart>>();
+  const bool usual_backward =
+      kernels_for_usual_calls<Backward<mb::NoBalancer>, Backward<mb::ZLoss>, Backward<mb::GlobalBatchLoss>,
+                              Backward<BiasAndLoss>, Backward<LossAndZ>, Backward<EveryPart>>();
+  return any_call && usual_forward && usual_backward;
 }

@@ -269,7 +269,7 @@ MOEB_HOST_DEVICE inline void clear_totals(const BlockT& block, const Totals& tot
 }
 
 /// Starts a segment and runs forward over its tokens first, first + stride, ... below `last`; returns what lanes have counted. In a usual call each token's
-/// logits are read ahead, the first one's before the segment starts.
+/// logits are read ahead, the first one's before the segment starts; or only asked for, where lanes have no registers for them.
 template <class Config, class Pass, class Problem>
 [[nodiscard]] MOEB_HOST_DEVICE inline auto forward_tokens(Pass& pass, const Problem& problem, std::int64_t segment,
                                                           std::int64_t first, std::int64_t last, std::int64_t stride) {
@@ -280,24 +280,33 @@ template <class Config, class Pass, class Problem>
     const auto step = static_cast<std::uint32_t>(stride);
     const std::uint32_t row_bytes = bytes_of_dense_row(problem.logits);
     const std::int32_t plain = are_plain_rows(pass.layout, problem.logits.type);
+    constexpr bool reads_ahead = usual_kernel_reads_ahead<Config::index, Problem>;
     Slots<float, LayoutT> next;
     ConstAnyMatrix ahead = problem.logits;
-    const auto read = [&](std::uint32_t token) MOEB_LAMBDA {
-      ahead.data = moved(problem.logits.data, token, row_bytes);
+    const auto read = [&](std::uint32_t row) MOEB_LAMBDA {
+      ahead.data = moved(problem.logits.data, row, row_bytes);
       load_first_row(pass.layout, ahead, plain, next);
     };
+    const auto read_ahead = [&](std::uint32_t row) MOEB_LAMBDA {
+      const auto* first_logit = moved(problem.logits.data, row, row_bytes);
+      if constexpr (reads_ahead)
+        read(row);
+      else
+        prefetch_bytes<RowUse::read>(pass.layout, row_bytes, reinterpret_cast<std::uintptr_t>(first_logit));
+    };
     std::uint32_t token = begin + static_cast<std::uint32_t>(first);
-    if (token < end) read(token);
+    if (token < end) read_ahead(token);
     pass.start_segment();
     auto sink = pass.sink();
     Problem own = problem;
     const std::int32_t masked = has_masks(problem) ? opaque(1) : 0;
     while (token < end) {
+      if constexpr (!reads_ahead) read(token);
       const Slots<float, LayoutT> logits = next;
       ForwardStep::place(problem, token, row_bytes, own);
       const std::uint32_t row = token;
       token += step;
-      if (token < end) read(token);
+      if (token < end) read_ahead(token);
       if (masked != 0 && !is_active(problem, row)) {
         store_nothing<float>(own, pass.tile, 0);
       } else {

@@ -5,6 +5,7 @@
 #include <moe_balance/engine/engine.hpp>
 #include <moe_balance/engine/tuning.hpp>
 #include <moe_balance/engine/usual_call.hpp>
+#include <moe_balance/scoring/sqrt_softplus.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -66,10 +67,14 @@ inline constexpr bool is_backward = requires(Problem problem) {
   problem.grad_logits;
 };
 
+/// Scores that are computed with more registers than others.
+template <class Scoring>
+inline constexpr bool is_costly_score = std::is_same_v<Scoring, SqrtSoftplus>;
+
 /// Whether a tier has a kernel of its own for a problem's usual calls. Not where a lane's registers are too few for what is read ahead: for the state
 /// of groups, a second selection, replayed ids beside a loss, or a softmax beside other scores, in tiles narrower than a warp; for more than eight scores,
-/// but for a softmax that nothing is replayed or selected beside; and backward, for several of the chosen experts, and for a softmax beside other
-/// scores and their loss.
+/// but for a softmax that nothing is replayed or selected beside; and backward, for several of the chosen experts, and for a softmax beside costly
+/// scores, or beside other scores and their loss.
 template <int Tier, class Problem>
 inline constexpr bool has_usual_kernel = [] {
   using Traits = BalancerTraits<decltype(Problem::balancer)>;
@@ -80,7 +85,8 @@ inline constexpr bool has_usual_kernel = [] {
   if (Tier >= usual_tier_count) return false;
   if (is_backward<Problem>) {
     const bool has_softmax_beside = !is_softmax && Traits::token_losses > 0;
-    const bool has_room = tier.width == 32 && (Traits::losses == 0 || is_over_selected<decltype(Problem::scoring)>);
+    const bool has_room = tier.width == 32 && !is_costly_score<decltype(Problem::scoring)> &&
+                          (Traits::losses == 0 || is_over_selected<decltype(Problem::scoring)>);
     return TopKT::k <= tier.width && (!has_softmax_beside || has_room);
   }
   const bool has_much_state = selects_groups<TopKT> || Traits::plain_losses > 0 ||
@@ -98,9 +104,33 @@ inline constexpr bool is_light = [] {
   return Traits::losses == 0 || (is_softmax && Traits::biases == 0 && !selects_groups<decltype(Problem::top_k)>);
 }();
 
-/// Whether a tier's usual kernel looks at masks: not forward with much state a token in tiles narrower than a warp, which has no register left for that.
+/// Whether a tier's usual kernel looks at masks: not where a lane has no register left for that, which is forward with much state a token in tiles narrower
+/// than a warp; and backward of costly scores with a loss of the global batch, on a whole warp whose lanes have 64.
 template <int Tier, class Problem>
-inline constexpr bool usual_kernel_masks = is_backward<Problem> || cuda_tiers[Tier].width == 32 || is_light<Problem>;
+inline constexpr bool usual_kernel_masks = [] {
+  constexpr CudaTier tier = cuda_tiers[Tier];
+  if (!is_backward<Problem>) return tier.width == 32 || is_light<Problem>;
+  using Traits = BalancerTraits<decltype(Problem::balancer)>;
+  constexpr bool has_few_registers = tier.width == 32 && tier.usual_backward_blocks > 2;
+  return !(is_costly_score<decltype(Problem::scoring)> && has_few_registers && Traits::reads_global_batch);
+}();
+
+/// Whether a tier's usual forward kernel reads the next token's logits ahead: not where the registers of a lane, of which sm_80 needs most, are too few for
+/// them. With 16 scores a lane that is a loss beside groups, beside a bias and a token loss, or whose scores are not those that rank; with eight in tiles
+/// narrower than a warp a loss of costly scores.
+template <int Tier, class Problem>
+inline constexpr bool usual_kernel_reads_ahead = [] {
+  using Traits = BalancerTraits<decltype(Problem::balancer)>;
+  using Scoring = decltype(Problem::scoring);
+  constexpr CudaTier tier = cuda_tiers[Tier];
+  constexpr int scores = tier.max_experts / tier.width;
+  if (Traits::losses == 0 || scores <= 4) return true;
+  if (scores > 8) {
+    const bool has_much_state = selects_groups<decltype(Problem::top_k)> || (Traits::biases > 0 && Traits::token_losses > 0);
+    return !has_much_state && !is_over_selected<Scoring>;
+  }
+  return tier.width == 32 || !is_costly_score<Scoring>;
+}();
 
 /// Whether a tier's usual kernel serves a problem.
 template <int Tier, class Problem>

@@ -73,34 +73,30 @@ MOEB_INLINE void weight_gradient(const TileT& tile, const ChosenT& chosen, const
   }
 }
 
-template <class Real, class Problem, class TileT, class LayoutT, class Row>
+/// What multiplies a token's softmax in the gradient of the token losses.
+template <class Real, class Problem>
+[[nodiscard]] MOEB_INLINE Real slope_of_token_losses(const Problem& problem, const LossSlopes<Real>& slopes,
+                                                     const SoftmaxRow<Real>& softmax) {
+  const Real log_sum_exp = softmax.log_sum_exp();
+  Real slope = 0;
+  for_each_part(problem.balancer, [&](const auto& part) MOEB_LAMBDA {
+    if constexpr (TokenLossBalancer<std::remove_cvref_t<decltype(part)>>) {
+      slope = add(slope, token_slope_of(part, log_sum_exp));
+    }
+  });
+  return mul(slope, slopes.token_factor);
+}
+
+/// The token losses' gradient where the scores are no softmax. It is not finite where the logit is not: set to 0 later. `scores` are overwritten.
+template <class Real, class Problem, class TileT, class LayoutT>
 MOEB_INLINE void add_token_loss_gradient(const Problem& problem, const TileT& tile, const LayoutT& layout,
                                          std::int64_t token, const LossSlopes<Real>& slopes, Slots<Real, LayoutT>& logits,
-                                         const Row& row, Slots<Real, LayoutT>& scores, Slots<Real, LayoutT>& grad) {
-  if constexpr (BalancerTraits<decltype(problem.balancer)>::token_losses > 0) {
-    SoftmaxRow<Real> softmax;
-    if constexpr (requires { row.log_sum_exp(); })
-      softmax = row;
-    else {
-      reload_row(tile, layout, problem.logits, token, problem.logits_hold_quads, logits);
-      softmax = softmax_row(tile, layout, logits, scores);
-    }
-    const Real log_sum_exp = softmax.log_sum_exp();
-    Real slope = 0;
-    for_each_part(problem.balancer, [&](const auto& part) MOEB_LAMBDA {
-      if constexpr (TokenLossBalancer<std::remove_cvref_t<decltype(part)>>) {
-        slope = add(slope, token_slope_of(part, log_sum_exp));
-      }
-    });
-    slope = mul(slope, slopes.token_factor);
-    if constexpr (requires { row.log_sum_exp(); }) {  // scores are the softmax
-      for_each_slot(layout, [&](int slot) MOEB_LAMBDA { grad[slot] = fma(slope, scores[slot], grad[slot]); });
-    } else {  // not finite where the logit is not: set to 0 later
-      for_each_logit(tile, layout, problem.logits, token, problem.logits_hold_quads, logits,
-                     [&](int slot, Real logit)
-                         MOEB_LAMBDA { grad[slot] = fma(slope, softmax.probability(logit), grad[slot]); });
-    }
-  }
+                                         Slots<Real, LayoutT>& scores, Slots<Real, LayoutT>& grad) {
+  reload_row(tile, layout, problem.logits, token, problem.logits_hold_quads, logits);
+  const SoftmaxRow<Real> softmax = softmax_row(tile, layout, logits, scores);
+  const Real slope = slope_of_token_losses(problem, slopes, softmax);
+  for_each_logit(tile, layout, problem.logits, token, problem.logits_hold_quads, logits,
+                 [&](int slot, Real logit) MOEB_LAMBDA { grad[slot] = fma(slope, softmax.probability(logit), grad[slot]); });
 }
 
 /// Whether a token's gradient reaches no logit but those of its chosen experts: then no other is read.
@@ -149,16 +145,26 @@ template <class Real, class Problem, class TileT, class LayoutT>
   Slots<Real, LayoutT> scores;
   if constexpr (!LayoutT::in_registers) load_chosen_logits(problem.logits, token, logits, chosen);
   FiniteSlots<LayoutT> finite;
-  if constexpr (LayoutT::rereads_logits) finite = finite_slots(layout, logits);
+  constexpr bool asks_scores = LayoutT::rereads_logits && shows_non_finite<Scoring>;  // no bits to keep in registers
+  if constexpr (LayoutT::rereads_logits && !asks_scores) finite = finite_slots(layout, logits);
   const typename RowOf<Scoring, Real>::type row =
       score_row(problem, tile, layout, token, problem.logits_hold_quads, logits, scores);
+  constexpr bool has_token_losses = Traits::token_losses > 0;
+  constexpr bool scores_are_softmax = requires {
+    row.log_sum_exp();
+  };
+  Real token_slope = 0;  // found here, it takes the place of what the row knows in a lane's registers
+  if constexpr (has_token_losses && scores_are_softmax) token_slope = slope_of_token_losses(problem, slopes, row);
   const Weighting weighting = problem.top_k.weighting();
   WeightRow<Real> weights;
   if constexpr (!LayoutT::in_registers) weights = weigh_in_row(problem.scoring, row, weighting, tile, scores, chosen);
   const bool all_finite = is_known_finite(tile, layout, logits, is_regular(row));
   const bool needs_mask = !(all_finite && is_finitely_scoring<Scoring>);
   if (!LayoutT::rereads_logits && needs_mask) finite = finite_slots(layout, logits);
-  if (needs_mask) {
+  if constexpr (asks_scores) {
+    for_each_slot(layout,
+                  [&](int slot) MOEB_LAMBDA { scores[slot] = choose(is_finite(scores[slot]), scores[slot], Real(0)); });
+  } else if (needs_mask) {
     silence_non_finite(layout, finite, logits, scores);
   } else if constexpr (!shows_non_finite<Scoring>) {  // then -inf, which padding is, may have a score
     if (layout.has_padding()) for_each_padding_slot(layout, [&](int slot) MOEB_LAMBDA { scores[slot] = Real(0); });
@@ -179,7 +185,10 @@ template <class Real, class Problem, class TileT, class LayoutT>
     scores_backward(problem.scoring, tile, layout, logits, scores, grad, row);
   }
   if constexpr (is_over_selected<Scoring>) scatter_add<k_count>(tile, layout, chosen, grad_chosen, scatter, grad);
-  add_token_loss_gradient(problem, tile, layout, token, slopes, logits, row, scores, grad);
+  if constexpr (has_token_losses && scores_are_softmax)
+    for_each_slot(layout, [&](int slot) MOEB_LAMBDA { grad[slot] = fma(token_slope, scores[slot], grad[slot]); });
+  else if constexpr (has_token_losses)
+    add_token_loss_gradient(problem, tile, layout, token, slopes, logits, scores, grad);
   if constexpr (LayoutT::rereads_logits) {  // asks the logits again: to know until here would keep them in registers
     for_each_logit(tile, layout, problem.logits, token, problem.logits_hold_quads, logits,
                    [&](int slot, Real logit) MOEB_LAMBDA { grad[slot] = choose(is_finite(logit), grad[slot], Real(0)); });
