@@ -16,6 +16,12 @@ struct CudaTile {
   static constexpr int width = W;
   static constexpr bool slots_in_registers = true;
   static constexpr int columns = 1;
+  /// Before sm_90 the same code takes more registers.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  static constexpr bool is_short_of_registers = true;
+#else
+  static constexpr bool is_short_of_registers = false;
+#endif
 
   /// Kept in a register: reading the thread's index takes as long as a load from shared memory, and compilers would read it again and again.
   std::int32_t own_lane = opaque(index_in_tile());

@@ -113,17 +113,13 @@ MOEB_INLINE void candidate_keys(const Problem& problem, const TileT& tile, const
   problem.top_k.template narrow<Real>(tile, layout, keys);
 }
 
-/// Whether the sums of a token's own losses leave a tile narrower than a warp enough registers to select by words. Not before sm_90, nor where keys have
-/// to stay for the rounds that take the place of a selection which fails.
+/// Whether the sums of a token's own losses leave a tile narrower than a warp enough registers to select by words. Not where keys have to stay for the
+/// rounds that take the place of a selection which fails.
 template <class Scoring, class Balancer, class TileT>
 inline constexpr bool has_room_for_words = [] {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-  constexpr bool has_more_registers = false;
-#else
-  constexpr bool has_more_registers = true;
-#endif
-  return TileT::width == 32 || BalancerTraits<Balancer>::token_losses == 0 ||
-         (has_more_registers && !is_over_selected<Scoring>);
+  bool is_short_of_registers = is_over_selected<Scoring>;
+  if constexpr (requires { TileT::is_short_of_registers; }) is_short_of_registers |= TileT::is_short_of_registers;
+  return TileT::width == 32 || BalancerTraits<Balancer>::token_losses == 0 || !is_short_of_registers;
 }();
 
 /// choose() for lanes of registers, by calls of emit(k, expert, key) on the lane that has rank k.
