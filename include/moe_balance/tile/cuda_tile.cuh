@@ -8,6 +8,13 @@
 
 MOEB_NAMESPACE_BEGIN
 
+/// Whether compilers need more registers for the same code than from sm_90 on.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+inline constexpr bool needs_more_registers = true;
+#else
+inline constexpr bool needs_more_registers = false;
+#endif
+
 /// `WithWarp`: all lanes of the warp take part in each collective, so that the compiler need not ask which do: where masks differ between a warp's lanes,
 /// that takes six instructions before each, one of which compares all lanes.
 template <int W, bool WithWarp = W == 32>
@@ -16,12 +23,7 @@ struct CudaTile {
   static constexpr int width = W;
   static constexpr bool slots_in_registers = true;
   static constexpr int columns = 1;
-  /// Before sm_90 the same code takes more registers.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-  static constexpr bool is_short_of_registers = true;
-#else
-  static constexpr bool is_short_of_registers = false;
-#endif
+  static constexpr bool is_short_of_registers = needs_more_registers;
 
   /// Kept in a register: reading the thread's index takes as long as a load from shared memory, and compilers would read it again and again.
   std::int32_t own_lane = opaque(index_in_tile());
