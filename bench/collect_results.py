@@ -15,7 +15,7 @@ import re
 import sys
 import xml.etree.ElementTree
 
-MAY_BE_SKIPPED = ("compare_torch", "nccl", "nccl_example")  # need PyTorch or NCCL, which need not be there
+MAY_BE_SKIPPED = ("configure", "build", "compare_torch", "nccl", "nccl_example")  # with --built; PyTorch or NCCL need not be there
 HIGHLIGHTS = re.compile(r"/float32/E(256|512|896)/T(64/warm/graph|8192/|32768/)|^update/|/E256/T8192/H")  # what the table shows
 PROGRAM_OF_STEP = {  # Google Benchmark exits with 0 whatever fails
     "benchmarks": "router_gpu",

@@ -7,6 +7,8 @@
 #   --output DIR         where the report goes, as DATE-TIME-GPU.json and DATE-TIME-GPU.log (bench/results), in UTC
 #   --build DIR          where to build (build/gpu_check)
 #   --jobs N             compilers at a time (all cores)
+#   --built              take the folder of --build as it is: one that --rehearse left for a card of this compute capability, on a machine where the tree
+#                        had the same path, as CMake's lists of tests ask
 #   --deadline SECONDS   when to stop altogether (465); what is left by then is reported as out of time
 #   --step-limit SECONDS no step may take longer, whatever its own limit
 #   --rehearse [ARCH]    without a GPU and without a limit of time: only configure and build what the check would for a card of this compute
@@ -18,13 +20,17 @@ started=$(milliseconds)
 cd "$(dirname "$(readlink -f "$0")")/.."
 
 command="bash bench/gpu_check.sh $*"
-dependencies='' output=bench/results build=build/gpu_check jobs='' deadline=465 step_limit=100000 rehearse=''
+dependencies='' output=bench/results build=build/gpu_check jobs='' deadline=465 step_limit=100000 rehearse='' built=''
 while [ $# -gt 0 ]; do
   case $1 in
     --dependencies | --output | --build | --jobs | --deadline | --step-limit)
       [ $# -ge 2 ] || { echo "gpu_check: $1 needs a value" >&2; exit 2; }
       declare "$(tr - _ <<<"${1#--}")=$2"
       shift 2
+      ;;
+    --built)
+      built=yes
+      shift
       ;;
     --rehearse)
       rehearse=90
@@ -66,6 +72,7 @@ if [ -n "$dependencies" ]; then
   dependencies=$(readlink -f "$dependencies")
 fi
 jobs=${jobs:-$(nproc)}
+[ -z "$built" ] || [ -f "$build/CTestTestfile.cmake" ] || { echo "gpu_check: $build holds nothing that was built" >&2; exit 2; }
 mkdir -p "$build"
 build=$(readlink -f "$build")
 
@@ -199,8 +206,13 @@ stop() {
 }
 trap stop INT TERM
 
-step configure 60 "${to_configure[@]}"
-step build 320 "${to_build[@]}"
+if [ -n "$built" ]; then
+  skip configure "$build was built before, and is taken as it is"
+  skip build "as above"
+else
+  step configure 60 "${to_configure[@]}"
+  step build 320 "${to_build[@]}"
+fi
 [ ! -f "$build/.ninja_log" ] || cp "$build/.ninja_log" "$work/ninja_log"
 
 tests kernel_parameters 60 -R kernel_parameters

@@ -37,6 +37,7 @@ PROGRAM
 stand_in cmake <<'PROGRAM'
 if [ "$1" = -S ]; then
   printf '%s\n' "$@" >"$4/options"
+  : >"$4/CTestTestfile.cmake"
   [[ $WRONG != *configure* ]] || exit 1
   exit 0
 fi
@@ -188,6 +189,13 @@ grep -qx -- '-DCMAKE_CUDA_ARCHITECTURES=90-real' "$folder/build/options" || { ec
 grep -qx -- '-DCMAKE_CUDA_FLAGS_RELEASE=.* --split-compile=4' "$folder/build/options" || { echo "nvcc is not asked for threads"; exit 1; }
 grep -qx -- '-DMOE_BALANCE_EXAMPLES=ON' "$folder/build/options" || { echo "the example of NCCL is not asked for"; exit 1; }
 
+check built '' 0 --built --dependencies "$folder/gathered"
+holds built 'status["configure"] == status["build"] == "skipped" and report["passed"] and len(status) == 18'
+holds built 'sum(fate == "passed" for fate in status.values()) == 16 and report["figures"]["router_gpu"]["benchmarks"][0]["median_us"] == 4.5'
+expect built 'ALL PASSED, but for what was skipped: configure, build'
+check built_nowhere '' 2 --built --build "$folder/nowhere"
+expect built_nowhere 'holds nothing that was built'
+
 check without_torch 'torch no_nccl no_git' 0 --dependencies "$folder/gathered_with_changes"
 holds without_torch 'report["machine"]["revision"] == "0123abcd with changes when the dependencies were gathered"'
 holds without_torch 'status["compare_torch"] == "skipped" and report["passed"] and len(status) == 18'
@@ -233,4 +241,4 @@ for name, properties in tests.items():
         sys.exit(f"{name} may take {properties.get('TIMEOUT')} s, and a step of tests {min(limits)} s")
 sys.exit(0 if tests else "no tests")
 PROGRAM
-echo "gpu_check.sh does what it says: 16 runs"
+echo "gpu_check.sh does what it says: 18 runs"
