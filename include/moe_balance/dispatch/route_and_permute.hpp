@@ -263,8 +263,8 @@ void route_and_permute(const RouterT& router, const RouteArgs& args, Permutation
 
 /// router.forward(args) and permutation(order) in one, with the same `saved`, `load` and status as those: `order.experts` is args.experts
 /// whatever it says, and counts go to order.counts. A selection with a capacity and `pad` gives order.rows_per_expert where that is 0. On a GPU
-/// two launches, where forward itself needs one; as many more as forward has for a global-batch loss that reads the step's load, and for
-/// selections that look across tokens as many as the two calls have. Errors: as those calls.
+/// two launches, and a small one before them that clears what forward adds up in, if that is anything; as many more as forward has for a global-batch
+/// loss that reads the step's load, and for selections that look across tokens as many as the two calls have. Errors: as those calls.
 template <class RouterT, DispatchPlace Place, class Tag = EngineTagOf<Place>>
 void forward_and_permute(const RouterT& router, const ForwardArgs& args, PermutationArgs order, Workspace workspace,
                          const Place& place) {
