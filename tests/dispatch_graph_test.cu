@@ -144,8 +144,8 @@ TEST_CASE(
 
 namespace {
 
-/// Kernels of a permutation alone.
-int kernels_of_permutation(GraphLayer& layer) {
+/// Kernels of a permutation alone, or with routing.
+int kernels_of_permutation(GraphLayer& layer, bool routes = false) {
   const mb::Shape shape{layer.tokens, layer.experts};
   const mb::Workspace workspace{layer.scratch.data(), mb::route_and_permute_workspace_bytes(layer.router, shape)};
   const mb::PermutationArgs order{.experts = mb::MatrixView<std::int32_t>(layer.ids.data(), layer.tokens, GraphLayer::k),
@@ -153,18 +153,28 @@ int kernels_of_permutation(GraphLayer& layer) {
                                   .row_of_slot = {layer.row_of_slot.data(), layer.tokens, GraphLayer::k},
                                   .slot_of_row = {layer.slot_of_row.data(), layer.rows},
                                   .align = GraphLayer::align};
-  return kernels_of(graph_of(layer.engine, [&] { mb::permutation(order, workspace, layer.engine.place()); }));
+  const mb::RouteArgs routing{.logits = mb::MatrixView<float>(layer.logits.data(), layer.tokens, layer.experts),
+                              .experts = {layer.ids.data(), layer.tokens, GraphLayer::k},
+                              .weights = mb::MatrixView<float>(layer.weights.data(), layer.tokens, GraphLayer::k)};
+  return kernels_of(graph_of(layer.engine, [&] {
+    if (routes)
+      mb::route_and_permute(layer.router, routing, order, workspace, layer.engine.place());
+    else
+      mb::permutation(order, workspace, layer.engine.place());
+  }));
 }
 
 }  // namespace
 
-TEST_CASE("contract 12: a fused call is two kernels, a permutation two, or one of few slots") {
+TEST_CASE("contract 12: a fused call is two kernels, and one that clears for forward, a permutation two, or one of few slots") {
   GraphLayer few(2047 / GraphLayer::k, 40, 8);
   CHECK(kernels_of_permutation(few) == 1);
   GraphLayer many((2048 + GraphLayer::k - 1) / GraphLayer::k, 40, 8);
   CHECK(kernels_of_permutation(many) == 2);
+  CHECK(kernels_of_permutation(few, true) == 2);
+  CHECK(kernels_of_permutation(many, true) == 2);
   // permute, combine, its backward with weights, permute's backward
-  CHECK(kernels_of(graph_of(few.engine, [&] { few.enqueue(); })) == 2 + 4);
+  CHECK(kernels_of(graph_of(few.engine, [&] { few.enqueue(); })) == 3 + 4);
 }
 
 TEST_CASE("contract 12: a permutation by sorting is captured, too") {

@@ -18,7 +18,8 @@ MOEB_NAMESPACE_BEGIN
 
 /// Parts that the slots are sorted in where nothing asks for fewer.
 [[nodiscard]] inline std::int64_t permutation_parts(std::int64_t slots) {
-  return std::clamp<std::int64_t>(slots / dispatch_tuning.slots_per_part, 1, dispatch_tuning.most_parts);
+  if (slots < dispatch_tuning.slots_of_parts) return 1;
+  return std::min(slots / dispatch_tuning.slots_per_part, dispatch_tuning.most_parts);
 }
 
 /// Rows that suffice for any ids: every slot, and for every expert that can have one up to align - 1 rows of padding.
