@@ -57,11 +57,6 @@ inline constexpr bool selects_groups = requires(TopKT policy) {
   policy.selection.groups_kept;
 };
 
-template <class Row>
-inline constexpr bool is_softmax_row = requires(const Row row) {
-  row.log_sum_exp();
-};
-
 template <class Problem>
 inline constexpr bool is_backward = requires(Problem problem) {
   problem.grad_logits;

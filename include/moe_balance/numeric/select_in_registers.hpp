@@ -213,9 +213,9 @@ struct PackedSelection {
   static constexpr bool knows_all = depth == LayoutT::capacity || depth == Count;  ///< that can be taken
   static constexpr bool works = HasTileMemory<TileT> && TileT::width >= 8 && Count <= TileT::width &&
                                 LayoutT::capacity >= 4 && LayoutT::capacity <= 32 && depth > 0;
-  /// Narrower tiles only where lanes sort. Those of eight that merged to know five or six keys took 20.0 us for 32768 tokens of 64 experts on an H100,
-  /// RegisterSelection 17.8.
-  static constexpr bool serves = works && (TileT::width == 32 || sorts);
+  /// Narrower tiles only where lanes sort and have registers for it. Those of eight that merged to know five or six keys took 20.0 us for 32768 tokens
+  /// of 64 experts on an H100, RegisterSelection 17.8.
+  static constexpr bool serves = works && (TileT::width == 32 || (sorts && !is_short_of_registers<TileT>));
 
   /// The lowest key for keys up to `highest`.
   [[nodiscard]] MOEB_INLINE static constexpr Key lowest_for(Key highest) {
@@ -353,14 +353,15 @@ requires LayoutT::in_registers inline constexpr bool selects_packed<Count, TileT
     PackedSelection<Count, TileT, LayoutT>::serves;
 
 /// Calls emit(k, expert, key) on the lane that has rank k of `Count`, k % width. At least `Count` keys must not be excluded.
-template <int Count, bool Packs, class TileT, class LayoutT, class K, class Emit>
+template <int Count, bool Packs, bool HasPacked, class TileT, class LayoutT, class K, class Emit>
 MOEB_INLINE void select_in_registers(const TileT& tile, const LayoutT& layout, const Slots<K, LayoutT>& keys,
                                      const Emit& emit) {
   if constexpr (Packs && selects_packed<Count, TileT, LayoutT, K>) {
     using Packed = PackedSelection<Count, TileT, LayoutT>;
     if (Packed::select(tile, keys, Packed::lowest_for(largest_key(tile, keys)), emit)) return;
   }
-  RegisterSelection<selects_packed<Count, TileT, LayoutT, K>, TileT, LayoutT, K> selection(tile, layout, keys);
+  constexpr bool is_rare = (Packs || HasPacked) && selects_packed<Count, TileT, LayoutT, K>;
+  RegisterSelection<is_rare, TileT, LayoutT, K> selection(tile, layout, keys);
   const auto emit_own = [&](int k, const auto& taken) MOEB_LAMBDA {
     if (tile.lane() == k % TileT::width) emit(k, taken.expert, taken.key);
   };

@@ -9,11 +9,11 @@
 MOEB_NAMESPACE_BEGIN
 
 /// Calls emit(k, expert, key) for k = 0 to Count - 1 on the lane that has rank k. At least Count keys must not be excluded. Overwrites the keys.
-/// `Packs`: by PackedSelection first, where that serves.
-template <int Count, bool Packs, class TileT, class LayoutT, class K, class Emit>
+/// `Packs`: by PackedSelection first, where that serves. `HasPacked`: that has failed already, so that this is rare.
+template <int Count, bool Packs, bool HasPacked = false, class TileT, class LayoutT, class K, class Emit>
 MOEB_INLINE void select_k(const TileT& tile, const LayoutT& layout, Slots<K, LayoutT>& keys, const Emit& emit) {
   if constexpr (LayoutT::in_registers) {
-    select_in_registers<Count, Packs>(tile, layout, keys, emit);
+    select_in_registers<Count, Packs, HasPacked>(tile, layout, keys, emit);
   } else {
     MemorySelection<LayoutT, K, Count, 1> selection;
     selection.look(layout, 0, keys);

@@ -29,10 +29,10 @@ struct CudaTile {
   std::int32_t own_lane = opaque(index_in_tile());
 
   MOEB_HOST_DEVICE int lane() const { return own_lane; }
-  /// Whether all lanes of the warp are here together. If so for one, then for all.
+  /// Whether all lanes of the warp are here together. If so for one, then for all. Not asked where both ways would need more registers than there are.
   MOEB_HOST_DEVICE bool is_with_warp() const {
 #if defined(__CUDA_ARCH__)
-    return WithWarp || __activemask() == 0xffffffffu;
+    return WithWarp || (!needs_more_registers && __activemask() == 0xffffffffu);
 #else
     return true;
 #endif

@@ -63,6 +63,15 @@ struct SerialTile {
 };
 static_assert(Tile<SerialTile>);
 
+/// Whether a tile's code takes more registers than on other architectures, so that less can be kept in them.
+template <class TileT>
+inline constexpr bool is_short_of_registers = [] {
+  if constexpr (requires { TileT::is_short_of_registers; })
+    return TileT::is_short_of_registers;
+  else
+    return false;
+}();
+
 /// A tile that is part of a warp: a GPU's collectives cost less where all lanes of a warp take part. Where is_with_warp(), they all are here, and it is true
 /// for all; with_warp() is the same tile for as long as they stay together, so no branch that its tiles may take apart.
 template <class T>

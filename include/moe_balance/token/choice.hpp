@@ -113,13 +113,14 @@ MOEB_INLINE void candidate_keys(const Problem& problem, const TileT& tile, const
   problem.top_k.template narrow<Real>(tile, layout, keys);
 }
 
-/// Whether the sums of a token's own losses leave a tile narrower than a warp enough registers to select by words. Not where keys have to stay for the
-/// rounds that take the place of a selection which fails.
+/// Whether losses leave a tile narrower than a warp enough registers to select by words: not beside scores that are no softmax, whose probabilities are
+/// found apart, nor beside a bias, nor a token's own losses where keys have to stay for the rounds that take the place of a selection which fails.
 template <class Scoring, class Balancer, class TileT>
 inline constexpr bool has_room_for_words = [] {
-  bool is_short_of_registers = is_over_selected<Scoring>;
-  if constexpr (requires { TileT::is_short_of_registers; }) is_short_of_registers |= TileT::is_short_of_registers;
-  return TileT::width == 32 || BalancerTraits<Balancer>::token_losses == 0 || !is_short_of_registers;
+  using Traits = BalancerTraits<Balancer>;
+  constexpr bool is_softmax = is_softmax_row<typename RowOf<Scoring, float>::type>;
+  return TileT::width == 32 || Traits::losses + Traits::token_losses == 0 ||
+         (is_softmax && Traits::biases == 0 && (Traits::token_losses == 0 || !is_over_selected<Scoring>));
 }();
 
 /// choose() for lanes of registers, by calls of emit(k, expert, key) on the lane that has rank k.
@@ -142,7 +143,7 @@ MOEB_INLINE void choose_in_registers(const Problem& problem, const TileT& tile, 
     }
   }
   candidate_keys(problem, tile, layout, state, is_regular(state.row), bias, keys);
-  select_k<k_count, !has_unit_keys && has_room>(tile, layout, keys, emit);
+  select_k<k_count, !has_unit_keys && has_room, has_unit_keys>(tile, layout, keys, emit);
 }
 
 /// Fills `chosen.expert`, and `chosen.score` where keys are scores: key_of_non_negative changes no bit, and what it did not make, NaN's key, is

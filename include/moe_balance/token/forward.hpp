@@ -107,7 +107,8 @@ MOEB_INLINE void count_plain_top_k(const Problem& problem, const TileT& tile, co
   if constexpr (BalancerTraits<decltype(problem.balancer)>::plain_losses > 0) {
     Slots<Key<Real>, LayoutT> keys;
     rank_keys(problem, tile, layout, token, logits, scores, regular, nullptr, keys);
-    select_k<decltype(problem.top_k)::k, true>(
+    constexpr bool has_room = has_room_for_words<decltype(problem.scoring), decltype(problem.balancer), TileT>;
+    select_k<decltype(problem.top_k)::k, has_room>(
         tile, layout, keys, [&](int /*k*/, std::int32_t expert, Key<Real> /*key*/) MOEB_LAMBDA { sink.loss_count(expert); });
   }
 }

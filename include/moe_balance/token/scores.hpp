@@ -43,6 +43,11 @@ struct RowOf<Scoring, Real> {
   using type = typename Scoring::template Row<Real>;
 };
 
+template <class Row>
+inline constexpr bool is_softmax_row = requires(const Row row) {
+  row.log_sum_exp();
+};
+
 /// Whether a row is known to have no logit that is +inf or NaN; its scores are then numbers.
 template <class Row>
 [[nodiscard]] MOEB_INLINE bool is_regular(const Row& row) {
