@@ -5,6 +5,15 @@
 
 namespace testing {
 
+TEST_CASE("blocks that route have twice the threads of their tier where their shared memory has room for the sums of all") {
+  using Problem = mb::ForwardProblem<mb::Softmax, mb::TopK<4>, mb::AuxLoss>;
+  for (const std::size_t available : {65536u, 101376u, 232448u}) {
+    CHECK(mb::routing_threads<mb::KernelConfig<3, true>, Problem>(available) == 512);
+    CHECK(mb::routing_threads<mb::KernelConfig<4, true>, Problem>(available) == (available < 70000 ? 256 : 512));
+    CHECK(mb::routing_threads<mb::KernelConfig<5, false>, Problem>(available) == 128);
+  }
+}
+
 TEST_CASE("forward_and_permute of few and many tokens in every size of kernel: GPU = CPU, bit for bit") {
   const mb::Router router{mb::Softmax{}, mb::TopK<4>{}, mb::AuxLoss{.coefficient = 0.1f}};
   for (const int experts : {32, 64, 128, 256, 512}) {

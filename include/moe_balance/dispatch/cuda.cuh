@@ -59,12 +59,18 @@ template <class Config, class Problem>
 inline constexpr int tier_blocks = blocks_per_sm(Config::tier, forward_kind<Config, Problem>);
 template <class Config, class Problem>
 inline constexpr bool routes_by_large_blocks = has_large_routing_blocks(Config::tier) && tier_blocks<Config, Problem> > 1;
+/// Threads of such a block on a device whose blocks have so much shared memory.
 template <class Config, class Problem>
-inline constexpr int routing_threads = Config::tier.threads*(routes_by_large_blocks<Config, Problem> ? 2 : 1);
+[[nodiscard]] constexpr int routing_threads(std::size_t available) {
+  constexpr int large = 2 * Config::tier.threads;
+  const bool fits = forward_shared_bytes<decltype(Problem::balancer), Config::tier>(large) <= available;
+  return routes_by_large_blocks<Config, Problem> && fits ? large : Config::tier.threads;
+}
 /// The largest that the kernel is compiled for, so that it has as many registers as forward.
 template <class Config, class Problem>
-inline constexpr int most_routing_threads =
-    Config::tier.threads*(routes_by_large_blocks<Config, Problem> ? tier_blocks<Config, Problem> : 1);
+inline constexpr int most_routing_threads = Config::tier.threads*(routes_by_large_blocks<Config, Problem>
+                                                                      ? tier_blocks<Config, Problem>
+                                                                      : 1);
 
 template <int Tier, bool Usual, class Problem>
 __global__ void __launch_bounds__(most_routing_threads<KernelConfig<Tier, Usual>, Problem>,
@@ -76,8 +82,9 @@ __global__ void __launch_bounds__(most_routing_threads<KernelConfig<Tier, Usual>
   extern __shared__ __align__(16) std::byte moe_balance_shared[];
   CudaBlock<>{nullptr}.let_next_kernel_start();
   using Config = KernelConfig<Tier, Usual>;
-  forward_and_count_kernel<Config>(CudaBlock<routing_threads<Config, Problem>>{moe_balance_shared},
-                                   CudaTile<cuda_tiers[Tier].width>{}, problem, totals, histogram);
+  forward_and_count_kernel<Config>(
+      CudaBlock < routes_by_large_blocks<Config, Problem> ? 0 : Config::tier.threads > {moe_balance_shared},
+      CudaTile<cuda_tiers[Tier].width>{}, problem, totals, histogram);
 }
 
 struct MOEB_HIDDEN CudaDispatchEngine {
@@ -155,8 +162,8 @@ struct MOEB_HIDDEN CudaDispatchEngine {
                                 cudaStream_t stream) {
     with_config<compiled_tiers>(problem, [&](auto config) {
       using Config = decltype(config);
-      constexpr int threads = routing_threads<Config, Problem>;
-      constexpr std::size_t shared_bytes = forward_shared_bytes<decltype(problem.balancer), Config::tier>(threads);
+      const int threads = routing_threads<Config, Problem>(most_shared_bytes());
+      const std::size_t shared_bytes = forward_shared_bytes<decltype(problem.balancer), Config::tier>(threads);
       const auto kernel = moe_balance_forward_and_count<Config::index, Config::usual, Problem>;
       allow_shared_bytes("forward_and_permute", kernel, shared_bytes);
       const CudaEngine::LaunchShape shape{dim3(static_cast<unsigned>(histogram.rows)), threads, shared_bytes};

@@ -136,7 +136,7 @@ struct FusedParts {
 
   FusedParts(const Shape& shape, std::int64_t k) : blocks(permutation_parts(shape.tokens * k)) {
     const std::int64_t most =
-        dispatch_tuning.most_routing_blocks * (has_large_routing_blocks(cuda_tiers[tier_of(shape.experts)]) ? 1 : 2);
+        dispatch_tuning.most_routing_blocks * (shape.experts <= most_experts_of_large_routing_blocks ? 1 : 2);
     const std::int64_t routing = std::clamp<std::int64_t>(shape.tokens / dispatch_tuning.tokens_per_routing_block, 1, most);
     rows_per_block = (routing + blocks - 1) / blocks;
   }

@@ -133,6 +133,14 @@ inline constexpr CudaTier cuda_tiers[] = {
     {2048, 32, 128, 2, 0, 0, 0, false, true},
 };
 
+inline constexpr int most_experts_of_large_routing_blocks = [] {
+  int most = 0;
+  for (const CudaTier& tier : cuda_tiers) {
+    if (has_large_routing_blocks(tier)) most = tier.max_experts;
+  }
+  return most;
+}();
+
 /// Which of a tier's kernels.
 enum class KernelKind : std::uint8_t { any_call, usual_forward, light_forward, usual_backward };
 
