@@ -183,12 +183,12 @@ struct PlaceSlots {
     return {first, first + quotient + (own < remainder ? 1 : 0)};
   }
 
-  /// Neighbouring counts of a row of the histogram, two in a word, loaded together.
+  /// Neighbouring counts of a row of the histogram, two in a word, loaded together from where they were stored one by one.
   struct alignas(16) Run {
     static constexpr int words = Histogram::columns_at_once / 2;
+    static constexpr int lower = std::endian::native == std::endian::little ? 0 : 1;  ///< of a word's counts
     std::uint32_t pair[words];
-  };
-  static_assert(std::endian::native == std::endian::little, "the first of a pair is the lower half of its word");
+  } __attribute__((__may_alias__));
 
   template <class BlockT>
   MOEB_INLINE static void add_up_rows(const BlockT& block, const PermutationProblem& problem, int first_row,
@@ -290,8 +290,8 @@ struct PlaceSlots {
   MOEB_INLINE static void add_halves(const Run& run, std::int32_t (&sums)[Histogram::columns_at_once]) {
     MOEB_UNROLL
     for (int w = 0; w < Run::words; ++w) {
-      sums[2 * w] += static_cast<std::int32_t>(run.pair[w] & 0xffffu);
-      sums[2 * w + 1] += static_cast<std::int32_t>(run.pair[w] >> 16);
+      sums[2 * w + Run::lower] += static_cast<std::int32_t>(run.pair[w] & 0xffffu);
+      sums[2 * w + 1 - Run::lower] += static_cast<std::int32_t>(run.pair[w] >> 16);
     }
   }
 

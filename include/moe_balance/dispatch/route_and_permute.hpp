@@ -139,6 +139,8 @@ struct FusedParts {
         dispatch_tuning.most_routing_blocks * (shape.experts <= most_experts_of_large_routing_blocks ? 1 : 2);
     const std::int64_t routing = std::clamp<std::int64_t>(shape.tokens / dispatch_tuning.tokens_per_routing_block, 1, most);
     rows_per_block = (routing + blocks - 1) / blocks;
+    // Not more rows than blocks were to route, because not all of those would run at the same time; then fewer blocks rank.
+    if (routing > blocks) blocks = (routing + rows_per_block - 1) / rows_per_block;
   }
   [[nodiscard]] std::int64_t rows() const { return blocks * rows_per_block; }
 };

@@ -84,7 +84,7 @@ struct ForwardShared {
   [[nodiscard]] MOEB_HOST_DEVICE std::int64_t* probabilities(int tile) const {
     return reinterpret_cast<std::int64_t*>(memory + rows_at) + static_cast<std::int64_t>(tile) * MaxExperts;
   }
-  /// A tile's own, behind the rows of all; there are none in a tier that has no use for them.
+  /// A tile's own, behind the rows of all; there are none in a tier that has no use for them on any architecture.
   [[nodiscard]] MOEB_HOST_DEVICE std::uint32_t* words(int tile, int tiles, int width) const {
     const std::size_t words_at = rows_at + row_bytes * static_cast<std::size_t>(tiles);
     return reinterpret_cast<std::uint32_t*>(memory + words_at) + tile * words_of_thread * width;

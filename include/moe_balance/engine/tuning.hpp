@@ -36,21 +36,21 @@ struct DispatchTuning {
   std::int64_t most_parts = 128;
   /// Rows, most of them padding, that are worth a block of a permutation of few slots.
   std::int64_t rows_per_marking_block = 2048;
-  /// Blocks of the kernel that routes and counts, nearly one for each multiprocessor of an H100, with the threads of two blocks of their tier
-  /// (has_large_routing_blocks) or twice as many with those of one; fewer where they would have fewer tokens than this.
+  /// Blocks of the kernel that routes and counts, nearly one for each multiprocessor of an H100, with the threads of two blocks of their tier where that
+  /// has room for two (has_large_routing_blocks), or twice as many over more experts; fewer where they would have fewer tokens than this.
   std::int64_t most_routing_blocks = 128;
   std::int64_t tokens_per_routing_block = 16;
   /// A part counts in 32 bits.
   std::int64_t most_slots_per_part = std::int64_t{1} << 30;
   /// A GPU's block: eight warps.
   int tiles = 8;
-  /// One that counts and ranks slots: sixteen, so that a multiprocessor has room for one and blocks that start early are spread over all; four where the
-  /// counts of so many experts would not fit shared memory.
+  /// One that counts and ranks slots: sixteen, so that a multiprocessor has room for one, as long as it takes more than 64 registers a thread, and blocks
+  /// that start early are spread over all; four where the counts of so many experts would not fit shared memory.
   int tiles_that_rank = 16;
   int tiles_for_many_experts = 4;
   int many_experts = 2048;
   int blocks_per_multiprocessor = 8;
-  /// Blocks that registers must leave room for: 80 registers per thread.
+  /// Blocks of eight warps that registers must leave room for: 80 registers per thread; of sixteen, one with up to 128.
   int blocks_with_registers = 3;
   /// What a lane of a permutation loads before it waits: slots' ids; rows of the histogram, of which it takes eight counts each.
   int ids_at_once = 4;

@@ -74,8 +74,7 @@ struct CudaTile {
   }
   MOEB_HOST_DEVICE std::uint32_t ballot(bool value) const {
 #if defined(__CUDA_ARCH__)
-    const std::uint32_t lanes = __ballot_sync(mask(), value);
-    return W == 32 ? lanes : lanes >> (threadIdx.x % 32 / W * W) & ((1u << (W % 32)) - 1u);
+    return in_tile(__ballot_sync(mask(), value));
 #else
     return value ? 1 : 0;
 #endif
@@ -111,7 +110,7 @@ struct CudaTile {
   }
   MOEB_HOST_DEVICE std::uint32_t match([[maybe_unused]] std::int32_t value) const {
 #if defined(__CUDA_ARCH__)
-    return __match_any_sync(mask(), value) >> (threadIdx.x % 32 / W * W);
+    return in_tile(__match_any_sync(mask(), value));
 #else
     return 1;
 #endif
@@ -159,6 +158,10 @@ struct CudaTile {
   }
 
 #if defined(__CUDA_ARCH__)
+  /// The bits of this tile's lanes among those of the warp.
+  __device__ static std::uint32_t in_tile(std::uint32_t lanes) {
+    return W == 32 ? lanes : lanes >> (threadIdx.x % 32 / W * W) & ((1u << (W % 32)) - 1u);
+  }
   __device__ static unsigned mask() {
     return WithWarp ? 0xffffffffu : lanes_of_tile();
   }
