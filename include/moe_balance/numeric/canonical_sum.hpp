@@ -6,6 +6,7 @@
 
 #include <moe_balance/tile/layout.hpp>
 #include <moe_balance/tile/rounded.hpp>
+#include <moe_balance/tile/tile.hpp>
 
 #include <cstdint>
 
