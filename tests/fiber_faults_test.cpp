@@ -99,16 +99,15 @@ TEST_CASE(
   }
 }
 
-// Two more of backward's matter only to a token with an expert twice, which these inputs do not have. The selection's second is there for memory's order
-// alone: shuffles come between a pick that is read and the next token's.
+// Two more of backward's matter only to a token with an expert twice, which these inputs do not have.
 TEST_CASE(
-    "the barriers before a selection's picks are read, before update clears the counts and around backward's shared row "
-    "are needed, and leaving them out is caught") {
+    "the barriers before update clears the counts and around backward's shared row are needed, and leaving them out is "
+    "caught") {
   int needed = 0;
   for (const std::uint_least32_t line : lines_of(&Faults::tile_barriers)) {
     needed += is_caught(Faults{.tile_barriers = {.skipped = line}}, 64) ? 1 : 0;
   }
-  CHECK(needed == 4);
+  CHECK(needed == 3);
 }
 
 TEST_CASE("a grid that clears its own sums gives the CPU's results, and blocks that do not wait for each other are caught") {

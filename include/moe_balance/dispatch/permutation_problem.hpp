@@ -80,7 +80,8 @@ struct Divisor {
   Divisor() = default;
   /// With l the bits of d - 1, 2^(31 + l) / d, rounded up to the next integer, times n < 2^31 is below (n + 1) * 2^(31 + l) / d.
   explicit Divisor(std::int64_t d)
-      : value(static_cast<std::uint32_t>(d)), shift(31 + std::bit_width(static_cast<std::uint32_t>(d) - 1)) {
+      : value(static_cast<std::uint32_t>(d)),
+        shift(31 + static_cast<int>(std::bit_width(static_cast<std::uint32_t>(d) - 1))) {
     multiplier = static_cast<std::uint32_t>((std::uint64_t{1} << shift) / value + 1);
   }
   [[nodiscard]] MOEB_INLINE std::uint32_t quotient(std::uint32_t n) const {
