@@ -89,6 +89,7 @@ template <int Lanes, class TileT, class V, class Function>
   for (int distance = Lanes / 2; distance >= 1; distance /= 2) value = f(value, tile.shuffle_xor(value, distance));
   return value;
 }
+/// The same by collectives of the whole warp, which cost less, where the tile's warp is together.
 template <int Lanes, class TileT, class V, class Function>
 [[nodiscard]] MOEB_INLINE V butterfly(const TileT& tile, V value, const Function& f) {
   if constexpr (TileOfWarp<TileT> && TileT::width < 32) {
