@@ -42,10 +42,13 @@ template <class Body>
   else
     return dispatch_tuning.tiles;
 }
+/// How many such blocks a multiprocessor must have registers for.
+template <class Body>
+inline constexpr int blocks_of_most_tiles = dispatch_tuning.blocks_with_registers* dispatch_tuning.tiles /
+                                            most_tiles_of<Body>();
 
 template <class Body, class Problem>
-__global__ void __launch_bounds__(32 * most_tiles_of<Body>(), dispatch_tuning.blocks_with_registers* dispatch_tuning.tiles /
-                                                                  most_tiles_of<Body>()) MOEB_HIDDEN
+__global__ void __launch_bounds__(32 * most_tiles_of<Body>(), blocks_of_most_tiles<Body>) MOEB_HIDDEN
     moe_balance_dispatch(const Body body, const __grid_constant__ Problem problem) {
   extern __shared__ __align__(16) std::byte moe_balance_shared[];
   const CudaBlock<> block{moe_balance_shared};
@@ -54,37 +57,42 @@ __global__ void __launch_bounds__(32 * most_tiles_of<Body>(), dispatch_tuning.bl
   body(block, CudaTile<32>{}, problem);
 }
 
-/// Blocks of a tier's size for which a multiprocessor has registers, and of which a block that routes and counts has the threads.
+/// Blocks of its tier's size that a multiprocessor has registers for.
 template <class Config, class Problem>
 inline constexpr int tier_blocks = blocks_per_sm(Config::tier, forward_kind<Config, Problem>);
+/// Whether a block that routes and counts may have the threads of several such blocks.
 template <class Config, class Problem>
-inline constexpr bool routes_by_large_blocks = has_large_routing_blocks(Config::tier) && tier_blocks<Config, Problem> > 1;
-/// Threads of such a block on a device whose blocks have so much shared memory.
+inline constexpr bool routes_by_large_blocks =
+    has_large_routing_blocks(Config::tier) &&
+    (tier_blocks<Config, Problem>) >= dispatch_tuning.tier_blocks_of_large_routing_block;
+/// The largest block that its kernel is compiled for: with as many registers as forward's.
+template <class Config, class Problem>
+inline constexpr int most_routing_threads =
+    (routes_by_large_blocks<Config, Problem> ? tier_blocks<Config, Problem> : 1) * Config::tier.threads;
+/// Its threads, on a device whose blocks have so much shared memory.
 template <class Config, class Problem>
 [[nodiscard]] constexpr int routing_threads(std::size_t available) {
-  constexpr int large = 2 * Config::tier.threads;
+  constexpr int large = dispatch_tuning.tier_blocks_of_large_routing_block * Config::tier.threads;
   const bool fits = forward_shared_bytes<decltype(Problem::balancer), Config::tier>(large) <= available;
   return routes_by_large_blocks<Config, Problem> && fits ? large : Config::tier.threads;
 }
-/// The largest that the kernel is compiled for, so that it has as many registers as forward.
+
+/// How many of the largest a multiprocessor must have registers for.
 template <class Config, class Problem>
-inline constexpr int most_routing_threads = Config::tier.threads*(routes_by_large_blocks<Config, Problem>
-                                                                      ? tier_blocks<Config, Problem>
-                                                                      : 1);
+inline constexpr int blocks_of_most_routing_threads =
+    tier_blocks<Config, Problem>* Config::tier.threads / most_routing_threads<Config, Problem>;
 
 template <int Tier, bool Usual, class Problem>
 __global__ void __launch_bounds__(most_routing_threads<KernelConfig<Tier, Usual>, Problem>,
-                                  routes_by_large_blocks<KernelConfig<Tier, Usual>, Problem>
-                                      ? 1
-                                      : tier_blocks<KernelConfig<Tier, Usual>, Problem>) MOEB_HIDDEN
+                                  blocks_of_most_routing_threads<KernelConfig<Tier, Usual>, Problem>) MOEB_HIDDEN
     moe_balance_forward_and_count(const __grid_constant__ Problem problem, const __grid_constant__ Totals totals,
                                   const __grid_constant__ Histogram histogram) {
   extern __shared__ __align__(16) std::byte moe_balance_shared[];
   CudaBlock<>{nullptr}.let_next_kernel_start();
   using Config = KernelConfig<Tier, Usual>;
-  forward_and_count_kernel<Config>(
-      CudaBlock < routes_by_large_blocks<Config, Problem> ? 0 : Config::tier.threads > {moe_balance_shared},
-      CudaTile<cuda_tiers[Tier].width>{}, problem, totals, histogram);
+  constexpr int fixed_threads = routes_by_large_blocks<Config, Problem> ? 0 : Config::tier.threads;
+  forward_and_count_kernel<Config>(CudaBlock<fixed_threads>{moe_balance_shared}, CudaTile<Config::tier.width>{}, problem,
+                                   totals, histogram);
 }
 
 struct MOEB_HIDDEN CudaDispatchEngine {

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 MOEB_NAMESPACE_BEGIN
 
@@ -42,16 +43,25 @@ void in_real_type_of(DataType type, Function&& f) {
 }  // namespace detail
 
 /// Items first to last - 1.
-struct ItemRange {
-  std::int64_t first;
-  std::int64_t last;
+template <class Int>
+struct RangeOf {
+  Int first;
+  Int last;
 };
+using ItemRange = RangeOf<std::int64_t>;
 
+/// The first item of the `part`-th of contiguous ranges of `quotient` items, or one more in each of the first `remainder`.
+template <class Int>
+[[nodiscard]] MOEB_INLINE constexpr Int start_of_part(Int quotient, Int remainder, Int part) {
+  return quotient * part + (part < remainder ? part : remainder);
+}
 /// The `part`-th of `parts` contiguous, nearly equal ranges of n items.
-[[nodiscard]] MOEB_INLINE constexpr ItemRange range_of_part(std::int64_t n, std::int64_t part, std::int64_t parts) {
-  const std::int64_t quotient = n / parts;
-  const std::int64_t remainder = n % parts;
-  const std::int64_t first = quotient * part + (part < remainder ? part : remainder);
+template <class Int = std::int64_t>
+[[nodiscard]] MOEB_INLINE constexpr RangeOf<Int> range_of_part(std::type_identity_t<Int> n, std::type_identity_t<Int> part,
+                                                               std::type_identity_t<Int> parts) {
+  const Int quotient = n / parts;
+  const Int remainder = n - quotient * parts;
+  const Int first = start_of_part(quotient, remainder, part);
   return {first, first + quotient + (part < remainder ? 1 : 0)};
 }
 

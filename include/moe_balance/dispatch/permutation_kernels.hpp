@@ -5,7 +5,6 @@
 
 #include <moe_balance/dispatch/permutation_problem.hpp>
 
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 
@@ -99,18 +98,9 @@ struct PlaceSlots {
           sums(offset + experts + 1),
           tile_counts(reinterpret_cast<std::int32_t*>(sums + tiles)),
           parts(tile_counts + tiles * experts) {}
-
-    /// How many there are of so many threads; one needs no rows of its own.
-    [[nodiscard]] MOEB_INLINE static constexpr int groups(int columns, int threads) {
-      const int all = threads * Histogram::columns_at_once / columns;
-      return all < 2 ? 1 : all < dispatch_tuning.most_groups ? all : dispatch_tuning.most_groups;
-    }
   };
   [[nodiscard]] static constexpr std::size_t shared_bytes(int experts, int tiles) {
-    const int columns = Histogram::columns_for(experts);
-    const int groups = columns == 0 ? 1 : Shared::groups(columns, 32 * tiles);
-    return bytes_without_groups(experts, tiles) +
-           (groups == 1 ? 0 : 2 * static_cast<std::size_t>(groups * columns) * sizeof(std::int32_t));
+    return bytes_without_parts(experts, tiles) + HistogramSums::bytes_of_parts(experts, 32 * tiles);
   }
   /// Tiles of a GPU's block that has so many bytes of shared memory: as many as tuning.hpp says, or a half, a quarter, and so on; 0 where one is too
   /// many. The result does not depend on it.
@@ -121,8 +111,8 @@ struct PlaceSlots {
   }
   /// The most experts that a tile serves.
   [[nodiscard]] static constexpr std::int64_t most_experts(std::size_t available) {
-    const std::size_t of_none = bytes_without_groups(0, 1);
-    return static_cast<std::int64_t>((available - of_none) / (bytes_without_groups(1, 1) - of_none));
+    const std::size_t of_none = bytes_without_parts(0, 1);
+    return static_cast<std::int64_t>((available - of_none) / (bytes_without_parts(1, 1) - of_none));
   }
 
   template <class BlockT, class TileT>
@@ -140,13 +130,16 @@ struct PlaceSlots {
     const std::int64_t rows_of_block = rows / problem.ranking_blocks;
     const std::int64_t first_row = counts_all ? 0 : ranks ? block.index() * rows_of_block : rows;
     const SlotsOfRows slots(problem, first_row, counts_all || ranks ? first_row + rows_of_block : rows);
-    const SlotRange range =
-        range_of_tile(slots.count, static_cast<std::uint32_t>(own_tile), static_cast<std::uint32_t>(tiles));
+    const auto range =
+        range_of_part<std::uint32_t>(slots.count, static_cast<std::uint32_t>(own_tile), static_cast<std::uint32_t>(tiles));
     if constexpr (BesideBlock<BlockT>) block.await_kernel_before();
     // The first ids are on their way while the other blocks' counts are added up.
     std::int32_t ids[at_once];
     load_ids(tile, slots, range.first, range.last, ids);
-    if (!counts_all) add_up_rows(block, problem, static_cast<int>(first_row), shared);
+    if (!counts_all) {
+      const HistogramSums sums{shared.total, shared.earlier, shared.parts};
+      sums.add_up(block, problem.histogram, problem.expert_count, static_cast<int>(first_row));
+    }
     // Slots per expert of this tile's range; the last tile's are needed only where nobody has counted before, and then invalid ids are, too.
     if (counts_all || own_tile + 1 < tiles) count_of_tile(block, tile, problem, slots, range, ids, counts);
     block.barrier();
@@ -162,7 +155,7 @@ struct PlaceSlots {
   }
 
  private:
-  [[nodiscard]] static constexpr std::size_t bytes_without_groups(int experts, int tiles) {
+  [[nodiscard]] static constexpr std::size_t bytes_without_parts(int experts, int tiles) {
     const auto e = static_cast<std::size_t>(experts);
     const auto t = static_cast<std::size_t>(tiles);
     return (3 * e + 1 + t) * sizeof(std::int64_t) + t * e * sizeof(std::int32_t);
@@ -171,150 +164,7 @@ struct PlaceSlots {
   /// Slots of each lane whose ids a tile waits for together.
   static constexpr int at_once = dispatch_tuning.ids_at_once;
 
-  struct SlotRange {
-    std::uint32_t first;
-    std::uint32_t last;
-  };
-  /// range_of_part.
-  [[nodiscard]] MOEB_INLINE static SlotRange range_of_tile(std::uint32_t count, std::uint32_t own, std::uint32_t tiles) {
-    const std::uint32_t quotient = count / tiles;
-    const std::uint32_t remainder = count - quotient * tiles;
-    const std::uint32_t first = quotient * own + (own < remainder ? own : remainder);
-    return {first, first + quotient + (own < remainder ? 1 : 0)};
-  }
-
-  /// Neighbouring counts of a row of the histogram, two in a word, loaded together from where they were stored one by one.
-  struct alignas(16) Run {
-    static constexpr int words = Histogram::columns_at_once / 2;
-    static constexpr int lower = std::endian::native == std::endian::little ? 0 : 1;  ///< of a word's counts
-    std::uint32_t pair[words];
-  } __attribute__((__may_alias__));
-
-  template <class BlockT>
-  MOEB_INLINE static void add_up_rows(const BlockT& block, const PermutationProblem& problem, int first_row,
-                                      const Shared& shared) {
-    if (problem.histogram.narrow)
-      add_up_runs(block, problem, first_row, shared);
-    else
-      add_up_columns(block, problem, first_row, shared);
-  }
-
-  /// What a thread adds up of its run, all rows and those before this block's own.
-  struct SumsOfRun {
-    std::int32_t all[Histogram::columns_at_once];
-    std::int32_t earlier[Histogram::columns_at_once];
-  };
-
-  /// Groups of as many threads as there are runs take the rows by turns, so that neighbours read neighbours; then their sums are added up.
-  template <class BlockT>
-  MOEB_INLINE static void add_up_runs(const BlockT& block, const PermutationProblem& problem, int first_row,
-                                      const Shared& shared) {
-    constexpr int size = Histogram::columns_at_once;
-    const int columns = problem.histogram.columns;
-    const int runs = columns / size;
-    const int groups = Shared::groups(columns, block.threads());
-    const auto threads_before = static_cast<unsigned>(block.thread());
-    const int group = groups == 1 ? 0 : static_cast<int>(threads_before / static_cast<unsigned>(runs));
-    std::int32_t* const earlier = shared.parts + groups * columns;
-    // There may be more runs than threads, for one group.
-    MOEB_NO_UNROLL
-    for (int run = block.thread() - group * runs; run < runs && group < groups; run += block.threads()) {
-      const SumsOfRun sums = sums_of_run(block, problem, run, group, groups, first_row);
-      MOEB_UNROLL
-      for (int i = 0; i < size; ++i) {
-        const int e = run * size + i;
-        if (groups > 1) {
-          shared.parts[group * columns + e] = sums.all[i];
-          earlier[group * columns + e] = sums.earlier[i];
-        } else if (e < problem.expert_count) {
-          shared.total[e] = sums.all[i];
-          shared.earlier[e] = sums.earlier[i];
-        }
-      }
-    }
-    if (groups == 1) return;
-    block.barrier();
-    for (int e = block.thread(); e < problem.expert_count; e += block.threads()) {
-      std::int32_t all = 0;
-      std::int32_t before = 0;
-      MOEB_UNROLL_BY_4
-      for (int i = 0; i < groups; ++i) {
-        all += shared.parts[i * columns + e];
-        before += earlier[i * columns + e];
-      }
-      shared.total[e] = all;
-      shared.earlier[e] = before;
-    }
-  }
-
-  /// Several loads at once, because those are what a GPU thread waits for. Blocks begin with different rows, because each reads them all.
-  template <class BlockT>
-  [[nodiscard]] MOEB_INLINE static SumsOfRun sums_of_run(const BlockT& block, const PermutationProblem& problem, int run,
-                                                         int group, int groups, int first_row) {
-    constexpr int loads = dispatch_tuning.rows_at_once;
-    const Histogram& histogram = problem.histogram;
-    const int runs = histogram.columns / Histogram::columns_at_once;
-    const auto rows = static_cast<int>(histogram.rows);
-    const int step = groups * loads;
-    const int rounds = (rows + step - 1) / step;
-    const Run* const column = static_cast<const Run*>(histogram.counts) + run;
-    int start = static_cast<int>(static_cast<unsigned>(block.index()) % static_cast<unsigned>(rounds)) * step;
-    SumsOfRun sums{};
-    MOEB_NO_UNROLL
-    for (int round = 0; round < rounds; ++round) {
-      Run counts[loads];
-      MOEB_UNROLL
-      for (int i = 0; i < loads; ++i) {
-        const int row = start + group + groups * i;
-        counts[i] = row < rows ? column[static_cast<std::int64_t>(row) * runs] : Run{};
-      }
-      // Halves of a word hold the sums of so many rows (Histogram::narrow).
-      Run sum{};
-      Run sum_of_earlier{};
-      MOEB_UNROLL
-      for (int i = 0; i < loads; ++i) {
-        const bool is_earlier = start + group + groups * i < first_row;
-        MOEB_UNROLL
-        for (int w = 0; w < Run::words; ++w) {
-          sum.pair[w] += counts[i].pair[w];
-          sum_of_earlier.pair[w] += is_earlier ? counts[i].pair[w] : 0;
-        }
-      }
-      add_halves(sum, sums.all);
-      add_halves(sum_of_earlier, sums.earlier);
-      start = start + step < rows ? start + step : 0;
-    }
-    return sums;
-  }
-
-  MOEB_INLINE static void add_halves(const Run& run, std::int32_t (&sums)[Histogram::columns_at_once]) {
-    MOEB_UNROLL
-    for (int w = 0; w < Run::words; ++w) {
-      sums[2 * w + Run::lower] += static_cast<std::int32_t>(run.pair[w] & 0xffffu);
-      sums[2 * w + 1 - Run::lower] += static_cast<std::int32_t>(run.pair[w] >> 16);
-    }
-  }
-
-  /// The same of counts of 32 bits, which permutations of very many slots have.
-  template <class BlockT>
-  MOEB_INLINE static void add_up_columns(const BlockT& block, const PermutationProblem& problem, int first_row,
-                                         const Shared& shared) {
-    const Histogram& histogram = problem.histogram;
-    for (int e = block.thread(); e < problem.expert_count; e += block.threads()) {
-      const std::int32_t* from = static_cast<const std::int32_t*>(histogram.counts) + e;
-      std::int64_t all = 0;
-      std::int64_t earlier = 0;
-      MOEB_UNROLL_BY_4
-      for (int row = 0; row < histogram.rows; ++row) {
-        const std::int32_t count = *from;
-        all += count;
-        earlier += row < first_row ? count : 0;
-        from += histogram.columns;
-      }
-      shared.total[e] = all;
-      shared.earlier[e] = earlier;
-    }
-  }
+  using SlotRange = RangeOf<std::uint32_t>;
 
   /// What a block that has counted all slots knows by itself.
   template <class BlockT>

@@ -4,9 +4,9 @@
 
 #include <moe_balance/dispatch/arguments.hpp>
 #include <moe_balance/dispatch/engine.hpp>
+#include <moe_balance/dispatch/histogram.hpp>
 
 #include <bit>
-#include <cstddef>
 #include <cstdint>
 
 MOEB_NAMESPACE_BEGIN
@@ -22,52 +22,6 @@ struct SlotView {
   MOEB_HOST_DEVICE constexpr SlotView(const MatrixView<T>& view) : data(view.data), k(view.columns), stride(view.stride) {}
   [[nodiscard]] MOEB_INLINE T& operator[](std::int64_t slot) const MOEB_LAMBDA {
     return data[stride == k ? slot : slot / k * stride + slot % k];
-  }
-};
-
-/// [rows, columns]: slots per expert of each range of tokens. Every block of the second launch reads all of it, so that counts have 16 bits where eight
-/// ranges have no more slots than these hold. Columns are experts, and zeros up to the next eight, which are read together.
-struct Histogram {
-  static constexpr int columns_at_once = 8;
-
-  void* counts = nullptr;
-  std::int64_t rows = 0;
-  int columns = 0;
-  bool narrow = false;
-  std::int64_t tokens_per_row = 0;  ///< of the shorter ranges
-  std::int64_t longer_rows = 0;     ///< that have one token more: the first ones
-
-  [[nodiscard]] static constexpr int columns_for(int experts) {
-    return (experts + columns_at_once - 1) / columns_at_once * columns_at_once;
-  }
-  [[nodiscard]] static constexpr std::size_t bytes(std::int64_t rows, std::int64_t experts) {
-    return static_cast<std::size_t>(rows) * static_cast<std::size_t>(columns_for(static_cast<int>(experts))) *
-           sizeof(std::int32_t);
-  }
-
-  /// Of ranges of `tokens` tokens with k slots each.
-  [[nodiscard]] static Histogram of(void* memory, std::int64_t rows, std::int64_t tokens, std::int64_t k, int experts) {
-    const std::int64_t most_slots = (tokens + rows - 1) / rows * k;
-    return {memory,        rows,         columns_for(experts), most_slots * dispatch_tuning.rows_at_once <= 0xffff,
-            tokens / rows, tokens % rows};
-  }
-
-  /// The first token of a row's range; of row `rows`, the end of all.
-  [[nodiscard]] MOEB_INLINE std::int64_t first_token(std::int64_t row) const {
-    return row * tokens_per_row + (row < longer_rows ? row : longer_rows);
-  }
-  MOEB_INLINE void set(std::int64_t row, int column, std::int32_t count) const {
-    const std::int64_t at = row * columns + column;
-    if (narrow)
-      static_cast<std::uint16_t*>(counts)[at] = static_cast<std::uint16_t>(count);
-    else
-      static_cast<std::int32_t*>(counts)[at] = count;
-  }
-  /// Only by the thread that has set it.
-  MOEB_INLINE void add(std::int64_t row, int column, std::int32_t count) const {
-    const std::int64_t at = row * columns + column;
-    set(row, column,
-        count + (narrow ? std::int32_t{static_cast<std::uint16_t*>(counts)[at]} : static_cast<std::int32_t*>(counts)[at]));
   }
 };
 

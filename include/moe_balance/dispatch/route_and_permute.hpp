@@ -135,8 +135,9 @@ struct FusedParts {
   std::int64_t rows_per_block;
 
   FusedParts(const Shape& shape, std::int64_t k) : blocks(permutation_parts(shape.tokens * k)) {
+    const bool is_large = shape.experts <= most_experts_of_large_routing_blocks;
     const std::int64_t most =
-        dispatch_tuning.most_routing_blocks * (shape.experts <= most_experts_of_large_routing_blocks ? 1 : 2);
+        dispatch_tuning.most_routing_blocks * (is_large ? 1 : dispatch_tuning.tier_blocks_of_large_routing_block);
     const std::int64_t routing = std::clamp<std::int64_t>(shape.tokens / dispatch_tuning.tokens_per_routing_block, 1, most);
     rows_per_block = (routing + blocks - 1) / blocks;
     // Not more rows than blocks were to route, because not all of those would run at the same time; then fewer blocks rank.

@@ -39,6 +39,7 @@ struct DispatchTuning {
   /// Blocks of the kernel that routes and counts, nearly one for each multiprocessor of an H100, with the threads of two blocks of their tier where that
   /// has room for two (has_large_routing_blocks), or twice as many over more experts; fewer where they would have fewer tokens than this.
   std::int64_t most_routing_blocks = 128;
+  int tier_blocks_of_large_routing_block = 2;
   std::int64_t tokens_per_routing_block = 16;
   /// A part counts in 32 bits.
   std::int64_t most_slots_per_part = std::int64_t{1} << 30;
