@@ -42,11 +42,14 @@ TEST_CASE("dispatch: blocks of a GPU have as many tiles as their shared memory h
   CHECK(PlaceSlots::tiles_that_fit(mb::max_experts, 101376) == 4);          // sm_86, sm_89
 }
 
-TEST_CASE("dispatch: more slots of a range than 16 bits count for eight, and for one, and as many") {
-  for (const std::int64_t tokens : {8191, 8192, 65535, 65536, 200000}) {  // some of whose slots are empty
-    CAPTURE(tokens);
-    const DispatchProblem p = dispatch_problem(11, tokens, 1, 1, 1, 4);
-    check_dispatch(p, run_dispatch(HostEngine{.threads = 1}, p));
+TEST_CASE("dispatch: as many slots of a range as 16 bits count for eight ranges, and for one, and more") {
+  for (const std::int64_t tokens : {8191, 8192, 65528, 65536, 200000}) {  // some of whose slots are empty
+    for (const int ranges : {1, 8}) {
+      CAPTURE(tokens);
+      CAPTURE(ranges);
+      const DispatchProblem p = dispatch_problem(11, tokens, 1, 1, 1, 4);
+      check_dispatch(p, run_dispatch(HostEngine{.threads = ranges}, p));
+    }
   }
 }
 
