@@ -20,25 +20,30 @@ TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_errors, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(route_and_permute_overlaps, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_overlaps, HostEngine);
 
-TEST_CASE("a GPU's fused calls route in no more blocks than run at the same time, and rank all of their tokens") {
-  for (const int experts : {64, 512, 513, 2048}) {
-    const std::int64_t most = experts <= 512 ? 128 : 256;
+TEST_CASE("a GPU's fused calls route in no more blocks than run at the same time, and the workspace holds their counts") {
+  using Parts = mb::detail::FusedParts;
+  for (const bool large : {false, true}) {
+    const std::int64_t most = large ? 128 : 256;
     for (std::int64_t tokens = 0; tokens <= 20000; tokens += 1 + tokens / 50) {
       for (const std::int64_t k : {1, 2, 8, 16}) {
-        CAPTURE(experts);
-        CAPTURE(tokens);
-        CAPTURE(k);
-        const mb::detail::FusedParts parts({tokens, experts}, k);
-        CHECK(parts.rows() == parts.blocks * parts.rows_per_block);
-        CHECK((parts.blocks >= 1 && parts.blocks <= 128));
-        const std::int64_t wanted = std::clamp<std::int64_t>(tokens / 16, 1, most);
-        CHECK((parts.rows() >= wanted && parts.rows() < wanted + parts.rows_per_block));
+        for (std::int64_t ranking = mb::permutation_parts(tokens * k);; ranking = (ranking + 1) / 2) {
+          CAPTURE(large);
+          CAPTURE(tokens);
+          CAPTURE(k);
+          CAPTURE(ranking);
+          const Parts parts(tokens, ranking, large);
+          CHECK((parts.blocks >= 1 && parts.blocks <= ranking));
+          const std::int64_t wanted = std::clamp<std::int64_t>(tokens / 16, 1, most);
+          CHECK((parts.rows() >= wanted && parts.rows() < wanted + parts.rows_per_block));
+          CHECK(parts.rows() <= Parts::most_rows(tokens, k));
+          if (ranking == 1) break;
+        }
       }
     }
   }
-  CHECK(mb::detail::FusedParts({5000, 256}, 8).rows() == 128);
-  CHECK(mb::detail::FusedParts({8191, 256}, 8).rows() == 128);
-  CHECK(mb::detail::FusedParts({8191, 896}, 8).rows() == 258);
+  CHECK(Parts(5000, 78, true).rows() == 128);
+  CHECK(Parts(8191, 127, true).rows() == 128);
+  CHECK(Parts(8191, 127, false).rows() == 258);
 }
 
 }  // namespace testing

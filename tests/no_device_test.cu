@@ -105,6 +105,44 @@ TEST_CASE("without a device every call of a router is a CudaError that names it,
   CHECK(step.is_untouched());
 }
 
+TEST_CASE("without a device a permutation and the fused calls are CudaErrors that name them, and nothing is written") {
+  Step step;
+  const cudaStream_t stream = nullptr;
+  std::vector<std::int64_t> offsets(Step::experts + 1, 7);
+  std::vector<std::int64_t> rows(static_cast<std::size_t>(Step::tokens) * 2, 7);
+  std::vector<std::int64_t> slots(static_cast<std::size_t>(Step::tokens) * 2, 7);
+  std::vector<std::int64_t> scratch(mb::route_and_permute_workspace_bytes(step.router, {Step::tokens, Step::experts}) / 8 + 2, 7);
+  const mb::Workspace workspace{scratch.data(), scratch.size() * 8};
+  const mb::PermutationArgs order{.experts = step.ids_view(),
+                                  .offsets = {offsets.data(), Step::experts + 1},
+                                  .row_of_slot = {rows.data(), Step::tokens, 2},
+                                  .slot_of_row = {slots.data(), Step::tokens * 2}};
+  const auto weights = mb::MatrixView<float>(step.weights.data(), Step::tokens, 2);
+  fails_alike("permutation: finding a CUDA device", [&] { mb::permutation(order, workspace, stream); });
+  fails_alike("route_and_permute: finding a CUDA device", [&] {
+    mb::route_and_permute(step.router,
+                          {.logits = step.logits_view(),
+                           .experts = step.ids_view(),
+                           .weights = weights,
+                           .bias = {step.bias.data(), Step::experts}},
+                          order, workspace, stream);
+  });
+  fails_alike("forward_and_permute: finding a CUDA device", [&] {
+    mb::forward_and_permute(step.router,
+                            {.logits = step.logits_view(),
+                             .experts = step.ids_view(),
+                             .weights = weights,
+                             .bias = {step.bias.data(), Step::experts},
+                             .load = {step.load.data(), Step::experts},
+                             .saved = step.saved_ref()},
+                            order, workspace, stream);
+  });
+  CHECK(step.is_untouched());
+  for (const auto* written : {&offsets, &rows, &slots, &scratch}) {
+    for (const std::int64_t value : *written) CHECK(value == 7);
+  }
+}
+
 TEST_CASE("without a device every allocation is a CudaError, and nothing leaks") {
   const cudaStream_t stream = nullptr;
   const Step step;

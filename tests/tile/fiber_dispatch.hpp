@@ -37,6 +37,9 @@ struct DispatchEngine<testing::Fibers> {
   [[nodiscard]] static std::int64_t parts(std::int64_t /*slots*/, std::int64_t most, const Fibers& place) {
     return std::min<std::int64_t>(most, place.multiprocessors);
   }
+  [[nodiscard]] static bool has_large_routing_blocks(int /*experts*/, const Fibers& place) {
+    return place.multiprocessors % 2 == 0;
+  }
   [[nodiscard]] static int tiles(const char* /*call*/, int /*experts*/, const Fibers& place) { return place.dispatch_tiles; }
 
   /// What is CUB's on a GPU is the CPU's here: only kernels of our own run on fibers.

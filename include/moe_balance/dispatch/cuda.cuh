@@ -63,7 +63,7 @@ inline constexpr int tier_blocks = blocks_per_sm(Config::tier, forward_kind<Conf
 /// Whether a block that routes and counts may have the threads of several such blocks.
 template <class Config, class Problem>
 inline constexpr bool routes_by_large_blocks =
-    has_large_routing_blocks(Config::tier) &&
+    has_room_for_large_routing_blocks(Config::tier) &&
     (tier_blocks<Config, Problem>) >= dispatch_tuning.tier_blocks_of_large_routing_block;
 /// The largest block that its kernel is compiled for: with as many registers as forward's.
 template <class Config, class Problem>
@@ -117,9 +117,14 @@ struct MOEB_HIDDEN CudaDispatchEngine {
   [[nodiscard]] static LaunchSize for_groups(std::int64_t groups, std::int64_t /*items*/, cudaStream_t /*stream*/) {
     return {blocks_for(groups), dispatch_tuning.tiles, 0};
   }
-  /// By the shape alone, so that captured graphs and other devices launch the same.
+  /// As many as run at the same time, one on a multiprocessor.
   [[nodiscard]] static std::int64_t parts(std::int64_t /*slots*/, std::int64_t most, cudaStream_t /*stream*/) {
+    while (most > multiprocessors()) most = (most + 1) / 2;
     return most;
+  }
+  /// Whether blocks that route have the threads of several, which all run at the same time only where there are multiprocessors enough.
+  [[nodiscard]] static bool has_large_routing_blocks(int experts, cudaStream_t /*stream*/) {
+    return experts <= most_experts_of_large_routing_blocks && multiprocessors() >= dispatch_tuning.most_routing_blocks;
   }
   /// Tiles of a block that counts and ranks slots.
   [[nodiscard]] static int tiles(const char* call, int experts, cudaStream_t /*stream*/) {
@@ -170,7 +175,8 @@ struct MOEB_HIDDEN CudaDispatchEngine {
                                 cudaStream_t stream) {
     with_config<compiled_tiers>(problem, [&](auto config) {
       using Config = decltype(config);
-      const int threads = routing_threads<Config, Problem>(most_shared_bytes());
+      const bool is_large = has_large_routing_blocks(static_cast<int>(problem.logits.columns), stream);
+      const int threads = is_large ? routing_threads<Config, Problem>(most_shared_bytes()) : Config::tier.threads;
       const std::size_t shared_bytes = forward_shared_bytes<decltype(problem.balancer), Config::tier>(threads);
       const auto kernel = moe_balance_forward_and_count<Config::index, Config::usual, Problem>;
       allow_shared_bytes("forward_and_permute", kernel, shared_bytes);

@@ -129,21 +129,30 @@ CountingSync(Sync) -> CountingSync<Sync>;
 
 namespace detail {
 
-/// Blocks of the second launch, and rows of the histogram that each of them adds up.
+/// Blocks of the second launch, and rows of the histogram that each of them has: blocks of the first.
 struct FusedParts {
   std::int64_t blocks;
   std::int64_t rows_per_block;
 
-  FusedParts(const Shape& shape, std::int64_t k) : blocks(permutation_parts(shape.tokens * k)) {
-    const bool is_large = shape.experts <= most_experts_of_large_routing_blocks;
+  /// `ranking`: how many may rank. `large`: whether blocks that route have the threads of several.
+  FusedParts(std::int64_t tokens, std::int64_t ranking, bool large) : blocks(ranking) {
     const std::int64_t most =
-        dispatch_tuning.most_routing_blocks * (is_large ? 1 : dispatch_tuning.tier_blocks_of_large_routing_block);
-    const std::int64_t routing = std::clamp<std::int64_t>(shape.tokens / dispatch_tuning.tokens_per_routing_block, 1, most);
+        dispatch_tuning.most_routing_blocks * (large ? 1 : dispatch_tuning.tier_blocks_of_large_routing_block);
+    const std::int64_t routing = std::clamp<std::int64_t>(tokens / dispatch_tuning.tokens_per_routing_block, 1, most);
     rows_per_block = (routing + blocks - 1) / blocks;
     // Not more rows than blocks were to route, because not all of those would run at the same time; then fewer blocks rank.
     if (routing > blocks) blocks = (routing + rows_per_block - 1) / rows_per_block;
   }
   [[nodiscard]] std::int64_t rows() const { return blocks * rows_per_block; }
+
+  /// On any device.
+  [[nodiscard]] static std::int64_t most_rows(std::int64_t tokens, std::int64_t k) {
+    std::int64_t most = 0;
+    for (std::int64_t ranking = permutation_parts(tokens * k);; ranking = (ranking + 1) / 2) {
+      for (const bool large : {false, true}) most = std::max(most, FusedParts(tokens, ranking, large).rows());
+      if (ranking == 1) return most;
+    }
+  }
 };
 
 }  // namespace detail
@@ -152,7 +161,7 @@ struct FusedParts {
 template <class RouterT>
 [[nodiscard]] std::size_t route_and_permute_workspace_bytes(const RouterT& router, const Shape& shape) {
   const std::size_t routing = (router.workspace_bytes(shape) + 15) / 16 * 16;
-  const std::int64_t rows = detail::FusedParts(shape, RouterT::k).rows();
+  const std::int64_t rows = detail::FusedParts::most_rows(shape.tokens, RouterT::k);
   const std::size_t counts = 16 + Histogram::bytes(rows, shape.experts);
   return routing + std::max(counts, permutation_workspace_bytes(shape.tokens, RouterT::k, shape.experts));
 }
@@ -240,7 +249,10 @@ void route_then_permute(std::int64_t tokens, const PermutationArgs& order, const
   using Selection = std::remove_cvref_t<decltype(RouterT::top_k)>;
   if constexpr (DispatchEngine<Place>::fuses_routing && !looks_across_tokens<Selection>) {
     PermutationProblem problem = permutation_problem(order);
-    const FusedParts parts({tokens, problem.expert_count}, RouterT::k);
+    using Dispatch = DispatchEngine<Place>;
+    const std::int64_t slots = tokens * RouterT::k;
+    const FusedParts parts(tokens, Dispatch::parts(slots, permutation_parts(slots), place),
+                           Dispatch::has_large_routing_blocks(problem.expert_count, place));
     problem.histogram = Histogram::of(rest.data, parts.rows(), tokens, RouterT::k, problem.expert_count);
     route(CountingPlace<Place>{place, problem.histogram});
     place_slots(problem, parts.blocks, place);
@@ -260,6 +272,7 @@ void route_and_permute(const RouterT& router, const RouteArgs& args, Permutation
                        const Place& place) {
   order.experts = args.experts;
   const Workspace rest = detail::check_fused("route_and_permute", router, args, order, workspace);
+  DispatchEngine<Place>::check("route_and_permute", place);
   detail::route_then_permute<RouterT>(args.logits.rows, order, rest, place,
                                       [&](const auto& where) { router.route(args, workspace, where); });
 }
@@ -273,6 +286,7 @@ void forward_and_permute(const RouterT& router, const ForwardArgs& args, Permuta
                          const Place& place) {
   order.experts = args.experts;
   const Workspace rest = detail::check_fused("forward_and_permute", router, args, order, workspace);
+  DispatchEngine<Place>::check("forward_and_permute", place);
   detail::route_then_permute<RouterT>(args.logits.rows, order, rest, place, [&](const auto& where) {
     if constexpr (std::is_same_v<std::remove_cvref_t<decltype(where)>, Place>) {
       router.forward(args, workspace, where);

@@ -36,8 +36,9 @@ struct DispatchTuning {
   std::int64_t most_parts = 128;
   /// Rows, most of them padding, that are worth a block of a permutation of few slots.
   std::int64_t rows_per_marking_block = 2048;
-  /// Blocks of the kernel that routes and counts, nearly one for each multiprocessor of an H100, with the threads of two blocks of their tier where that
-  /// has room for two (has_large_routing_blocks), or twice as many over more experts; fewer where they would have fewer tokens than this.
+  /// Blocks of the kernel that routes and counts, nearly one for each multiprocessor of an H100, with the threads of several blocks of their tier where that
+  /// has room for them (has_room_for_large_routing_blocks) and the device as many multiprocessors; otherwise several times as many with the threads of
+  /// one. Fewer where they would have fewer tokens than this.
   std::int64_t most_routing_blocks = 128;
   int tier_blocks_of_large_routing_block = 2;
   std::int64_t tokens_per_routing_block = 16;
@@ -119,7 +120,7 @@ struct CudaTier {
 
 /// Whether a block that routes and counts has the threads of two: the next kernel then has half the rows of counts to read. Not where shared memory has
 /// room for the rows of one only.
-[[nodiscard]] constexpr bool has_large_routing_blocks(const CudaTier& tier) {
+[[nodiscard]] constexpr bool has_room_for_large_routing_blocks(const CudaTier& tier) {
   return !tier.private_rows;
 }
 
@@ -137,7 +138,7 @@ inline constexpr CudaTier cuda_tiers[] = {
 inline constexpr int most_experts_of_large_routing_blocks = [] {
   int most = 0;
   for (const CudaTier& tier : cuda_tiers) {
-    if (has_large_routing_blocks(tier)) most = tier.max_experts;
+    if (has_room_for_large_routing_blocks(tier)) most = tier.max_experts;
   }
   return most;
 }();
