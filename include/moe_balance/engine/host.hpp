@@ -67,6 +67,10 @@ void run_with(InstructionSet wanted, const Function& f) {
   }
 }
 #else
+[[nodiscard]] inline InstructionSet usable_instructions(InstructionSet /*wanted*/) {
+  return InstructionSet::baseline;
+}
+
 template <class Function>
 void run_with(InstructionSet /*wanted*/, const Function& f) {
   run_baseline(f);
@@ -180,8 +184,9 @@ struct Engine<Host> {
   static void forward(const Problem& problem, const Totals& totals, const Host& host) {
     const int experts = static_cast<int>(problem.logits.columns);
     const int threads = thread_count(host, problem.segments.tokens, experts);
+    const InstructionSet instructions = usable_instructions(host.instructions);
     run_parallel(threads, [&](int part, int parts) {
-      run_loop<Real>(host, [&]() MOEB_LAMBDA { forward_part<Real>(problem, totals, experts, part, parts); });
+      run_loop<Real>(host, [&]() MOEB_LAMBDA { forward_part<Real>(problem, totals, instructions, experts, part, parts); });
     });
   }
 
@@ -219,7 +224,8 @@ struct Engine<Host> {
   }
 
   template <class Real, class Problem>
-  MOEB_INLINE static void forward_part(const Problem& problem, const Totals& totals, int experts, int part, int parts) {
+  MOEB_INLINE static void forward_part(const Problem& problem, const Totals& totals, InstructionSet instructions,
+                                       int experts, int part, int parts) {
     const SerialTile tile;
     const HostLayout layout{experts, 0};
     alignas(64) float padded_bias[max_experts];
@@ -233,7 +239,7 @@ struct Engine<Host> {
                                 BalancerTraits<decltype(problem.balancer)>::losses > 0;
     HostSink<decltype(problem.balancer), sums_units> sink(layout);
     constexpr int most = host_tuning.tokens_together;
-    ForwardRows<Real, Problem, SerialTile, HostLayout, most> together;
+    ForwardRows<Real, Problem, SerialTile, HostLayout, most> together(instructions);
     for (std::int64_t segment = 0; segment < problem.segments.count(); ++segment) {
       const std::int64_t size = problem.segments.size(segment);
       const SegmentRows rows = problem.segments.rows(segment);

@@ -5,6 +5,7 @@
 
 #include <moe_balance/tile/constants.hpp>
 
+#include <moe_balance/numeric/mark_keys.hpp>
 #include <moe_balance/numeric/ordered_key.hpp>
 #include <moe_balance/numeric/sorting_network.hpp>
 #include <moe_balance/tile/layout.hpp>
@@ -20,20 +21,20 @@ class MemorySelection {
  public:
   using Keys = Slots<K, LayoutT>;
 
-  MOEB_EARLY_INLINE MemorySelection() {
+  /// `instructions`: which to use, of those that the machine has; never `automatic`.
+  MOEB_EARLY_INLINE explicit MemorySelection(InstructionSet instructions) : instructions_(instructions) {
     for (int c = 0; c < columns; ++c) {
       for (int r = 0; r < Rows; ++r) maximum_[c][r] = excluded_key<K>;
     }
   }
 
-  /// Slots past the last block, and the first spare one, may be written.
+  /// Slots past the last block may be written.
   MOEB_EARLY_INLINE void look(const LayoutT& layout, int row, Keys& keys) {
     slots_ = layout.blocks() * LayoutT::block_size;
-    if constexpr (step > LayoutT::block_size) {
-      for (; slots_ % step != 0; ++slots_) keys[slots_] = excluded_key<K>;
+    for (; slots_ % step != 0; slots_ += LayoutT::block_size) {
+      for (int i = 0; i < LayoutT::block_size; ++i) keys[slots_ + i] = excluded_key<K>;
     }
     if constexpr (ranks) {
-      keys[no_slot] = excluded_key<K>;
       K maximum[columns];
       for (int c = 0; c < columns; ++c) maximum[c] = excluded_key<K>;
       for (int first = 0; first < slots_; first += step) {
@@ -50,41 +51,51 @@ class MemorySelection {
 
   MOEB_EARLY_INLINE void find_thresholds() {
     if constexpr (ranks) {
-      sort_rows<Count - 1, Count - 1>(maximum_);
+      sort_rows<Count - 1, Count - 1>(instructions_, maximum_);
       for (int r = 0; r < Rows; ++r) threshold_[r] = larger(maximum_[Count - 1][r], nan_key<K>);
-      for (int i = 0; i < columns; ++i) {
-        for (int r = 0; r < Rows; ++r) candidate_[i][r] = candidate(excluded_key<K>, no_slot);
+      for (int r = 0; r < Rows; ++r) {
+        for (int i = 0; i < columns; ++i) found_key_[r][i] = excluded_key<K>;
+        for (int i = 0; i < columns; ++i) found_slot_[r][i] = no_slot;
       }
     }
   }
 
   MOEB_EARLY_INLINE void collect(int row, const Keys& keys) {
     if constexpr (ranks) {
-      Marked queue[most_queued];
-      for (int i = 0; i < sure; ++i) queue[i] = marked(1, no_slot);
-      int end = queue_columns(keys, threshold_[row], queue);
-      // Each of the queue has a candidate; if its column has more, it queues again. The first ones are taken without asking whether there are so many: a
-      // branch on that would be foreseen wrongly.
-      const auto take = [&](int i) MOEB_EARLY_LAMBDA {
-        const Marked next = queue[i];
-        const std::int32_t slot =
-            static_cast<std::int32_t>(next >> 32) + lowest_bit(static_cast<std::uint32_t>(next)) * columns;
-        candidate_[i][row] = candidate(keys[slot], slot);
-        const Marked others = next & (next - 1);
-        const bool has_others = static_cast<std::uint32_t>(others) != 0;
-        queue[end] = has_others ? others : marked(1, no_slot);
-        end += has_others ? 1 : 0;
-      };
-      if (end <= columns) {
-        for (int i = 0; i < sure; ++i) take(i);
-        for (int i = sure; i < end && i < columns; ++i) take(i);
+      std::uint64_t marks[most_words];
+      const int words = (slots_ + keys_per_word - 1) / keys_per_word;
+      mark_keys(instructions_, &keys[0], words, threshold_[row], marks);
+      if (slots_ % keys_per_word != 0) marks[words - 1] &= (std::uint64_t{1} << slots_ % keys_per_word) - 1;
+      std::int32_t* const key = found_key_[row];
+      std::int32_t* const found = found_slot_[row];
+      int end = 0;
+      // Four of a word are taken without asking whether there are so many: a branch on that would be foreseen wrongly. What is taken of no mark is
+      // overwritten.
+      for (int w = 0; w < words && end <= columns; ++w) {
+        std::uint64_t left = marks[w];
+        do {
+          for (int i = 0; i < 4; ++i) {
+            const int slot = keys_per_word * w + lowest_bit(left);
+            key[end] = keys[slot];
+            found[end] = slot;
+            end += left != 0 ? 1 : 0;
+            left &= left - 1;
+          }
+        } while (left != 0);
       }
+      key[end] = excluded_key<K>;
+      found[end] = no_slot;
       candidates_[row] = end;
     }
   }
 
   MOEB_EARLY_INLINE void rank() {
-    if constexpr (ranks) sort_rows<0, Count - 1>(candidate_);
+    if constexpr (ranks) {
+      for (int r = 0; r < Rows; ++r) {
+        for (int i = 0; i < columns; ++i) candidate_[i][r] = candidate(found_key_[r][i], found_slot_[r][i]);
+      }
+      sort_rows<0, Count - 1>(instructions_, candidate_);
+    }
   }
 
   MOEB_NO_EXECUTION_CHECK
@@ -104,31 +115,31 @@ class MemorySelection {
   /// Column c has slots c, c + columns, c + 2 columns, ... There are about twice as many as are chosen: of equally likely experts then
   /// 1.3 Count keys reach the threshold.
   static constexpr int columns = Count <= 4 ? 8 : Count <= 8 ? 16 : Count <= 16 ? 32 : 64;
-  /// Candidates that are taken at once: few rows have more.
-  static constexpr int sure = Count + Count / 2 < columns ? Count + Count / 2 : columns;
-  static constexpr int slots_marked = 32 * columns;
   /// Four of a column's slots at a time: one at a time would wait for the one before, whose result is in memory.
   static constexpr int step = 4 * columns;
-  static_assert(LayoutT::capacity % step == 0);
   static constexpr std::int32_t no_slot = LayoutT::capacity;
-  static_assert(Keys::spare > 0);
-  /// At first a column for each 32 keys, or one for fewer; those that are not too many then queue again, once for each.
-  static constexpr int most_queued = (LayoutT::capacity / 32 > 2 * columns ? LayoutT::capacity / 32 : 2 * columns) + 1;
+  static_assert(LayoutT::capacity % step == 0 && step % LayoutT::block_size == 0 && LayoutT::capacity % keys_per_word == 0);
+  static constexpr int most_words = LayoutT::capacity / keys_per_word;
+  /// The last word that is looked at may add all of its keys, and one more is written.
+  static constexpr int most_found = columns + keys_per_word + 1;
   static constexpr std::int64_t slots_of_key = 2 * LayoutT::capacity;
   static_assert((LayoutT::capacity & (LayoutT::capacity - 1)) == 0 && LayoutT::capacity <= 1 << 19);
   /// float64, which is for checks, only ever inserts: less to compile.
   static constexpr bool ranks = sizeof(K) == 4;
 
-  /// A column's marks, a bit for each of 32 keys, below their first slot.
-  using Marked = std::uint64_t;
-  [[nodiscard]] MOEB_EARLY_INLINE static constexpr Marked marked(std::uint32_t marks, std::int32_t first_slot) {
-    return marks | static_cast<std::uint64_t>(first_slot) << 32;
+  /// 63 of none.
+  MOEB_NO_EXECUTION_CHECK
+  [[nodiscard]] MOEB_EARLY_INLINE static int lowest_bit(std::uint64_t bits) {
+    return __builtin_ctzll(bits | std::uint64_t{1} << (keys_per_word - 1));
   }
 
+  InstructionSet instructions_;
   int slots_ = 0;
   alignas(64) K maximum_[columns][Rows];  ///< of each column
   K threshold_[Rows];
   int candidates_[Rows];
+  alignas(64) std::int32_t found_key_[Rows][most_found];  ///< what reaches the threshold, in order of slots
+  alignas(64) std::int32_t found_slot_[Rows][most_found];
   alignas(64) double candidate_[columns][Rows];  ///< ranked, if there are at most `columns`
 
   /// A key of 32 bits and its slot as one number, exactly: the larger one ranks first, so that equal keys go to the smaller slot. Not an integer, because
@@ -138,41 +149,6 @@ class MemorySelection {
   }
 
   [[nodiscard]] MOEB_EARLY_INLINE static constexpr K larger(K a, K b) { return a > b ? a : b; }
-
-  /// Queues the columns that have keys of at least `least`, 32 keys of each at a time; returns how many.
-  MOEB_EARLY_INLINE int queue_columns(const Keys& keys, K least, Marked (&queue)[most_queued]) const {
-    int end = 0;
-    for (int first = 0; first < LayoutT::capacity && first < slots_; first += slots_marked) {
-      std::uint32_t marks[columns];
-      mark(keys, first, least, marks);
-      for (int column = 0; column < columns; column += 32) {
-        std::uint32_t any = 0;
-        for (int c = 0; c < 32 && column + c < columns; ++c) any |= marks[column + c] != 0 ? 1u << c : 0u;
-        for (; any != 0; any &= any - 1) {
-          const int c = column + lowest_bit(any);
-          queue[end++] = marked(marks[c], first + c);
-        }
-      }
-    }
-    return end;
-  }
-
-  /// Marks the keys of 32 rows of columns.
-  MOEB_EARLY_INLINE void mark(const Keys& keys, int first, K least, std::uint32_t (&marks)[columns]) const {
-    K bits[columns];  // of its own, so that compilers know that keys lie elsewhere
-    for (int c = 0; c < columns; ++c) bits[c] = 0;
-    const int last = slots_ - first < slots_marked ? slots_ : first + slots_marked;
-    for (int row = first; row < last; row += step) {
-      const int shift = (row - first) / columns;
-      for (int c = 0; c < columns; ++c) {
-        const int slot = row + c;
-        const K upper = (keys[slot] >= least ? 1 : 0) | (keys[slot + columns] >= least ? 2 : 0);
-        const K lower = (keys[slot + 2 * columns] >= least ? 4 : 0) | (keys[slot + 3 * columns] >= least ? 8 : 0);
-        bits[c] |= (upper | lower) << shift;
-      }
-    }
-    for (int c = 0; c < columns; ++c) marks[c] = static_cast<std::uint32_t>(bits[c]);
-  }
 
   /// Many keys are equal, or lie in few columns: one after the other is inserted.
   __attribute__((noinline, cold)) void insert_all(int row, const Keys& keys) {

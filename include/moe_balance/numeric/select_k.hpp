@@ -15,7 +15,7 @@ MOEB_INLINE void select_k(const TileT& tile, const LayoutT& layout, Slots<K, Lay
   if constexpr (LayoutT::in_registers) {
     select_in_registers<Count, Packs, HasPacked>(tile, layout, keys, emit);
   } else {
-    MemorySelection<LayoutT, K, Count, 1> selection;
+    MemorySelection<LayoutT, K, Count, 1> selection(InstructionSet::baseline);
     selection.look(layout, 0, keys);
     selection.find_thresholds();
     selection.collect(0, keys);

@@ -2,7 +2,7 @@
 // and none is a branch. Source: K. E. Batcher, Sorting networks and their applications, 1968 (odd-even merge sort).
 #pragma once
 
-#include <moe_balance/config.hpp>
+#include <moe_balance/views.hpp>
 
 #include <cstdint>
 #include <utility>
@@ -83,6 +83,57 @@ template <int First, int Last, class T, int N>
 MOEB_INLINE void sort_values(T (&value)[N]) {
   using Network = SortingNetwork<N, First, Last>;
   compare_and_exchange_all<Network>(value, std::make_integer_sequence<int, Network{}.count>{});
+}
+
+#if defined(__x86_64__) && defined(__GNUC__)
+/// Four rows' values at one place, in a vector register.
+template <class T>
+struct FourValues;
+template <>
+struct FourValues<std::int32_t> {
+  using type = std::int32_t __attribute__((vector_size(16)));
+};
+template <>
+struct FourValues<double> {
+  using type = double __attribute__((vector_size(32)));
+};
+
+/// All comparisons of a network. Not compare_and_exchange, which is for devices, too: those have no vectors.
+template <class Network, class Row, int N, int... I>
+__attribute__((always_inline)) inline void exchange_in_vectors(Row (&row)[N], std::integer_sequence<int, I...>) {
+  const auto exchange = [](Row& upper, Row& lower) MOEB_EARLY_LAMBDA {
+    const Row larger = upper > lower ? upper : lower;
+    lower = upper > lower ? lower : upper;
+    upper = larger;
+  };
+  (exchange(row[Network{}.pairs[I].upper], row[Network{}.pairs[I].lower]), ...);
+}
+
+/// sort_rows of four rows for x86-64-v3, in registers, which a loop cannot index. A function of its own: it is compiled once for all routers of a file, and
+/// faster than a loop is.
+template <int First, int Last, class T, int N>
+__attribute__((noinline, target("avx2"))) inline void sort_four_rows_v3(T (&value)[N][4]) {
+  using Row = typename FourValues<T>::type;
+  Row row[N];
+  __builtin_memcpy(row, value, sizeof(row));
+  using Network = SortingNetwork<N, First, Last>;
+  exchange_in_vectors<Network>(row, std::make_integer_sequence<int, Network{}.count>{});
+  __builtin_memcpy(value[First], row + First, (Last - First + 1) * sizeof(Row));
+}
+#endif
+
+/// sort_rows with instructions that the machine has.
+MOEB_NO_EXECUTION_CHECK
+template <int First, int Last, class T, int N, int Rows>
+MOEB_EARLY_INLINE void sort_rows(InstructionSet instructions, T (&value)[N][Rows]) {
+#if defined(__x86_64__) && defined(__GNUC__)
+  constexpr bool fits_registers = Rows == 4 && N <= 16;
+  if constexpr (fits_registers) {
+    if (instructions >= InstructionSet::x86_64_v3) return sort_four_rows_v3<First, Last>(value);
+  }
+#endif
+  static_cast<void>(instructions);
+  sort_rows<First, Last>(value);
 }
 
 MOEB_NAMESPACE_END

@@ -65,11 +65,6 @@ __device__ inline double double_of(std::int64_t a) {
   return __longlong_as_double(a);
 }
 
-/// The place of the lowest bit that is set; there is one.
-__device__ inline int lowest_bit(std::uint32_t bits) {
-  return __ffs(static_cast<int>(bits)) - 1;
-}
-
 template <class Real>
 __device__ inline bool either_is_nan(Real a, Real b) {
   return a != a || b != b;
@@ -135,10 +130,6 @@ MOEB_INLINE double double_of(std::int64_t a) {
   return __builtin_bit_cast(double, a);
 }
 
-MOEB_EARLY_INLINE int lowest_bit(std::uint32_t bits) {
-  return __builtin_ctz(bits);
-}
-
 /// Whether a or b is NaN, by one comparison.
 template <class Real>
 MOEB_INLINE bool either_is_nan(Real a, Real b) {
@@ -175,6 +166,13 @@ MOEB_INLINE float choose(bool condition, float a, float b) {
   return float_of((bits_of(a) & mask) | (bits_of(b) & ~mask));
 }
 MOEB_INLINE double choose(bool condition, double a, double b) {
+  return condition ? a : b;
+}
+MOEB_INLINE std::int32_t choose(bool condition, std::int32_t a, std::int32_t b) {
+  const std::int32_t mask = condition ? -1 : 0;
+  return (a & mask) | (b & ~mask);
+}
+MOEB_INLINE std::int64_t choose(bool condition, std::int64_t a, std::int64_t b) {
   return condition ? a : b;
 }
 #endif

@@ -30,7 +30,7 @@ MOEB_INLINE void rank_keys(const Problem& problem, const TileT& tile, const Layo
     for_each_logit(tile, layout, problem.logits, token, problem.rows_hold_quads, logits,
                    [&](int slot, Real logit) MOEB_LAMBDA {
                      const Real ranking = ranking_of(is_over_selected<Scoring> ? logit : scores[slot], slot);
-                     keys[slot] = either_is_nan(ranking, logit) ? nan_key<Key<Real>> : key_of(ranking);
+                     keys[slot] = choose(either_is_nan(ranking, logit), nan_key<Key<Real>>, key_of(ranking));
                    });
   };
   constexpr bool ranks_non_negative = is_non_negative<Scoring> && !is_over_selected<Scoring>;

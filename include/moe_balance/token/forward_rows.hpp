@@ -16,6 +16,9 @@ class ForwardRows {
  public:
   static_assert(!LayoutT::in_registers);
 
+  /// `instructions`: which a selection may use.
+  MOEB_INLINE explicit ForwardRows(InstructionSet instructions) : selection_(instructions) {}
+
   /// The tokens rows[first] to rows[first + count - 1], count <= Most; each asks for the row that follows `ahead` later. `bias` and `sink` as in
   /// forward.hpp.
   template <class Sink>

@@ -22,7 +22,10 @@ MOEB_INLINE void load_blocks(const LayoutT& layout, const T* row, Slots<Real, La
   if (layout.experts < 1) __builtin_unreachable();  // the router has checked; without this g++ warns of slots never set
   int first = 0;
   for (; first + block <= layout.experts; first += block) {
-    for (int i = 0; i < block; ++i) slots[first + i] = to_real(row[first + i]);
+    if constexpr (std::is_same_v<T, Real>)
+      __builtin_memcpy(&slots[first], row + first, block * sizeof(Real));  // g++ may copy a loop's numbers one by one
+    else
+      for (int i = 0; i < block; ++i) slots[first + i] = to_real(row[first + i]);
   }
   for (; first < layout.experts; ++first) slots[first] = to_real(row[first]);
 }
