@@ -29,6 +29,7 @@ TEST_CASE_TEMPLATE_INVOKE(route_and_permute_same, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(route_and_permute_errors, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_same, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_sizes, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_sums, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_replay, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_capacity, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_errors, FiberEngine);
@@ -180,6 +181,39 @@ TEST_CASE("forward_and_permute: fibers = CPU in blocks with fewer tiles than tok
       check_same(trained_and_permuted(engine, router, inputs, true), want);
     }
   }
+}
+
+TEST_CASE(
+    "contract 12: a fused call is two kernels, and one that clears where losses are of several sequences or the global "
+    "batch") {
+  const auto kernels = [](const auto& balancer, int sequences) {
+    const mb::Router router{mb::Softmax{}, mb::TopK<4>{}, balancer};
+    Inputs inputs = full_inputs(45, 300, 32, 4);
+    inputs.loss_parts = decltype(router)::loss_count;
+    inputs.sequences = sequences;
+    const FiberEngine engine;
+    Memory<FiberEngine> memory(engine, inputs, 4, mb::route_and_permute_workspace_bytes(router, shape_of(inputs)),
+                               router.saved_bytes(shape_of(inputs)));
+    mb::ForwardArgs args = memory.forward_args();
+    args.counts = nullptr;
+    const std::int64_t rows = mb::permutation_rows(300, 4, 32, 1);
+    std::vector<std::int64_t> offsets(33), row_of_slot(1200), slot_of_row(static_cast<std::size_t>(rows));
+    const int before = kernels_launched;
+    mb::forward_and_permute(router, args,
+                            {.experts = {},
+                             .offsets = {offsets.data(), 33},
+                             .row_of_slot = {row_of_slot.data(), 300, 4},
+                             .slot_of_row = {slot_of_row.data(), rows}},
+                            memory.workspace(), engine.place());
+    end_kernel_before();
+    return kernels_launched - before;
+  };
+  CHECK(kernels(mb::NoBalancer{}, 1) == 2);
+  CHECK(kernels(mb::LossFreeBias{}, 1) == 2);
+  CHECK(kernels(mb::AuxLoss{}, 1) == 2);
+  CHECK(kernels(mb::Combine{mb::SequenceLoss{}, mb::ZLoss{}, mb::LossFreeBias{}}, 1) == 2);
+  CHECK(kernels(mb::SequenceLoss{}, 2) == 3);
+  CHECK(kernels(mb::GlobalBatchLoss{}, 1) >= 3);
 }
 
 TEST_CASE("dispatch: a permutation of few slots waits for the kernel that writes its ids") {

@@ -72,7 +72,7 @@ TEST_CASE("rule 8: the kernels' parameter structs reach the device as the host w
   check_echo<Update, &Update::balancer, &Update::bias, &Update::load, &Update::top_k, &Update::ranks, &Update::failure_flag>();
   check_echo<mb::Totals, &mb::Totals::counts, &mb::Totals::load, &mb::Totals::saved, &mb::Totals::status,
              &mb::Totals::saved_words, &mb::Totals::words_to_clear, &mb::Totals::counts_to_clear,
-             &mb::Totals::clearing_blocks, &mb::Totals::cleared_beside>();
+             &mb::Totals::clearing_blocks, &mb::Totals::cleared_beside, &mb::Totals::rows_of_sums>();
 }
 
 TEST_CASE("rule 8: and so do the structs inside them") {

@@ -289,6 +289,13 @@ struct Router {
         return;
       }
     }
+    if constexpr (loss_count > 0 && !Traits::reads_global_batch &&
+                  requires { Engine<Place>::add_up_in_rows(totals, saved, 0, place); }) {
+      if (problem.segments.count() == 1 && totals.counts == nullptr) {
+        return Engine<Place>::add_up_in_rows(totals, saved, static_cast<std::int64_t>(saved_size / sizeof(std::int64_t)),
+                                             place);
+      }
+    }
     if constexpr (requires { Engine<Place>::clear_beside(saved, 0, saved, 0, place); }) {
       const auto words = static_cast<std::int64_t>(loss_count > 0 ? saved_size / sizeof(std::int64_t) : 0);
       const int counts = totals.counts != nullptr ? experts : 0;

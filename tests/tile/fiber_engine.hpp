@@ -124,10 +124,14 @@ struct FiberGrid {
   }
 };
 
+/// Kernels launched so far.
+inline int kernels_launched = 0;
+
 /// Runs body(block) for every thread of every block. Shared memory starts poisoned; blocks run one after another in shuffled order.
 template <class Place, class Body>
 void launch_fibers(const Place& place, std::int64_t columns, std::int64_t rows, int threads, std::size_t shared_bytes,
                    const Body& body) {
+  ++kernels_launched;
   std::mt19937_64 random(place.seed);
   const FiberGrid grid{columns, rows, threads, shared_bytes};
   for (const std::int64_t block : grid.shuffled_blocks(random)) grid.run({block}, random(), place.faults, body);
@@ -137,6 +141,7 @@ void launch_fibers(const Place& place, std::int64_t columns, std::int64_t rows, 
 template <class Place, class Body>
 void launch_fibers_together(const Place& place, std::int64_t columns, std::int64_t rows, int threads,
                             std::size_t shared_bytes, const Body& body) {
+  ++kernels_launched;
   std::mt19937_64 random(place.seed);
   const FiberGrid grid{columns, rows, threads, shared_bytes};
   const std::vector<std::int64_t> blocks = grid.shuffled_blocks(random);

@@ -152,6 +152,7 @@ struct PlaceSlots {
     block.barrier();
     if (ranks) rank(tile, problem, slots, range, ids, counts, shared);
     mark_padding(block, tile, problem, shared.offset, [&](std::int64_t e) MOEB_LAMBDA { return shared.total[e]; });
+    problem.sums.add_up(block, tile);
   }
 
  private:

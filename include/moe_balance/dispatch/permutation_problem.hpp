@@ -43,6 +43,36 @@ struct Divisor {
   }
 };
 
+/// Sums that the blocks of a routing kernel left apart: sums[w] becomes the sum of rows[r][w].
+struct RowsOfSums {
+  std::int64_t* rows = nullptr;  ///< [row_count, words]
+  std::int64_t row_count = 0;
+  std::int64_t* sums = nullptr;  ///< [words]
+  std::int64_t words = 0;        ///< 0 where there is nothing to add up
+
+  /// Tiles of all blocks take turns, those of each block last; half of a tile's lanes have one of two neighbouring words.
+  template <class BlockT, class TileT>
+  MOEB_INLINE void add_up(const BlockT& block, const TileT& tile) const {
+    constexpr int words_at_once = TileT::width == 1 ? 1 : 2;
+    constexpr int rows_at_once = TileT::width / words_at_once;
+    const int tiles = block.threads() / TileT::width;
+    const std::int64_t own = block.index() + block.blocks() * (block.thread() / TileT::width);
+    MOEB_NO_UNROLL
+    for (std::int64_t first = own * words_at_once; first < words; first += block.blocks() * tiles * words_at_once) {
+      const std::int64_t word = first + tile.lane() % words_at_once;
+      std::int64_t sum = 0;
+      if (word < words) {
+        MOEB_UNROLL_BY_8
+        for (std::int64_t row = tile.lane() / words_at_once; row < row_count; row += rows_at_once)
+          sum += rows[row * words + word];
+      }
+      MOEB_UNROLL
+      for (int distance = words_at_once; distance < TileT::width; distance *= 2) sum += tile.shuffle_xor(sum, distance);
+      if (tile.lane() < words_at_once && word < words) sums[word] = sum;
+    }
+  }
+};
+
 struct PermutationProblem {
   SlotView<const std::int32_t> experts;
   SlotView<std::int64_t> row_of_slot;
@@ -64,6 +94,7 @@ struct PermutationProblem {
   std::int64_t
       ranking_blocks;     ///< of the second launch: they share the rows of the histogram; further ones only mark padding
   std::int64_t* invalid;  ///< counts ids that are no expert's; may be null
+  RowsOfSums sums;        ///< of what routed, which the second launch adds up beside
 };
 
 /// The expert of a slot; -1 for empty and invalid ones.

@@ -32,9 +32,20 @@ MOEB_NAMESPACE_BEGIN
 /// The forward pass by blocks that have contiguous ranges of tokens. Block b leaves its counts in row b of the histogram.
 template <class Config, class BlockT, class TileT, class Problem>
 MOEB_HOST_DEVICE inline void forward_and_count_kernel(const BlockT& block, const TileT& tile, const Problem& given,
-                                                      const Totals& totals, const Histogram& histogram) {
+                                                      const Totals& given_totals, const Histogram& histogram) {
   const auto& problem = specialised<Config>(given);
   ForwardPass<Config, BlockT, TileT, Problem> pass(block, tile, problem);
+  using Balancer = decltype(problem.balancer);
+  Totals totals = given_totals;
+  if constexpr (SavedLayout<Balancer>::is_used && !BalancerTraits<Balancer>::reads_global_batch) {
+    if (totals.rows_of_sums != nullptr) {
+      const SavedLayout<Balancer> layout{problem.logits.columns, 1};
+      std::int64_t* const row = totals.rows_of_sums + block.index() * layout.words();
+      for (std::int64_t w = block.thread(); w < layout.words(); w += block.threads())
+        row[w] = 0;  // a barrier comes before it adds
+      totals.saved = layout.view(row);
+    }
+  }
   const bool adds = problem.segments.count() != 1;  // else a row is written once: memory is far away
   const auto clear_row = [&]() MOEB_LAMBDA {
     for (int e = block.thread(); e < histogram.columns; e += block.threads()) histogram.set(block.index(), e, 0);
@@ -74,6 +85,7 @@ template <class Place, class Tag = EngineTagOf<Place>>
 struct CountingPlace {
   Place place;
   Histogram histogram;
+  RowsOfSums* sums;  ///< memory for rows; what is to be added up once routing is enqueued
 };
 
 /// Router's calls on a CountingPlace launch the kernel that routes and counts.
@@ -92,6 +104,12 @@ struct Engine<CountingPlace<Place, Tag>> {
     Engine<Place>::clear_beside(words, word_count, counts, count_count, counting.place);
   }
   { return Engine<Place>::clear_beside(words, word_count, counts, count_count, counting.place); }
+  /// For forward to add up in: rows that are cleared by who adds, so that no launch has to.
+  static void add_up_in_rows(Totals& totals, std::int64_t* saved, std::int64_t words, const Counting& counting) {
+    totals.rows_of_sums = counting.sums->rows;
+    counting.sums->sums = saved;
+    counting.sums->words = words;
+  }
   static void copy(void* to, const void* from, std::size_t bytes, const Counting& counting) {
     Engine<Place>::copy(to, from, bytes, counting.place);
   }
@@ -155,6 +173,13 @@ struct FusedParts {
   }
 };
 
+/// Words that each block of a forward pass adds up in on its own; none where sums are read before the permutation, or are of several sequences.
+template <class RouterT>
+[[nodiscard]] constexpr std::int64_t words_of_sums(std::int64_t experts) {
+  using Balancer = std::remove_cvref_t<decltype(RouterT::balancer)>;
+  return RouterT::Traits::reads_global_batch ? 0 : SavedLayout<Balancer>{experts, 1}.words();
+}
+
 }  // namespace detail
 
 /// Bytes of Workspace that route_and_permute and forward_and_permute need.
@@ -162,7 +187,9 @@ template <class RouterT>
 [[nodiscard]] std::size_t route_and_permute_workspace_bytes(const RouterT& router, const Shape& shape) {
   const std::size_t routing = (router.workspace_bytes(shape) + 15) / 16 * 16;
   const std::int64_t rows = detail::FusedParts::most_rows(shape.tokens, RouterT::k);
-  const std::size_t counts = 16 + Histogram::bytes(rows, shape.experts);
+  const std::int64_t words = detail::words_of_sums<RouterT>(shape.experts);
+  const std::size_t counts =
+      16 + Histogram::bytes(rows, shape.experts) + static_cast<std::size_t>(rows * words) * sizeof(std::int64_t);
   return routing + std::max(counts, permutation_workspace_bytes(shape.tokens, RouterT::k, shape.experts));
 }
 
@@ -254,7 +281,10 @@ void route_then_permute(std::int64_t tokens, const PermutationArgs& order, const
     const FusedParts parts(tokens, Dispatch::parts(slots, permutation_parts(slots), place),
                            Dispatch::has_large_routing_blocks(problem.expert_count, place));
     problem.histogram = Histogram::of(rest.data, parts.rows(), tokens, RouterT::k, problem.expert_count);
-    route(CountingPlace<Place>{place, problem.histogram});
+    problem.sums.row_count = parts.rows();
+    problem.sums.rows = reinterpret_cast<std::int64_t*>(static_cast<std::byte*>(rest.data) +
+                                                        Histogram::bytes(parts.rows(), problem.expert_count));
+    route(CountingPlace<Place>{place, problem.histogram, &problem.sums});
     place_slots(problem, parts.blocks, place);
   } else {
     route(place);
@@ -279,8 +309,8 @@ void route_and_permute(const RouterT& router, const RouteArgs& args, Permutation
 
 /// router.forward(args) and permutation(order) in one, with the same `saved`, `load` and status as those: `order.experts` is args.experts
 /// whatever it says, and counts go to order.counts. A selection with a capacity and `pad` gives order.rows_per_expert where that is 0. On a GPU
-/// two launches, and a small one before them that clears what forward adds up in, if that is anything; as many more as forward has for a global-batch
-/// loss that reads the step's load, and for selections that look across tokens as many as the two calls have. Errors: as those calls.
+/// two launches; with losses of several sequences, or of the global batch, a small one before them that clears what forward adds up in, and as many more
+/// as forward has for the latter; for selections that look across tokens as many as the two calls have. Errors: as those calls.
 template <class RouterT, DispatchPlace Place, class Tag = EngineTagOf<Place>>
 void forward_and_permute(const RouterT& router, const ForwardArgs& args, PermutationArgs order, Workspace workspace,
                          const Place& place) {

@@ -22,6 +22,9 @@ struct Totals {
   int clearing_blocks = 0;
   /// Whether the kernel before clears them while this one runs: it waits for that one before it adds.
   bool cleared_beside = false;
+  /// [blocks, words of `saved`], not cleared: each block of a fused call adds up in a row of its own, and the next kernel adds rows. Null: all add up in
+  /// `saved`. One segment only.
+  std::int64_t* rows_of_sums = nullptr;
 };
 
 /// Adds one expert's sums of a segment to every destination, by `add(pointer, value)`, which is atomic. `loss_count` is what losses read:
