@@ -64,7 +64,7 @@ PHASES = [
     ("rounds", r"\bselect\(tile, keys|select_k<|select_in_registers<"),
     ("weights", r"\bweigh\(|weigh_scores<|has_unclear_score|find_scores\(|load_chosen_logits\(|read_chosen_logits\(|weight_gradient<"),
     ("scatter", r"scatter_add<"),
-    ("losses", r"add_losses\(|loss_gradient\(|add_token_loss_gradient\("),
+    ("losses", r"add_losses\(|add_probabilities\(|add_token_losses\(|loss_gradient\(|add_token_loss_gradient\("),
     ("store", r"store_chosen\(|store_first_row\("),
     ("counts", r"sink\.count|sink\.token"),
     ("places", r"\bmoved\(|::place\("),

@@ -11,4 +11,8 @@ calls=$(objdump -r "$output" | awk '
   loop && /R_X86_64_PLT32/ && !/ mem(cpy|move|set)-0x/ && !/MemorySelection.*10insert_all/ && !/mark_keys_(anywhere|v3|v4)|sort_four_rows_v3/ { print name, "calls", $3 }
   END { if (loops == 0) print "no loop was compiled" }' | c++filt)
 [ -z "$calls" ] || { cut -c 1-400 <<<"$calls"; exit 1; }
+if nm -C "$output" | grep 'SortingNetwork<.*>::SortingNetwork()'; then
+  echo "a sorting network is put together at run time"
+  exit 1
+fi
 objdump -d --no-show-raw-insn "$output" | grep prefetch >/dev/null || { echo "no loop asks for memory ahead: were the calls dropped?"; exit 1; }

@@ -108,17 +108,26 @@ struct HostSink {
 
   MOEB_INLINE explicit HostSink(const Row& its_layout) : layout(its_layout) {}
 
+  /// Before so many tokens, all of which have added what the ones before them had to.
+  MOEB_INLINE void start_tokens(int count) {
+    if constexpr (SumsUnits) {
+      if (units + count > most_unit_sums) carry();
+    }
+  }
   MOEB_INLINE void token() {
     ++tokens.tokens;
-    if constexpr (SumsUnits) {
-      if (units == most_unit_sums) carry();
-      ++units;
-    }
+    if constexpr (SumsUnits) ++units;
   }
   MOEB_INLINE void unit_probability(int slot, float p) {
     const UnitBits bits = unit_to_bits(p);
     unit_high[slot] += bits.high;
     unit_low[slot] += bits.low;
+  }
+  /// The same of several tokens.
+  template <class... Float>
+  MOEB_INLINE void unit_probabilities(int slot, Float... p) {
+    unit_high[slot] += (unit_to_bits(p).high + ...);
+    unit_low[slot] += (unit_to_bits(p).low + ...);
   }
   MOEB_INLINE void unit_probability(int slot, double p) { probability(slot, to_fixed<probability_fraction_bits>(p)); }
   /// Empties the sums of halves before they overflow.

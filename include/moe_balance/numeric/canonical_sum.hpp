@@ -55,17 +55,23 @@ template <class Real, class TileT, class LayoutT, class Function>
     MOEB_UNROLL
     for (int i = columns; i < LayoutT::capacity; ++i) column[i % columns] = accumulate(i, column[i % columns]);
   } else {
-    MOEB_UNROLL
-    for (int c = 0; c < columns; ++c) column[c] = -Real(0);
-    const int blocks = layout.blocks();
-    for (int block = 0; block < blocks; ++block) {
-      const int first = block * LayoutT::block_size;
-      const int first_column = LayoutT::block_size <= columns ? first % columns : 0;
-      MOEB_UNROLL
-      for (int i = 0; i < LayoutT::block_size; ++i) {
-        const int c = LayoutT::block_size <= columns ? first_column + i : i % columns;
-        column[c] = accumulate(first + i, column[c]);
+    constexpr int size = LayoutT::block_size;
+    static_assert(columns % size == 0);
+    const int slots = layout.blocks() * size;
+    // A column's first two slots are added before it is stored, and none is cleared: stores take longer than additions.
+    for (int first = 0; first < columns; first += size) {
+      if (first + columns < slots) {
+        for (int i = 0; i < size; ++i)
+          column[first + i] = accumulate(first + columns + i, accumulate(first + i, NoSum<Real>{}));
+      } else if (first < slots) {
+        for (int i = 0; i < size; ++i) column[first + i] = accumulate(first + i, NoSum<Real>{});
+      } else {
+        for (int i = 0; i < size; ++i) column[first + i] = -Real(0);
       }
+    }
+    for (int first = 2 * columns; first < slots; first += size) {
+      Real* const sums = column + first % columns;
+      for (int i = 0; i < size; ++i) sums[i] = accumulate(first + i, sums[i]);
     }
   }
   Real partial[local];

@@ -98,15 +98,18 @@ struct FourValues<double> {
   using type = double __attribute__((vector_size(32)));
 };
 
-/// All comparisons of a network. Not compare_and_exchange, which is for devices, too: those have no vectors.
+/// The same as compare_and_exchange, which is for devices, too, and those have no vectors.
+template <class Network, int I, class Row, int N>
+__attribute__((always_inline)) inline void exchange_in_vectors(Row (&row)[N]) {
+  constexpr int upper = Network{}.pairs[I].upper;
+  constexpr int lower = Network{}.pairs[I].lower;
+  const Row larger = row[upper] > row[lower] ? row[upper] : row[lower];
+  row[lower] = row[upper] > row[lower] ? row[lower] : row[upper];
+  row[upper] = larger;
+}
 template <class Network, class Row, int N, int... I>
-__attribute__((always_inline)) inline void exchange_in_vectors(Row (&row)[N], std::integer_sequence<int, I...>) {
-  const auto exchange = [](Row& upper, Row& lower) MOEB_EARLY_LAMBDA {
-    const Row larger = upper > lower ? upper : lower;
-    lower = upper > lower ? lower : upper;
-    upper = larger;
-  };
-  (exchange(row[Network{}.pairs[I].upper], row[Network{}.pairs[I].lower]), ...);
+__attribute__((always_inline)) inline void exchange_all_in_vectors(Row (&row)[N], std::integer_sequence<int, I...>) {
+  (exchange_in_vectors<Network, I>(row), ...);
 }
 
 /// sort_rows of four rows for x86-64-v3, in registers, which a loop cannot index. A function of its own: it is compiled once for all routers of a file, and
@@ -117,7 +120,7 @@ __attribute__((noinline, target("avx2"))) inline void sort_four_rows_v3(T (&valu
   Row row[N];
   __builtin_memcpy(row, value, sizeof(row));
   using Network = SortingNetwork<N, First, Last>;
-  exchange_in_vectors<Network>(row, std::make_integer_sequence<int, Network{}.count>{});
+  exchange_all_in_vectors<Network>(row, std::make_integer_sequence<int, Network{}.count>{});
   __builtin_memcpy(value[First], row + First, (Last - First + 1) * sizeof(Row));
 }
 #endif

@@ -58,11 +58,11 @@ MOEB_INLINE void add_probability(int slot, Real probability, Sink& sink) {
     sink.probability(slot, to_fixed<probability_fraction_bits>(probability));
 }
 
-/// A token's probabilities and token losses, added to the sink. `scores` are overwritten.
+/// A token's probabilities, added to the sink where losses read them. `scores` are overwritten.
 template <class Real, class Problem, class TileT, class LayoutT, class Row, class Sink>
-MOEB_INLINE void add_losses(const Problem& problem, const TileT& tile, const LayoutT& layout, std::int64_t token,
-                            const FiniteSlots<LayoutT>& finite, Slots<Real, LayoutT>& logits, Slots<Real, LayoutT>& scores,
-                            const Row& row, Sink& sink) {
+MOEB_INLINE void add_probabilities(const Problem& problem, const TileT& tile, const LayoutT& layout,
+                                   const FiniteSlots<LayoutT>& finite, Slots<Real, LayoutT>& logits,
+                                   Slots<Real, LayoutT>& scores, const Row& row, Sink& sink) {
   using Scoring = decltype(problem.scoring);
   using Traits = BalancerTraits<decltype(problem.balancer)>;
   if constexpr (Traits::losses > 0 && shows_non_finite<Scoring>) {
@@ -81,6 +81,13 @@ MOEB_INLINE void add_losses(const Problem& problem, const TileT& tile, const Lay
     const Real inverse = inverse_of_total(tile, layout, scores);
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA { add_probability<Scoring>(slot, mul(scores[slot], inverse), sink); });
   }
+}
+
+/// A token's own losses, added to the sink. `logits` and `scores` are overwritten.
+template <class Real, class Problem, class TileT, class LayoutT, class Row, class Sink>
+MOEB_INLINE void add_token_losses(const Problem& problem, const TileT& tile, const LayoutT& layout, std::int64_t token,
+                                  Slots<Real, LayoutT>& logits, Slots<Real, LayoutT>& scores, const Row& row, Sink& sink) {
+  using Traits = BalancerTraits<decltype(problem.balancer)>;
   if constexpr (Traits::token_losses > 0) {
     Real log_sum_exp;
     if constexpr (requires { row.log_sum_exp(); })
@@ -169,12 +176,14 @@ template <class Real, class Problem, class TileT, class LayoutT, class ChosenT>
   }
 }
 
-/// The last: weights, and what the token adds to sums; but count_plain_top_k is left to callers whose lanes have rows in memory.
+/// The third: weights, and what the token adds to sums, but for losses; count_plain_top_k is left to callers whose lanes have rows in memory. Returns
+/// whether losses are to be added.
 /// Sink: where the token's contributions go. count(expert), invalid_expert() are called by the lane that holds the choice, probability(
 /// slot, fixed) by the lane that holds the slot, loss_count(expert) by one lane, token_loss(index, fixed) by lane 0, token() and non_finite_token() by all.
 template <class Real, class Problem, class TileT, class LayoutT, class ChosenT, class Sink>
-MOEB_INLINE void finish_active(const Problem& problem, const TileT& tile, const LayoutT& layout, const float* bias,
-                               ForwardToken<Real, Problem, TileT, LayoutT>& state, ChosenT& chosen, Sink& sink) {
+[[nodiscard]] MOEB_INLINE bool weigh_active(const Problem& problem, const TileT& tile, const LayoutT& layout,
+                                            const float* bias, ForwardToken<Real, Problem, TileT, LayoutT>& state,
+                                            ChosenT& chosen, Sink& sink) {
   const std::int64_t token = state.token;
   MOEB_UNROLL
   for (int r = 0; r < chosen.per_lane; ++r) {
@@ -186,7 +195,15 @@ MOEB_INLINE void finish_active(const Problem& problem, const TileT& tile, const 
   store_chosen(problem, tile, token, chosen, weights);
   sink.token();
   if (!weights.finite) sink.non_finite_token();
-  if (weights.finite) add_losses(problem, tile, layout, token, state.finite, state.logits, state.scores, state.row, sink);
+  return weights.finite;
+}
+
+/// The last: losses.
+template <class Real, class Problem, class TileT, class LayoutT, class Sink>
+MOEB_INLINE void add_losses(const Problem& problem, const TileT& tile, const LayoutT& layout,
+                            ForwardToken<Real, Problem, TileT, LayoutT>& state, Sink& sink) {
+  add_probabilities(problem, tile, layout, state.finite, state.logits, state.scores, state.row, sink);
+  add_token_losses(problem, tile, layout, state.token, state.logits, state.scores, state.row, sink);
 }
 
 /// The outputs of a token that is not active: no experts, weights 0.
@@ -207,7 +224,7 @@ MOEB_INLINE void forward_loaded(const Problem& problem, const TileT& tile, const
   choose_active(problem, tile, layout, bias, state, chosen, sink);
   if constexpr (!LayoutT::in_registers)
     count_plain_top_k(problem, tile, layout, token, state.logits, state.scores, is_regular(state.row), sink);
-  finish_active(problem, tile, layout, bias, state, chosen, sink);
+  if (weigh_active(problem, tile, layout, bias, state, chosen, sink)) add_losses(problem, tile, layout, state, sink);
 }
 
 /// The same of one whose logits were read ahead: it is row 0 of the problem's views.

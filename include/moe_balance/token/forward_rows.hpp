@@ -6,6 +6,8 @@
 #include <moe_balance/token/segments.hpp>
 
 #include <cstdint>
+#include <type_traits>
+#include <utility>
 
 MOEB_NAMESPACE_BEGIN
 
@@ -46,19 +48,44 @@ class ForwardRows {
     }
     if constexpr (BalancerTraits<decltype(problem.balancer)>::plain_losses > 0)
       count_plain(problem, tile, layout, count, sink);
+    sink.start_tokens(count);
+    bool has_losses[Most] = {};
+    bool have_numbers = count == Most;
     for (int r = 0; r < count; ++r) {
       auto& token = tokens_[r];
-      if (!token.active) continue;
-      if (token.replayed) take_replayed(problem, tile, layout.experts, token.token, chosen[r], sink);
-      finish_active(problem, tile, layout, bias, token, chosen[r], sink);
+      if (token.active) {
+        if (token.replayed) take_replayed(problem, tile, layout.experts, token.token, chosen[r], sink);
+        has_losses[r] = weigh_active(problem, tile, layout, bias, token, chosen[r], sink);
+      }
+      have_numbers = have_numbers && has_losses[r] && has_numbers<LayoutT>(token.row);
+    }
+    if constexpr (sums_together) {
+      if (have_numbers) add_probabilities_of_all(layout, sink, std::make_integer_sequence<int, Most>{});
+    }
+    for (int r = 0; r < count; ++r) {
+      auto& token = tokens_[r];
+      if (!has_losses[r]) continue;
+      if (!(sums_together && have_numbers)) {
+        add_probabilities(problem, tile, layout, token.finite, token.logits, token.scores, token.row, sink);
+      }
+      add_token_losses(problem, tile, layout, token.token, token.logits, token.scores, token.row, sink);
     }
   }
 
  private:
   static constexpr int k_count = decltype(Problem::top_k)::k;
+  /// Whether scores are what losses sum up, and sums take those of all tokens at once: they are loaded and stored once then.
+  static constexpr bool sums_together = std::is_same_v<Real, float> && shows_non_finite<decltype(Problem::scoring)> &&
+                                        BalancerTraits<decltype(Problem::balancer)>::losses > 0;
 
   ForwardToken<Real, Problem, TileT, LayoutT> tokens_[Most];
   MemorySelection<LayoutT, Key<Real>, k_count, Most> selection_;
+
+  /// add_probabilities of all tokens, none of whose scores is infinite or NaN.
+  template <class Sink, int... Row>
+  MOEB_INLINE void add_probabilities_of_all(const LayoutT& layout, Sink& sink, std::integer_sequence<int, Row...>) const {
+    for_each_slot(layout, [&](int slot) MOEB_LAMBDA { sink.unit_probabilities(slot, tokens_[Row].scores[slot]...); });
+  }
 
   /// The selection's steps after `look`, of the tokens that take part.
   template <class TakesPart>
