@@ -7,6 +7,7 @@
 #include <moe_balance/arguments.hpp>
 
 #include <cstdint>
+#include <cstring>
 #include <optional>
 #include <vector>
 
@@ -113,7 +114,7 @@ class Memory {
         loss_(engine, std::vector<float>{-1.0f}),
         parts_(engine, std::vector<float>(static_cast<std::size_t>(inputs.loss_parts), -1.0f)),
         status_(engine, std::vector<std::int64_t>(sizeof(mb::Status) / sizeof(std::int64_t))),
-        workspace_(engine, std::vector<std::max_align_t>(blocks(workspace_bytes))),
+        workspace_(engine, poisoned_workspace(workspace_bytes)),
         workspace_bytes_(workspace_bytes),
         saved_(engine, std::vector<std::int64_t>(saved_bytes / sizeof(std::int64_t), 0x3c3c3c3c3c3c)),
         saved_bytes_(saved_bytes) {}
@@ -185,7 +186,12 @@ class Memory {
   }
 
  private:
-  static std::size_t blocks(std::size_t bytes) { return (bytes + sizeof(std::max_align_t) - 1) / sizeof(std::max_align_t); }
+  /// Of what no call may take for its own.
+  static std::vector<std::max_align_t> poisoned_workspace(std::size_t bytes) {
+    std::vector<std::max_align_t> result((bytes + sizeof(std::max_align_t) - 1) / sizeof(std::max_align_t));
+    if (!result.empty()) std::memset(static_cast<void*>(result.data()), 0x4d, result.size() * sizeof(std::max_align_t));
+    return result;
+  }
   std::size_t padding_bytes(mb::DataType type) const {
     return static_cast<std::size_t>(inputs_.row_padding) * mb::size_of(type);
   }

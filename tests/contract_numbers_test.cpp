@@ -25,9 +25,9 @@ TEST_CASE("contract 7: float64 logits are computed in double on the CPU") {
 TEST_CASE("contract 8: one thread gives the bits of many") {
   for_some_routers([](const auto& scoring, const auto& top_k) {
     const mb::Router router{scoring, top_k, everything()};
-    for (const std::int64_t tokens : {2600, 2601}) {  // enough for six threads (tuning.hpp)
+    for (const std::int64_t tokens : {5600, 5601}) {  // enough for eight threads (tuning.hpp)
       Inputs inputs = full_inputs(33, tokens, 256, decltype(router)::k);
-      inputs.sequences = tokens == 2600 ? 13 : 1;
+      inputs.sequences = tokens == 5600 ? 14 : 1;
       const Outcome alone = train(HostEngine{.threads = 1}, router, inputs);
       for (const int threads : {2, 3, 5, 8, 0}) {
         CAPTURE(threads);

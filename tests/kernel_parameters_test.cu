@@ -110,7 +110,10 @@ TEST_CASE("rule 8: and the dispatch kernels' structs") {
              &PermutationProblem::slot_of_row,
              &PermutationProblem::rows, &PermutationProblem::align, &PermutationProblem::rows_per_expert, &PermutationProblem::counts,
              &PermutationProblem::expert_of_block, &PermutationProblem::row_blocks, &PermutationProblem::block_size,
-             &PermutationProblem::histogram, &PermutationProblem::ranking_blocks, &PermutationProblem::invalid>();
+             &PermutationProblem::histogram, &PermutationProblem::ranking_blocks, &PermutationProblem::invalid,
+             &PermutationProblem::sums>();
+  using mb::RowsOfSums;
+  check_echo<RowsOfSums, &RowsOfSums::rows, &RowsOfSums::row_count, &RowsOfSums::sums, &RowsOfSums::words>();
   using mb::Histogram;
   check_echo<Histogram, &Histogram::counts, &Histogram::rows, &Histogram::columns, &Histogram::narrow, &Histogram::tokens_per_row,
              &Histogram::longer_rows>();

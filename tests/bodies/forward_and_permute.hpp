@@ -111,21 +111,31 @@ TEST_CASE_TEMPLATE_DEFINE("forward_and_permute: no tokens, one, fewer than rows,
 TEST_CASE_TEMPLATE_DEFINE(
     "forward_and_permute: sums that a GPU's blocks add up apart, and a kernel of the permutation together", Engine,
     forward_and_permute_sums) {
+  using Layout = mb::Sequences::Layout;
   const mb::Router router{mb::Softmax{}, mb::TopK<4>{},
-                          mb::Combine{mb::AuxLoss{.coefficient = 0.5f}, mb::SequenceLoss{.coefficient = 0.25f},
-                                      mb::ZLoss{.coefficient = 0.125f}}};
+                          mb::Combine{mb::FromPlainTopK{mb::AuxLoss{.coefficient = 0.5f}},
+                                      mb::FromPlainTopK{mb::SequenceLoss{.coefficient = 0.25f}},
+                                      mb::ZLoss{.coefficient = 0.125f}, mb::LossFreeBias{}}};
   for (const std::int64_t tokens : {0, 1, 7, 100, 600, 1100}) {
     for (const int experts : {5, 32}) {
       for (const int sequences : {1, 2}) {  // of two, all add up in one place
-        if (tokens % sequences != 0) continue;
-        CAPTURE(tokens);
-        CAPTURE(experts);
-        CAPTURE(sequences);
-        Inputs inputs = full_inputs(37, tokens, experts, 4);
-        inputs.loss_parts = 3;
-        inputs.sequences = sequences;
-        inputs.accumulate = tokens != 7;
-        check_fused<Engine>(router, inputs);
+        for (const Layout layout : {Layout::sequence_major, Layout::token_major, Layout::offsets}) {
+          if (tokens % sequences != 0) continue;
+          CAPTURE(tokens);
+          CAPTURE(experts);
+          CAPTURE(sequences);
+          CAPTURE(static_cast<int>(layout));
+          Inputs inputs = full_inputs(37, tokens, experts, 4);
+          inputs.loss_parts = 3;
+          inputs.layout = layout;
+          inputs.sequences = sequences;
+          if (layout == Layout::offsets) {
+            for (int i = 0; i <= sequences; ++i) inputs.offsets.push_back(tokens * i / sequences);
+          }
+          inputs.accumulate = tokens != 7;
+          if (tokens == 600) inputs.tokens_on_device = 417;
+          check_fused<Engine>(router, inputs);
+        }
       }
     }
   }

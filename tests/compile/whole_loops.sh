@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # whole_loops.sh OUTPUT.o COMPILER FLAGS... SOURCE: compiles SOURCE and fails when a loop for wider instructions than the program's own calls anything but
-# the C library's memory functions, what is rare, integers only, and kept out on purpose (insert_all), and the selection's functions that have an
-# instruction set of their own: what it calls is compiled for the oldest processor.
+# the C library's memory functions, what is rare, integers only, and kept out on purpose (insert_all), and how a selection marks and sorts, which is
+# compiled for one instruction set after another and chosen at run time: all else that it calls is compiled for the oldest processor.
 set -euo pipefail
 output=$1
 shift

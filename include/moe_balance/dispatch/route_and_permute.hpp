@@ -173,7 +173,7 @@ struct FusedParts {
   }
 };
 
-/// Words that each block of a forward pass adds up in on its own; none where sums are read before the permutation, or are of several sequences.
+/// Words that each block of a forward pass of one sequence adds up in on its own; none where sums are read before the permutation.
 template <class RouterT>
 [[nodiscard]] constexpr std::int64_t words_of_sums(std::int64_t experts) {
   using Balancer = std::remove_cvref_t<decltype(RouterT::balancer)>;

@@ -14,9 +14,9 @@ inline constexpr int max_experts = 2048;
 
 /// The CPU engine.
 struct HostTuning {
-  /// Fewest logits worth a further thread: 512 tokens of 256 take one thread 128 us. To start another took 90 us on a virtual machine (docs/performance.md,
-  /// "On an older processor"); on others it may be worth it earlier, which has not been measured.
-  std::int64_t logits_per_thread = 131072;
+  /// Fewest logits worth a second thread, and as many for each further one. Forward of so many takes one thread 190 us; to start another took 90 us on a
+  /// virtual machine, half of that (docs/performance.md, "On an older processor"). Other machines, and backward, have not been measured.
+  std::int64_t logits_per_thread = 196608;
   /// How far ahead a backward pass asks for the few logits it reads, which lie apart: 4 to 16 were equally good, 1 took nearly twice as long.
   std::int64_t tokens_ahead = 8;
   /// How far ahead of the row that it loads a forward pass asks for the next ones: 2 to 4 were equally good, 1 took 5% longer, 0 a fifth,
