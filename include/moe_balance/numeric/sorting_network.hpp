@@ -43,6 +43,10 @@ struct SortingNetwork {
   }
 };
 
+/// The network, put together once and not for each comparison. For constant expressions only: a device does not see it.
+template <class Network>
+inline constexpr Network network_of{};
+
 /// value[i][r] becomes row r's i-th largest, for i from First to Last; other places hold any of the others. A loop: unrolled, it is a third of what a
 /// router takes to compile.
 template <int First, int Last, class T, int N, int Rows>
@@ -66,8 +70,8 @@ MOEB_EARLY_INLINE void sort_rows(T (&value)[N][Rows]) {
 /// it takes the static constexpr network of a function template for zeros, without a word.
 template <class Network, int I, class T, int N>
 MOEB_INLINE void compare_and_exchange(T (&value)[N]) {
-  constexpr int upper = Network{}.pairs[I].upper;
-  constexpr int lower = Network{}.pairs[I].lower;
+  constexpr int upper = network_of<Network>.pairs[I].upper;
+  constexpr int lower = network_of<Network>.pairs[I].lower;
   const T larger = value[upper] > value[lower] ? value[upper] : value[lower];
   const T smaller = value[upper] > value[lower] ? value[lower] : value[upper];
   value[upper] = larger;
@@ -82,7 +86,7 @@ MOEB_INLINE void compare_and_exchange_all(T (&value)[N], std::integer_sequence<i
 template <int First, int Last, class T, int N>
 MOEB_INLINE void sort_values(T (&value)[N]) {
   using Network = SortingNetwork<N, First, Last>;
-  compare_and_exchange_all<Network>(value, std::make_integer_sequence<int, Network{}.count>{});
+  compare_and_exchange_all<Network>(value, std::make_integer_sequence<int, network_of<Network>.count>{});
 }
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -101,8 +105,8 @@ struct FourValues<double> {
 /// The same as compare_and_exchange, which is for devices, too, and those have no vectors.
 template <class Network, int I, class Row, int N>
 __attribute__((always_inline)) inline void exchange_in_vectors(Row (&row)[N]) {
-  constexpr int upper = Network{}.pairs[I].upper;
-  constexpr int lower = Network{}.pairs[I].lower;
+  constexpr int upper = network_of<Network>.pairs[I].upper;
+  constexpr int lower = network_of<Network>.pairs[I].lower;
   const Row larger = row[upper] > row[lower] ? row[upper] : row[lower];
   row[lower] = row[upper] > row[lower] ? row[lower] : row[upper];
   row[upper] = larger;
@@ -120,23 +124,30 @@ __attribute__((noinline, target("avx2"))) inline void sort_four_rows_v3(T (&valu
   Row row[N];
   __builtin_memcpy(row, value, sizeof(row));
   using Network = SortingNetwork<N, First, Last>;
-  exchange_all_in_vectors<Network>(row, std::make_integer_sequence<int, Network{}.count>{});
+  exchange_all_in_vectors<Network>(row, std::make_integer_sequence<int, network_of<Network>.count>{});
   __builtin_memcpy(value[First], row + First, (Last - First + 1) * sizeof(Row));
 }
 #endif
+
+/// sort_rows of four rows for any processor.
+template <int First, int Last, class T, int N>
+__attribute__((noinline)) inline void sort_four_rows_anywhere(T (&value)[N][4]) {
+  sort_rows<First, Last>(value);
+}
 
 /// sort_rows with instructions that the machine has.
 MOEB_NO_EXECUTION_CHECK
 template <int First, int Last, class T, int N, int Rows>
 MOEB_EARLY_INLINE void sort_rows(InstructionSet instructions, T (&value)[N][Rows]) {
+  if constexpr (Rows == 4 && N <= 16) {  // as many as there are registers
 #if defined(__x86_64__) && defined(__GNUC__)
-  constexpr bool fits_registers = Rows == 4 && N <= 16;
-  if constexpr (fits_registers) {
     if (instructions >= InstructionSet::x86_64_v3) return sort_four_rows_v3<First, Last>(value);
-  }
 #endif
+    sort_four_rows_anywhere<First, Last>(value);
+  } else {
+    sort_rows<First, Last>(value);
+  }
   static_cast<void>(instructions);
-  sort_rows<First, Last>(value);
 }
 
 MOEB_NAMESPACE_END
