@@ -29,23 +29,27 @@ MOEB_NAMESPACE_BEGIN
   return {bounded(range.first), bounded(range.last)};
 }
 
+/// Where a block adds up: in a row of its own, which it clears, where there are such rows. A barrier must come before it adds.
+template <class Balancer, class BlockT>
+[[nodiscard]] MOEB_INLINE Totals totals_of_block(const BlockT& block, std::int64_t experts, const Totals& given) {
+  Totals totals = given;
+  if constexpr (SavedLayout<Balancer>::is_used && !BalancerTraits<Balancer>::reads_global_batch) {
+    if (given.rows_of_sums == nullptr) return totals;
+    const SavedLayout<Balancer> layout{experts, 1};
+    std::int64_t* const row = given.rows_of_sums + block.index() * layout.words();
+    for (std::int64_t w = block.thread(); w < layout.words(); w += block.threads()) row[w] = 0;
+    totals.saved = layout.view(row);
+  }
+  return totals;
+}
+
 /// The forward pass by blocks that have contiguous ranges of tokens. Block b leaves its counts in row b of the histogram.
 template <class Config, class BlockT, class TileT, class Problem>
 MOEB_HOST_DEVICE inline void forward_and_count_kernel(const BlockT& block, const TileT& tile, const Problem& given,
                                                       const Totals& given_totals, const Histogram& histogram) {
   const auto& problem = specialised<Config>(given);
   ForwardPass<Config, BlockT, TileT, Problem> pass(block, tile, problem);
-  using Balancer = decltype(problem.balancer);
-  Totals totals = given_totals;
-  if constexpr (SavedLayout<Balancer>::is_used && !BalancerTraits<Balancer>::reads_global_batch) {
-    if (totals.rows_of_sums != nullptr) {
-      const SavedLayout<Balancer> layout{problem.logits.columns, 1};
-      std::int64_t* const row = totals.rows_of_sums + block.index() * layout.words();
-      for (std::int64_t w = block.thread(); w < layout.words(); w += block.threads())
-        row[w] = 0;  // a barrier comes before it adds
-      totals.saved = layout.view(row);
-    }
-  }
+  const Totals totals = totals_of_block<decltype(problem.balancer)>(block, problem.logits.columns, given_totals);
   const bool adds = problem.segments.count() != 1;  // else a row is written once: memory is far away
   const auto clear_row = [&]() MOEB_LAMBDA {
     for (int e = block.thread(); e < histogram.columns; e += block.threads()) histogram.set(block.index(), e, 0);

@@ -14,8 +14,8 @@ inline constexpr int max_experts = 2048;
 
 /// The CPU engine.
 struct HostTuning {
-  /// Fewest logits worth a second thread, and as many for each further one. Forward of so many takes one thread 190 us; to start another took 90 us on a
-  /// virtual machine, half of that (docs/performance.md, "On an older processor"). Other machines, and backward, have not been measured.
+  /// Fewest logits worth a second thread, and as many for each further one: forward of 131072 took two threads of a virtual machine four tenths longer than one,
+  /// of 1048576 six tenths of the time (docs/performance.md, "On an older processor"). Other machines, and backward, have not been measured.
   std::int64_t logits_per_thread = 196608;
   /// How far ahead a backward pass asks for the few logits it reads, which lie apart: 4 to 16 were equally good, 1 took nearly twice as long.
   std::int64_t tokens_ahead = 8;

@@ -68,13 +68,12 @@ __attribute__((noinline, target("avx512f"))) inline void mark_keys_v4(const std:
 
 /// The same with instructions that the machine has.
 MOEB_NO_EXECUTION_CHECK
-MOEB_EARLY_INLINE void mark_keys(InstructionSet instructions, const std::int32_t* keys, int words, std::int32_t least,
-                                 std::uint64_t* marks) {
+MOEB_EARLY_INLINE void mark_keys([[maybe_unused]] InstructionSet instructions, const std::int32_t* keys, int words,
+                                 std::int32_t least, std::uint64_t* marks) {
 #if defined(__x86_64__) && defined(__GNUC__)
   if (instructions == InstructionSet::x86_64_v4) return mark_keys_v4(keys, words, least, marks);
   if (instructions == InstructionSet::x86_64_v3) return mark_keys_v3(keys, words, least, marks);
 #endif
-  static_cast<void>(instructions);
   mark_keys_anywhere(keys, words, least, marks);
 }
 

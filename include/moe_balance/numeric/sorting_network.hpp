@@ -138,7 +138,7 @@ __attribute__((noinline)) inline void sort_four_rows_anywhere(T (&value)[N][4]) 
 /// sort_rows with instructions that the machine has.
 MOEB_NO_EXECUTION_CHECK
 template <int First, int Last, class T, int N, int Rows>
-MOEB_EARLY_INLINE void sort_rows(InstructionSet instructions, T (&value)[N][Rows]) {
+MOEB_EARLY_INLINE void sort_rows([[maybe_unused]] InstructionSet instructions, T (&value)[N][Rows]) {
   if constexpr (Rows == 4 && N <= 16) {  // as many as there are registers
 #if defined(__x86_64__) && defined(__GNUC__)
     if (instructions >= InstructionSet::x86_64_v3) return sort_four_rows_v3<First, Last>(value);
@@ -147,7 +147,6 @@ MOEB_EARLY_INLINE void sort_rows(InstructionSet instructions, T (&value)[N][Rows
   } else {
     sort_rows<First, Last>(value);
   }
-  static_cast<void>(instructions);
 }
 
 MOEB_NAMESPACE_END

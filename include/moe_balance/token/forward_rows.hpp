@@ -59,15 +59,14 @@ class ForwardRows {
       }
       have_numbers = have_numbers && has_losses[r] && has_numbers<LayoutT>(token.row);
     }
+    const bool together = sums_together && have_numbers;
     if constexpr (sums_together) {
-      if (have_numbers) add_probabilities_of_all(layout, sink, std::make_integer_sequence<int, Most>{});
+      if (together) add_probabilities_of_all(layout, sink, std::make_integer_sequence<int, Most>{});
     }
     for (int r = 0; r < count; ++r) {
       auto& token = tokens_[r];
       if (!has_losses[r]) continue;
-      if (!(sums_together && have_numbers)) {
-        add_probabilities(problem, tile, layout, token.finite, token.logits, token.scores, token.row, sink);
-      }
+      if (!together) add_probabilities(problem, tile, layout, token.finite, token.logits, token.scores, token.row, sink);
       add_token_losses(problem, tile, layout, token.token, token.logits, token.scores, token.row, sink);
     }
   }
