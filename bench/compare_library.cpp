@@ -16,6 +16,12 @@ int softmax_forward(const compare::Call* call) {
 int softmax_backward(const compare::Call* call) {
   return compare::backward(compare::softmax, *call, place_of(*call));
 }
+int softmax_top2_forward(const compare::Call* call) {
+  return compare::forward(compare::softmax_top2, *call, place_of(*call));
+}
+int softmax_top2_backward(const compare::Call* call) {
+  return compare::backward(compare::softmax_top2, *call, place_of(*call));
+}
 int sigmoid_groups_forward(const compare::Call* call) {
   return compare::forward(compare::sigmoid_groups, *call, place_of(*call));
 }

@@ -85,6 +85,7 @@ int backward(const Router& router, const Call& call, const Place& place) {
 }
 
 inline const mb::Router softmax{mb::Softmax{}, mb::TopK<8>{}, mb::AuxLoss{.coefficient = 1e-2f}};
+inline const mb::Router softmax_top2{mb::Softmax{}, mb::TopK<2>{}, mb::AuxLoss{.coefficient = 1e-2f}};
 inline const mb::Router sigmoid_groups{
     mb::Sigmoid{}, mb::GroupLimitedTopK<8>{.groups = 8, .groups_kept = 4, .scaling_factor = 2.5f}, mb::LossFreeBias{}};
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Times routing, on a GPU also dispatch, beside the same work in PyTorch, in one run, and prints one line a case.
 
-Usage: compare_torch.py LIBRARY [--tokens N] [--experts N] [--threads N] [--repeats N] [--json FILE]
+Usage: compare_torch.py LIBRARY [--tokens N] [--experts N] [--top-k 2|8] [--threads N] [--repeats N] [--json FILE]
        compare_torch.py LIBRARY --device cuda [--compile] [--seconds N] [--repeats N] [--json FILE]
 On the CPU, LIBRARY is bench/compare_library.cpp as a shared library; `bash bench/compare_torch.sh` builds it and calls this. On a GPU it is
 bench/compare_library.cu and compare_dispatch.cu (CMake's target compare_cuda), and compare_torch_cuda.py says what is timed.
@@ -27,7 +27,7 @@ except ImportError:
 import compare_call
 from compare_timing import paired, report, use_threads
 
-K = 8
+K = 8  # on the CPU --top-k
 GROUPS, GROUPS_KEPT = 8, 4
 
 
@@ -99,6 +99,7 @@ def main():
     parser.add_argument("library")
     parser.add_argument("--tokens", type=int, default=16384)
     parser.add_argument("--experts", type=int, default=256)
+    parser.add_argument("--top-k", type=int, choices=(2, 8), default=8, help="2: softmax only")
     parser.add_argument("--threads", type=int, default=0, help="on both sides; 0: all cores; 1: timed in CPU seconds")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json")
@@ -110,6 +111,8 @@ def main():
         import compare_torch_cuda
         args.seconds -= time.monotonic() - STARTED
         return compare_torch_cuda.compare(args)
+    global K
+    K = args.top_k
     use_threads(args.threads)
     library = compare_call.load(args.library)
     problem = Problem(library, args.tokens, args.experts, args.threads)
@@ -118,10 +121,11 @@ def main():
           f"{datetime.date.today().isoformat()}")
     shape = f"T={args.tokens} E={args.experts} K={K}"
     cases = [
-        ("softmax, renormalise, counts, P sums", "softmax", None, torch_softmax, torch_softmax_backward),
+        ("softmax, renormalise, counts, P sums", "softmax" if K == 8 else "softmax_top2", None, torch_softmax, torch_softmax_backward),
+    ] + ([] if K != 8 or args.experts < 2 * GROUPS else [
         ("sigmoid + bias, 8 groups keep 4, counts", "sigmoid_groups", problem.bias, torch_sigmoid_groups,
          torch_sigmoid_groups_backward),
-    ]
+    ])
     for title, name, bias, torch_forward, torch_backward in cases:
         call = ctypes.byref(problem.call(bias))
         ours = getattr(library, name + "_forward")

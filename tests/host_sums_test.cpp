@@ -46,6 +46,8 @@ TEST_CASE("probabilities of more tokens than 32-bit halves hold add up exactly")
       }
       // Of all halves' remainders 1 / 683 has nearly the largest. f is 1 for the first expert, so coefficient * 683 / 683.
       CHECK(loss_of_favourite(tokens, 683, 0, 0.0f, threads) == doctest::Approx(0.5).epsilon(1e-6));
+      CHECK(loss_of_favourite(tokens, 23, 0, 0.0f, threads) ==
+            doctest::Approx(0.5).epsilon(1e-6));  // and of few experts 1 / 23
     }
   }
 }

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
+#include <limits>
 #include <random>
 #include <utility>
 #include <vector>
@@ -87,6 +88,42 @@ TEST_CASE(
     }
   }
   CHECK(wrong == std::vector<Case>{{with_mantissa(0x7c114a, 0), 1}, {with_mantissa(0x6e9372, 1), 1}});
+}
+
+TEST_CASE("square roots on the CPU are the C library's: every mantissa, every exponent, and what is no positive number") {
+  std::int64_t wrong = 0;
+  for (int exponent = 0; exponent <= 1; ++exponent) {
+    for (std::uint32_t mantissa = 0; mantissa < mantissas; ++mantissa) {
+      const float a = with_mantissa(mantissa, exponent);
+      wrong += mb::sqrt_in_range(a) != std::sqrt(a) ? 1 : 0;
+    }
+  }
+  CHECK(wrong == 0);
+  for (int exponent = -100; exponent <= 127; ++exponent) {
+    for (std::uint32_t mantissa = mantissas - 1; mantissa < mantissas; mantissa -= 4099) {
+      const float a = with_mantissa(mantissa, exponent);
+      wrong += mb::sqrt_in_range(a) != std::sqrt(a) ? 1 : 0;
+    }
+  }
+  CHECK(wrong == 0);
+  for (std::uint64_t bits = 0; bits < 1ULL << 32;
+       bits += 997) {  // any bits: subnormal, infinite, negative and NaN among them
+    const auto a = std::bit_cast<float>(static_cast<std::uint32_t>(bits));
+    const float root = mb::sqrt(a);
+    const float expected = std::sqrt(a);
+    const bool same = std::bit_cast<std::uint32_t>(root) == std::bit_cast<std::uint32_t>(expected);
+    wrong += same || (root != root && expected != expected) ? 0 : 1;
+  }
+  CHECK(wrong == 0);
+  for (const float a :
+       {0.0f, -0.0f, std::numeric_limits<float>::infinity(), std::numeric_limits<float>::max(),
+        std::numeric_limits<float>::min(), std::numeric_limits<float>::denorm_min(), 0x1p-100f, 0x1.fffffep-101f}) {
+    CAPTURE(a);
+    CHECK(std::bit_cast<std::uint32_t>(mb::sqrt(a)) == std::bit_cast<std::uint32_t>(std::sqrt(a)));
+  }
+  CHECK(std::isnan(mb::sqrt(-1.0f)));
+  CHECK(std::isnan(mb::sqrt(-std::numeric_limits<float>::infinity())));
+  CHECK(std::isnan(mb::sqrt(std::numeric_limits<float>::quiet_NaN())));
 }
 
 TEST_CASE("a quotient refined from the correctly rounded reciprocal is correctly rounded: every divisor's mantissa") {

@@ -23,5 +23,6 @@ void run(const RouterT& router, const mb::ForwardArgs& forward, const mb::Backwa
 
 void run_all(const mb::ForwardArgs& forward, const mb::BackwardArgs& backward) {
   run(mb::Router{mb::Softmax{}, mb::TopK<8>{}, mb::Combine{mb::AuxLoss{}, mb::ZLoss{}}}, forward, backward);
+  run(mb::Router{mb::SqrtSoftplus{}, mb::TopK<6>{}, mb::LossFreeBias{}}, forward, backward);
   run(mb::Router{Cubed{}, mb::Replay<mb::GroupLimitedTopK<8>>{}, mb::LossFreeBias{}}, forward, backward);
 }

@@ -7,7 +7,10 @@
 #include <moe_balance/engine/threads.hpp>
 #include <moe_balance/engine/tuning.hpp>
 #include <moe_balance/error.hpp>
+#include <moe_balance/numeric/instruction_sets.hpp>
 #include <moe_balance/tile/tile.hpp>
+#include <moe_balance/token/backward_lanes.hpp>
+#include <moe_balance/token/forward_lanes.hpp>
 #include <moe_balance/token/forward_rows.hpp>
 
 #include <algorithm>
@@ -17,65 +20,6 @@
 #include <type_traits>
 
 MOEB_NAMESPACE_BEGIN
-
-#if defined(__x86_64__) && defined(__GNUC__)
-/// The machine's widest instruction set that is not above the one asked for.
-[[nodiscard]] inline InstructionSet usable_instructions(InstructionSet wanted) {
-  static const InstructionSet widest = [] {
-    const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
-                    __builtin_cpu_supports("bmi2");
-    const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                    __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-                    __builtin_cpu_supports("avx512vl");
-    return v4 ? InstructionSet::x86_64_v4 : v3 ? InstructionSet::x86_64_v3 : InstructionSet::baseline;
-  }();
-  return wanted == InstructionSet::automatic ? widest : std::min(wanted, widest);
-}
-
-// f is inlined whole into each version: that is what compiles it for the version's instructions. They are added to what the program itself is
-// compiled for (-march=native, say), which target("arch=...") would replace.
-#define MOEB_TARGET_V3 "avx2,fma,bmi,bmi2"
-#define MOEB_TARGET_V4 MOEB_TARGET_V3 ",avx512f,avx512bw,avx512cd,avx512dq,avx512vl"
-template <class Function>
-__attribute__((noinline, flatten, target(MOEB_TARGET_V4))) void run_x86_64_v4(const Function& f) {
-  f();
-}
-template <class Function>
-__attribute__((noinline, flatten, target(MOEB_TARGET_V3))) void run_x86_64_v3(const Function& f) {
-  f();
-}
-#undef MOEB_TARGET_V3
-#undef MOEB_TARGET_V4
-#endif
-
-/// Runs f, compiled for the program's own instructions.
-template <class Function>
-__attribute__((noinline, flatten)) void run_baseline(const Function& f) {
-  f();
-}
-
-#if defined(__x86_64__) && defined(__GNUC__)
-template <class Function>
-void run_with(InstructionSet wanted, const Function& f) {
-  switch (usable_instructions(wanted)) {
-    case InstructionSet::x86_64_v4:
-      return run_x86_64_v4(f);
-    case InstructionSet::x86_64_v3:
-      return run_x86_64_v3(f);
-    default:
-      return run_baseline(f);
-  }
-}
-#else
-[[nodiscard]] inline InstructionSet usable_instructions(InstructionSet /*wanted*/) {
-  return InstructionSet::baseline;
-}
-
-template <class Function>
-void run_with(InstructionSet /*wanted*/, const Function& f) {
-  run_baseline(f);
-}
-#endif
 
 [[nodiscard]] inline int thread_count(const Host& host, std::int64_t tokens, int experts) {
   const std::int64_t wanted = host.threads > 0 ? host.threads : usable_cores();
@@ -118,6 +62,8 @@ struct HostSink {
     ++tokens.tokens;
     if constexpr (SumsUnits) ++units;
   }
+  /// Tokens whose probabilities come by `probability`.
+  MOEB_INLINE void tokens_apart(int count) { tokens.tokens += count; }
   MOEB_INLINE void unit_probability(int slot, float p) {
     const UnitBits bits = unit_to_bits(p);
     unit_high[slot] += bits.high;
@@ -193,9 +139,9 @@ struct Engine<Host> {
   static void forward(const Problem& problem, const Totals& totals, const Host& host) {
     const int experts = static_cast<int>(problem.logits.columns);
     const int threads = thread_count(host, problem.segments.tokens, experts);
-    const InstructionSet instructions = usable_instructions(host.instructions);
     run_parallel(threads, [&](int part, int parts) {
-      run_loop<Real>(host, [&]() MOEB_LAMBDA { forward_part<Real>(problem, totals, instructions, experts, part, parts); });
+      run_loop<Real>(
+          host, [&](InstructionSet set) MOEB_LAMBDA { forward_part<Real>(problem, totals, set, experts, part, parts); });
     });
   }
 
@@ -204,7 +150,7 @@ struct Engine<Host> {
     const int experts = static_cast<int>(problem.logits.columns);
     const int threads = thread_count(host, problem.segments.tokens, experts);
     run_parallel(threads, [&](int part, int parts) {
-      run_loop<Real>(host, [&]() MOEB_LAMBDA { backward_part<Real>(problem, experts, part, parts); });
+      run_loop<Real>(host, [&](InstructionSet set) MOEB_LAMBDA { backward_part<Real>(problem, set, experts, part, parts); });
     });
   }
 
@@ -223,18 +169,23 @@ struct Engine<Host> {
   }
 
  private:
-  /// float64 is for checks: its loops are compiled once, for the program's own instructions.
+  /// In the place of ForwardLanes and BackwardLanes, where policies are not for them.
+  struct NoLanes {
+    MOEB_INLINE NoLanes(InstructionSet /*set*/, const HostLayout& /*layout*/) {}
+  };
+
+  /// loop(set), compiled for that set of instructions. float64 is for checks: its loops are compiled once, for the program's own.
   template <class Real, class Loop>
   static void run_loop(const Host& host, const Loop& loop) {
     if constexpr (std::is_same_v<Real, double>)
-      run_baseline(loop);
+      run_baseline([&]() MOEB_LAMBDA { loop(InstructionSet::baseline); });
     else
-      run_with(host.instructions, loop);
+      run_for(host.instructions, loop);
   }
 
   template <class Real, class Problem>
-  MOEB_INLINE static void forward_part(const Problem& problem, const Totals& totals, InstructionSet instructions,
-                                       int experts, int part, int parts) {
+  MOEB_INLINE static void forward_part(const Problem& problem, const Totals& totals, InstructionSet set, int experts,
+                                       int part, int parts) {
     const SerialTile tile;
     const HostLayout layout{experts, 0};
     alignas(64) float padded_bias[max_experts];
@@ -248,33 +199,63 @@ struct Engine<Host> {
                                 BalancerTraits<decltype(problem.balancer)>::losses > 0;
     HostSink<decltype(problem.balancer), sums_units> sink(layout);
     constexpr int most = host_tuning.tokens_together;
-    ForwardRows<Real, Problem, SerialTile, HostLayout, most> together(instructions);
+    ForwardRows<Real, Problem, SerialTile, HostLayout, most> together(set);
+    using SideBySide = ForwardLanes<Problem, SerialTile>;
+    constexpr bool has_lanes = std::is_same_v<Real, float> && SideBySide::serves;
+    const bool goes_side_by_side = has_lanes && is_for_vectors(set) && experts <= SideBySide::most_experts;
+    std::conditional_t<has_lanes, SideBySide, NoLanes> side_by_side(set, layout);
     for (std::int64_t segment = 0; segment < problem.segments.count(); ++segment) {
       const std::int64_t size = problem.segments.size(segment);
       const SegmentRows rows = problem.segments.rows(segment);
       sink.clear();
       const std::int64_t last = size * (part + 1) / parts;
-      for (std::int64_t first = size * part / parts; first < last; first += most) {
-        const int count = last - first < most ? static_cast<int>(last - first) : most;
+      int count = 0;
+      std::int64_t unusual_end = 0;  // of the tokens that do not go side by side
+      for (std::int64_t first = size * part / parts; first < last; first += count) {
+        if constexpr (has_lanes) {
+          if (goes_side_by_side && first >= unusual_end && last - first >= lane_count) {
+            count = lane_count;
+            if (side_by_side.forward(problem, tile, rows, first, bias, sink)) continue;
+            unusual_end = first + count;
+          }
+        }
+        count = last - first < most ? static_cast<int>(last - first) : most;
         together.forward(problem, tile, layout, rows, first, count, host_tuning.rows_ahead, bias, sink);
+      }
+      if constexpr (has_lanes) {
+        if (goes_side_by_side) side_by_side.carry(sink);
       }
       sink.flush(totals, segment, experts);
     }
   }
 
   template <class Real, class Problem>
-  MOEB_INLINE static void backward_part(const Problem& problem, int experts, int part, int parts) {
+  MOEB_INLINE static void backward_part(const Problem& problem, InstructionSet set, int experts, int part, int parts) {
     const SerialTile tile;
     const HostLayout layout{experts, 0};
     alignas(64) float slope[max_experts];
     const LossSlopes<Real> slopes{slope, static_cast<Real>(token_loss_factor(problem))};
+    using SideBySide = BackwardLanes<Problem, HostLayout>;
+    constexpr bool has_lanes = std::is_same_v<Real, float> && SideBySide::serves;
+    const bool goes_side_by_side = has_lanes && is_for_vectors(set) && experts <= SideBySide::most_experts;
+    std::conditional_t<has_lanes, SideBySide, NoLanes> side_by_side(set, layout);
     constexpr bool reads_rows = !touches_only_chosen<decltype(problem.scoring), decltype(problem.balancer)>;
     for (std::int64_t segment = 0; segment < problem.segments.count(); ++segment) {
       prepare_slopes(problem, tile, segment, 0, 1, max_experts, slope);
       const std::int64_t size = problem.segments.size(segment);
       const SegmentRows rows = problem.segments.rows(segment);
       const std::int64_t last = size * (part + 1) / parts;
+      std::int64_t unusual_end = 0;  // of the tokens that do not go side by side
       for (std::int64_t i = size * part / parts; i < last; ++i) {
+        if constexpr (has_lanes) {
+          if (goes_side_by_side && i >= unusual_end && last - i >= lane_count) {
+            if (side_by_side.backward(problem, layout, rows, i, last, slopes)) {
+              i += lane_count - 1;
+              continue;
+            }
+            unusual_end = i + lane_count;
+          }
+        }
         if constexpr (reads_rows)
           prefetch_row<RowUse::read>(layout, problem.logits, rows[i + 1]);
         else if (i + host_tuning.tokens_ahead < last)

@@ -27,6 +27,10 @@ struct SoftmaxRow {
   [[nodiscard]] MOEB_INLINE Real log_sum_exp() const { return add(maximum, log(sum)); }
 };
 
+/// Whether a scoring's scores are softmax_row's, whatever a class that is derived from it does.
+template <class Scoring>
+inline constexpr bool has_softmax_scores = false;
+
 /// The largest admit(value) of a row that is not NaN; -infinity where there is none.
 template <class TileT, class LayoutT, class Real, class Admit>
 [[nodiscard]] MOEB_INLINE Real maximum_of(const TileT& tile, const LayoutT& layout, const Slots<Real, LayoutT>& values,

@@ -40,5 +40,9 @@ struct Softmax {
   }
 };
 static_assert(RowScoring<Softmax>);
+/// \cond
+template <>
+inline constexpr bool has_softmax_scores<Softmax> = true;
+/// \endcond
 
 MOEB_NAMESPACE_END

@@ -11,5 +11,9 @@ struct SoftmaxOverSelected : Softmax {
   static constexpr bool over_selected = true;
 };
 static_assert(RowScoring<SoftmaxOverSelected>);
+/// \cond
+template <>
+inline constexpr bool has_softmax_scores<SoftmaxOverSelected> = true;
+/// \endcond
 
 MOEB_NAMESPACE_END

@@ -111,9 +111,6 @@ MOEB_INLINE float div(float a, float b) {
 MOEB_INLINE double div(double a, double b) {
   return a / b;
 }
-MOEB_INLINE float sqrt(float a) {
-  return __builtin_sqrtf(a);
-}
 MOEB_INLINE double sqrt(double a) {
   return __builtin_sqrt(a);
 }
@@ -236,16 +233,34 @@ MOEB_INLINE float div_in_range(float a, float b) {
   return a / b;
 #endif
 }
-/// Square root, correctly rounded; a is finite and at least 2^-100.
+/// 1 / sqrt(a) within 2^-22.9 of it, by two steps of third order from a guess that a's bits give; a is finite and at least 2^-100.
+MOEB_INLINE float approximate_inverse_sqrt(float a) {
+  float y = float_of(static_cast<std::int32_t>(0x5f375a86u - (static_cast<std::uint32_t>(bits_of(a)) >> 1)));
+  for (int step = 0; step < 2; ++step) {
+    const float error = fma(-mul(a, y), y, 1.0f);
+    y = fma(fma(error, 0.375f, 0.5f), mul(y, error), y);
+  }
+  return y;
+}
+/// Square root, correctly rounded; a is finite and at least 2^-100. Not the C library's on the CPU: that sets errno, so that no loop which calls it vectorises.
 MOEB_INLINE float sqrt_in_range(float a) {
 #if defined(__CUDA_ARCH__)
   float approximation;
   asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(approximation) : "f"(a));
   return refined_sqrt(a, approximation);
 #else
-  return __builtin_sqrtf(a);
+  return refined_sqrt(a, approximate_inverse_sqrt(a));
 #endif
 }
+#if !defined(__CUDA_ARCH__)
+/// Square root, correctly rounded, of any a.
+MOEB_INLINE float sqrt(float a) {
+  const bool is_small = a < 7.88860905e-31f;  // 2^-100; times 2^64 then, exactly
+  const float root = sqrt_in_range(choose(is_small, mul(a, 18446744073709551616.0f), a));
+  const float scaled = choose(is_small, mul(root, 2.32830644e-10f), root);
+  return choose(both(a > 0.0f, a < infinity<float>), scaled, choose(a < 0.0f, quiet_nan<float>, a));
+}
+#endif
 
 // Double is for checks: its full-range operations serve everywhere.
 MOEB_INLINE double reciprocal_in_range(double a) {
@@ -263,10 +278,11 @@ template <class Real>
 MOEB_INLINE Real reciprocal_or_nan(Real a) {
 #if defined(__CUDA_ARCH__)
   const Real magnitude = fabs(a);
+  const bool in_range = magnitude >= Real(1.17549435e-38f) && magnitude <= Real(8.50705917e37f);
 #else
   const Real magnitude = choose(a < Real(0), -a, a);
+  const bool in_range = both(magnitude >= Real(1.17549435e-38f), magnitude <= Real(8.50705917e37f));
 #endif
-  const bool in_range = magnitude >= Real(1.17549435e-38f) && magnitude <= Real(8.50705917e37f);
   return choose(in_range, reciprocal_in_range(choose(in_range, a, Real(1))), quiet_nan<Real>);
 }
 

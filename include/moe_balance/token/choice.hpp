@@ -18,14 +18,29 @@ MOEB_NAMESPACE_BEGIN
 template <class Scoring>
 inline constexpr bool shows_non_finite = is_normalised<Scoring>&& is_non_negative<Scoring>;
 
-/// Ranking keys: score + bias, or logit + bias where the scoring says so. The sum is written as value * 1 + bias, so that a user's
-/// score that ends in a product is rounded before the bias is added. `bias` has a value for every slot's expert, padding included, or is
+/// The key of one value, a score, or a logit where the scoring ranks by those. The sum with a bias is written as value * 1 + bias, so that a user's score
+/// that ends in a product is rounded before the bias is added.
+template <class Scoring, class Real>
+struct RankingKeys {
+  static constexpr bool are_non_negative = is_non_negative<Scoring> && !is_over_selected<Scoring>;
+
+  [[nodiscard]] MOEB_INLINE static Real with_bias(Real value, Real bias) { return fma(value, Real(1), bias); }
+  [[nodiscard]] MOEB_INLINE static Key<Real> of_sum(Real ranking) {  // +0 and any zero are +0
+    return are_non_negative ? key_without_minus_zero(ranking) : key_of_number(ranking);
+  }
+  [[nodiscard]] MOEB_INLINE static Key<Real> of_value(Real ranking) {
+    return are_non_negative ? key_of_non_negative(ranking) : key_of_number(ranking);
+  }
+};
+
+/// Ranking keys: score + bias, or logit + bias where the scoring says so. `bias` has a value for every slot's expert, padding included, or is
 /// null for none. `regular`: no logit, and no score, is NaN.
 template <class Real, class Problem, class TileT, class LayoutT>
 MOEB_INLINE void rank_keys(const Problem& problem, const TileT& tile, const LayoutT& layout, std::int64_t token,
                            const Slots<Real, LayoutT>& logits, const Slots<Real, LayoutT>& scores, bool regular,
                            const float* bias, Slots<Key<Real>, LayoutT>& keys) {
   using Scoring = decltype(problem.scoring);
+  using Ranking = RankingKeys<Scoring, Real>;
   const auto rank = [&](const auto& ranking_of, const auto& key_of) MOEB_LAMBDA {
     for_each_logit(tile, layout, problem.logits, token, problem.rows_hold_quads, logits,
                    [&](int slot, Real logit) MOEB_LAMBDA {
@@ -33,29 +48,22 @@ MOEB_INLINE void rank_keys(const Problem& problem, const TileT& tile, const Layo
                      keys[slot] = choose(either_is_nan(ranking, logit), nan_key<Key<Real>>, key_of(ranking));
                    });
   };
-  constexpr bool ranks_non_negative = is_non_negative<Scoring> && !is_over_selected<Scoring>;
+  const auto key_of_value = [](Real ranking) MOEB_LAMBDA { return Ranking::of_value(ranking); };
   if (LayoutT::rereads_logits || bias != nullptr) {  // one way where registers are scarce
     rank(
         [&](Real value, int slot) MOEB_LAMBDA {
-          return fma(value, Real(1), bias == nullptr ? Real(0) : static_cast<Real>(bias[layout.expert(slot)]));
+          return Ranking::with_bias(value, bias == nullptr ? Real(0) : static_cast<Real>(bias[layout.expert(slot)]));
         },
-        [](Real ranking) MOEB_LAMBDA {  // +0 and any zero are +0
-          return ranks_non_negative ? key_without_minus_zero(ranking) : key_of_number(ranking);
-        });
+        [](Real ranking) MOEB_LAMBDA { return Ranking::of_sum(ranking); });
+  } else if (regular) {
+    for_each_slot(layout, [&](int slot) MOEB_LAMBDA {
+      keys[slot] = key_of_value(is_over_selected<Scoring> ? logits[slot] : scores[slot]);
+    });
   } else {
-    const auto key_of = [](Real ranking) MOEB_LAMBDA {
-      return ranks_non_negative ? key_of_non_negative(ranking) : key_of_number(ranking);
-    };
-    if (regular) {
-      for_each_slot(layout, [&](int slot) MOEB_LAMBDA {
-        keys[slot] = key_of(is_over_selected<Scoring> ? logits[slot] : scores[slot]);
-      });
-    } else {
-      rank([](Real value, int) MOEB_LAMBDA { return value; }, key_of);
-    }
+    rank([](Real value, int) MOEB_LAMBDA { return value; }, key_of_value);
   }
   // Where scores show that a logit is -inf, padding, behind all experts, ranks last as it is.
-  constexpr bool may_stay = shows_non_finite<Scoring> && ranks_non_negative && !is_narrowing<decltype(problem.top_k)>;
+  constexpr bool may_stay = shows_non_finite<Scoring> && Ranking::are_non_negative && !is_narrowing<decltype(problem.top_k)>;
   const bool ranks_last = may_stay && regular && bias == nullptr;
   if (!ranks_last && layout.has_padding()) {
     for_each_padding_slot(layout, [&](int slot) MOEB_LAMBDA { keys[slot] = excluded_key<Key<Real>>; });

@@ -83,7 +83,19 @@ MOEB_INLINE void add_probabilities(const Problem& problem, const TileT& tile, co
   }
 }
 
-/// A token's own losses, added to the sink. `logits` and `scores` are overwritten.
+/// A token's own losses, from its log-sum-exp, added to the sink.
+template <class Problem, class TileT, class Real, class Sink>
+MOEB_INLINE void add_losses_of_token(const Problem& problem, const TileT& tile, Real log_sum_exp, Sink& sink) {
+  int index = 0;
+  for_each_part(problem.balancer, [&](const auto& part) MOEB_LAMBDA {
+    if constexpr (TokenLossBalancer<std::remove_cvref_t<decltype(part)>>) {
+      if (tile.lane() == 0) sink.token_loss(index, to_fixed<token_loss_fraction_bits>(token_loss_of(part, log_sum_exp)));
+      ++index;
+    }
+  });
+}
+
+/// The same from its row. `logits` and `scores` are overwritten.
 template <class Real, class Problem, class TileT, class LayoutT, class Row, class Sink>
 MOEB_INLINE void add_token_losses(const Problem& problem, const TileT& tile, const LayoutT& layout, std::int64_t token,
                                   Slots<Real, LayoutT>& logits, Slots<Real, LayoutT>& scores, const Row& row, Sink& sink) {
@@ -96,13 +108,7 @@ MOEB_INLINE void add_token_losses(const Problem& problem, const TileT& tile, con
       reload_row(tile, layout, problem.logits, token, problem.rows_hold_quads, logits);
       log_sum_exp = softmax_row(tile, layout, logits, scores).log_sum_exp();
     }
-    int index = 0;
-    for_each_part(problem.balancer, [&](const auto& part) MOEB_LAMBDA {
-      if constexpr (TokenLossBalancer<std::remove_cvref_t<decltype(part)>>) {
-        if (tile.lane() == 0) sink.token_loss(index, to_fixed<token_loss_fraction_bits>(token_loss_of(part, log_sum_exp)));
-        ++index;
-      }
-    });
+    add_losses_of_token(problem, tile, log_sum_exp, sink);
   }
 }
 

@@ -44,7 +44,10 @@ MOEB_INLINE void store_blocks(const LayoutT& layout, T* row, const Slots<Real, L
   constexpr int block = LayoutT::block_size;
   int first = 0;
   for (; first + block <= layout.experts; first += block) {
-    for (int i = 0; i < block; ++i) row[first + i] = from_real<T>(slots[first + i]);
+    if constexpr (std::is_same_v<T, Real>)
+      __builtin_memcpy(row + first, &slots[first], block * sizeof(Real));
+    else
+      for (int i = 0; i < block; ++i) row[first + i] = from_real<T>(slots[first + i]);
   }
   for (; first < layout.experts; ++first) row[first] = from_real<T>(slots[first]);
 }

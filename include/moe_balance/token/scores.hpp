@@ -171,15 +171,19 @@ MOEB_INLINE void silence_non_finite(const LayoutT& layout, const FiniteSlots<Lay
   for_each_slot(layout, [&](int slot) MOEB_LAMBDA { scores[slot] = silenced(layout, finite, logits, scores, slot); });
 }
 
-/// 1 / (sum of scores + 1e-20), what turns silenced scores into probabilities; 0 where the sum is out of range.
+/// 1 / (sum + 1e-20), what turns scores of this sum into probabilities; 0 where the sum is out of range.
+template <class Real>
+[[nodiscard]] MOEB_INLINE Real inverse_of_sum(Real sum) {
+  const Real inverse = reciprocal_or_nan(add(sum, Real(1e-20)));
+  return inverse == inverse ? inverse : Real(0);
+}
+
+/// The same of silenced scores.
 template <class TileT, class LayoutT, class Real>
 [[nodiscard]] MOEB_INLINE Real inverse_of_total(const TileT& tile, const LayoutT& layout,
                                                 const Slots<Real, LayoutT>& scores) {
-  const Real total =
-      add(canonical_sum<Real>(tile, layout, [&](int slot, auto sum) MOEB_LAMBDA { return add(sum, scores[slot]); }),
-          Real(1e-20));
-  const Real inverse = reciprocal_or_nan(total);
-  return inverse == inverse ? inverse : Real(0);
+  return inverse_of_sum(
+      canonical_sum<Real>(tile, layout, [&](int slot, auto sum) MOEB_LAMBDA { return add(sum, scores[slot]); }));
 }
 
 /// The K chosen experts of a token: lane l of a tile holds those with k = l, l + width, ...

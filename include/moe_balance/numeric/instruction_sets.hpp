@@ -1,0 +1,115 @@
+// The sets of instructions that the CPU engine is compiled for, one chosen at run time, so that a program built with plain -O2 is fast; all give the same
+// bits.
+#pragma once
+
+#include <moe_balance/views.hpp>
+
+#include <algorithm>
+
+MOEB_NAMESPACE_BEGIN
+
+#if defined(__x86_64__) && defined(__GNUC__)
+/// The machine's widest instruction set that is not above the one asked for.
+[[nodiscard]] inline InstructionSet usable_instructions(InstructionSet wanted) {
+  static const InstructionSet widest = [] {
+    const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+                    __builtin_cpu_supports("bmi2");
+    const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                    __builtin_cpu_supports("avx512vl");
+    return v4 ? InstructionSet::x86_64_v4 : v3 ? InstructionSet::x86_64_v3 : InstructionSet::baseline;
+  }();
+  return wanted == InstructionSet::automatic ? widest : std::min(wanted, widest);
+}
+
+// f is inlined whole into each version: that is what compiles it for the version's instructions. They are added to what the program itself is
+// compiled for (-march=native, say), which target("arch=...") would replace.
+#define MOEB_TARGET_V3 "avx2,fma,bmi,bmi2"
+#define MOEB_TARGET_V4 MOEB_TARGET_V3 ",avx512f,avx512bw,avx512cd,avx512dq,avx512vl"
+template <class Function>
+__attribute__((noinline, flatten, target(MOEB_TARGET_V4))) void run_x86_64_v4(const Function& f) {
+  f();
+}
+template <class Function>
+__attribute__((noinline, flatten, target(MOEB_TARGET_V3))) void run_x86_64_v3(const Function& f) {
+  f();
+}
+#undef MOEB_TARGET_V3
+#undef MOEB_TARGET_V4
+#endif
+
+/// Runs f, compiled for the program's own instructions.
+template <class Function>
+__attribute__((noinline, flatten)) void run_baseline(const Function& f) {
+  f();
+}
+
+#if defined(__x86_64__) && defined(__GNUC__)
+template <class Function>
+void run_with(InstructionSet wanted, const Function& f) {
+  switch (usable_instructions(wanted)) {
+    case InstructionSet::x86_64_v4:
+      return run_x86_64_v4(f);
+    case InstructionSet::x86_64_v3:
+      return run_x86_64_v3(f);
+    default:
+      return run_baseline(f);
+  }
+}
+#else
+[[nodiscard]] inline InstructionSet usable_instructions(InstructionSet /*wanted*/) {
+  return InstructionSet::baseline;
+}
+
+template <class Function>
+void run_with(InstructionSet /*wanted*/, const Function& f) {
+  run_baseline(f);
+}
+#endif
+
+/// Runs f(set), compiled for that set.
+template <class Function>
+void run_for(InstructionSet wanted, const Function& f) {
+#if defined(__x86_64__) && defined(__GNUC__)
+  const InstructionSet set = usable_instructions(wanted);
+  if (set == InstructionSet::x86_64_v4) return run_x86_64_v4([&]() MOEB_LAMBDA { f(InstructionSet::x86_64_v4); });
+  if (set == InstructionSet::x86_64_v3) return run_x86_64_v3([&]() MOEB_LAMBDA { f(InstructionSet::x86_64_v3); });
+#else
+  static_cast<void>(wanted);
+#endif
+  run_baseline([&]() MOEB_LAMBDA { f(InstructionSet::baseline); });
+}
+
+/// f() as a function of its own for the instructions of the loop that calls it: compiled once in a file, where f has a type that all loops share.
+MOEB_NO_EXECUTION_CHECK
+template <class Function>
+MOEB_EARLY_INLINE void run_apart([[maybe_unused]] InstructionSet set, const Function& f) {
+#if defined(__x86_64__) && defined(__GNUC__)
+  if (set == InstructionSet::x86_64_v4) return run_x86_64_v4(f);
+  run_x86_64_v3(f);
+#else
+  run_baseline(f);
+#endif
+}
+
+/// The same for work that gains nothing by wider vectors than x86-64-v3 has.
+MOEB_NO_EXECUTION_CHECK
+template <class Function>
+MOEB_EARLY_INLINE void run_apart_narrow(const Function& f) {
+#if defined(__x86_64__) && defined(__GNUC__)
+  run_x86_64_v3(f);
+#else
+  run_baseline(f);
+#endif
+}
+
+/// Whether work whose all is in vectors is for a set. Baseline x86-64 calls the C library for each fused multiply-add.
+[[nodiscard]] MOEB_INLINE constexpr bool is_for_vectors([[maybe_unused]] InstructionSet set) {
+#if defined(__x86_64__)
+  return set != InstructionSet::baseline;
+#else
+  return true;
+#endif
+}
+
+MOEB_NAMESPACE_END

@@ -1,0 +1,187 @@
+// Some tokens' gradients side by side on a CPU thread, for few experts. For usual tokens only; others take backward.hpp, with the same bits.
+#pragma once
+
+#include <moe_balance/token/backward.hpp>
+#include <moe_balance/token/lanes.hpp>
+
+#include <cstdint>
+#include <type_traits>
+
+MOEB_NAMESPACE_BEGIN
+
+/// Usual tokens are active, have an expert each, and finite logits and weights. Left out are scorings of a row that are not softmax, and token losses beside
+/// scores that are no softmax.
+template <class Problem, class LayoutT>
+class BackwardLanes {
+  using Scoring = decltype(Problem::scoring);
+  using Traits = BalancerTraits<decltype(Problem::balancer)>;
+  using Scores = ScoresSideBySide<Scoring>;
+  static constexpr int k_count = decltype(Problem::top_k)::k;
+  static constexpr bool only_chosen = touches_only_chosen<Scoring, decltype(Problem::balancer)>;
+
+ public:
+  static constexpr int most_experts = NumbersOfExperts::most_experts;
+  static constexpr bool serves = Scores::serves && (Scores::is_softmax || Traits::token_losses == 0);
+
+  /// `set`: of the loop. With more than most_experts nothing else may be called.
+  MOEB_INLINE BackwardLanes(InstructionSet set, const LayoutT& layout) : instructions_(set), scores_(set, layout.experts) {
+    if constexpr (only_chosen) clear_slots(layout, row_);
+  }
+
+  /// The tokens rows[first] to rows[first + lane_count - 1]; false, and nothing was written, if one of them is not usual. Asks for what it reads
+  /// of the next ones, before `last`.
+  [[nodiscard]] MOEB_INLINE bool backward(const Problem& problem, const LayoutT& layout, const SegmentRows& rows,
+                                          std::int64_t first, std::int64_t last, const LossSlopes<float>& slopes) {
+    bool is_usual = false;
+    run_apart(instructions_, [&]() MOEB_LAMBDA { is_usual = backward_here(problem, layout, rows, first, last, slopes); });
+    return is_usual;
+  }
+
+ private:
+  InstructionSet instructions_;
+  struct Nothing {
+    MOEB_INLINE Nothing(InstructionSet /*set*/, int /*experts*/) {}
+  };
+  std::conditional_t<only_chosen, Nothing, Scores> scores_;
+  ChosenSideBySide<is_over_selected<Scoring>, k_count> chosen_;
+  alignas(64) NumbersSideBySide logit_[k_count];  ///< of the chosen
+  alignas(64) NumbersSideBySide grad_chosen_[k_count];
+  alignas(64) NumbersSideBySide grad_[only_chosen ? 1 : Scores::most_experts];
+  std::conditional_t<only_chosen, Slots<float, LayoutT>, int> row_;  ///< of zeros between two tokens
+
+  [[nodiscard]] MOEB_INLINE bool backward_here(const Problem& problem, const LayoutT& layout, const SegmentRows& rows,
+                                               std::int64_t first, std::int64_t last, const LossSlopes<float>& slopes) {
+    if (!load_chosen(problem, layout.experts, rows, first)) return false;
+    if constexpr (only_chosen) {
+      for (std::int64_t next = first + lane_count; next < first + 2 * lane_count && next < last; ++next)
+        prefetch_chosen<k_count>(problem.logits, problem.experts, rows[next]);
+      if (!chosen_.gather(problem.logits, rows, first, logit_)) return false;
+      if constexpr (!is_over_selected<Scoring>) {
+        for (int k = 0; k < k_count; ++k) {
+          for (int i = 0; i < lane_count; ++i)
+            chosen_.score[k][i] = choose(chosen_.is_used(k, i), elementwise_score(problem.scoring, logit_[k][i]), 0.0f);
+        }
+      } else {
+        for (int k = 0; k < k_count; ++k) {
+          for (int i = 0; i < lane_count; ++i) chosen_.score[k][i] = logit_[k][i];
+        }
+      }
+    } else {
+      if (!scores_.load(problem.logits, rows, first)) return false;
+      scores_.find(problem.scoring);
+      const NumbersSideBySide* const value = is_over_selected<Scoring> ? scores_.logit : scores_.score;
+      for (int k = 0; k < k_count; ++k) {
+        for (int i = 0; i < lane_count; ++i)
+          chosen_.score[k][i] = chosen_.is_used(k, i) ? value[chosen_.expert[k][i]][i] : 0.0f;
+      }
+    }
+    const Weighting weighting = problem.top_k.weighting();
+    if (!chosen_.weigh(weighting)) return false;
+    chosen_.find_gradient(weighting, grad_chosen_);
+    if constexpr (only_chosen) {
+      if constexpr (!is_over_selected<Scoring>) {
+        for (int k = 0; k < k_count; ++k) {
+          for (int i = 0; i < lane_count; ++i) {
+            const float grad =
+                mul(grad_chosen_[k][i], elementwise_derivative(problem.scoring, logit_[k][i], chosen_.score[k][i]));
+            grad_chosen_[k][i] = choose(chosen_.is_used(k, i), grad, 0.0f);
+          }
+        }
+      }
+      chosen_.scatter(problem.grad_logits, layout, rows, first, grad_chosen_, row_);
+    } else {
+      find_gradient(problem, slopes);
+      store_side_by_side(problem.grad_logits, rows, first, grad_);
+    }
+    return true;
+  }
+
+  /// load_chosen and check_chosen; false for a token that is not active, or has no expert.
+  [[nodiscard]] MOEB_INLINE bool load_chosen(const Problem& problem, int experts, const SegmentRows& rows,
+                                             std::int64_t first) {
+    std::int32_t missing = 0;
+    for (int i = 0; i < lane_count; ++i) {
+      if (!is_active(problem, rows[first + i])) return false;
+      const std::int32_t* const ids = problem.experts.data + rows[first + i] * problem.experts.stride;
+      std::int32_t sign = -1;
+      for (int k = 0; k < k_count; ++k) {
+        const std::int32_t expert = ids[k] < experts && ids[k] >= 0 ? ids[k] : -1;
+        chosen_.expert[k][i] = expert;
+        sign &= expert;
+      }
+      missing |= sign;
+    }
+    if (missing < 0) return false;
+    if (problem.grad_weights.data == nullptr) {
+      for (int k = 0; k < k_count; ++k) {
+        for (int i = 0; i < lane_count; ++i) grad_chosen_[k][i] = 0.0f;
+      }
+    } else {
+      load_side_by_side(problem.grad_weights, rows, first, grad_chosen_);
+      for (int k = 0; k < k_count; ++k) {
+        for (int i = 0; i < lane_count; ++i) grad_chosen_[k][i] = choose(chosen_.is_used(k, i), grad_chosen_[k][i], 0.0f);
+      }
+    }
+    return true;
+  }
+
+  MOEB_INLINE void scatter() {
+    for (int k = 0; k < k_count; ++k) {
+      for (int i = 0; i < lane_count; ++i) {
+        const std::int32_t expert = chosen_.expert[k][i];
+        if (expert >= 0) grad_[expert][i] = add(grad_[expert][i], grad_chosen_[k][i]);
+      }
+    }
+  }
+
+  /// token_gradient, from the weights' on.
+  MOEB_INLINE void find_gradient(const Problem& problem, const LossSlopes<float>& slopes) {
+    if constexpr (!Scores::is_softmax && !is_finitely_scoring<Scoring>) scores_.silence();
+    find_loss_gradient(slopes);
+    if constexpr (!is_over_selected<Scoring>) scatter();
+    if constexpr (!Scores::is_softmax) {
+      for (int e = 0; e < scores_.experts; ++e) {
+        for (int i = 0; i < lane_count; ++i)
+          grad_[e][i] = mul(grad_[e][i], elementwise_derivative(problem.scoring, scores_.logit[e][i], scores_.score[e][i]));
+      }
+    } else if constexpr (!is_over_selected<Scoring> || Traits::losses > 0) {
+      alignas(64) NumbersSideBySide mean;
+      scores_.add_up([&](int e, int i) MOEB_LAMBDA { return mul(grad_[e][i], scores_.score[e][i]); }, mean);
+      for (int e = 0; e < scores_.experts; ++e) {
+        for (int i = 0; i < lane_count; ++i) grad_[e][i] = mul(scores_.score[e][i], sub(grad_[e][i], mean[i]));
+      }
+    }
+    if constexpr (is_over_selected<Scoring>) scatter();
+    if constexpr (Traits::token_losses > 0) {
+      alignas(64) NumbersSideBySide slope;
+      for (int i = 0; i < lane_count; ++i)
+        slope[i] =
+            slope_of_token_losses(problem, slopes, SoftmaxRow<float>{.maximum = scores_.maximum[i], .sum = scores_.sum[i]});
+      for (int e = 0; e < scores_.experts; ++e) {
+        for (int i = 0; i < lane_count; ++i) grad_[e][i] = fma(slope[i], scores_.score[e][i], grad_[e][i]);
+      }
+    }
+  }
+
+  /// loss_gradient.
+  MOEB_INLINE void find_loss_gradient(const LossSlopes<float>& slopes) {
+    alignas(64) NumbersSideBySide inverse = {};
+    alignas(64) NumbersSideBySide mean = {};
+    if constexpr (Traits::losses > 0 && !is_normalised<Scoring>) {
+      scores_.add_up([&](int e, int i) MOEB_LAMBDA { return scores_.score[e][i]; }, inverse);
+      for (int i = 0; i < lane_count; ++i) inverse[i] = inverse_of_sum(inverse[i]);
+      scores_.add_up([&](int e, int i) MOEB_LAMBDA { return mul(slopes.slope[e], mul(scores_.score[e][i], inverse[i])); },
+                     [&](int i) MOEB_LAMBDA { return mul(0.0f, mul(0.0f, inverse[i])); }, mean);
+    }
+    for (int e = 0; e < scores_.experts; ++e) {
+      const float slope =
+          Traits::losses == 0 ? 0.0f : slopes.slope[e];  // a loop that wrote floats would not know that it stays
+      for (int i = 0; i < lane_count; ++i) {
+        const bool is_gradient = Traits::losses == 0 || is_normalised<Scoring>;
+        grad_[e][i] = is_gradient ? slope : mul(sub(slope, mean[i]), inverse[i]);
+      }
+    }
+  }
+};
+
+MOEB_NAMESPACE_END

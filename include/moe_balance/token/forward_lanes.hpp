@@ -1,0 +1,188 @@
+// Some tokens' forward passes side by side on a CPU thread, for few experts. For usual tokens only; others take forward_rows.hpp, with the same bits.
+#pragma once
+
+#include <moe_balance/token/forward.hpp>
+#include <moe_balance/token/lanes.hpp>
+
+#include <cstdint>
+#include <type_traits>
+
+MOEB_NAMESPACE_BEGIN
+
+/// Usual tokens are active, choose by themselves, and have finite logits and weights. Left out are policies for which other things are needed: selections
+/// that exclude experts, losses that count a plain top-k, token losses beside scores that are no softmax.
+template <class Problem, class TileT>
+class ForwardLanes {
+  using Scoring = decltype(Problem::scoring);
+  using TopKT = decltype(Problem::top_k);
+  using Traits = BalancerTraits<decltype(Problem::balancer)>;
+  using Scores = ScoresSideBySide<Scoring>;
+  static constexpr int k_count = TopKT::k;
+  /// Softmax over the selected has scores of its own, and those of all for losses only.
+  static constexpr bool has_scores = !is_over_selected<Scoring> || Traits::losses + Traits::token_losses > 0;
+  /// Whether probabilities are kept as sums of halves, see HostSink.
+  static constexpr bool sums_units = Traits::losses > 0 && is_non_negative<Scoring>;
+
+ public:
+  static constexpr int most_experts = Scores::most_experts;
+  static constexpr bool serves = Scores::serves && (Scores::is_softmax || Traits::token_losses == 0) &&
+                                 !is_narrowing<TopKT> && !is_replaying<TopKT> && Traits::plain_losses == 0;
+
+  /// `set`: of the loop. With more than most_experts nothing else may be called.
+  template <class LayoutT>
+  MOEB_INLINE ForwardLanes(InstructionSet set, const LayoutT& layout) : instructions_(set), scores_(set, layout.experts) {
+    if (layout.experts <= most_experts) clear();
+  }
+
+  /// The tokens rows[first] to rows[first + lane_count - 1]; false, and nothing was written, if one of them is not usual.
+  template <class Sink>
+  [[nodiscard]] MOEB_INLINE bool forward(const Problem& problem, const TileT& tile, const SegmentRows& rows,
+                                         std::int64_t first, const float* bias, Sink& sink) {
+    bool is_usual = false;
+    run_apart(instructions_, [&]() MOEB_LAMBDA { is_usual = forward_here(problem, tile, rows, first, bias, sink); });
+    return is_usual;
+  }
+
+  /// Adds what was kept of the tokens' probabilities to the sink: before a segment ends.
+  template <class Sink>
+  MOEB_INLINE void carry(Sink& sink) {
+    if constexpr (sums_units) {
+      if (summed_ == 0) return;
+      for (int e = 0; e < scores_.experts; ++e) {
+        UnitBits sum{};
+        for (int i = 0; i < lane_count; ++i) sum.high += high_[e][i];
+        for (int i = 0; i < lane_count; ++i) sum.low += low_[e][i];
+        sink.probability(e, sum.without_constants(static_cast<std::uint32_t>(summed_)).value());
+      }
+      clear();
+    }
+  }
+
+ private:
+  InstructionSet instructions_;
+  int summed_ = 0;  ///< tokens whose probabilities are in high_ and low_
+  Scores scores_;
+  ChosenSideBySide<is_over_selected<Scoring>, k_count> chosen_;
+  alignas(64) KeysSideBySide key_[most_experts];
+  alignas(64) std::uint32_t high_[sums_units ? most_experts : 1][lane_count];  ///< with low_, sums of UnitBits
+  alignas(64) std::uint32_t low_[sums_units ? most_experts : 1][lane_count];
+
+  template <class Sink>
+  [[nodiscard]] MOEB_INLINE bool forward_here(const Problem& problem, const TileT& tile, const SegmentRows& rows,
+                                              std::int64_t first, const float* bias, Sink& sink) {
+    for (int i = 0; i < lane_count; ++i) {
+      if (!is_active(problem, rows[first + i])) return false;
+    }
+    if (!scores_.load(problem.logits, rows, first)) return false;
+    if constexpr (has_scores) scores_.find(problem.scoring);
+    find_keys(bias);
+    select(bias != nullptr);
+    if (!chosen_.weigh(problem.top_k.weighting())) return false;
+    store(problem, rows, first);
+    for (int i = 0; i < lane_count; ++i) {
+      for (int k = 0; k < k_count; ++k) sink.count(chosen_.expert[k][i]);
+    }
+    sink.tokens_apart(lane_count);
+    if constexpr (Traits::losses > 0) add_probabilities(sink);
+    if constexpr (Traits::token_losses > 0) add_token_losses(problem, tile, sink);
+    return true;
+  }
+
+  MOEB_INLINE void clear() {
+    summed_ = 0;
+    for (int e = 0; e < (sums_units ? scores_.experts : 0); ++e) {
+      for (int i = 0; i < lane_count; ++i) high_[e][i] = 0;
+      for (int i = 0; i < lane_count; ++i) low_[e][i] = 0;
+    }
+  }
+
+  /// What experts are ranked by, but for the bias.
+  [[nodiscard]] MOEB_INLINE const NumbersSideBySide* ranked() const {
+    return is_over_selected<Scoring> ? scores_.logit : scores_.score;
+  }
+
+  /// As rank_keys, of logits that are finite.
+  MOEB_INLINE void find_keys(const float* bias) {
+    using Ranking = RankingKeys<Scoring, float>;
+    const NumbersSideBySide* const value = ranked();
+    for (int e = 0; e < scores_.experts; ++e) {
+      if (bias != nullptr) {
+        const float added = bias[e];
+        for (int i = 0; i < lane_count; ++i) {
+          const float ranking = Ranking::with_bias(value[e][i], added);
+          key_[e][i] = choose(ranking != ranking, nan_key<Key<float>>, Ranking::of_sum(ranking));
+        }
+      } else {
+        for (int i = 0; i < lane_count; ++i)
+          key_[e][i] = choose(value[e][i] != value[e][i], nan_key<Key<float>>, Ranking::of_value(value[e][i]));
+      }
+    }
+  }
+
+  /// Fills chosen_, but for factors. A key tells what it was made of, but for a bias and the sign of a score that is 0.
+  MOEB_INLINE void select(bool has_bias) {
+    alignas(64) KeysSideBySide best[k_count];
+    select_in_lanes<k_count>(instructions_, key_, scores_.experts, chosen_.expert, best);
+    if (!has_bias && (RankingKeys<Scoring, float>::are_non_negative || is_over_selected<Scoring>)) {
+      for (int k = 0; k < k_count; ++k) {
+        for (int i = 0; i < lane_count; ++i) chosen_.score[k][i] = value_of_key<float>(best[k][i]);
+      }
+    } else {
+      for (int k = 0; k < k_count; ++k) {
+        for (int i = 0; i < lane_count; ++i) chosen_.score[k][i] = ranked()[chosen_.expert[k][i]][i];
+      }
+    }
+  }
+
+  MOEB_INLINE void store(const Problem& problem, const SegmentRows& rows, std::int64_t first) const {
+    const float scaling = problem.top_k.weighting().scaling_factor;
+    alignas(64) NumbersSideBySide weight[k_count];
+    for (int k = 0; k < k_count; ++k) {
+      NumbersSideBySide
+          product;  // of which a compiler knows that it is nothing else, as it does not of what a function has seen
+      for (int i = 0; i < lane_count; ++i) product[i] = chosen_.weight(k, i, scaling);
+      for (int i = 0; i < lane_count; ++i) weight[k][i] = product[i];
+    }
+    for (int i = 0; i < lane_count; ++i) {
+      std::int32_t* const ids = problem.experts.data + rows[first + i] * problem.experts.stride;
+      for (int k = 0; k < k_count; ++k) ids[k] = chosen_.expert[k][i];
+    }
+    store_side_by_side(problem.weights, rows, first, weight);
+  }
+
+  template <class Sink>
+  MOEB_INLINE void add_probabilities(Sink& sink) {
+    alignas(64) NumbersSideBySide inverse;
+    if constexpr (!Scores::is_softmax) scores_.silence();
+    if constexpr (!is_normalised<Scoring>) {
+      scores_.add_up([&](int e, int i) MOEB_LAMBDA { return scores_.score[e][i]; }, inverse);
+      for (int i = 0; i < lane_count; ++i) inverse[i] = inverse_of_sum(inverse[i]);
+    }
+    for (int e = 0; e < scores_.experts; ++e) {
+      for (int i = 0; i < lane_count; ++i) {
+        const float probability = is_normalised<Scoring> ? scores_.score[e][i] : mul(scores_.score[e][i], inverse[i]);
+        if constexpr (sums_units) {
+          const UnitBits bits = unit_to_bits(probability);
+          high_[e][i] += bits.high;
+          low_[e][i] += bits.low;
+        } else {
+          sink.probability(e, to_fixed<probability_fraction_bits>(probability));
+        }
+      }
+    }
+    if constexpr (sums_units) {
+      summed_ += lane_count;
+      if (summed_ == most_unit_sums) carry(sink);
+    }
+  }
+
+  template <class Sink>
+  MOEB_INLINE void add_token_losses(const Problem& problem, const TileT& tile, Sink& sink) {
+    for (int i = 0; i < lane_count; ++i) {
+      const SoftmaxRow<float> row{.maximum = scores_.maximum[i], .sum = scores_.sum[i]};
+      add_losses_of_token(problem, tile, row.log_sum_exp(), sink);
+    }
+  }
+};
+
+MOEB_NAMESPACE_END

@@ -1,0 +1,261 @@
+// Tokens side by side, which the CPU engine has for few experts, beside the same tokens row by row, which is all that it has for baseline x86-64: the same
+// bits. On other processors both are side by side, and the other tests have to do.
+#include "engine_host.hpp"
+#include "make_inputs.hpp"
+
+#include <doctest/doctest.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+namespace {
+
+namespace mb = moe_balance;
+
+constexpr std::int64_t tokens = 13 * 41;  // more than 512, which sums of 32-bit halves hold, and no multiple of 16
+
+/// May return what is not finite for logits that are, and -0.
+struct Reciprocal {
+  [[nodiscard]] MOEB_HOST_DEVICE float operator()(float logit) const { return logit > 3.0f ? -0.0f : 1.0f / (logit + 2.0f); }
+  [[nodiscard]] MOEB_HOST_DEVICE float derivative(float /*logit*/, float score) const { return -score * score; }
+};
+
+/// A class that is derived from a softmax and scores otherwise.
+struct HalfSoftmax : mb::Softmax {
+  static constexpr bool normalised = false;
+  template <class TileT, class LayoutT, class Real>
+  MOEB_INLINE mb::SoftmaxRow<Real> prepare(const TileT& tile, const LayoutT& layout, const mb::Slots<Real, LayoutT>& logits,
+                                           mb::Slots<Real, LayoutT>& scores) const {
+    const mb::SoftmaxRow<Real> row = mb::Softmax::prepare(tile, layout, logits, scores);
+    mb::for_each_slot(layout, [&](int slot) MOEB_LAMBDA { scores[slot] = mb::mul(scores[slot], Real(0.5)); });
+    return row;
+  }
+  template <class Real>
+  [[nodiscard]] MOEB_INLINE Real score(Real logit, const mb::SoftmaxRow<Real>& row) const {
+    return mb::mul(row.probability(logit), Real(0.5));
+  }
+};
+
+/// Row by row and elementwise: the row counts.
+struct Both : mb::Softmax {
+  [[nodiscard]] MOEB_HOST_DEVICE float operator()(float logit) const { return logit; }
+  [[nodiscard]] MOEB_HOST_DEVICE float derivative(float /*logit*/, float /*score*/) const { return 1.0f; }
+};
+
+/// Says that it is normalised, and is not even finite.
+template <bool NonNegative>
+struct Careless {
+  static constexpr bool normalised = true;
+  static constexpr bool non_negative = NonNegative;
+  [[nodiscard]] MOEB_HOST_DEVICE float operator()(float logit) const {
+    constexpr float infinite = std::numeric_limits<float>::infinity();
+    return logit < -1.0f ? (NonNegative ? infinite - infinite : -infinite) : 0.25f / mb::fma(logit, logit, 1.0f);
+  }
+  [[nodiscard]] MOEB_HOST_DEVICE float derivative(float logit, float score) const { return logit * score; }
+};
+
+/// Counts the logits that are NaN: padding, which a row has and tokens side by side do not.
+struct Counting {
+  std::int64_t* nan_logits;
+  [[nodiscard]] MOEB_HOST_DEVICE float operator()(float logit) const {
+    *nan_logits += logit != logit ? 1 : 0;
+    return logit;
+  }
+  [[nodiscard]] MOEB_HOST_DEVICE float derivative(float /*logit*/, float /*score*/) const { return 1.0f; }
+};
+
+enum class Kind { normal, ties, large, negative, zeros, rare_faults, many_faults, masked, alone, device_count };
+
+testing::Inputs make_inputs(Kind kind, int experts, int k, std::uint64_t seed) {
+  testing::Inputs inputs = testing::normal_inputs(seed, tokens, experts, k);
+  testing::Random random(seed + 1);
+  constexpr double infinite = std::numeric_limits<double>::infinity();
+  const double faults[] = {infinite, -infinite, std::numeric_limits<double>::quiet_NaN()};
+  for (double& logit : inputs.logits) {
+    switch (kind) {
+      case Kind::ties:
+        logit = random.integer(-1, 1);
+        break;
+      case Kind::large:
+        logit = static_cast<float>(random.chance(0.5) ? logit * 50 : logit * 1e37);
+        break;
+      case Kind::negative:
+        logit = static_cast<float>(logit * 10 - 90);
+        break;
+      case Kind::zeros:
+        logit = random.chance(0.5) ? -0.0 : 0.0;
+        break;
+      case Kind::rare_faults:
+        if (random.chance(0.02 / experts)) logit = faults[random.integer(0, 2)];
+        break;
+      case Kind::many_faults:
+        if (random.chance(0.2)) logit = faults[random.integer(0, 2)];
+        break;
+      default:
+        break;
+    }
+  }
+  if (kind == Kind::masked) inputs.active = random.flags(static_cast<std::size_t>(tokens), 0.05);
+  if (kind == Kind::alone) {
+    for (std::int64_t t = 0; t < tokens; ++t) inputs.logits[static_cast<std::size_t>(t * experts + t % experts)] = 200;
+  }
+  if (kind == Kind::device_count) inputs.tokens_on_device = tokens - 101;
+  return inputs;
+}
+
+constexpr Kind kinds[] = {Kind::normal,      Kind::ties,        Kind::large,  Kind::negative, Kind::zeros,
+                          Kind::rare_faults, Kind::many_faults, Kind::masked, Kind::alone,    Kind::device_count};
+
+template <class Router>
+void check(const Router& router, const testing::Inputs& inputs) {
+  const testing::HostEngine one_by_one{.threads = 1, .instructions = mb::InstructionSet::baseline};
+  const testing::Outcome expected = testing::train(one_by_one, router, inputs);
+  for (const mb::InstructionSet instructions : {mb::InstructionSet::x86_64_v3, mb::InstructionSet::automatic}) {
+    for (const int threads : {1, 3}) {
+      const testing::HostEngine engine{.threads = threads, .instructions = instructions};
+      const testing::Outcome together = testing::train(engine, router, inputs);
+      CHECK(testing::same_bits(together, expected));
+      CHECK(together.saved == expected.saved);
+      CHECK(together.padding_untouched);
+    }
+  }
+}
+
+template <class Router>
+void check_all(const Router& router, bool has_bias = false) {
+  constexpr int k = Router::k;
+  std::uint64_t seed = 1;
+  for (const int experts : {1, 2, 3, 8, 13, 17, 32, 33, 60, 64, 65}) {
+    if (experts < k) continue;
+    CAPTURE(experts);
+    for (const Kind kind : kinds) {
+      CAPTURE(static_cast<int>(kind));
+      testing::Inputs inputs = make_inputs(kind, experts, k, ++seed);
+      if (has_bias) {
+        inputs.bias = testing::normal_bias(seed, experts);
+        inputs.load = testing::zero_load(experts);
+        if (kind == Kind::ties) inputs.bias[0] = std::numeric_limits<float>::quiet_NaN();
+        if (kind == Kind::large) inputs.bias[static_cast<std::size_t>(experts - 1)] = std::numeric_limits<float>::infinity();
+      }
+      check(router, inputs);
+    }
+  }
+}
+
+}  // namespace
+
+TEST_CASE("softmax, every count of experts, every kind of logits") {
+  check_all(mb::Router{mb::Softmax{}, mb::TopK<1>{}, mb::Combine{mb::AuxLoss{}, mb::ZLoss{}}});
+  check_all(mb::Router{mb::Softmax{}, mb::TopK<3>{.renormalise = false, .scaling_factor = 2.5f}});
+  check_all(mb::Router{mb::Softmax{}, mb::TopK<12>{}, mb::Combine{mb::LossFreeBias{}, mb::AuxLoss{}}}, true);
+}
+
+TEST_CASE("softmax over the selected") {
+  check_all(mb::Router{mb::SoftmaxOverSelected{}, mb::TopK<4>{}});
+  check_all(
+      mb::Router{mb::SoftmaxOverSelected{}, mb::TopK<2>{}, mb::Combine{mb::LossFreeBias{}, mb::AuxLoss{}, mb::ZLoss{}}},
+      true);
+}
+
+TEST_CASE("elementwise scores, a user's among them") {
+  check_all(mb::Router{mb::Sigmoid{}, mb::TopK<8>{}, mb::LossFreeBias{}}, true);
+  check_all(mb::Router{mb::SqrtSoftplus{}, mb::TopK<6>{}, mb::Combine{mb::LossFreeBias{}, mb::AuxLoss{}}}, true);
+  check_all(mb::Router{mb::Identity{}, mb::TopK<2>{}, mb::AuxLoss{}});
+  check_all(mb::Router{Reciprocal{}, mb::TopK<3>{}, mb::AuxLoss{}});
+  check_all(mb::Router{Careless<true>{}, mb::TopK<2>{}, mb::AuxLoss{}});
+  check_all(mb::Router{Careless<false>{}, mb::TopK<2>{}, mb::AuxLoss{}});
+}
+
+TEST_CASE("a scoring that is elementwise and of rows is one of rows") {
+  check(mb::Router{Both{}, mb::TopK<2>{}}, make_inputs(Kind::normal, 8, 2, 5));
+}
+
+TEST_CASE("the sign of a zero that padding decides") {
+  const mb::Router router{mb::Identity{}, mb::TopK<1>{}, mb::AuxLoss{.coefficient = 1}};
+  for (const int experts : {3, 5, 8, 32, 33, 64}) {
+    testing::Inputs inputs = make_inputs(Kind::negative, experts, 1, 6);
+    inputs.loss_scale = -1.5e-44f;
+    check(router, inputs);
+  }
+}
+
+TEST_CASE("many chosen") {
+  check_all(mb::Router{mb::Sigmoid{}, mb::TopK<20>{}, mb::LossFreeBias{}}, true);
+}
+
+#if defined(__x86_64__)
+TEST_CASE("16 tokens go side by side, fewer and those of baseline instructions do not") {
+  std::int64_t nan_logits = 0;
+  const mb::Router router{Counting{&nan_logits}, mb::TopK<2>{}};
+  const auto counted = [&](std::int64_t count, mb::InstructionSet instructions) {
+    testing::Inputs inputs = testing::normal_inputs(1, count, 8, 2);
+    inputs.backward = false;
+    nan_logits = 0;
+    testing::train(testing::HostEngine{.threads = 1, .instructions = instructions}, router, inputs);
+    return nan_logits;
+  };
+  CHECK(counted(15, mb::InstructionSet::automatic) > 0);
+  CHECK(counted(32, mb::InstructionSet::baseline) > 0);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    CHECK(counted(32, mb::InstructionSet::automatic) == 0);
+}
+#endif
+
+TEST_CASE("a scoring that is derived from softmax keeps its own scores") {
+  const mb::Router router{HalfSoftmax{}, mb::TopK<2>{.renormalise = false}};
+  const testing::Inputs inputs = make_inputs(Kind::normal, 8, 2, 5);
+  check(router, inputs);
+  const testing::HostEngine engine{};
+  const testing::Outcome half = testing::train(engine, router, inputs);
+  const testing::Outcome whole =
+      testing::train(engine, mb::Router{mb::Softmax{}, mb::TopK<2>{.renormalise = false}}, inputs);
+  REQUIRE(half.weights.size() == whole.weights.size());
+  for (std::size_t i = 0; i < half.weights.size(); ++i) CHECK(half.weights[i] == whole.weights[i] / 2);
+}
+
+TEST_CASE("empty slots, and tokens whose slots are all empty: replayed ids") {
+  const mb::Router replay{mb::Sigmoid{}, mb::Replay<mb::TopK<3>>{}, mb::LossFreeBias{}};
+  const mb::Router with_loss{mb::Softmax{}, mb::Replay<mb::TopK<3>>{}, mb::AuxLoss{}};
+  testing::Random random(9);
+  for (const int experts : {5, 64, 65, 200}) {
+    for (const double rate : {0.1, 0.5}) {
+      testing::Inputs inputs = make_inputs(Kind::normal, experts, 3, 4);
+      inputs.load = testing::zero_load(experts);
+      inputs.bias = testing::normal_bias(1, experts);
+      inputs.replay_experts = testing::replayed_ids(7, tokens, experts, 3);
+      for (std::int32_t& id : inputs.replay_experts)
+        id = random.chance(rate) ? -1 : random.chance(0.1) ? 2 : id;  // some twice
+      check(replay, inputs);
+      check(with_loss, inputs);
+    }
+  }
+}
+
+TEST_CASE("sequences of 41 tokens, one after the other and interleaved, and of 13, which are too short") {
+  const mb::Router router{mb::Softmax{}, mb::TopK<2>{}, mb::SequenceLoss{}};
+  for (const int experts : {6, 64}) {
+    for (const std::int64_t sequences : {13, 41}) {
+      testing::Inputs inputs = make_inputs(Kind::rare_faults, experts, 2, 8);
+      inputs.sequences = sequences;
+      check(router, inputs);
+      inputs.layout = mb::Sequences::Layout::token_major;
+      check(router, inputs);
+    }
+  }
+}
+
+TEST_CASE("types and rows that are apart") {
+  const mb::Router router{mb::Softmax{}, mb::TopK<2>{}, mb::AuxLoss{}};
+  for (const mb::DataType logits : {mb::DataType::float32, mb::DataType::bfloat16, mb::DataType::float16}) {
+    for (const mb::DataType weights : {mb::DataType::float32, logits}) {
+      for (const int experts : {2, 7, 8, 33, 64}) {
+        testing::Inputs inputs = testing::with_types(make_inputs(Kind::normal, experts, 2, 3), logits, weights, logits);
+        check(router, inputs);
+        inputs.row_padding = 3;
+        check(router, inputs);
+      }
+    }
+  }
+}
