@@ -40,7 +40,7 @@ __attribute__((always_inline)) inline void transpose_four(const float* const (&f
   __builtin_memcpy(to[3], &d, sizeof(d));
 }
 
-/// Four rows' elements, a row's numbers being to[0][0], to[1][0] and so on of the next row to[0][1] and so on.
+/// to[e * lane_count + r] = element e of row[r], for four rows.
 MOEB_NO_EXECUTION_CHECK
 template <class T>
 MOEB_INLINE void load_four_rows(const T* const (&row)[4], int columns, float* to) {
