@@ -169,6 +169,8 @@ struct Engine<Host> {
   }
 
  private:
+  static_assert(host_tuning.experts_side_by_side <= NumbersOfExperts::capacity);
+
   /// In the place of ForwardLanes and BackwardLanes, where policies are not for them.
   struct NoLanes {
     MOEB_INLINE NoLanes(InstructionSet /*set*/, const HostLayout& /*layout*/) {}
@@ -202,7 +204,7 @@ struct Engine<Host> {
     ForwardRows<Real, Problem, SerialTile, HostLayout, most> together(set);
     using SideBySide = ForwardLanes<Problem, SerialTile>;
     constexpr bool has_lanes = std::is_same_v<Real, float> && SideBySide::serves;
-    const bool goes_side_by_side = has_lanes && is_for_vectors(set) && experts <= SideBySide::most_experts;
+    const bool goes_side_by_side = has_lanes && is_for_vectors(set) && experts <= host_tuning.experts_side_by_side;
     std::conditional_t<has_lanes, SideBySide, NoLanes> side_by_side(set, layout);
     for (std::int64_t segment = 0; segment < problem.segments.count(); ++segment) {
       const std::int64_t size = problem.segments.size(segment);
@@ -237,7 +239,7 @@ struct Engine<Host> {
     const LossSlopes<Real> slopes{slope, static_cast<Real>(token_loss_factor(problem))};
     using SideBySide = BackwardLanes<Problem, HostLayout>;
     constexpr bool has_lanes = std::is_same_v<Real, float> && SideBySide::serves;
-    const bool goes_side_by_side = has_lanes && is_for_vectors(set) && experts <= SideBySide::most_experts;
+    const bool goes_side_by_side = has_lanes && is_for_vectors(set) && experts <= host_tuning.experts_side_by_side;
     std::conditional_t<has_lanes, SideBySide, NoLanes> side_by_side(set, layout);
     constexpr bool reads_rows = !touches_only_chosen<decltype(problem.scoring), decltype(problem.balancer)>;
     for (std::int64_t segment = 0; segment < problem.segments.count(); ++segment) {

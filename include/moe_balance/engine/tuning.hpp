@@ -25,6 +25,9 @@ struct HostTuning {
   /// Tokens whose forward passes go step by step together. At 256 experts two at a time took 8 to 14% longer, one a quarter, eight about a tenth (their rows
   /// leave the first-level cache): bench/router_cpu, AMD EPYC (family 25, model 17), 2026-11-27, command in docs/design.md, Speed.
   int tokens_together = 4;
+  /// Most experts whose tokens go side by side instead, if policies allow (at most NumbersOfExperts::capacity): 128 took 0.93 (K = 1) to 1.66 times (K = 8)
+  /// as long as rows, 64 0.6 to 0.7 (docs/design.md, Speed).
+  int experts_side_by_side = 64;
 };
 inline constexpr HostTuning host_tuning{};
 

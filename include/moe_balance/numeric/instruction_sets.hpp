@@ -44,38 +44,19 @@ __attribute__((noinline, flatten)) void run_baseline(const Function& f) {
   f();
 }
 
-#if defined(__x86_64__) && defined(__GNUC__)
-template <class Function>
-void run_with(InstructionSet wanted, const Function& f) {
-  switch (usable_instructions(wanted)) {
-    case InstructionSet::x86_64_v4:
-      return run_x86_64_v4(f);
-    case InstructionSet::x86_64_v3:
-      return run_x86_64_v3(f);
-    default:
-      return run_baseline(f);
-  }
-}
-#else
+#if !defined(__x86_64__) || !defined(__GNUC__)
 [[nodiscard]] inline InstructionSet usable_instructions(InstructionSet /*wanted*/) {
   return InstructionSet::baseline;
-}
-
-template <class Function>
-void run_with(InstructionSet /*wanted*/, const Function& f) {
-  run_baseline(f);
 }
 #endif
 
 /// Runs f(set), compiled for that set.
 template <class Function>
 void run_for(InstructionSet wanted, const Function& f) {
+  [[maybe_unused]] const InstructionSet set = usable_instructions(wanted);
 #if defined(__x86_64__) && defined(__GNUC__)
-  const InstructionSet set = usable_instructions(wanted);
   if (set == InstructionSet::x86_64_v4) return run_x86_64_v4([&]() MOEB_LAMBDA { f(InstructionSet::x86_64_v4); });
   if (set == InstructionSet::x86_64_v3) return run_x86_64_v3([&]() MOEB_LAMBDA { f(InstructionSet::x86_64_v3); });
-#else
-  static_cast<void>(wanted);
 #endif
   run_baseline([&]() MOEB_LAMBDA { f(InstructionSet::baseline); });
 }

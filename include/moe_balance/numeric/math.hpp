@@ -19,6 +19,12 @@ MOEB_NAMESPACE_BEGIN
   return (bits_of(x) & 0x7ff0000000000000LL) != 0x7ff0000000000000LL;
 }
 
+/// The highest bit shows whether a number is not finite, also of several or-ed: an exponent of ones carries into it. For sums over rows in memory, where
+/// a comparison for each would be a mask.
+[[nodiscard]] MOEB_INLINE std::uint32_t fault_of(float x) {
+  return (static_cast<std::uint32_t>(bits_of(x)) & 0x7fffffffu) + 0x00800000u;
+}
+
 /// Two values that go through the same steps in turns: a processor that looks only some hundred instructions ahead then has two chains of
 /// dependent ones to work on.
 struct TwoFloats {

@@ -2,7 +2,8 @@
 #pragma once
 
 #include <moe_balance/token/backward.hpp>
-#include <moe_balance/token/lanes.hpp>
+#include <moe_balance/token/chosen_in_lanes.hpp>
+#include <moe_balance/token/scores_in_lanes.hpp>
 
 #include <cstdint>
 #include <type_traits>
@@ -20,10 +21,10 @@ class BackwardLanes {
   static constexpr bool only_chosen = touches_only_chosen<Scoring, decltype(Problem::balancer)>;
 
  public:
-  static constexpr int most_experts = NumbersOfExperts::most_experts;
+  static constexpr int capacity = NumbersOfExperts::capacity;  ///< most experts
   static constexpr bool serves = Scores::serves && (Scores::is_softmax || Traits::token_losses == 0);
 
-  /// `set`: of the loop. With more than most_experts nothing else may be called.
+  /// `set`: of the loop. With more experts than `capacity` nothing else may be called.
   MOEB_INLINE BackwardLanes(InstructionSet set, const LayoutT& layout) : instructions_(set), scores_(set, layout.experts) {
     if constexpr (only_chosen) clear_slots(layout, row_);
   }
@@ -46,48 +47,18 @@ class BackwardLanes {
   ChosenSideBySide<is_over_selected<Scoring>, k_count> chosen_;
   alignas(64) NumbersSideBySide logit_[k_count];  ///< of the chosen
   alignas(64) NumbersSideBySide grad_chosen_[k_count];
-  alignas(64) NumbersSideBySide grad_[only_chosen ? 1 : Scores::most_experts];
+  alignas(64) NumbersSideBySide grad_[only_chosen ? 1 : Scores::capacity];
   std::conditional_t<only_chosen, Slots<float, LayoutT>, int> row_;  ///< of zeros between two tokens
 
   [[nodiscard]] MOEB_INLINE bool backward_here(const Problem& problem, const LayoutT& layout, const SegmentRows& rows,
                                                std::int64_t first, std::int64_t last, const LossSlopes<float>& slopes) {
     if (!load_chosen(problem, layout.experts, rows, first)) return false;
-    if constexpr (only_chosen) {
-      for (std::int64_t next = first + lane_count; next < first + 2 * lane_count && next < last; ++next)
-        prefetch_chosen<k_count>(problem.logits, problem.experts, rows[next]);
-      if (!chosen_.gather(problem.logits, rows, first, logit_)) return false;
-      if constexpr (!is_over_selected<Scoring>) {
-        for (int k = 0; k < k_count; ++k) {
-          for (int i = 0; i < lane_count; ++i)
-            chosen_.score[k][i] = choose(chosen_.is_used(k, i), elementwise_score(problem.scoring, logit_[k][i]), 0.0f);
-        }
-      } else {
-        for (int k = 0; k < k_count; ++k) {
-          for (int i = 0; i < lane_count; ++i) chosen_.score[k][i] = logit_[k][i];
-        }
-      }
-    } else {
-      if (!scores_.load(problem.logits, rows, first)) return false;
-      scores_.find(problem.scoring);
-      const NumbersSideBySide* const value = is_over_selected<Scoring> ? scores_.logit : scores_.score;
-      for (int k = 0; k < k_count; ++k) {
-        for (int i = 0; i < lane_count; ++i)
-          chosen_.score[k][i] = chosen_.is_used(k, i) ? value[chosen_.expert[k][i]][i] : 0.0f;
-      }
-    }
+    if (!find_chosen_scores(problem, rows, first, last)) return false;
     const Weighting weighting = problem.top_k.weighting();
     if (!chosen_.weigh(weighting)) return false;
     chosen_.find_gradient(weighting, grad_chosen_);
     if constexpr (only_chosen) {
-      if constexpr (!is_over_selected<Scoring>) {
-        for (int k = 0; k < k_count; ++k) {
-          for (int i = 0; i < lane_count; ++i) {
-            const float grad =
-                mul(grad_chosen_[k][i], elementwise_derivative(problem.scoring, logit_[k][i], chosen_.score[k][i]));
-            grad_chosen_[k][i] = choose(chosen_.is_used(k, i), grad, 0.0f);
-          }
-        }
-      }
+      if constexpr (!is_over_selected<Scoring>) multiply_by_derivatives(problem.scoring);
       chosen_.scatter(problem.grad_logits, layout, rows, first, grad_chosen_, row_);
     } else {
       find_gradient(problem, slopes);
@@ -123,6 +94,43 @@ class BackwardLanes {
       }
     }
     return true;
+  }
+
+  /// chosen_.score, or the logits that weights are made of there; false if a logit is not finite.
+  [[nodiscard]] MOEB_INLINE bool find_chosen_scores(const Problem& problem, const SegmentRows& rows, std::int64_t first,
+                                                    std::int64_t last) {
+    if constexpr (only_chosen) {
+      for (std::int64_t next = first + lane_count; next < first + 2 * lane_count && next < last; ++next)
+        prefetch_chosen<k_count>(problem.logits, problem.experts, rows[next]);
+      if (!chosen_.gather(problem.logits, rows, first, logit_)) return false;
+      for (int k = 0; k < k_count; ++k) {
+        for (int i = 0; i < lane_count; ++i) {
+          if constexpr (is_over_selected<Scoring>)
+            chosen_.score[k][i] = logit_[k][i];
+          else
+            chosen_.score[k][i] = choose(chosen_.is_used(k, i), elementwise_score(problem.scoring, logit_[k][i]), 0.0f);
+        }
+      }
+    } else {
+      if (!scores_.load(problem.logits, rows, first)) return false;
+      scores_.find(problem.scoring);
+      const NumbersSideBySide* const value = is_over_selected<Scoring> ? scores_.logit : scores_.score;
+      for (int k = 0; k < k_count; ++k) {
+        for (int i = 0; i < lane_count; ++i)
+          chosen_.score[k][i] = chosen_.is_used(k, i) ? value[chosen_.expert[k][i]][i] : 0.0f;
+      }
+    }
+    return true;
+  }
+
+  /// From dL/dscore of the chosen to dL/dlogit.
+  MOEB_INLINE void multiply_by_derivatives(const Scoring& scoring) {
+    for (int k = 0; k < k_count; ++k) {
+      for (int i = 0; i < lane_count; ++i) {
+        const float derivative = elementwise_derivative(scoring, logit_[k][i], chosen_.score[k][i]);
+        grad_chosen_[k][i] = choose(chosen_.is_used(k, i), mul(grad_chosen_[k][i], derivative), 0.0f);
+      }
+    }
   }
 
   MOEB_INLINE void scatter() {

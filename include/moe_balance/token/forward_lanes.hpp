@@ -1,8 +1,9 @@
 // Some tokens' forward passes side by side on a CPU thread, for few experts. For usual tokens only; others take forward_rows.hpp, with the same bits.
 #pragma once
 
+#include <moe_balance/token/chosen_in_lanes.hpp>
 #include <moe_balance/token/forward.hpp>
-#include <moe_balance/token/lanes.hpp>
+#include <moe_balance/token/scores_in_lanes.hpp>
 
 #include <cstdint>
 #include <type_traits>
@@ -24,14 +25,14 @@ class ForwardLanes {
   static constexpr bool sums_units = Traits::losses > 0 && is_non_negative<Scoring>;
 
  public:
-  static constexpr int most_experts = Scores::most_experts;
+  static constexpr int capacity = Scores::capacity;  ///< most experts
   static constexpr bool serves = Scores::serves && (Scores::is_softmax || Traits::token_losses == 0) &&
                                  !is_narrowing<TopKT> && !is_replaying<TopKT> && Traits::plain_losses == 0;
 
-  /// `set`: of the loop. With more than most_experts nothing else may be called.
+  /// `set`: of the loop. With more experts than `capacity` nothing else may be called.
   template <class LayoutT>
   MOEB_INLINE ForwardLanes(InstructionSet set, const LayoutT& layout) : instructions_(set), scores_(set, layout.experts) {
-    if (layout.experts <= most_experts) clear();
+    if (layout.experts <= capacity) clear();
   }
 
   /// The tokens rows[first] to rows[first + lane_count - 1]; false, and nothing was written, if one of them is not usual.
@@ -63,9 +64,9 @@ class ForwardLanes {
   int summed_ = 0;  ///< tokens whose probabilities are in high_ and low_
   Scores scores_;
   ChosenSideBySide<is_over_selected<Scoring>, k_count> chosen_;
-  alignas(64) KeysSideBySide key_[most_experts];
-  alignas(64) std::uint32_t high_[sums_units ? most_experts : 1][lane_count];  ///< with low_, sums of UnitBits
-  alignas(64) std::uint32_t low_[sums_units ? most_experts : 1][lane_count];
+  alignas(64) KeysSideBySide key_[capacity];
+  alignas(64) std::uint32_t high_[sums_units ? capacity : 1][lane_count];  ///< with low_, sums of UnitBits
+  alignas(64) std::uint32_t low_[sums_units ? capacity : 1][lane_count];
 
   template <class Sink>
   [[nodiscard]] MOEB_INLINE bool forward_here(const Problem& problem, const TileT& tile, const SegmentRows& rows,
@@ -139,7 +140,7 @@ class ForwardLanes {
     alignas(64) NumbersSideBySide weight[k_count];
     for (int k = 0; k < k_count; ++k) {
       NumbersSideBySide
-          product;  // of which a compiler knows that it is nothing else, as it does not of what a function has seen
+          product;  // which no function has seen: a compiler cannot tell `weight` from what it is computed from
       for (int i = 0; i < lane_count; ++i) product[i] = chosen_.weight(k, i, scaling);
       for (int i = 0; i < lane_count; ++i) weight[k][i] = product[i];
     }

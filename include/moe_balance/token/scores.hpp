@@ -143,18 +143,15 @@ template <class TileT, class LayoutT, class Real>
     return !tile.any(smallest == -infinity<Real>);
   } else {
     constexpr int columns = LayoutT::block_size;
-    constexpr std::uint32_t magnitude = 0x7fffffff;
-    constexpr std::uint32_t to_sign = 0x00800000;  // added to an exponent of ones, carries into the sign
-    std::uint32_t signs[columns];
-    for (int c = 0; c < columns; ++c) signs[c] = 0;
+    std::uint32_t faults[columns];
+    for (int c = 0; c < columns; ++c) faults[c] = 0;
     const int slots = layout.blocks() * LayoutT::block_size;
     for (int first = 0; first < slots; first += columns) {
-      for (int c = 0; c < columns; ++c)
-        signs[c] |= (static_cast<std::uint32_t>(bits_of(logits[first + c])) & magnitude) + to_sign;
+      for (int c = 0; c < columns; ++c) faults[c] |= fault_of(logits[first + c]);
     }
     std::uint32_t any = 0;
-    for (int c = 0; c < columns; ++c) any |= signs[c];
-    return (any & ~magnitude) == 0;
+    for (int c = 0; c < columns; ++c) any |= faults[c];
+    return any >> 31 == 0;
   }
 }
 

@@ -1,0 +1,151 @@
+// The chosen experts of tokens side by side: the bits of the same steps on a token (weigh_scores, weight_gradient).
+#pragma once
+
+#include <moe_balance/token/lanes.hpp>
+#include <moe_balance/token/row_io.hpp>
+#include <moe_balance/token/scores.hpp>
+
+#include <cstdint>
+#include <type_traits>
+
+MOEB_NAMESPACE_BEGIN
+
+/// The chosen experts of tokens, and how their scores become weights. `OverSelected`: weights are a softmax over the chosen logits, which `score` has first.
+template <bool OverSelected, int K>
+struct ChosenSideBySide {
+  alignas(64) KeysSideBySide expert[K];    ///< of rank k; -1 for an empty slot
+  alignas(64) NumbersSideBySide score[K];  ///< 0 for an empty slot
+  alignas(64) NumbersSideBySide factor;    ///< a weight is score * factor * scaling_factor
+
+  [[nodiscard]] MOEB_INLINE bool is_used(int k, int i) const { return expert[k][i] >= 0; }
+
+  [[nodiscard]] MOEB_INLINE float weight(int k, int i, float scaling_factor) const {
+    return mul(mul(score[k][i], factor[i]), scaling_factor);
+  }
+
+  /// Finds factors, as weigh_scores; false if a token's weights are not finite.
+  [[nodiscard]] MOEB_INLINE bool weigh(const Weighting& weighting) {
+    bool result = false;
+    run_apart_narrow([&]() MOEB_LAMBDA {
+      const float scaling = weighting.scaling_factor;  // a loop that wrote floats would not know that it stays
+      if constexpr (OverSelected) find_softmax();
+      alignas(64) NumbersSideBySide sum;
+      add_up([&](int k, int i) MOEB_LAMBDA { return score[k][i]; }, sum);
+      std::uint32_t faults[lane_count];
+      for (int i = 0; i < lane_count; ++i) faults[i] = fault_of(sum[i]);
+      for (int i = 0; i < lane_count; ++i) factor[i] = 1.0f;
+      if (is_divided(weighting)) {
+        for (int i = 0; i < lane_count; ++i) factor[i] = reciprocal_or_nan(add(sum[i], 1e-20f));
+      }
+      for (int k = 0; k < K; ++k) {
+        for (int i = 0; i < lane_count; ++i) faults[i] |= fault_of(weight(k, i, scaling));
+      }
+      result = !has_fault(faults);
+    });
+    return result;
+  }
+
+  /// weight_gradient: from dL/dweight to dL/dscore, or to dL/dlogit if OverSelected.
+  MOEB_INLINE void find_gradient(const Weighting& weighting, NumbersSideBySide (&grad)[K]) const {
+    run_apart_narrow([&]() MOEB_LAMBDA {
+      const float scaling = weighting.scaling_factor;
+      alignas(64) NumbersSideBySide mean = {};
+      if (is_divided(weighting))
+        add_up([&](int k, int i) MOEB_LAMBDA { return mul(grad[k][i], mul(score[k][i], factor[i])); }, mean);
+      for (int k = 0; k < K; ++k) {
+        NumbersSideBySide result;
+        for (int i = 0; i < lane_count; ++i) {
+          const float centred = mul(mul(scaling, factor[i]), sub(grad[k][i], mean[i]));
+          result[i] = choose(is_used(k, i), OverSelected ? mul(score[k][i], centred) : centred, 0.0f);
+        }
+        for (int i = 0; i < lane_count; ++i) grad[k][i] = result[i];
+      }
+    });
+  }
+
+  /// value[k][i] = the chosen expert's element of row rows[first + i], 0 for an empty slot; false if one is not finite.
+  [[nodiscard]] MOEB_INLINE bool gather(const ConstAnyMatrix& matrix, const SegmentRows& rows, std::int64_t first,
+                                        NumbersSideBySide (&value)[K]) const {
+    bool result = false;
+    run_apart_narrow([&]() MOEB_LAMBDA {
+      with_element_type<float>(matrix.type, [&](auto* type) MOEB_LAMBDA {
+        using T = std::remove_pointer_t<decltype(type)>;
+        for (int i = 0; i < lane_count; ++i) {
+          const T* const row = static_cast<const T*>(matrix.data) + rows[first + i] * matrix.stride;
+          for (int k = 0; k < K; ++k) value[k][i] = is_used(k, i) ? to_real(row[expert[k][i]]) : 0.0f;
+        }
+      });
+      std::uint32_t faults[lane_count] = {};
+      for (int k = 0; k < K; ++k) {
+        for (int i = 0; i < lane_count; ++i) faults[i] |= fault_of(value[k][i]);
+      }
+      result = !has_fault(faults);
+    });
+    return result;
+  }
+
+  /// Writes rows of zeros and value[k][i] for the chosen experts, added up where one was chosen twice. `empty` is a row of zeros.
+  template <class LayoutT>
+  MOEB_INLINE void scatter(const AnyMatrix& matrix, const LayoutT& layout, const SegmentRows& rows, std::int64_t first,
+                           const NumbersSideBySide (&value)[K], Slots<float, LayoutT>& empty) const {
+    run_apart_narrow([&]() MOEB_LAMBDA {
+      for (int i = 0; i < lane_count; ++i) {
+        // Floats go where they belong: vectors that read a row which numbers have just been written to would wait for those.
+        const bool is_float = matrix.type == DataType::float32;
+        float* const row = is_float ? static_cast<float*>(matrix.data) + rows[first + i] * matrix.stride : &empty[0];
+        if (is_float) clear_row(layout, row);
+        for (int k = 0; k < K; ++k) {
+          if (is_used(k, i)) row[expert[k][i]] = add(row[expert[k][i]], value[k][i]);
+        }
+        if (is_float) continue;
+        store_row(layout, matrix, rows[first + i], false, empty);
+        for (int k = 0; k < K; ++k) empty[is_used(k, i) ? expert[k][i] : 0] = 0.0f;
+      }
+    });
+  }
+
+ private:
+  [[nodiscard]] MOEB_INLINE static bool is_divided(const Weighting& weighting) {
+    return OverSelected || (weighting.renormalise && K > 1);
+  }
+
+  /// sum_over_chosen of the terms (k, i).
+  template <class Term>
+  MOEB_INLINE void add_up(const Term& term, NumbersSideBySide& result) const {
+    constexpr int all = K > 16 ? 32 : K > 8 ? 16 : K > 4 ? 8 : K > 2 ? 4 : K;
+    alignas(64) NumbersSideBySide partial[all];
+    for (int k = 0; k < K; ++k) {
+      for (int i = 0; i < lane_count; ++i) partial[k][i] = add(0.0f, term(k, i));
+    }
+    for (int k = K; k < all; ++k) {
+      for (int i = 0; i < lane_count; ++i) partial[k][i] = 0.0f;
+    }
+    add_by_halves(all, partial);
+    for (int i = 0; i < lane_count; ++i) result[i] = partial[0][i];
+  }
+
+  /// Exponentials in the place of logits.
+  MOEB_INLINE void find_softmax() {
+    alignas(64) NumbersSideBySide largest;
+    for (int i = 0; i < lane_count; ++i) largest[i] = -infinity<float>;
+    for (int k = 0; k < K; ++k) {
+      for (int i = 0; i < lane_count; ++i)
+        largest[i] = larger_of(choose(is_used(k, i), score[k][i], -infinity<float>), largest[i]);
+    }
+    for (int i = 0; i < lane_count; ++i) largest[i] = add(largest[i], 0.0f);
+    for (int k = 0; k < K; ++k) {
+      for (int i = 0; i < lane_count; ++i)
+        score[k][i] = choose(is_used(k, i), exp_of_difference(sub(score[k][i], largest[i])), 0.0f);
+    }
+  }
+
+  template <class LayoutT>
+  MOEB_INLINE static void clear_row(const LayoutT& layout, float* row) {
+    constexpr int block = LayoutT::block_size;
+    int first = 0;
+    for (; first + block <= layout.experts; first += block) __builtin_memset(row + first, 0, block * sizeof(float));
+    for (; first < layout.experts; ++first) row[first] = 0.0f;
+  }
+};
+
+MOEB_NAMESPACE_END
