@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Times routing, on a GPU also dispatch, beside the same work in PyTorch, in one run, and prints one line a case.
 
-Usage: compare_torch.py LIBRARY [--tokens N] [--experts N] [--top-k 2|8] [--threads N] [--repeats N] [--json FILE]
+Usage: compare_torch.py LIBRARY [--tokens N] [--experts N] [--top-k 2|8] [--threads N] [--pool] [--repeats N] [--json FILE]
        compare_torch.py LIBRARY --device cuda [--compile] [--seconds N] [--repeats N] [--json FILE]
 On the CPU, LIBRARY is bench/compare_library.cpp as a shared library; `bash bench/compare_torch.sh` builds it and calls this. On a GPU it is
 bench/compare_library.cu and compare_dispatch.cu (CMake's target compare_cuda), and compare_torch_cuda.py says what is timed.
@@ -101,6 +101,7 @@ def main():
     parser.add_argument("--experts", type=int, default=256)
     parser.add_argument("--top-k", type=int, choices=(2, 8), default=8, help="2: softmax only")
     parser.add_argument("--threads", type=int, default=0, help="on both sides; 0: all cores; 1: timed in CPU seconds")
+    parser.add_argument("--pool", action="store_true", help="has been seen to by compare_torch.sh")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

@@ -18,8 +18,11 @@ struct HostEngine {
   static constexpr bool has_float64 = true;
   int threads = 1;
   mb::InstructionSet instructions = mb::InstructionSet::automatic;
+  mb::Executor executor = {};
 
-  [[nodiscard]] mb::Host place() const { return mb::Host{.threads = threads, .instructions = instructions}; }
+  [[nodiscard]] mb::Host place() const {
+    return mb::Host{.threads = threads, .instructions = instructions, .executor = executor};
+  }
   void wait() const {}
 
   /// Exactly as large as its values, so that AddressSanitizer sees one step too far.

@@ -47,7 +47,7 @@ std::vector<int> runs_of(int parts, int granted) {
   starts_on_own_core = 0;
   std::vector<std::atomic<int>> runs(static_cast<std::size_t>(parts));
   std::atomic<int> wrong_totals{0};
-  mb::run_parallel(parts, [&](int part, int all) {
+  mb::run_parallel(mb::Host{}, parts, [&](int part, int all) {
     ++runs[static_cast<std::size_t>(part)];
     if (all != parts) ++wrong_totals;
   });
@@ -96,7 +96,7 @@ TEST_CASE("parts of threads that the system refuses run on the calling thread") 
 TEST_CASE("one part runs on the calling thread") {
   const pthread_t caller = pthread_self();
   bool same = false;
-  mb::run_parallel(1, [&](int, int) { same = pthread_equal(caller, pthread_self()) != 0; });
+  mb::run_parallel(mb::Host{}, 1, [&](int, int) { same = pthread_equal(caller, pthread_self()) != 0; });
   CHECK(same);
 }
 
@@ -108,7 +108,7 @@ TEST_CASE("an exception of the calling thread's part leaves when the other parts
     ++ended;
   };
   threads_granted = 1 << 30;
-  CHECK_THROWS_WITH(mb::run_parallel(4, throws_in_part_0), "part 0");
+  CHECK_THROWS_WITH(mb::run_parallel(mb::Host{}, 4, throws_in_part_0), "part 0");
   CHECK(ended == 3);
 }
 
@@ -128,7 +128,7 @@ TEST_CASE("threads start on other cores than the caller's, where there are enoug
   CHECK(runs_of(cores, 1 << 30) == std::vector<int>(static_cast<std::size_t>(cores), 1));
   CHECK(starts_on_own_core == 0);
   std::atomic<int> fewer{0};
-  mb::run_parallel(cores, [&](int, int) { fewer += mb::usable_cores() != cores ? 1 : 0; });
+  mb::run_parallel(mb::Host{}, cores, [&](int, int) { fewer += mb::usable_cores() != cores ? 1 : 0; });
   CHECK(fewer == 0);
 
   SUBCASE("a sandbox that refuses threads with an affinity: threads without") {

@@ -219,10 +219,36 @@ struct ReplayRef {
 /// machine that lacks what is asked for uses the widest it has below.
 enum class InstructionSet : std::uint8_t { automatic, baseline, x86_64_v3, x86_64_v4 };
 
+/// Threads of the program's own, a framework's pool say, that take the parts of a call on the CPU. executor_of makes one.
+struct Executor {
+  using Part = void (*)(const void* work, int index);  ///< runs part `index` of the work
+  /// Calls part(work, i) once for every i from 0 to parts - 1, on any threads, in any order, at worst one after the other on the calling thread, and
+  /// returns, or throws, only when those that it called have returned. Parts do not wait for each other. An exception leaves the call that the parts are of,
+  /// whose outputs are then unspecified; a part itself throws what a policy of the user's does. Null: the call starts threads, and joins them.
+  void (*run)(void* context, int parts, Part part, const void* work) = nullptr;
+  void* context = nullptr;  ///< what run gets; as long-lived as the calls that use it
+};
+
+/// An executor that calls f(parts, part), where part(i) runs part i, as Executor::run has to. Refers to f.
+///
+///   const auto on_pool = [&](int parts, const auto& part) { tbb::parallel_for(0, parts, part); };
+///   router.forward(args, {}, mb::Host{.threads = 8, .executor = mb::executor_of(on_pool)});
+template <class Function>
+[[nodiscard]] Executor executor_of(const Function& f) {
+  return {.run =
+              [](void* context, int parts, Executor::Part part, const void* work) {
+                (*static_cast<const Function*>(context))(parts, [part, work](int index) { part(work, index); });
+              },
+          .context = const_cast<Function*>(&f)};
+}
+template <class Function>
+Executor executor_of(const Function&& f) = delete;  // which would end before the executor is used
+
 /// Where a call runs on the CPU. Calls return when the work is done.
 struct Host {
   int threads = 0;  ///< 0 = all cores that the calling thread may run on; small calls use fewer
   InstructionSet instructions = InstructionSet::automatic;  ///< for measurements; the result is the same
+  Executor executor = {};                                   ///< whose threads; the result is the same
 };
 
 MOEB_NAMESPACE_END

@@ -3,6 +3,7 @@
 #include <torch/torch.h>
 #include <moe_balance/interop/torch.hpp>
 
+#include "../count_threads.hpp"
 #include "torch_routers.hpp"
 
 #include <string>
@@ -62,6 +63,41 @@ TEST_CASE("through the dispatcher weights and loss have the gradients of the for
   CHECK(torch::allclose(loss.to(torch::kDouble), balance, 1e-6));
   CHECK(torch::allclose(x.grad(), y.grad(), 1e-6, 2e-8));
 }
+
+#ifdef INTRA_OP_PARALLEL
+TEST_CASE("parts of a call run on PyTorch's own threads, which it has already") {
+  const int threads_before = at::get_num_threads();
+  at::set_num_threads(2);
+  const mb::Host host = mb::pytorch::host();
+  REQUIRE(host.threads == 2);
+  std::vector<pthread_t> thread_of(2);
+  const auto note_thread = [](const void* threads, int part) {
+    (*static_cast<std::vector<pthread_t>* const*>(threads))->at(static_cast<std::size_t>(part)) = pthread_self();
+  };
+  std::vector<pthread_t>* const threads = &thread_of;
+  host.executor.run(host.executor.context, 2, note_thread, &threads);
+  CHECK(pthread_equal(thread_of[0], thread_of[1]) == 0);
+
+  const at::Tensor x = torch::randn({60000, 8});  // enough for two threads (tuning.hpp)
+  testing::threads_started = 0;
+  const auto [ids, weights, counts] = Scaled::route(x, {}, {});
+  CHECK(testing::threads_started == 0);
+  at::set_num_threads(1);
+  const auto [ids_alone, weights_alone, counts_alone] = Scaled::route(x, {}, {});
+  CHECK(torch::equal(ids, ids_alone));
+  CHECK(torch::equal(weights, weights_alone));
+  CHECK(torch::equal(counts, counts_alone));
+
+  std::vector<std::int64_t> by_own_threads(8);
+  scaled.route({.logits = mb::MatrixView<const float>(x.data_ptr<float>(), 60000, 8),
+                .experts = mb::MatrixView(ids.data_ptr<std::int32_t>(), 60000, 2),
+                .weights = mb::MatrixView(weights.data_ptr<float>(), 60000, 2),
+                .counts = by_own_threads.data()},
+               {}, mb::Host{.threads = 2});
+  CHECK(testing::threads_started == 1);  // so the check above can fail
+  at::set_num_threads(threads_before);
+}
+#endif
 
 TEST_CASE("errors are InvalidArgument and leave state alone") {
   const at::Tensor bias = torch::ones({8});

@@ -45,7 +45,7 @@ struct DispatchEngine<testing::Fibers> {
   /// What is CUB's on a GPU is the CPU's here: only kernels of our own run on fibers.
   static void check_sort(const char* /*call*/, std::int64_t /*slots*/, std::int64_t /*experts*/, const Fibers&) {}
   static void sort(SlotPairs& pairs, std::int64_t n, int bits, const Workspace& scratch, const Fibers&) {
-    sort_on_host(pairs, n, bits, scratch.data, 1);
+    sort_on_host(pairs, n, bits, scratch.data, 1, Host{});
   }
   static void sum(std::int64_t* values, std::int64_t n, const Workspace& /*scratch*/, const Fibers&) {
     sum_on_host(values, n);

@@ -68,7 +68,7 @@ struct DispatchEngine<Host> {
 
   static void check_sort(const char* /*call*/, std::int64_t /*slots*/, std::int64_t /*experts*/, const Host& /*host*/) {}
   static void sort(SlotPairs& pairs, std::int64_t n, int bits, const Workspace& scratch, const Host& host) {
-    sort_on_host(pairs, n, bits, scratch.data, blocks(n, dispatch_tuning.slots_per_thread, host));
+    sort_on_host(pairs, n, bits, scratch.data, blocks(n, dispatch_tuning.slots_per_thread, host), host);
   }
   static void sum(std::int64_t* values, std::int64_t n, const Workspace& /*scratch*/, const Host& /*host*/) {
     sum_on_host(values, n);
@@ -77,7 +77,7 @@ struct DispatchEngine<Host> {
   template <class Body, class Problem>
   static void launch(const char* /*call*/, const LaunchSize& size, const Body& body, const Problem& problem,
                      const Host& host) {
-    run_parallel(static_cast<int>(size.blocks), [&](int part, int parts) {
+    run_parallel(host, static_cast<int>(size.blocks), [&](int part, int parts) {
       alignas(64) std::byte memory[Body::uses_shared ? shared_bytes : 1];
       const HostBlock block{memory, part, parts};
       run_for(host.instructions, [&](InstructionSet /*set*/) MOEB_LAMBDA { body(block, SerialTile{}, problem); });

@@ -14,13 +14,13 @@ MOEB_NAMESPACE_BEGIN
 /// One pass: pairs by `digit_count` digits of their keys, counted and moved by contiguous parts, a thread each.
 class HostSortPass {
  public:
-  HostSortPass(const SlotPairs& pairs, std::int64_t n, int shift, std::int64_t* counts, std::int64_t parts)
-      : pairs_(pairs), n_(n), shift_(shift), counts_(counts), parts_(parts) {}
+  HostSortPass(const SlotPairs& pairs, std::int64_t n, int shift, std::int64_t* counts, std::int64_t parts, const Host& host)
+      : pairs_(pairs), n_(n), shift_(shift), counts_(counts), parts_(parts), host_(host) {}
 
   void run() const {
-    run_parallel(static_cast<int>(parts_), [&](int part, int /*parts*/) { count(part); });
+    run_parallel(host_, static_cast<int>(parts_), [&](int part, int /*parts*/) { count(part); });
     start_digits();
-    run_parallel(static_cast<int>(parts_), [&](int part, int /*parts*/) { move(part); });
+    run_parallel(host_, static_cast<int>(parts_), [&](int part, int /*parts*/) { move(part); });
   }
 
   static constexpr std::int64_t digit_count = std::int64_t{1} << dispatch_tuning.sort_bits;
@@ -63,15 +63,16 @@ class HostSortPass {
   int shift_;
   std::int64_t* counts_;
   std::int64_t parts_;
+  const Host& host_;
 };
 static_assert(static_cast<std::size_t>(HostSortPass::digit_count * dispatch_tuning.most_sort_parts) * sizeof(std::int64_t) <=
               dispatch_tuning.sort_scratch_bytes);
 
 /// Sorts n pairs by the low `bits` bits of their keys, equal keys in the order they have.
-inline void sort_on_host(SlotPairs& pairs, std::int64_t n, int bits, void* scratch, std::int64_t threads) {
+inline void sort_on_host(SlotPairs& pairs, std::int64_t n, int bits, void* scratch, std::int64_t threads, const Host& host) {
   const std::int64_t parts = std::clamp<std::int64_t>(threads, 1, dispatch_tuning.most_sort_parts);
   for (int shift = 0; shift < bits; shift += dispatch_tuning.sort_bits) {
-    HostSortPass(pairs, n, shift, static_cast<std::int64_t*>(scratch), parts).run();
+    HostSortPass(pairs, n, shift, static_cast<std::int64_t*>(scratch), parts, host).run();
     pairs.current = 1 - pairs.current;
   }
 }

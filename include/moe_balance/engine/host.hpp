@@ -23,7 +23,9 @@ MOEB_NAMESPACE_BEGIN
 
 [[nodiscard]] inline int thread_count(const Host& host, std::int64_t tokens, int experts) {
   const std::int64_t wanted = host.threads > 0 ? host.threads : usable_cores();
-  const std::int64_t useful = tokens * experts / host_tuning.logits_per_thread + 1;
+  const std::int64_t each =
+      host.executor.run != nullptr ? host_tuning.logits_per_executor_part : host_tuning.logits_per_thread;
+  const std::int64_t useful = tokens * experts / each + 1;
   return static_cast<int>(std::min({wanted, useful, std::max<std::int64_t>(tokens, 1)}));
 }
 
@@ -139,7 +141,7 @@ struct Engine<Host> {
   static void forward(const Problem& problem, const Totals& totals, const Host& host) {
     const int experts = static_cast<int>(problem.logits.columns);
     const int threads = thread_count(host, problem.segments.tokens, experts);
-    run_parallel(threads, [&](int part, int parts) {
+    run_parallel(host, threads, [&](int part, int parts) {
       run_loop<Real>(
           host, [&](InstructionSet set) MOEB_LAMBDA { forward_part<Real>(problem, totals, set, experts, part, parts); });
     });
@@ -149,7 +151,7 @@ struct Engine<Host> {
   static void backward(const Problem& problem, const Host& host) {
     const int experts = static_cast<int>(problem.logits.columns);
     const int threads = thread_count(host, problem.segments.tokens, experts);
-    run_parallel(threads, [&](int part, int parts) {
+    run_parallel(host, threads, [&](int part, int parts) {
       run_loop<Real>(host, [&](InstructionSet set) MOEB_LAMBDA { backward_part<Real>(problem, set, experts, part, parts); });
     });
   }

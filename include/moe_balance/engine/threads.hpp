@@ -1,8 +1,8 @@
-// Threads of the CPU engine: started for a call and joined before it returns. POSIX threads: std::thread cannot say where a thread starts, and
+// Threads of the CPU engine: those of the caller's executor, or started for a call and joined before it returns. POSIX threads: std::thread cannot say where a thread starts, and
 // <thread> would take a compiler 0.14 s in every file that includes the library.
 #pragma once
 
-#include <moe_balance/config.hpp>
+#include <moe_balance/views.hpp>
 
 #include <pthread.h>
 #include <sched.h>
@@ -136,11 +136,27 @@ inline void run_on_threads(int parts, const PartFunction& f) {
   for (int part = others.first_refused(); part < parts; ++part) f(part, parts);
 }
 
-/// f(0, 1) on the calling thread, or run_on_threads.
+/// Runs f(part, parts) on the executor's threads.
+inline void run_on_executor(const Executor& executor, int parts, const PartFunction& f) {
+  struct Work {
+    const PartFunction& f;
+    int parts;
+  };
+  const Work work{f, parts};
+  const Executor::Part part = [](const void* given, int index) {
+    const auto& [function, count] = *static_cast<const Work*>(given);
+    function(index, count);
+  };
+  executor.run(executor.context, parts, part, &work);
+}
+
+/// f(0, 1) on the calling thread, or f(part, parts) where `host` says.
 template <class Function>
-void run_parallel(int parts, const Function& f) {
+void run_parallel(const Host& host, int parts, const Function& f) {
   if (parts == 1)
     f(0, 1);
+  else if (host.executor.run != nullptr)
+    run_on_executor(host.executor, parts, PartFunction(f));
   else
     run_on_threads(parts, PartFunction(f));
 }

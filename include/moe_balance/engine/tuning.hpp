@@ -17,6 +17,9 @@ struct HostTuning {
   /// Fewest logits worth a second thread, and as many for each further one: forward of 131072 took two threads of a virtual machine four tenths longer than one,
   /// of 1048576 six tenths of the time (docs/performance.md, "On an older processor"). Other machines, and backward, have not been measured.
   std::int64_t logits_per_thread = 196608;
+  /// The same for threads of an executor, which are there already: two of OpenMP's took 0.6 of one's time for 65536 logits (docs/performance.md, "Threads of the
+  /// program's own"). Half of that, as many elements as PyTorch gives a thread at least; threads that sleep have not been timed.
+  std::int64_t logits_per_executor_part = 32768;
   /// How far ahead a backward pass asks for the few logits it reads, which lie apart: 4 to 16 were equally good, 1 took nearly twice as long.
   std::int64_t tokens_ahead = 8;
   /// How far ahead of the row that it loads a forward pass asks for the next ones: 2 to 4 were equally good, 1 took 5% longer, 0 a fifth,

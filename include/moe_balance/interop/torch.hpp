@@ -34,13 +34,27 @@ MOEB_NAMESPACE_BEGIN
 
 namespace pytorch MOEB_HIDDEN {
 
+/// PyTorch's number of threads, and its own threads where the program can use them: where PyTorch's are OpenMP's, if it is compiled with -fopenmp.
+[[nodiscard]] inline Host host() {
+#ifdef INTRA_OP_PARALLEL
+  static constexpr auto run_parts = [](int parts, const auto& part) {
+    at::parallel_for(0, parts, 1, [&](std::int64_t first, std::int64_t last) {
+      for (std::int64_t i = first; i < last; ++i) part(static_cast<int>(i));
+    });
+  };
+  return {.threads = at::get_num_threads(), .executor = executor_of(run_parts)};
+#else
+  return {.threads = at::get_num_threads()};
+#endif
+}
+
 /// Runs calls on the CPU with PyTorch's number of threads; on a meta tensor nothing runs.
 struct Cpu {
   static constexpr bool has_cuda = false;
 
   template <class Call>
   static void run(const at::Tensor& tensor, const Call& call) {
-    if (!tensor.is_meta()) call(Host{.threads = at::get_num_threads()});
+    if (!tensor.is_meta()) call(host());
   }
 };
 

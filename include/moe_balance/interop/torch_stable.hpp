@@ -36,11 +36,16 @@ MOEB_NAMESPACE_BEGIN
 
 namespace pytorch_stable MOEB_HIDDEN {
 
-/// Runs calls on the CPU with PyTorch's number of threads.
+/// Runs calls on PyTorch's own threads, where they are on the CPU.
 struct Cpu {
   template <class Call>
   static void run(const ::torch::stable::Tensor& /*tensor*/, const Call& call) {
-    call(Host{.threads = static_cast<int>(::torch::stable::get_num_threads())});
+    const auto run_parts = [](int parts, const auto& part) {
+      ::torch::stable::parallel_for(0, parts, 1, [&](std::int64_t first, std::int64_t last) {
+        for (std::int64_t i = first; i < last; ++i) part(static_cast<int>(i));
+      });
+    };
+    call(Host{.threads = static_cast<int>(::torch::stable::get_num_threads()), .executor = executor_of(run_parts)});
   }
 };
 
