@@ -95,7 +95,7 @@ def largest_difference(a, b):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("library")
     parser.add_argument("--tokens", type=int, default=16384)
     parser.add_argument("--experts", type=int, default=256)
@@ -108,6 +108,8 @@ def main():
     parser.add_argument("--compile", action="store_true", help="on a GPU: beside torch.compile's result, too")
     parser.add_argument("--seconds", type=float, default=1e9, help="on a GPU: begin no case after so many")
     args = parser.parse_args()
+    if args.pool and args.device == "cuda":
+        parser.error("--pool is for the CPU")
     if args.device == "cuda":
         import compare_torch_cuda
         args.seconds -= time.monotonic() - STARTED

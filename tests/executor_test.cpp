@@ -1,4 +1,5 @@
-// Calls whose parts an executor of the program runs: every call that has parts hands them over, starts no thread, and gives the same bits.
+// Calls whose parts an executor of the program runs: a router's, dispatch's and a capacity's hand them over, start no thread, and give the same bits. (All
+// that start threads do it in three places.)
 #include "bodies/capacity.hpp"
 #include "call.hpp"
 #include "count_threads.hpp"
@@ -103,6 +104,7 @@ TEST_CASE("an executor runs the parts of a capacity's limit") {
   threads_started = 0;
   const CapacityResult got = limit(HostEngine{.threads = part_count, .executor = mb::executor_of(last_part_first)}, p);
   CHECK(last_part_first.calls >= 1);
+  CHECK(last_part_first.wrong_part_counts == 0);
   CHECK(threads_started == 0);
   CHECK(got.experts == alone.experts);
   CHECK(got.weights == alone.weights);
@@ -114,6 +116,22 @@ TEST_CASE("a call too small for two parts asks no executor") {
   train(HostEngine{.threads = part_count, .executor = mb::executor_of(last_part_first)}, router,
         normal_inputs(5, 10, 64, 8));
   CHECK(last_part_first.calls == 0);
+}
+
+TEST_CASE("an executor is asked for smaller calls than would start a thread, and for as many parts as it is said to have") {
+  const LastPartFirst last_part_first;
+  const mb::Router router{mb::Softmax{}, mb::TopK<8>{}, mb::AuxLoss{}};
+  const Inputs inputs = normal_inputs(7, 400, 256, 8);
+  threads_started = 0;
+  train(HostEngine{.threads = part_count, .executor = mb::executor_of(last_part_first)}, router, inputs);
+  train(HostEngine{.threads = part_count}, router, inputs);
+  CHECK(last_part_first.calls == 2);
+  CHECK(last_part_first.wrong_part_counts == 0);
+  CHECK(threads_started == 0);
+  const HostEngine unsaid{.threads = 0, .executor = mb::executor_of(last_part_first)};
+  const char* const refusal = "moe_balance: forward: host.threads is 0; allowed: 1 or more, as many as host.executor has";
+  CHECK_THROWS_WITH_AS(train(unsaid, router, inputs), refusal, mb::InvalidArgument);
+  CHECK(last_part_first.calls == 2);
 }
 
 TEST_CASE("what an executor throws leaves the call") {

@@ -223,21 +223,30 @@ enum class InstructionSet : std::uint8_t { automatic, baseline, x86_64_v3, x86_6
 struct Executor {
   using Part = void (*)(const void* work, int index);  ///< runs part `index` of the work
   /// Calls part(work, i) once for every i from 0 to parts - 1, on any threads, in any order, at worst one after the other on the calling thread, and
-  /// returns, or throws, only when those that it called have returned. Parts do not wait for each other. An exception leaves the call that the parts are of,
-  /// whose outputs are then unspecified; a part itself throws what a policy of the user's does. Null: the call starts threads, and joins them.
+  /// returns, or throws, only when those that it called have returned. Parts do not wait for each other; each takes up to 0.3 MB of stack. What it throws
+  /// leaves the call, whose outputs, and what it adds to (load, status), are then unspecified; a part itself throws what a policy of the user's does. In a
+  /// forked process the executor has to see to its threads. Null: the call starts threads, and joins them.
   void (*run)(void* context, int parts, Part part, const void* work) = nullptr;
   void* context = nullptr;  ///< what run gets; as long-lived as the calls that use it
 };
 
-/// An executor that calls f(parts, part), where part(i) runs part i, as Executor::run has to. Refers to f.
+/// What an executor_of's function calls with an index.
+struct ExecutorPart {
+  Executor::Part part;                                     ///< as Executor::run got it
+  const void* work;                                        ///< as Executor::run got it
+  void operator()(int index) const { part(work, index); }  ///< runs part `index`
+};
+
+/// An executor that calls f(parts, part), where part(i) runs part i, as Executor::run has to. Refers to f, an object that can be called while it is const.
 ///
 ///   const auto on_pool = [&](int parts, const auto& part) { tbb::parallel_for(0, parts, part); };
 ///   router.forward(args, {}, mb::Host{.threads = 8, .executor = mb::executor_of(on_pool)});
 template <class Function>
+  requires std::is_object_v<Function> && std::is_invocable_v<const Function&, int, const ExecutorPart&>
 [[nodiscard]] Executor executor_of(const Function& f) {
   return {.run =
               [](void* context, int parts, Executor::Part part, const void* work) {
-                (*static_cast<const Function*>(context))(parts, [part, work](int index) { part(work, index); });
+                (*static_cast<const Function*>(context))(parts, ExecutorPart{part, work});
               },
           .context = const_cast<Function*>(&f)};
 }
@@ -246,7 +255,7 @@ Executor executor_of(const Function&& f) = delete;  // which would end before th
 
 /// Where a call runs on the CPU. Calls return when the work is done.
 struct Host {
-  int threads = 0;  ///< 0 = all cores that the calling thread may run on; small calls use fewer
+  int threads = 0;  ///< 0 = all cores that the calling thread may run on, not with an executor; small calls use fewer
   InstructionSet instructions = InstructionSet::automatic;  ///< for measurements; the result is the same
   Executor executor = {};                                   ///< whose threads; the result is the same
 };

@@ -151,8 +151,49 @@ static void presets(void) {
   moeb_router_destroy(deepseek);
 }
 
+/* A pool of one thread, which takes the last part first. `context` counts parts. */
+static void last_part_first(void* context, int parts, moeb_part part, const void* work) {
+  for (int i = parts - 1; i >= 0; --i) part(work, i);
+  *(int*)context += parts;
+}
+
+static void executor(void) {
+  enum { many = 4096, mixtral_k = 2 };
+  moeb_router* router = NULL;
+  CHECK(moeb_router_create("mixtral", &router) == moeb_ok);
+  float* const logits = malloc(sizeof(float) * many * experts);
+  float* const weights = malloc(sizeof(float) * many * mixtral_k);
+  int32_t* const ids = malloc(sizeof(int32_t) * many * mixtral_k);
+  int32_t* const ids_alone = malloc(sizeof(int32_t) * many * mixtral_k);
+  for (int i = 0; i < many * experts; ++i) logits[i] = (float)((i * 7919) % 10007) / 5000.0f - 1.0f;
+  moeb_forward_args args = {
+      .size = sizeof args,
+      .logits = {.data = logits, .type = moeb_float32, .rows = many, .columns = experts, .stride = experts},
+      .experts = ids_alone,
+      .weights = {.data = weights, .type = moeb_float32, .rows = many, .columns = mixtral_k, .stride = mixtral_k},
+      .threads = 1};
+  CHECK(moeb_route(router, &args) == moeb_ok);
+  args.experts = ids;
+  args.threads = 2;
+  int parts_run = 0;
+  CHECK(moeb_set_executor(router, last_part_first, &parts_run) == moeb_ok);
+  CHECK(moeb_route(router, &args) == moeb_ok);
+  CHECK(parts_run == 2);
+  CHECK(memcmp(ids, ids_alone, sizeof(int32_t) * many * mixtral_k) == 0);
+  CHECK(moeb_set_executor(router, NULL, NULL) == moeb_ok);
+  CHECK(moeb_route(router, &args) == moeb_ok);
+  CHECK(parts_run == 2);
+  CHECK(moeb_set_executor(NULL, last_part_first, &parts_run) == moeb_invalid_argument);
+  free(logits);
+  free(weights);
+  free(ids);
+  free(ids_alone);
+  moeb_router_destroy(router);
+}
+
 int main(void) {
   one_step_of_training();
+  executor();
   presets();
   printf("moe_balance %s: %d failures\n", moeb_version(), failures);
   return failures == 0 ? 0 : 1;

@@ -200,6 +200,17 @@ class Routing(unittest.TestCase):
         want = Expected("plain", y := x.clone().requires_grad_()).weights
         torch.testing.assert_close(gradient, torch.autograd.grad((want * torch.tensor([1.0, 3.0])).sum(), y)[0])
 
+    def test_two_threads_give_the_bits_of_one(self):
+        logits = smooth_logits(9, dtype=torch.float32).repeat(5000, 1)  # enough for two threads (tuning.hpp)
+        alone = op("plain", "route")(logits)
+        torch.set_num_threads(2)
+        try:
+            together = op("plain", "route")(logits)
+        finally:
+            torch.set_num_threads(1)
+        for one, two in zip(alone, together, strict=True):
+            self.assertTrue(torch.equal(one, two))
+
     def test_no_tokens(self):
         ids, weights, counts, loss, _ = ops.balanced_forward(x := torch.zeros(0, EXPERTS, requires_grad=True), torch.zeros(EXPERTS))
         self.assertEqual((tuple(ids.shape), tuple(weights.shape), counts.sum().item(), loss.item()), ((0, K), (0, K), 0, 0.0))

@@ -127,6 +127,8 @@ struct Engine<Host> {
   static void check(const char* call, const Host& host) {
     MOEB_EXPECTS(host.threads >= 0, call, "host.threads", host.threads,
                  "0 (all cores that the calling thread may run on) or more");
+    MOEB_EXPECTS(host.threads > 0 || host.executor.run == nullptr, call, "host.threads", host.threads,
+                 "1 or more, as many as host.executor has");
   }
 
   static void clear(void* data, std::size_t bytes, const Host& /*host*/) {

@@ -91,6 +91,15 @@ MOEB_C_API int moeb_router_create(const char* preset, moeb_router** router);
 /** NULL is allowed. */
 MOEB_C_API void moeb_router_destroy(moeb_router* router);
 
+/** Runs part `index` of the work. */
+typedef void (*moeb_part)(const void* work, int index);
+/** Calls part(work, i) once for every i from 0 to parts - 1, on any threads, in any order, at worst one after the other on the calling thread, and returns
+ *  when all have returned. Parts do not wait for each other. */
+typedef void (*moeb_executor)(void* context, int parts, moeb_part part, const void* work);
+/** From now on the parts of this router's calls run on threads of the program's own, by run(context, ...); `run` NULL: on threads that each call
+ *  starts, as at first. `context` is as long-lived as the calls, whose `threads` says how many threads there are. Not while another thread uses the router. */
+MOEB_C_API int moeb_set_executor(moeb_router* router, moeb_executor run, void* context);
+
 /** K; 0 for NULL. */
 MOEB_C_API int32_t moeb_top_k(const moeb_router* router);
 /** Whether it has a bias, which moeb_update moves. */

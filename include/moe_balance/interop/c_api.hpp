@@ -29,6 +29,7 @@ struct moeb_router {
   virtual void backward(const moeb_backward_args& args) const = 0;
   virtual void loss(const moe_balance::LossArgs& args) const = 0;
   virtual void update(moe_balance::BiasRef bias, moe_balance::LoadRef load) const = 0;
+  moe_balance::Executor executor;
 };
 
 MOEB_NAMESPACE_BEGIN
@@ -92,7 +93,7 @@ class AnyRouter final : public moeb_router {
   void route(const moeb_forward_args& args) const override {
     RouteArgs route;
     fill(route, "route", args);
-    router_.route(route, {}, Host{.threads = args.threads});
+    router_.route(route, {}, host(args.threads));
   }
   void forward(const moeb_forward_args& args) const override {
     ForwardArgs forward;
@@ -101,7 +102,7 @@ class AnyRouter final : public moeb_router {
     forward.saved = {args.saved, args.saved_bytes};
     forward.sequences = sequences_of(args.sequences);
     forward.accumulate = args.accumulate != 0;
-    router_.forward(forward, {}, Host{.threads = args.threads});
+    router_.forward(forward, {}, host(args.threads));
   }
   void backward(const moeb_backward_args& args) const override {
     BackwardArgs backward;
@@ -113,7 +114,7 @@ class AnyRouter final : public moeb_router {
     backward.active = args.active;
     backward.sequences = sequences_of(args.sequences);
     backward.loss_scale = args.loss_scale;
-    router_.backward(backward, {}, Host{.threads = args.threads});
+    router_.backward(backward, {}, host(args.threads));
   }
   void loss([[maybe_unused]] const LossArgs& args) const override {
     if constexpr (PresetT::loss_count > 0)
@@ -124,6 +125,8 @@ class AnyRouter final : public moeb_router {
   void update(BiasRef bias, LoadRef load) const override { router_.update(bias, load, {}, Host{}); }
 
  private:
+  [[nodiscard]] Host host(int threads) const { return {.threads = threads, .executor = executor}; }
+
   template <class Args>
   static void fill(Args& to, const char* call, const moeb_forward_args& args) {
     to.logits = matrix_of<ConstAnyMatrix>(call, "logits", args.logits);
@@ -182,6 +185,13 @@ int moeb_router_create(const char* preset, moeb_router** router) {
 
 void moeb_router_destroy(moeb_router* router) {
   delete router;
+}
+
+int moeb_set_executor(moeb_router* router, moeb_executor run, void* context) {
+  return moe_balance::c_api::guarded([&] {
+    moe_balance::c_api::expect_pointer("moeb_set_executor", "router", router);
+    router->executor = {.run = run, .context = context};
+  });
 }
 
 int32_t moeb_top_k(const moeb_router* router) {

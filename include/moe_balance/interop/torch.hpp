@@ -34,13 +34,12 @@ MOEB_NAMESPACE_BEGIN
 
 namespace pytorch MOEB_HIDDEN {
 
-/// PyTorch's number of threads, and its own threads where the program can use them: where PyTorch's are OpenMP's, if it is compiled with -fopenmp.
+/// PyTorch's number of threads, and its own threads where the program can use them: where PyTorch's are OpenMP's, if it is compiled with
+/// -fopenmp, all files of a shared object alike.
 [[nodiscard]] inline Host host() {
 #ifdef INTRA_OP_PARALLEL
   static constexpr auto run_parts = [](int parts, const auto& part) {
-    at::parallel_for(0, parts, 1, [&](std::int64_t first, std::int64_t last) {
-      for (std::int64_t i = first; i < last; ++i) part(static_cast<int>(i));
-    });
+    at::parallel_for(0, parts, 1, torch_ops::PartRange{part});
   };
   return {.threads = at::get_num_threads(), .executor = executor_of(run_parts)};
 #else

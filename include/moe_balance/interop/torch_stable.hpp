@@ -41,9 +41,7 @@ struct Cpu {
   template <class Call>
   static void run(const ::torch::stable::Tensor& /*tensor*/, const Call& call) {
     const auto run_parts = [](int parts, const auto& part) {
-      ::torch::stable::parallel_for(0, parts, 1, [&](std::int64_t first, std::int64_t last) {
-        for (std::int64_t i = first; i < last; ++i) part(static_cast<int>(i));
-      });
+      ::torch::stable::parallel_for(0, parts, 1, torch_ops::PartRange{part});
     };
     call(Host{.threads = static_cast<int>(::torch::stable::get_num_threads()), .executor = executor_of(run_parts)});
   }

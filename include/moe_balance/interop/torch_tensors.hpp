@@ -66,6 +66,14 @@ template <class ScalarType>
   return {3, 0, 1};
 }
 
+/// Some parts of a call, as PyTorch's parallel_for hands them to a thread.
+struct PartRange {
+  const ExecutorPart& part;
+  void operator()(std::int64_t first, std::int64_t last) const {
+    for (std::int64_t i = first; i < last; ++i) part(static_cast<int>(i));
+  }
+};
+
 /// What an interface of PyTorch has to offer. `run(tensor, call)` calls `call(place)` with the place where the tensor's calls run.
 template <class A>
 concept TensorApi = requires(const typename A::Tensor& tensor, const typename A::Optional& optional,
