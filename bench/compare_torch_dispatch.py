@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Times dispatch on the CPU, by itself and with routing, beside PyTorch's argsort + index_select + index_add, in one run, and prints one line a case.
 
-Usage: compare_torch_dispatch.py LIBRARY [--tokens N] [--experts N] [--top-k N] [--hidden N] [--threads N] [--repeats N] [--json FILE]
+Usage: compare_torch_dispatch.py LIBRARY [--tokens N] [--experts N] [--top-k N] [--hidden N] [--threads N] [--pool] [--repeats N] [--json FILE]
 LIBRARY is bench/compare_dispatch.cpp and compare_library.cpp as a shared library; `bash bench/compare_torch_dispatch.sh` builds it and calls this.
 Both sides take turns, so that a slow moment of the machine hits both; medians are compared. Exit 1 when results differ.
 """
@@ -44,13 +44,14 @@ def compare_routing(problem, routing, shape, repeats, results):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("library")
     parser.add_argument("--tokens", type=int, default=16384)
     parser.add_argument("--experts", type=int, default=256)
     parser.add_argument("--top-k", type=int, default=8)
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--threads", type=int, default=0, help="0: all cores, on both sides")
+    parser.add_argument("--pool", action="store_true", help="has been seen to by compare_torch_dispatch.sh")
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--json")
     args = parser.parse_args()

@@ -128,6 +128,16 @@ TEST_CASE("an executor is asked for smaller calls than would start a thread, and
   CHECK(last_part_first.calls == 2);
   CHECK(last_part_first.wrong_part_counts == 0);
   CHECK(threads_started == 0);
+  DispatchProblem p = dispatch_problem(8, 1700, 8, 24, 8, 16);
+  Random random(9);
+  fill_values(p, random);
+  const LastPartFirst of_dispatch;
+  const DispatchResults parted =
+      run_dispatch(HostEngine{.threads = part_count, .executor = mb::executor_of(of_dispatch)}, p);
+  CHECK((parted == run_dispatch(HostEngine{.threads = part_count}, p)));
+  CHECK(of_dispatch.calls == 12);
+  CHECK(of_dispatch.wrong_part_counts == 0);
+  CHECK(threads_started == 0);
   const HostEngine unsaid{.threads = 0, .executor = mb::executor_of(last_part_first)};
   const char* const refusal = "moe_balance: forward: host.threads is 0; allowed: 1 or more, as many as host.executor has";
   CHECK_THROWS_WITH_AS(train(unsaid, router, inputs), refusal, mb::InvalidArgument);

@@ -7,7 +7,7 @@ work=$2
 rm -rf "$work"
 mkdir -p "$work/twice"
 build() { "${CXX:-g++}" -std=c++20 -O0 -fPIC -shared -I"$bench/../include" "$1/compare_library.cpp" -o "$2"; }
-cp "$bench"/compare_library.{cpp,hpp} "$work/twice"
+cp "$bench"/compare_{library.cpp,library.hpp,place.hpp} "$work/twice"
 sed -i 's/compare::backward(compare::softmax,/compare::backward(moe_balance::Router{moe_balance::Softmax{}, moe_balance::TopK<8>{}, moe_balance::AuxLoss{.coefficient = 2e-2f}},/' \
   "$work/twice/compare_library.cpp"
 build "$bench" "$work/once.so"
