@@ -44,22 +44,16 @@ struct DispatchEngine<Host> {
   static void check(const char* call, const Host& host) { Engine<Host>::check(call, host); }
   static void clear(void* data, std::size_t bytes, const Host& host) { Engine<Host>::clear(data, bytes, host); }
 
-  [[nodiscard]] static std::int64_t elements_per_thread(const Host& host) {
-    return host.executor.run != nullptr ? dispatch_tuning.elements_per_executor_part : dispatch_tuning.elements_per_thread;
-  }
-  [[nodiscard]] static std::int64_t slots_per_thread(const Host& host) {
-    return host.executor.run != nullptr ? dispatch_tuning.slots_per_executor_part : dispatch_tuning.slots_per_thread;
-  }
   /// Blocks for `work` items of which `least` are worth a thread.
   [[nodiscard]] static std::int64_t blocks(std::int64_t work, std::int64_t least, const Host& host) {
     return std::clamp<std::int64_t>(work / least, 1, host.threads > 0 ? host.threads : usable_cores());
   }
   [[nodiscard]] static LaunchSize for_rows(std::int64_t rows, std::int64_t columns, const Host& host) {
     const std::int64_t most = std::max<std::int64_t>(rows, 1);
-    return {std::min(most, blocks(rows * columns, elements_per_thread(host), host)), 1, 0};
+    return {std::min(most, blocks(rows * columns, dispatch_tuning.elements_per_thread, host)), 1, 0};
   }
   [[nodiscard]] static LaunchSize for_items(std::int64_t items, const Host& host) {
-    return {blocks(items, slots_per_thread(host), host), 1, 0};
+    return {blocks(items, dispatch_tuning.slots_per_thread, host), 1, 0};
   }
   /// A block takes whole groups, of `items` items in all.
   [[nodiscard]] static LaunchSize for_groups(std::int64_t groups, std::int64_t items, const Host& host) {
@@ -67,14 +61,14 @@ struct DispatchEngine<Host> {
   }
   /// Parts of a counting sort: a thread each, more where a part would hold more slots than its counts can.
   [[nodiscard]] static std::int64_t parts(std::int64_t slots, std::int64_t most, const Host& host) {
-    return std::min(most,
-                    std::max(slots / dispatch_tuning.most_slots_per_part + 1, blocks(slots, slots_per_thread(host), host)));
+    return std::min(most, std::max(slots / dispatch_tuning.most_slots_per_part + 1,
+                                   blocks(slots, dispatch_tuning.slots_per_thread, host)));
   }
   [[nodiscard]] static constexpr int tiles(const char* /*call*/, int /*experts*/, const Host&) { return 1; }
 
   static void check_sort(const char* /*call*/, std::int64_t /*slots*/, std::int64_t /*experts*/, const Host& /*host*/) {}
   static void sort(SlotPairs& pairs, std::int64_t n, int bits, const Workspace& scratch, const Host& host) {
-    sort_on_host(pairs, n, bits, scratch.data, blocks(n, slots_per_thread(host), host), host);
+    sort_on_host(pairs, n, bits, scratch.data, blocks(n, dispatch_tuning.slots_per_thread, host), host);
   }
   static void sum(std::int64_t* values, std::int64_t n, const Workspace& /*scratch*/, const Host& /*host*/) {
     sum_on_host(values, n);

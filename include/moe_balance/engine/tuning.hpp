@@ -17,9 +17,9 @@ struct HostTuning {
   /// Fewest logits worth a second thread, and as many for each further one: forward of 131072 took two threads of a virtual machine four tenths longer than one,
   /// of 1048576 six tenths of the time (docs/performance.md, "On an older processor"). Other machines, and backward, have not been measured.
   std::int64_t logits_per_thread = 196608;
-  /// The same for threads of an executor, which are there already: two of OpenMP's took 0.6 of one's time for 65536 logits (docs/performance.md, "Threads of the
-  /// program's own"). Half of that, as many elements as PyTorch gives a thread at least; threads that sleep have not been timed.
-  std::int64_t logits_per_executor_part = 32768;
+  /// The same for threads of an executor, which are there already: two of OpenMP's took 0.6 to 0.7 of one's time for 65536 logits, the fewest timed (docs/performance.md,
+  /// "Threads of the program's own"). Smaller work is a risk: threads that the system has put on one core wait for each other for milliseconds.
+  std::int64_t logits_per_executor_part = 65536;
   /// How far ahead a backward pass asks for the few logits it reads, which lie apart: 4 to 16 were equally good, 1 took nearly twice as long.
   std::int64_t tokens_ahead = 8;
   /// How far ahead of the row that it loads a forward pass asks for the next ones: 2 to 4 were equally good, 1 took 5% longer, 0 a fifth,
@@ -76,9 +76,6 @@ struct DispatchTuning {
   /// Fewest elements of rows, and fewest slots, worth a further CPU thread.
   std::int64_t elements_per_thread = 65536;
   std::int64_t slots_per_thread = 16384;
-  /// The same for threads of an executor, which are there already: two of OpenMP's took 0.5 to 0.8 of one's time for twice as many.
-  std::int64_t elements_per_executor_part = 32768;
-  std::int64_t slots_per_executor_part = 4096;
   /// Sorting on the CPU: bits of a pass, so that a part's counts stay in the first-level cache, and most parts.
   int sort_bits = 11;
   std::int64_t most_sort_parts = 16;
