@@ -1,13 +1,15 @@
 """The structs of compare_library.hpp's and compare_dispatch.hpp's functions, and what all who time them need."""
 import ctypes
 
+DATA_TYPES = ("float32", "bfloat16", "float16")  # as in moe_balance::DataType
+
 
 class Call(ctypes.Structure):
     _fields_ = [
         ("tokens", ctypes.c_int64), ("experts", ctypes.c_int64), ("logits", ctypes.c_void_p), ("ids", ctypes.c_void_p),
         ("weights", ctypes.c_void_p), ("counts", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("load", ctypes.c_void_p),
         ("saved", ctypes.c_void_p), ("saved_bytes", ctypes.c_int64), ("grad_weights", ctypes.c_void_p),
-        ("grad_logits", ctypes.c_void_p), ("place", ctypes.c_int64),
+        ("grad_logits", ctypes.c_void_p), ("place", ctypes.c_int64), ("type", ctypes.c_int64),
     ]
 
 

@@ -5,8 +5,6 @@ import torch
 
 import compare_call
 
-DATA_TYPES = {torch.float32: 0, torch.bfloat16: 1}  # as in moe_balance::DataType
-
 
 class Problem:
     """One set of inputs and outputs. `routing` has the numbers of tokens and experts, and where the library's calls run."""
@@ -34,7 +32,7 @@ class Problem:
         self.workspace = zeros(library.workspace_needed(tokens, k, experts) // 8 + 2, dtype=torch.int64)
         tensors = [getattr(self, name).data_ptr() for name in ("ids", "weights", "states", "offsets", "row_of_slot", "slot_of_row",
                                                                "permuted", "combined", "grad_permuted", "grad_weights", "workspace")]
-        self.call = compare_call.DispatchCall(routing, k, hidden, DATA_TYPES[dtype], *tensors, self.workspace.numel() * 8)
+        self.call = compare_call.DispatchCall(routing, k, hidden, compare_call.DATA_TYPES.index(str(dtype).removeprefix("torch.")), *tensors, self.workspace.numel() * 8)
 
     def run(self, work):
         if getattr(self.library, work)(ctypes.byref(self.call)) != 0:

@@ -8,11 +8,17 @@ int softmax_forward(const compare::Call* call) {
 int softmax_backward(const compare::Call* call) {
   return compare::backward(compare::softmax, *call, place_of(*call));
 }
-int softmax_top2_forward(const compare::Call* call) {
-  return compare::forward(compare::softmax_top2, *call, place_of(*call));
+int softmax_over_selected_forward(const compare::Call* call) {
+  return compare::forward(compare::softmax_over_selected, *call, place_of(*call));
 }
-int softmax_top2_backward(const compare::Call* call) {
-  return compare::backward(compare::softmax_top2, *call, place_of(*call));
+int softmax_over_selected_backward(const compare::Call* call) {
+  return compare::backward(compare::softmax_over_selected, *call, place_of(*call));
+}
+int sigmoid_bias_forward(const compare::Call* call) {
+  return compare::forward(compare::sigmoid_bias, *call, place_of(*call));
+}
+int sigmoid_bias_backward(const compare::Call* call) {
+  return compare::backward(compare::sigmoid_bias, *call, place_of(*call));
 }
 int sigmoid_groups_forward(const compare::Call* call) {
   return compare::forward(compare::sigmoid_groups, *call, place_of(*call));

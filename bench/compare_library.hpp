@@ -1,5 +1,5 @@
 // The routers that bench/compare_torch.py times beside PyTorch, as C functions on plain pointers: on the CPU (compare_library.cpp) and in CUDA
-// (compare_library.cu), which say what PlaceOfCall is.
+// (compare_library.cu), which say where calls run. Compiled for COMPARE_TOP_K experts a token.
 #pragma once
 
 #include <moe_balance/moe_balance.hpp>
@@ -7,6 +7,10 @@
 #include <cstdint>
 #include <cstdio>
 #include <exception>
+
+#ifndef COMPARE_TOP_K
+#define COMPARE_TOP_K 8
+#endif
 
 namespace compare {
 
@@ -16,7 +20,7 @@ namespace mb = moe_balance;
 struct Call {
   std::int64_t tokens;
   std::int64_t experts;
-  const float* logits;
+  const void* logits;
   std::int32_t* ids;
   float* weights;
   std::int64_t* counts;
@@ -25,8 +29,16 @@ struct Call {
   void* saved;
   std::int64_t saved_bytes;
   const float* grad_weights;
-  float* grad_logits;
+  void* grad_logits;
   std::int64_t place;  ///< on the CPU the number of threads, in CUDA the stream
+  std::int64_t type;   ///< of logits and their gradients: a DataType
+
+  [[nodiscard]] mb::ConstAnyMatrix logits_view() const {
+    return {logits, static_cast<mb::DataType>(type), tokens, experts, experts};
+  }
+  [[nodiscard]] mb::AnyMatrix grad_logits_view() const {
+    return {grad_logits, static_cast<mb::DataType>(type), tokens, experts, experts};
+  }
 };
 
 /// Runs `body`; 1 and a message on stderr when it throws, else 0.
@@ -44,7 +56,7 @@ int guarded(const Body& body) {
 template <class Router, class Place>
 int route(const Router& router, const Call& call, const Place& place) {
   return guarded([&] {
-    router.route({.logits = mb::MatrixView(call.logits, call.tokens, call.experts),
+    router.route({.logits = call.logits_view(),
                   .experts = {call.ids, call.tokens, Router::k},
                   .weights = mb::MatrixView(call.weights, call.tokens, Router::k)},
                  {}, place);
@@ -55,7 +67,7 @@ int route(const Router& router, const Call& call, const Place& place) {
 template <class Router>
 mb::ForwardArgs forward_args(const Router& /*router*/, const Call& call) {
   const int experts = static_cast<int>(call.experts);
-  return {.logits = mb::MatrixView(call.logits, call.tokens, call.experts),
+  return {.logits = call.logits_view(),
           .experts = {call.ids, call.tokens, Router::k},
           .weights = mb::MatrixView(call.weights, call.tokens, Router::k),
           .bias = {call.bias, experts},
@@ -75,18 +87,20 @@ int forward(const Router& router, const Call& call, const Place& place) {
 template <class Router, class Place>
 int backward(const Router& router, const Call& call, const Place& place) {
   return guarded([&] {
-    router.backward({.logits = mb::MatrixView(call.logits, call.tokens, call.experts),
+    router.backward({.logits = call.logits_view(),
                      .experts = mb::MatrixView(call.ids, call.tokens, Router::k),
                      .grad_weights = mb::MatrixView(call.grad_weights, call.tokens, Router::k),
-                     .grad_logits = mb::MatrixView(call.grad_logits, call.tokens, call.experts),
+                     .grad_logits = call.grad_logits_view(),
                      .saved = {call.saved, static_cast<std::size_t>(call.saved_bytes)}},
                     {}, place);
   });
 }
 
-inline const mb::Router softmax{mb::Softmax{}, mb::TopK<8>{}, mb::AuxLoss{.coefficient = 1e-2f}};
-inline const mb::Router softmax_top2{mb::Softmax{}, mb::TopK<2>{}, mb::AuxLoss{.coefficient = 1e-2f}};
+inline constexpr int k = COMPARE_TOP_K;
+inline const mb::Router softmax{mb::Softmax{}, mb::TopK<k>{}, mb::AuxLoss{.coefficient = 1e-2f}};
+inline const mb::Router softmax_over_selected{mb::SoftmaxOverSelected{}, mb::TopK<k>{}};
+inline const mb::Router sigmoid_bias{mb::Sigmoid{}, mb::TopK<k>{.scaling_factor = 2.5f}, mb::LossFreeBias{}};
 inline const mb::Router sigmoid_groups{
-    mb::Sigmoid{}, mb::GroupLimitedTopK<8>{.groups = 8, .groups_kept = 4, .scaling_factor = 2.5f}, mb::LossFreeBias{}};
+    mb::Sigmoid{}, mb::GroupLimitedTopK<k>{.groups = 8, .groups_kept = 4, .scaling_factor = 2.5f}, mb::LossFreeBias{}};
 
 }  // namespace compare

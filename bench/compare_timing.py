@@ -9,6 +9,20 @@ import torch
 clock = time.perf_counter
 
 
+class Cpu:
+    """Where the library's calls run: on so many threads."""
+    device = "cpu"
+
+    def __init__(self, threads):
+        self.threads = threads
+
+    def place(self):
+        return self.threads
+
+    def synchronize(self):
+        pass
+
+
 def use_threads(threads):
     """As many on PyTorch's side as on ours, 0 for all cores: PyTorch's own choice may be fewer. One thread is timed by its CPU time, which does not
     grow while other programs have the core."""
@@ -43,6 +57,6 @@ def paired(ours, theirs, repeats):
 
 def report(name, times, results):
     ours, theirs = (statistics.median(t) for t in times)
-    print(f"{name:<62} PyTorch {theirs:8.2f} ms, moe_balance {ours:7.2f} ms ({min(times[0]):.2f} to {max(times[0]):.2f}), "
+    print(f"{name:<72} PyTorch {theirs:8.2f} ms, moe_balance {ours:7.2f} ms ({min(times[0]):.2f} to {max(times[0]):.2f}), "
           f"{theirs / ours:.1f}x", flush=True)
     results.append({"case": name, "torch_ms": sorted(times[1]), "moe_balance_ms": sorted(times[0]), "ratio_of_medians": theirs / ours})

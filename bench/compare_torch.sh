@@ -9,7 +9,8 @@ if ! "$python" -c 'import torch' 2>/dev/null; then
   exit 1
 fi
 mkdir -p build/bench
-pool=()
-[[ " $* " != *" --pool "* ]] || pool=(-fopenmp)
-"${CXX:-g++}" -std=c++20 -O2 "${pool[@]}" -fPIC -shared -Iinclude bench/compare_library.cpp -o build/bench/libcompare.so
+flags=()
+[[ " $* " != *" --pool "* ]] || flags+=(-fopenmp)
+[[ " $* " =~ \ --top-k[=\ ]([0-9]+)\  ]] && flags+=("-DCOMPARE_TOP_K=${BASH_REMATCH[1]}")
+"${CXX:-g++}" -std=c++20 -O2 "${flags[@]}" -fPIC -shared -Iinclude bench/compare_library.cpp -o build/bench/libcompare.so
 exec "$python" bench/compare_torch.py build/bench/libcompare.so "$@"

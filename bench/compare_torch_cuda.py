@@ -1,4 +1,4 @@
-"""compare_torch.py on a GPU: routing (compare_torch_routing_cuda.py) and dispatch (compare_torch_dispatch_cuda.py) beside PyTorch.
+"""compare_torch.py on a GPU: routing (compare_torch_routing.py) and dispatch (compare_torch_dispatch_cuda.py) beside PyTorch.
 
 Each side is CALLS calls in a CUDA graph (in the stream where a graph cannot hold them, which the line says), timed by events around its replay;
 the two sides take turns. Inputs are the same every time, so that they may stay in the L2 cache (router_gpu also times cold ones).
@@ -16,7 +16,7 @@ import torch
 
 import compare_call
 import compare_torch_dispatch_cuda
-import compare_torch_routing_cuda
+import compare_torch_routing
 
 CALLS = 20
 
@@ -106,7 +106,7 @@ def write(path, machine, results, failures):
             file.write("\n")
 
 
-def compare_all(args, machine, cases=compare_torch_routing_cuda.CASES + compare_torch_dispatch_cuda.CASES):
+def compare_all(args, machine, cases=compare_torch_routing.CASES + compare_torch_dispatch_cuda.CASES):
     library = compare_call.load(args.library)
     results, failures, sound = [], [], True
     started = time.monotonic()

@@ -14,32 +14,34 @@ import torch
 
 import compare_call
 import compare_dispatch
-import compare_torch
-from compare_timing import paired, report, use_threads
+import compare_torch_routing as routing
+from compare_timing import Cpu, paired, report, use_threads
 
 
 def torch_permutation(ids, experts):
     return compare_dispatch.torch_permutation(ids, torch.bincount(ids.flatten(), minlength=experts))
 
 
-def torch_routed(routing, route):
-    """compare_torch.py's routing and the permutation of its ids; counts are its own."""
-    ids, _, counts, *_ = route(routing, routing.logits)
-    return ids, compare_dispatch.torch_permutation(ids, counts)
+def torch_routed(routed):
+    """PyTorch's routing and the permutation of its ids, whose counts are routing's."""
+    expected = routed.case.of_torch()(routed.case, routed.logits, routed.bias)
+    return expected, compare_dispatch.torch_permutation(expected[0], expected[2])
 
 
-def compare_routing(problem, routing, shape, repeats, results):
+def compare_routing(problem, library, args, results):
     """Routing with counts and sums, then the stable permutation; whether both sides give the same."""
     agree = True
-    for title, work, bias, route in (
-            ("softmax", "softmax_and_permutation", None, compare_torch.torch_softmax),
-            ("sigmoid + bias, 8 groups keep 4", "sigmoid_groups_and_permutation", routing.bias, compare_torch.torch_sigmoid_groups)):
-        problem.call.routing = routing.call(bias)
+    for router, title in (("softmax", routing.SOFTMAX), ("sigmoid_groups", routing.SIGMOID)):
+        if router == "sigmoid_groups" and not routing.has_groups(args.experts, args.top_k):
+            continue
+        case = routing.Case("forward", router, f"{title}, permutation", args.tokens, args.experts, args.top_k)
+        routed = case.problem(library, Cpu(args.threads))
+        problem.call.routing = routed.arguments()
+        work = f"{router}_and_permutation"
         problem.run(work)
-        ids, permutation = torch_routed(routing, route)
-        agree = agree and bool((routing.ids == ids).all()) and problem.has_permutation(*permutation)
-        report(f"{title}, counts, permutation, {shape}",
-               paired(lambda: problem.run(work), lambda: torch_routed(routing, route), repeats), results)
+        expected, permutation = torch_routed(routed)
+        agree = agree and not routed.difference(expected) and problem.has_permutation(*permutation)
+        report(case.name(), paired(lambda: problem.run(work), lambda: torch_routed(routed), args.repeats), results)
     return agree
 
 
@@ -57,14 +59,14 @@ def main():
     args = parser.parse_args()
     use_threads(args.threads)
     library = compare_call.load(args.library)
-    routing = compare_torch.Problem(library, args.tokens, args.experts, args.threads)
-    problem = compare_dispatch.Problem(library, routing.call(), args.top_k, args.hidden)
+    where = compare_call.Call(tokens=args.tokens, experts=args.experts, place=args.threads)
+    problem = compare_dispatch.Problem(library, where, args.top_k, args.hidden)
     results = []
     shape = f"T={args.tokens} E={args.experts} K={args.top_k}"
     print(f"compare_torch_dispatch.py {' '.join(sys.argv[2:])}: {compare_call.cpu_name()}, {torch.get_num_threads()} threads, "
           f"PyTorch {torch.__version__}, {datetime.date.today().isoformat()}")
 
-    agree = args.top_k != compare_torch.K or compare_routing(problem, routing, shape, args.repeats, results)
+    agree = compare_routing(problem, library, args, results)
     problem.run("permutation")
     order, rows, offsets = torch_permutation(problem.ids, args.experts)
     agree = agree and problem.has_permutation(order, rows, offsets)

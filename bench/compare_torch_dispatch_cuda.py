@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 import compare_dispatch
-import compare_torch_routing_cuda as routing
+import compare_torch_routing as routing
 
 
 class Case(NamedTuple):

@@ -17,7 +17,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import compare_call  # noqa: E402
 import compare_torch_cuda  # noqa: E402
 import compare_torch_dispatch_cuda as dispatch  # noqa: E402
-import compare_torch_routing_cuda as routing  # noqa: E402
+import compare_torch_routing as routing  # noqa: E402
 
 LIBRARY = sys.argv[1]
 TOKENS, EXPERTS, HIDDEN = 40, 64, 24

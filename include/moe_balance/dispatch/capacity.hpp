@@ -150,6 +150,11 @@ struct WithCapacity {
   MOEB_INLINE void narrow(const TileT& tile, const LayoutT& layout, Keys& keys) const {
     selection.template narrow<Real>(tile, layout, keys);
   }
+  template <class Keys>
+    requires requires(const Selection& which, Keys keys) {
+      which.narrow_side_by_side(int{}, keys);
+    }
+  MOEB_INLINE void narrow_side_by_side(int experts, Keys keys) const { selection.narrow_side_by_side(experts, keys); }
 
   void check(const char* call, int experts) const {
     selection.check(call, experts);

@@ -10,8 +10,14 @@
 
 MOEB_NAMESPACE_BEGIN
 
+/// Whether a selection excludes experts of rows side by side, too.
+template <class TopKT>
+inline constexpr bool narrows_side_by_side = is_narrowing<TopKT>&& requires(const TopKT& top_k, KeysSideBySide* keys) {
+  top_k.narrow_side_by_side(int{}, keys);
+};
+
 /// Usual tokens are active, choose by themselves, and have finite logits and weights. Left out are policies for which other things are needed: selections
-/// that exclude experts, losses that count a plain top-k, token losses beside scores that are no softmax.
+/// that exclude experts by rows only, losses that count a plain top-k, token losses beside scores that are no softmax.
 template <class Problem, class TileT>
 class ForwardLanes {
   using Scoring = decltype(Problem::scoring);
@@ -27,7 +33,8 @@ class ForwardLanes {
  public:
   static constexpr int capacity = Scores::capacity;  ///< most experts
   static constexpr bool serves = Scores::serves && (Scores::is_softmax || Traits::token_losses == 0) &&
-                                 !is_narrowing<TopKT> && !is_replaying<TopKT> && Traits::plain_losses == 0;
+                                 (!is_narrowing<TopKT> || narrows_side_by_side<TopKT>)&&!is_replaying<TopKT> &&
+                                 Traits::plain_losses == 0;
 
   /// `set`: of the loop. With more experts than `capacity` nothing else may be called.
   template <class LayoutT>
@@ -77,6 +84,7 @@ class ForwardLanes {
     if (!scores_.load(problem.logits, rows, first)) return false;
     if constexpr (has_scores) scores_.find(problem.scoring);
     find_keys(bias);
+    if constexpr (narrows_side_by_side<TopKT>) problem.top_k.narrow_side_by_side(scores_.experts, key_);
     select(bias != nullptr);
     if (!chosen_.weigh(problem.top_k.weighting())) return false;
     store(problem, rows, first);

@@ -36,6 +36,9 @@ __attribute__((always_inline)) inline void transpose_four(const float* const (&f
   __builtin_memcpy(to[3], &d, sizeof(d));
 }
 
+/// Elements of two bytes that are converted together.
+inline constexpr int converted_together = 8;
+
 /// to[e * lane_count + r] = element e of row[r], for four rows.
 MOEB_NO_EXECUTION_CHECK
 template <class T>
@@ -45,6 +48,14 @@ MOEB_INLINE void load_four_rows(const T* const (&row)[4], int columns, float* to
     for (; e + 4 <= columns; e += 4, to += 4 * lane_count)
       transpose_four({row[0] + e, row[1] + e, row[2] + e, row[3] + e},
                      {to, to + lane_count, to + 2 * lane_count, to + 3 * lane_count});
+  } else {
+    for (; e + converted_together <= columns; e += converted_together, to += converted_together * lane_count) {
+      float some[4][converted_together];
+      for (int r = 0; r < 4; ++r) {
+        for (int i = 0; i < converted_together; ++i) some[r][i] = to_real(row[r][e + i]);
+      }
+      load_four_rows<float>({some[0], some[1], some[2], some[3]}, converted_together, to);
+    }
   }
   for (; e < columns; ++e, to += lane_count) {
     for (int r = 0; r < 4; ++r) to[r] = to_real(row[r][e]);
@@ -60,6 +71,14 @@ MOEB_INLINE void store_four_rows(T* const (&row)[4], int columns, const float* f
     for (; e + 4 <= columns; e += 4, from += 4 * lane_count)
       transpose_four({from, from + lane_count, from + 2 * lane_count, from + 3 * lane_count},
                      {row[0] + e, row[1] + e, row[2] + e, row[3] + e});
+  } else {
+    for (; e + converted_together <= columns; e += converted_together, from += converted_together * lane_count) {
+      float some[4][converted_together];
+      store_four_rows<float>({some[0], some[1], some[2], some[3]}, converted_together, from);
+      for (int r = 0; r < 4; ++r) {
+        for (int i = 0; i < converted_together; ++i) row[r][e + i] = from_real<T>(some[r][i]);
+      }
+    }
   }
   for (; e < columns; ++e, from += lane_count) {
     for (int r = 0; r < 4; ++r) row[r][e] = from_real<T>(from[r]);

@@ -8,9 +8,11 @@
 #include <moe_balance/concepts.hpp>
 #include <moe_balance/error.hpp>
 #include <moe_balance/numeric/ordered_key.hpp>
+#include <moe_balance/topk/groups_on_cpu.hpp>
 
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 MOEB_NAMESPACE_BEGIN
 
@@ -18,8 +20,8 @@ template <int K>
 struct GroupLimitedTopK {
   static_assert(K >= 1 && K <= 32, "GroupLimitedTopK chooses 1 to 32 experts per token");
   static constexpr int k = K;
-  static constexpr int max_groups = 32;          ///< most groups
-  static constexpr int max_group_score_top = 8;  ///< largest group_score_top
+  static constexpr int max_groups = GroupsOfRow::most;                     ///< most groups
+  static constexpr int max_group_score_top = GroupsOfRow::most_score_top;  ///< largest group_score_top
 
   int groups = 8;               ///< equal groups of neighbouring experts, 1 to 32, a divisor of E
   int groups_kept = 4;          ///< together at least K experts
@@ -41,8 +43,14 @@ struct GroupLimitedTopK {
   }
 
   /// Excludes the keys of all groups but the `groups_kept` best; equal group scores go to the smaller group.
+  MOEB_NO_EXECUTION_CHECK
   template <class Real, class TileT, class LayoutT, class Keys>
   MOEB_INLINE void narrow(const TileT& tile, const LayoutT& layout, Keys& keys) const {
+    if (groups_kept == groups) return;
+    constexpr bool is_row_of_floats = !LayoutT::in_registers && std::is_same_v<Real, float>;
+    if constexpr (is_row_of_floats) {
+      if (group_score_top <= 2) return exclude_groups(groups_of(layout.experts), &keys[0]);
+    }
     // Where a lane has more keys, their best ones would not fit its registers beside them.
     if constexpr (LayoutT::in_registers && LayoutT::capacity <= 32) {
       const int shift = shift_of_lanes<TileT>(layout.experts);
@@ -51,8 +59,11 @@ struct GroupLimitedTopK {
       }
     }
     const int size = layout.experts / groups;
-    const std::uint32_t kept = group_score_top <= 2 ? kept_groups<2, Real>(tile, layout, keys, size)
-                                                    : kept_groups<max_group_score_top, Real>(tile, layout, keys, size);
+    std::uint32_t kept;
+    if (!is_row_of_floats && group_score_top <= 2)
+      kept = kept_groups<2, Real>(tile, layout, keys, size);
+    else
+      kept = kept_groups<max_group_score_top, Real>(tile, layout, keys, size);
     // expert / size by multiplication: exact, because experts <= 32 * size.
     const auto reciprocal = ((1u << 22) + static_cast<std::uint32_t>(size) - 1) / static_cast<std::uint32_t>(size);
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA {
@@ -62,7 +73,16 @@ struct GroupLimitedTopK {
     });
   }
 
+  /// The same on a CPU thread, of rows side by side: keys[e][i] is row i's.
+  MOEB_INLINE void narrow_side_by_side(int experts, KeysSideBySide* keys) const {
+    if (groups_kept < groups) exclude_groups_side_by_side(groups_of(experts), keys);
+  }
+
  private:
+  [[nodiscard]] MOEB_INLINE GroupsOfRow groups_of(int experts) const {
+    return {groups, groups_kept, group_score_top, experts / groups};
+  }
+
   /// s, where a group's quads would lie on 2^s lanes: the largest with 4 * groups * 2^s <= experts, of one tile at most.
   template <class TileT>
   [[nodiscard]] MOEB_INLINE int shift_of_lanes(int experts) const {

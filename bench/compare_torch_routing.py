@@ -1,5 +1,5 @@
-"""The routing cases of compare_torch_cuda.py: PyTorch's eager ops, and what torch.compile makes of them. Logits are drawn so that no two values that
-matter to the selection are near each other: both sides must then choose the same ids.
+"""Routing in PyTorch's ops beside the library's, on the CPU and on a GPU: what compare_torch.py times. Logits are drawn so that no two values that matter to
+the selection are near each other: both sides must then choose the same ids. Those of two bytes PyTorch turns into float32 first, as models do.
 """
 import ctypes
 from typing import NamedTuple
@@ -19,10 +19,12 @@ class Case(NamedTuple):
     tokens: int
     experts: int
     k: int
+    dtype: str = "float32"  # of the logits
     compiles = True
 
     def name(self):
-        return f"{self.work}, {self.title}, T={self.tokens} E={self.experts} K={self.k}"
+        dtype = "" if self.dtype == "float32" else f", {self.dtype}"
+        return f"{self.work}, {self.title}{dtype}, T={self.tokens} E={self.experts} K={self.k}"
 
     def problem(self, library, machine):
         return Problem(self, library, machine)
@@ -31,12 +33,15 @@ class Case(NamedTuple):
         """PyTorch's forward, also where its gradient is the work."""
         if self.work == "route":
             return torch_softmax_route
-        return torch_sigmoid_groups if self.router == "sigmoid_groups" else torch_softmax
+        return ROUTERS.get(self.router, torch_softmax)
+
+    def has_bias(self):
+        return self.router.startswith("sigmoid")
 
 
 SOFTMAX = "softmax, renormalise, counts, P sums"
 SIGMOID = "sigmoid + bias, 8 groups keep 4, counts"
-CASES = [
+CASES = [  # on a GPU
     Case("forward", "softmax", SOFTMAX, 32768, 256, 8),
     Case("forward", "softmax", SOFTMAX, 8192, 256, 8),
     Case("backward", "softmax", SOFTMAX, 32768, 256, 8),
@@ -53,6 +58,8 @@ CASES = [
 
 def counts_of(ids, experts):
     flat = ids.flatten()
+    if ids.device.type == "cpu":
+        return torch.bincount(flat, minlength=experts)  # on a GPU it waits for the host
     return torch.zeros(experts, dtype=torch.int64, device=ids.device).scatter_add_(0, flat, torch.ones_like(flat))
 
 
@@ -61,14 +68,30 @@ def renormalised(weights):
 
 
 def torch_softmax_route(case, logits, _bias):
-    weights, ids = torch.topk(torch.softmax(logits, -1), case.k)
+    weights, ids = torch.topk(torch.softmax(logits.float(), -1), case.k)
     return ids, renormalised(weights)
 
 
 def torch_softmax(case, logits, _bias):
-    probabilities = torch.softmax(logits, -1)
+    probabilities = torch.softmax(logits.float(), -1)
     weights, ids = torch.topk(probabilities, case.k)
     return ids, renormalised(weights), counts_of(ids, case.experts), probabilities.sum(0)
+
+
+def torch_softmax_over_selected(case, logits, _bias):
+    chosen, ids = torch.topk(logits.float(), case.k)
+    return ids, torch.softmax(chosen, -1), counts_of(ids, case.experts)
+
+
+def torch_sigmoid_bias(case, logits, bias):
+    scores = torch.sigmoid(logits.float())
+    ids = (scores + bias).topk(case.k)[1]
+    return ids, renormalised(scores.gather(1, ids)) * SCALING_FACTOR, counts_of(ids, case.experts)
+
+
+def has_groups(experts, k):
+    """Whether so many can be chosen from the groups that are kept, of two experts or more."""
+    return experts % GROUPS == 0 and experts >= 2 * GROUPS and GROUPS_KEPT * experts // GROUPS >= k
 
 
 def group_scores(case, ranking):
@@ -83,16 +106,20 @@ def in_kept_groups(case, ranking):
 
 
 def torch_sigmoid_groups(case, logits, bias):
-    scores = torch.sigmoid(logits)
+    scores = torch.sigmoid(logits.float())
     ids = in_kept_groups(case, scores + bias).topk(case.k)[1]
     weights = renormalised(scores.gather(1, ids)) * SCALING_FACTOR
     return ids, weights, counts_of(ids, case.experts)
 
 
+ROUTERS = {"softmax": torch_softmax, "softmax_over_selected": torch_softmax_over_selected, "sigmoid_bias": torch_sigmoid_bias,
+           "sigmoid_groups": torch_sigmoid_groups}
+
+
 def torch_outputs_and_gradients(case, forward, logits, bias, grad_weights):
     """What a training step differentiates, and the gradients that reach it."""
     results = forward(case, logits, bias)
-    if case.router == "sigmoid_groups":
+    if len(results) == 3:  # no sums, no loss
         return [results[1]], [grad_weights]
     share = results[2] / (case.k * case.tokens)
     loss = COEFFICIENT * case.experts * (share * results[3] / case.tokens).sum()
@@ -103,12 +130,13 @@ def is_clear(case, logits, bias):
     """[T]: whether rounding cannot change what is selected."""
     values, least = logits.double(), 1e-4
     clear = torch.ones(case.tokens, dtype=torch.bool, device=logits.device)
-    if case.router == "sigmoid_groups":
+    if case.has_bias():
         values, least = torch.sigmoid(values) + bias.double(), 1e-5
+    if case.router == "sigmoid_groups":
         groups = group_scores(case, values).sort(-1, descending=True)[0]
         clear = groups[:, GROUPS_KEPT - 1] - groups[:, GROUPS_KEPT] > least
         values = in_kept_groups(case, values)
-    best = values.topk(case.k + 1)[0]
+    best = values.topk(min(case.k + 1, case.experts))[0]
     return clear & ((best[:, :-1] - best[:, 1:]).min(-1)[0] > least)
 
 
@@ -122,16 +150,20 @@ class Problem:
         def normal(*shape):
             return torch.randn(*shape, generator=generator, device=machine.device)
 
+        def logits():
+            return normal(case.tokens, case.experts).to(dtype)
+
         def zeros(*shape, dtype=torch.float32):
             return torch.zeros(*shape, dtype=dtype, device=machine.device)
 
-        self.bias = 0.1 * normal(case.experts) if case.router == "sigmoid_groups" else zeros(case.experts)
-        self.logits = normal(case.tokens, case.experts)
+        dtype = getattr(torch, case.dtype)
+        self.bias = 0.1 * normal(case.experts) if case.has_bias() else zeros(case.experts)
+        self.logits = logits()
         for _ in range(100):
             unclear = ~is_clear(case, self.logits, self.bias)
             if not unclear.any():
                 break
-            self.logits[unclear] = normal(case.tokens, case.experts)[unclear]
+            self.logits[unclear] = logits()[unclear]
         else:
             raise RuntimeError(f"{case.name()}: no logits without near ties were found")
         self.grad_weights = normal(case.tokens, case.k)
@@ -139,15 +171,15 @@ class Problem:
         self.weights = zeros(case.tokens, case.k)
         self.counts, self.load = (zeros(case.experts, dtype=torch.int64) for _ in range(2))
         self.saved = zeros(library.saved_bytes(case.experts), dtype=torch.uint8)
-        self.grad_logits = zeros(case.tokens, case.experts)
+        self.grad_logits = zeros(case.tokens, case.experts, dtype=dtype)
 
     def arguments(self):
-        """Softmax has no bias, as on PyTorch's side."""
-        bias = self.bias.data_ptr() if self.case.router == "sigmoid_groups" else None
+        """Without a bias where PyTorch's side has none."""
+        bias = self.bias.data_ptr() if self.case.has_bias() else None
         return compare_call.Call(
             self.case.tokens, self.case.experts, self.logits.data_ptr(), self.ids.data_ptr(), self.weights.data_ptr(),
             self.counts.data_ptr(), bias, self.load.data_ptr(), self.saved.data_ptr(), self.saved.numel(),
-            self.grad_weights.data_ptr(), self.grad_logits.data_ptr(), self.machine.place())
+            self.grad_weights.data_ptr(), self.grad_logits.data_ptr(), self.machine.place(), compare_call.DATA_TYPES.index(self.case.dtype))
 
     def run(self, work):
         if getattr(self.library, f"{self.case.router}_{work}")(ctypes.byref(self.arguments())) != 0:
@@ -184,6 +216,7 @@ class Problem:
             self.run("backward")
             gradient = self.theirs(self.case.of_torch())()[0]
             self.machine.synchronize()
-            if not (self.grad_logits - gradient).abs().max().item() < 1e-5 + 1e-4 * gradient.abs().max().item():
+            rounding = torch.finfo(gradient.dtype).eps if self.case.dtype != "float32" else 0
+            if not (self.grad_logits.float() - gradient.float()).abs().max().item() < 1e-5 + (1e-4 + rounding) * gradient.abs().max().item():
                 different = "the gradients differ"
         return different
