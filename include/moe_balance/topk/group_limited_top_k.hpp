@@ -46,9 +46,9 @@ struct GroupLimitedTopK {
   MOEB_NO_EXECUTION_CHECK
   template <class Real, class TileT, class LayoutT, class Keys>
   MOEB_INLINE void narrow(const TileT& tile, const LayoutT& layout, Keys& keys) const {
-    if (groups_kept == groups) return;
     constexpr bool is_row_of_floats = !LayoutT::in_registers && std::is_same_v<Real, float>;
     if constexpr (is_row_of_floats) {
+      if (groups_kept == groups) return;
       if (group_score_top <= 2) return exclude_groups(groups_of(layout.experts), &keys[0]);
     }
     // Where a lane has more keys, their best ones would not fit its registers beside them.
