@@ -96,11 +96,12 @@ int backward(const Router& router, const Call& call, const Place& place) {
   });
 }
 
-inline constexpr int k = COMPARE_TOP_K;
-inline const mb::Router softmax{mb::Softmax{}, mb::TopK<k>{}, mb::AuxLoss{.coefficient = 1e-2f}};
-inline const mb::Router softmax_over_selected{mb::SoftmaxOverSelected{}, mb::TopK<k>{}};
-inline const mb::Router sigmoid_bias{mb::Sigmoid{}, mb::TopK<k>{.scaling_factor = 2.5f}, mb::LossFreeBias{}};
+inline constexpr int chosen_experts = COMPARE_TOP_K;
+inline const mb::Router softmax{mb::Softmax{}, mb::TopK<chosen_experts>{}, mb::AuxLoss{.coefficient = 1e-2f}};
+inline const mb::Router softmax_over_selected{mb::SoftmaxOverSelected{}, mb::TopK<chosen_experts>{}};
+inline const mb::Router sigmoid_bias{mb::Sigmoid{}, mb::TopK<chosen_experts>{.scaling_factor = 2.5f}, mb::LossFreeBias{}};
 inline const mb::Router sigmoid_groups{
-    mb::Sigmoid{}, mb::GroupLimitedTopK<k>{.groups = 8, .groups_kept = 4, .scaling_factor = 2.5f}, mb::LossFreeBias{}};
+    mb::Sigmoid{}, mb::GroupLimitedTopK<chosen_experts>{.groups = 8, .groups_kept = 4, .scaling_factor = 2.5f},
+    mb::LossFreeBias{}};
 
 }  // namespace compare

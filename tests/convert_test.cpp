@@ -42,6 +42,10 @@ std::vector<float> hard_floats(const Value& value_of) {
     floats.push_back(value);
     floats.push_back(-value);
   }
+  for (const std::uint32_t bits : {0x7f800000u, 0x7f800001u, 0x7fffffffu, 0x7fc00000u}) {  // infinity, and NaN of both kinds
+    floats.push_back(std::bit_cast<float>(bits));
+    floats.push_back(std::bit_cast<float>(bits | 0x80000000u));
+  }
   return floats;
 }
 

@@ -150,6 +150,7 @@ struct WithCapacity {
   MOEB_INLINE void narrow(const TileT& tile, const LayoutT& layout, Keys& keys) const {
     selection.template narrow<Real>(tile, layout, keys);
   }
+  /// As the selection, if it has that.
   template <class Keys>
     requires requires(const Selection& which, Keys keys) {
       which.narrow_side_by_side(int{}, keys);

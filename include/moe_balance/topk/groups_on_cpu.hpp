@@ -14,36 +14,40 @@ struct GroupsOfRow {
   static constexpr int most = 32;           ///< groups
   static constexpr int most_score_top = 8;  ///< values in a group's score
 
-  int groups;
-  int kept;
-  int score_top;
-  int size;  ///< experts in each
+  int groups;     ///< 1 to `most`
+  int kept;       ///< best groups, 1 to `groups`
+  int score_top;  ///< best values that a group's score sums
+  int size;       ///< experts in each
 };
 
 /// A vector of keys, one of them a column; any processor's vectors make it up.
 using EightColumns = std::int32_t __attribute__((vector_size(32)));
+/// Half of them.
 using FourColumns = std::int32_t __attribute__((vector_size(16)));
+/// Columns of EightColumns.
 inline constexpr int column_count = 8;
 
 /// The two best keys of each column. Vectors go by reference: compilers warn of those that functions return.
 template <class Keys>
 struct BestOfColumns {
-  Keys first;
-  Keys second;
+  Keys first;   ///< the best
+  Keys second;  ///< the best but one
 
+  /// One more key in each column.
   __attribute__((always_inline)) void insert(const Keys& key) {
     const Keys smaller = first > key ? key : first;
     first = first > key ? first : key;
     second = second > smaller ? second : smaller;
   }
+  /// Other keys' two best.
   __attribute__((always_inline)) void merge(const BestOfColumns& other) {
     insert(other.first);
     second = second > other.second ? second : other.second;
   }
 };
 
-/// Calls f(slot, columns) for the group's keys, eight at a time; the last eight may end in others', which `inside` is 0 for. Slots behind the last one of the
-/// row can be read and written.
+/// Calls f(slot, inside) for each eight slots of a group from `slot` on; of the last eight some may be others', where `inside` is 0 and not -1. Up to seven
+/// slots behind a row's last one must be there.
 template <class Function>
 __attribute__((always_inline)) inline void for_each_eight(int first, int size, const Function& f) {
   constexpr EightColumns column = {0, 1, 2, 3, 4, 5, 6, 7};
