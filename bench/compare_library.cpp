@@ -26,6 +26,9 @@ int sigmoid_groups_forward(const compare::Call* call) {
 int sigmoid_groups_backward(const compare::Call* call) {
   return compare::backward(compare::sigmoid_groups, *call, place_of(*call));
 }
+int top_k() {
+  return compare::chosen_experts;
+}
 std::int64_t saved_bytes(std::int64_t experts) {
   return static_cast<std::int64_t>(compare::softmax.saved_bytes({0, static_cast<int>(experts), 1}));
 }

@@ -40,7 +40,10 @@ def compare_routing(problem, library, args, results):
         work = f"{router}_and_permutation"
         problem.run(work)
         expected, permutation = torch_routed(routed)
-        agree = agree and not routed.difference(expected) and problem.has_permutation(*permutation)
+        different = routed.difference(expected) or ("" if problem.has_permutation(*permutation) else "the permutations differ")
+        if different:
+            agree = False
+            print(f"{case.name()}: {different}", file=sys.stderr)
         report(case.name(), paired(lambda: problem.run(work), lambda: torch_routed(routed), args.repeats), results)
     return agree
 
@@ -59,6 +62,8 @@ def main():
     args = parser.parse_args()
     use_threads(args.threads)
     library = compare_call.load(args.library)
+    if library.top_k() != args.top_k:
+        parser.error(f"the library is compiled for --top-k {library.top_k()}")
     where = compare_call.Call(tokens=args.tokens, experts=args.experts, place=args.threads)
     problem = compare_dispatch.Problem(library, where, args.top_k, args.hidden)
     results = []

@@ -18,6 +18,15 @@ using namespace side_by_side;
 
 namespace {
 
+/// A class that is derived from groups and narrows otherwise: the first expert is never chosen.
+struct AllButTheFirst : mb::GroupLimitedTopK<2> {
+  template <class Real, class TileT, class LayoutT, class Keys>
+  MOEB_INLINE void narrow(const TileT& tile, const LayoutT& layout, Keys& keys) const {
+    mb::GroupLimitedTopK<2>::narrow<Real>(tile, layout, keys);
+    keys[0] = mb::excluded_key<mb::Key<Real>>;
+  }
+};
+
 enum class Values { normal, ties, zeros, with_faults, negative };
 
 std::vector<float> make_row(testing::Random& random, Values values, int experts) {
@@ -149,4 +158,14 @@ TEST_CASE("routers with groups: side by side and row by row") {
       }
     }
   }
+}
+
+TEST_CASE("a selection that is derived from groups keeps its own narrow") {
+  static_assert(!mb::narrows_side_by_side<AllButTheFirst>);
+  testing::Inputs inputs = make_inputs(Kind::normal, 64, 2, 3);
+  for (std::size_t token = 0; token < inputs.logits.size(); token += 64) inputs.logits[token] = 50;
+  inputs.backward = false;
+  const testing::Outcome outcome =
+      testing::train(testing::HostEngine{}, mb::Router{mb::Sigmoid{}, AllButTheFirst{}}, inputs);
+  CHECK(std::count(outcome.experts.begin(), outcome.experts.end(), 0) == 0);
 }

@@ -112,6 +112,11 @@ template <class P>
   }
 inline constexpr bool is_narrowing<P> = P::narrows;
 
+/// Whether `narrow_side_by_side` is `narrow` for rows side by side on a CPU thread. Of classes that say so themselves, each for itself: one derived from
+/// them may narrow otherwise.
+template <class P>
+inline constexpr bool narrows_side_by_side = false;
+
 /// looks_across_tokens: a pass over all tokens follows the routing kernel (dispatch/capacity.hpp); the policy brings workspace_bytes,
 /// check_memory, ids_before, after_forward and before_backward.
 template <class P>

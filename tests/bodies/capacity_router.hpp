@@ -245,6 +245,8 @@ TEST_CASE_TEMPLATE_DEFINE("capacity: with any selection the same as the selectio
         .renormalise = renormalise,
         .selection = {.groups = 4, .groups_kept = 2, .scaling_factor = 2.5f}};
     CHECK(check_limited<Engine>(mb::Sigmoid{}, grouped, inputs).some > 0);
+    inputs.active.clear();  // then the CPU takes sixteen tokens side by side
+    CHECK(check_limited<Engine>(mb::Sigmoid{}, grouped, inputs).some > 0);
 
     inputs = normal_inputs(90, 70, 16, 4, 1.5);
     inputs.active = Random(91).flags(70, 0.1);

@@ -152,10 +152,9 @@ struct WithCapacity {
   }
   /// As the selection, if it has that.
   template <class Keys>
-    requires requires(const Selection& which, Keys keys) {
-      which.narrow_side_by_side(int{}, keys);
-    }
-  MOEB_INLINE void narrow_side_by_side(int experts, Keys keys) const { selection.narrow_side_by_side(experts, keys); }
+  MOEB_INLINE void narrow_side_by_side(int experts, Keys keys) const {
+    selection.narrow_side_by_side(experts, keys);
+  }
 
   void check(const char* call, int experts) const {
     selection.check(call, experts);
@@ -282,6 +281,9 @@ struct WithCapacity {
     return {static_cast<std::byte*>(workspace.data) + used, workspace.bytes - used};
   }
 };
+/// See concepts.hpp.
+template <class Selection>
+inline constexpr bool narrows_side_by_side<WithCapacity<Selection>> = narrows_side_by_side<Selection>;
 static_assert(TopKPolicy<WithCapacity<TopK<8>>>);
 
 MOEB_NAMESPACE_END

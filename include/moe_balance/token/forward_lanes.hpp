@@ -10,12 +10,6 @@
 
 MOEB_NAMESPACE_BEGIN
 
-/// Whether a selection excludes experts of rows side by side, too.
-template <class TopKT>
-inline constexpr bool narrows_side_by_side = is_narrowing<TopKT>&& requires(const TopKT& top_k, KeysSideBySide* keys) {
-  top_k.narrow_side_by_side(int{}, keys);
-};
-
 /// Usual tokens are active, choose by themselves, and have finite logits and weights. Left out are policies for which other things are needed: selections
 /// that exclude experts by rows only, losses that count a plain top-k, token losses beside scores that are no softmax.
 template <class Problem, class TileT>

@@ -304,6 +304,9 @@ struct GroupLimitedTopK {
     return kept;
   }
 };
+/// See concepts.hpp.
+template <int K>
+inline constexpr bool narrows_side_by_side<GroupLimitedTopK<K>> = true;
 static_assert(TopKPolicy<GroupLimitedTopK<8>>);
 
 MOEB_NAMESPACE_END
