@@ -11,9 +11,10 @@ rm -rf "$old"
 mkdir -p "$old"
 git archive "$revision" include bench | tar -x -C "$old"
 # Each library has variables of its own, which g++ would let two in one process share.
-unique=()
-[[ $("${CXX:-g++}" --version) == *clang* ]] || unique=(-fno-gnu-unique)
-build() { "${CXX:-g++}" -std=c++20 -O2 "${unique[@]}" -fPIC -shared -I"$1/include" "$1/bench/compare_library.cpp" -o "$2"; }
+flags=()
+[[ $("${CXX:-g++}" --version) == *clang* ]] || flags=(-fno-gnu-unique)
+[[ " $* " =~ \ --top-k[=\ ]([0-9]+)\  ]] && flags+=("-DCOMPARE_TOP_K=${BASH_REMATCH[1]}")
+build() { "${CXX:-g++}" -std=c++20 -O2 "${flags[@]}" -fPIC -shared -I"$1/include" "$1/bench/compare_library.cpp" -o "$2"; }
 build "$old" build/bench/compare_old.so
 build . build/bench/compare_new.so
 exec "${PYTHON:-python3}" bench/compare_revisions.py build/bench/compare_old.so build/bench/compare_new.so "$@"

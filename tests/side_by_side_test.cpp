@@ -65,9 +65,10 @@ struct Counting {
 template <class Router>
 void check_all(const Router& router, bool has_bias = false) {
   constexpr int k = Router::k;
+  constexpr bool only_chosen = mb::touches_only_chosen<decltype(Router::scoring), decltype(Router::balancer)>;
   std::uint64_t seed = 1;
-  for (const int experts : {1, 2, 3, 8, 13, 17, 32, 33, 60, 64, 65}) {
-    if (experts < k) continue;
+  for (const int experts : {1, 2, 3, 8, 13, 17, 32, 33, 60, 64, 65, 100, 257}) {
+    if (experts < k || (experts > 65 && !only_chosen)) continue;
     CAPTURE(experts);
     for (const Kind kind : kinds) {
       CAPTURE(static_cast<int>(kind));
@@ -166,8 +167,11 @@ TEST_CASE("empty slots, and tokens whose slots are all empty: replayed ids") {
       inputs.replay_experts = testing::replayed_ids(7, tokens, experts, 3);
       for (std::int32_t& id : inputs.replay_experts)
         id = random.chance(rate) ? -1 : random.chance(0.1) ? 2 : id;  // some twice
-      check(replay, inputs);
-      check(with_loss, inputs);
+      for (const mb::DataType type : {mb::DataType::float32, mb::DataType::bfloat16, mb::DataType::float16}) {
+        inputs = testing::with_types(inputs, type, mb::DataType::float32, type);
+        check(replay, inputs);
+        check(with_loss, inputs);
+      }
     }
   }
 }
@@ -187,13 +191,16 @@ TEST_CASE("sequences of 41 tokens, one after the other and interleaved, and of 1
 
 TEST_CASE("types and rows that are apart") {
   const mb::Router router{mb::Softmax{}, mb::TopK<2>{}, mb::AuxLoss{}};
+  const mb::Router only_chosen{mb::SoftmaxOverSelected{}, mb::TopK<2>{}};
   for (const mb::DataType logits : {mb::DataType::float32, mb::DataType::bfloat16, mb::DataType::float16}) {
     for (const mb::DataType weights : {mb::DataType::float32, logits}) {
       for (const int experts : {2, 7, 8, 33, 64}) {
         testing::Inputs inputs = testing::with_types(make_inputs(Kind::normal, experts, 2, 3), logits, weights, logits);
-        check(router, inputs);
-        inputs.row_padding = 3;
-        check(router, inputs);
+        for (const std::int64_t padding : {0, 3}) {
+          inputs.row_padding = padding;
+          check(router, inputs);
+          check(only_chosen, inputs);
+        }
       }
     }
   }

@@ -14,6 +14,10 @@ build "$bench" "$work/once.so"
 build "$work/twice" "$work/twice.so"
 compare() { "$python" "$bench/compare_revisions.py" "$@" --tokens 16 --repeats 1; }
 compare "$work/once.so" "$work/once.so"
+for type in bfloat16 float16; do
+  compare "$work/once.so" "$work/once.so" --dtype "$type" --router sigmoid_bias --router softmax_over_selected >"$work/$type"
+  [ "$(grep -c 'ns a token' "$work/$type")" -eq 4 ]
+done
 status=0
 compare "$work/once.so" "$work/twice.so" >"$work/different" || status=$?
 [ "$status" -eq 1 ] && grep -q 'softmax_backward .*DIFFERENT BITS' "$work/different"

@@ -235,6 +235,14 @@ struct Engine<Host> {
     }
   }
 
+  /// Whether a backward pass that touches only the chosen goes side by side whatever the experts.
+  template <class Problem>
+  [[nodiscard]] MOEB_INLINE static bool gains_by_lanes(const Problem& problem) {
+    const std::size_t element = size_of(problem.logits.type) + size_of(problem.grad_logits.type);
+    const std::int64_t bytes = problem.segments.tokens * problem.logits.columns * static_cast<std::int64_t>(element);
+    return problem.grad_logits.type != DataType::float32 || bytes <= host_tuning.bytes_side_by_side;
+  }
+
   template <class Real, class Problem>
   MOEB_INLINE static void backward_part(const Problem& problem, InstructionSet set, int experts, int part, int parts) {
     const SerialTile tile;
@@ -243,9 +251,10 @@ struct Engine<Host> {
     const LossSlopes<Real> slopes{slope, static_cast<Real>(token_loss_factor(problem))};
     using SideBySide = BackwardLanes<Problem, HostLayout>;
     constexpr bool has_lanes = std::is_same_v<Real, float> && SideBySide::serves;
-    const bool goes_side_by_side = has_lanes && is_for_vectors(set) && experts <= host_tuning.experts_side_by_side;
-    std::conditional_t<has_lanes, SideBySide, NoLanes> side_by_side(set, layout);
     constexpr bool reads_rows = !touches_only_chosen<decltype(problem.scoring), decltype(problem.balancer)>;
+    const bool goes_side_by_side = has_lanes && is_for_vectors(set) &&
+                                   (experts <= host_tuning.experts_side_by_side || (!reads_rows && gains_by_lanes(problem)));
+    std::conditional_t<has_lanes, SideBySide, NoLanes> side_by_side(set, layout);
     for (std::int64_t segment = 0; segment < problem.segments.count(); ++segment) {
       prepare_slopes(problem, tile, segment, 0, 1, max_experts, slope);
       const std::int64_t size = problem.segments.size(segment);

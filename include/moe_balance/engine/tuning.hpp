@@ -31,6 +31,10 @@ struct HostTuning {
   /// Most experts whose tokens go side by side instead, if policies allow (at most NumbersOfExperts::capacity): 128 took 0.93 (K = 1) to 1.66 times (K = 8)
   /// as long as rows, 64 0.6 to 0.7 (docs/design.md, Speed).
   int experts_side_by_side = 64;
+  /// Most bytes of float32 logits and their gradients with which backward passes that touch only the chosen go side by side for more experts, too: 8 MiB each
+  /// took 0.8 of the rows' time, 16 MiB each, the third-level cache's size, and more 1.1 to 1.3 times as long (256 experts; 512 and 1024: 0.9 to 1.0). Elements
+  /// of two bytes took 0.8 of it and less whatever their number (docs/design.md, Speed).
+  std::int64_t bytes_side_by_side = std::int64_t{24} << 20;
 };
 inline constexpr HostTuning host_tuning{};
 

@@ -1,10 +1,11 @@
-// Some tokens' gradients side by side on a CPU thread, for few experts. For usual tokens only; others take backward.hpp, with the same bits.
+// Some tokens' gradients side by side on a CPU thread: for few experts, and for gradients that touch only the chosen. For usual tokens only; others take backward.hpp, with the same bits.
 #pragma once
 
 #include <moe_balance/token/backward.hpp>
 #include <moe_balance/token/chosen_in_lanes.hpp>
 #include <moe_balance/token/scores_in_lanes.hpp>
 
+#include <cstddef>
 #include <cstdint>
 #include <type_traits>
 
@@ -21,12 +22,12 @@ class BackwardLanes {
   static constexpr bool only_chosen = touches_only_chosen<Scoring, decltype(Problem::balancer)>;
 
  public:
-  static constexpr int capacity = NumbersOfExperts::capacity;  ///< most experts
+  static constexpr int capacity = only_chosen ? LayoutT::capacity : NumbersOfExperts::capacity;  ///< most experts
   static constexpr bool serves = Scores::serves && (Scores::is_softmax || Traits::token_losses == 0);
 
   /// `set`: of the loop. With more experts than `capacity` nothing else may be called.
   MOEB_INLINE BackwardLanes(InstructionSet set, const LayoutT& layout) : instructions_(set), scores_(set, layout.experts) {
-    if constexpr (only_chosen) clear_slots(layout, row_);
+    if constexpr (only_chosen) __builtin_memset(zeros_, 0, static_cast<std::size_t>(layout.experts) * sizeof(float));
   }
 
   /// The tokens rows[first] to rows[first + lane_count - 1]; false, and nothing was written, if one of them is not usual. Asks for what it reads
@@ -48,7 +49,7 @@ class BackwardLanes {
   alignas(64) NumbersSideBySide logit_[k_count];  ///< of the chosen
   alignas(64) NumbersSideBySide grad_chosen_[k_count];
   alignas(64) NumbersSideBySide grad_[only_chosen ? 1 : Scores::capacity];
-  std::conditional_t<only_chosen, Slots<float, LayoutT>, int> row_;  ///< of zeros between two tokens
+  alignas(64) std::byte zeros_[only_chosen ? LayoutT::capacity * sizeof(float) : 1];  ///< between two tokens
 
   [[nodiscard]] MOEB_INLINE bool backward_here(const Problem& problem, const LayoutT& layout, const SegmentRows& rows,
                                                std::int64_t first, std::int64_t last, const LossSlopes<float>& slopes) {
@@ -59,7 +60,7 @@ class BackwardLanes {
     chosen_.find_gradient(weighting, grad_chosen_);
     if constexpr (only_chosen) {
       if constexpr (!is_over_selected<Scoring>) multiply_by_derivatives(problem.scoring);
-      chosen_.scatter(problem.grad_logits, layout, rows, first, grad_chosen_, row_);
+      chosen_.scatter(problem.grad_logits, layout, rows, first, grad_chosen_, zeros_);
     } else {
       find_gradient(problem, slopes);
       store_side_by_side(problem.grad_logits, rows, first, grad_);

@@ -5,6 +5,7 @@
 #include <moe_balance/token/row_io.hpp>
 #include <moe_balance/token/scores.hpp>
 
+#include <cstddef>
 #include <cstdint>
 #include <type_traits>
 
@@ -84,23 +85,28 @@ struct ChosenSideBySide {
     return result;
   }
 
-  /// Writes rows of zeros and value[k][i] for the chosen experts, added up where one was chosen twice. `empty` is a row of zeros.
+  /// Writes rows of zeros and value[k][i] for the chosen experts, added up where one was chosen twice. `zeros`: a row of the matrix's type, of zeros.
   template <class LayoutT>
   MOEB_INLINE void scatter(const AnyMatrix& matrix, const LayoutT& layout, const SegmentRows& rows, std::int64_t first,
-                           const NumbersSideBySide (&value)[K], Slots<float, LayoutT>& empty) const {
+                           const NumbersSideBySide (&value)[K], std::byte* zeros) const {
     run_apart_narrow([&]() MOEB_LAMBDA {
-      for (int i = 0; i < lane_count; ++i) {
-        // Floats go where they belong: vectors that read a row which numbers have just been written to would wait for those.
-        const bool is_float = matrix.type == DataType::float32;
-        float* const row = is_float ? static_cast<float*>(matrix.data) + rows[first + i] * matrix.stride : &empty[0];
-        if (is_float) clear_row(layout, row);
+      if (chose_twice()) return scatter_sums(matrix, layout, rows, first, value);
+      with_element_type<float>(matrix.type, [&](auto* type) MOEB_LAMBDA {
+        using T = std::remove_pointer_t<decltype(type)>;
+        alignas(64) T element[K][lane_count];
         for (int k = 0; k < K; ++k) {
-          if (is_used(k, i)) row[expert[k][i]] = add(row[expert[k][i]], value[k][i]);
+          for (int i = 0; i < lane_count; ++i) element[k][i] = from_real<T>(add(0.0f, value[k][i]));
         }
-        if (is_float) continue;
-        store_row(layout, matrix, rows[first + i], false, empty);
-        for (int k = 0; k < K; ++k) empty[is_used(k, i) ? expert[k][i] : 0] = 0.0f;
-      }
+        T* const built = reinterpret_cast<T*>(zeros);
+        for (int i = 0; i < lane_count; ++i) {
+          for (int k = 0; k < K; ++k) {
+            if (is_used(k, i)) built[expert[k][i]] = element[k][i];
+          }
+          prefetch_row<RowUse::write>(layout, matrix, rows[first + i + 1]);
+          copy_row(layout, built, static_cast<T*>(matrix.data) + rows[first + i] * matrix.stride);
+          for (int k = 0; k < K; ++k) built[is_used(k, i) ? expert[k][i] : 0] = T{};
+        }
+      });
     });
   }
 
@@ -139,12 +145,40 @@ struct ChosenSideBySide {
     }
   }
 
+  /// Whether a row has an expert twice.
+  [[nodiscard]] MOEB_INLINE bool chose_twice() const {
+    std::uint32_t twice[lane_count] = {};  // by their signs
+    for (int k = 1; k < K; ++k) {
+      for (int other = 0; other < k; ++other) {
+        for (int i = 0; i < lane_count; ++i)
+          twice[i] |= static_cast<std::uint32_t>(choose(expert[k][i] == expert[other][i], ~expert[k][i], 0));
+      }
+    }
+    return has_fault(twice);
+  }
+
+  /// scatter, with sums.
   template <class LayoutT>
-  MOEB_INLINE static void clear_row(const LayoutT& layout, float* row) {
+  MOEB_INLINE void scatter_sums(const AnyMatrix& matrix, const LayoutT& layout, const SegmentRows& rows, std::int64_t first,
+                                const NumbersSideBySide (&value)[K]) const {
+    for (int i = 0; i < lane_count; ++i) {
+      Slots<float, LayoutT> sum;
+      clear_slots(layout, sum);
+      for (int k = 0; k < K; ++k) {
+        if (is_used(k, i)) sum[expert[k][i]] = add(sum[expert[k][i]], value[k][i]);
+      }
+      store_row(layout, matrix, rows[first + i], false, sum);
+    }
+  }
+
+  template <class LayoutT, class T>
+  MOEB_INLINE static void copy_row(const LayoutT& layout, const T* from, T* to) {
     constexpr int block = LayoutT::block_size;
+    constexpr int part = 4;
     int first = 0;
-    for (; first + block <= layout.experts; first += block) __builtin_memset(row + first, 0, block * sizeof(float));
-    for (; first < layout.experts; ++first) row[first] = 0.0f;
+    for (; first + block <= layout.experts; first += block) __builtin_memcpy(to + first, from + first, block * sizeof(T));
+    for (; first + part <= layout.experts; first += part) __builtin_memcpy(to + first, from + first, part * sizeof(T));
+    for (; first < layout.experts; ++first) to[first] = from[first];
   }
 };
 

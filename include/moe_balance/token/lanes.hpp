@@ -4,6 +4,7 @@
 
 #include <moe_balance/numeric/instruction_sets.hpp>
 #include <moe_balance/numeric/select_in_lanes.hpp>
+#include <moe_balance/numeric/transpose.hpp>
 #include <moe_balance/token/elements.hpp>
 #include <moe_balance/token/segments.hpp>
 
@@ -15,21 +16,14 @@ MOEB_NAMESPACE_BEGIN
 using NumbersSideBySide = float[lane_count];  ///< one of each token; aligned to 64 bytes
 
 /// to[j][i] = from[i][j] for four rows and columns.
-__attribute__((always_inline)) inline void transpose_four(const float* const (&from)[4], float* const (&to)[4]) {
+__attribute__((always_inline)) inline void transpose_block(const float* const (&from)[4], float* const (&to)[4]) {
   using Four = float __attribute__((vector_size(16)));
-  Four a, b, c, d;
+  Four a, b, c, d;  // a loop over an array of them would go through memory
   __builtin_memcpy(&a, from[0], sizeof(a));
   __builtin_memcpy(&b, from[1], sizeof(b));
   __builtin_memcpy(&c, from[2], sizeof(c));
   __builtin_memcpy(&d, from[3], sizeof(d));
-  const Four ab_low = {a[0], b[0], a[1], b[1]};
-  const Four ab_high = {a[2], b[2], a[3], b[3]};
-  const Four cd_low = {c[0], d[0], c[1], d[1]};
-  const Four cd_high = {c[2], d[2], c[3], d[3]};
-  a = Four{ab_low[0], ab_low[1], cd_low[0], cd_low[1]};
-  b = Four{ab_low[2], ab_low[3], cd_low[2], cd_low[3]};
-  c = Four{ab_high[0], ab_high[1], cd_high[0], cd_high[1]};
-  d = Four{ab_high[2], ab_high[3], cd_high[2], cd_high[3]};
+  transpose_four(a, b, c, d);
   __builtin_memcpy(to[0], &a, sizeof(a));
   __builtin_memcpy(to[1], &b, sizeof(b));
   __builtin_memcpy(to[2], &c, sizeof(c));
@@ -46,8 +40,8 @@ MOEB_INLINE void load_four_rows(const T* const (&row)[4], int columns, float* to
   int e = 0;
   if constexpr (std::is_same_v<T, float>) {
     for (; e + 4 <= columns; e += 4, to += 4 * lane_count)
-      transpose_four({row[0] + e, row[1] + e, row[2] + e, row[3] + e},
-                     {to, to + lane_count, to + 2 * lane_count, to + 3 * lane_count});
+      transpose_block({row[0] + e, row[1] + e, row[2] + e, row[3] + e},
+                      {to, to + lane_count, to + 2 * lane_count, to + 3 * lane_count});
   } else {
     for (; e + converted_together <= columns; e += converted_together, to += converted_together * lane_count) {
       float some[4][converted_together];
@@ -69,8 +63,8 @@ MOEB_INLINE void store_four_rows(T* const (&row)[4], int columns, const float* f
   int e = 0;
   if constexpr (std::is_same_v<T, float>) {
     for (; e + 4 <= columns; e += 4, from += 4 * lane_count)
-      transpose_four({from, from + lane_count, from + 2 * lane_count, from + 3 * lane_count},
-                     {row[0] + e, row[1] + e, row[2] + e, row[3] + e});
+      transpose_block({from, from + lane_count, from + 2 * lane_count, from + 3 * lane_count},
+                      {row[0] + e, row[1] + e, row[2] + e, row[3] + e});
   } else {
     for (; e + converted_together <= columns; e += converted_together, from += converted_together * lane_count) {
       float some[4][converted_together];

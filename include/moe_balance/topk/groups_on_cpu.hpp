@@ -4,6 +4,7 @@
 
 #include <moe_balance/numeric/ordered_key.hpp>
 #include <moe_balance/numeric/select_in_lanes.hpp>
+#include <moe_balance/numeric/transpose.hpp>
 
 #include <cstdint>
 
@@ -79,18 +80,6 @@ __attribute__((always_inline)) inline void find_best_of_group(const std::int32_t
   second = half[0].second;
 }
 
-/// Column c of each of four vectors becomes vector c.
-__attribute__((always_inline)) inline void transpose(FourColumns (&of)[4]) {
-  const FourColumns ab_low = {of[0][0], of[1][0], of[0][1], of[1][1]};
-  const FourColumns ab_high = {of[0][2], of[1][2], of[0][3], of[1][3]};
-  const FourColumns cd_low = {of[2][0], of[3][0], of[2][1], of[3][1]};
-  const FourColumns cd_high = {of[2][2], of[3][2], of[2][3], of[3][3]};
-  of[0] = FourColumns{ab_low[0], ab_low[1], cd_low[0], cd_low[1]};
-  of[1] = FourColumns{ab_low[2], ab_low[3], cd_low[2], cd_low[3]};
-  of[2] = FourColumns{ab_high[0], ab_high[1], cd_high[0], cd_high[1]};
-  of[3] = FourColumns{ab_high[2], ab_high[3], cd_high[2], cd_high[3]};
-}
-
 /// The key of the score of a group whose best keys are `first` and `second`.
 [[nodiscard]] MOEB_INLINE std::int32_t group_score_key(int score_top, std::int32_t first, std::int32_t second) {
   const float one = add(0.0f, value_of_key<float>(first));
@@ -109,8 +98,8 @@ __attribute__((always_inline)) inline void find_group_scores(const std::int32_t*
       const int group = g + i < row.groups ? g + i : g;
       find_best_of_group(keys, group * row.size, row.size, first[i], second[i]);
     }
-    transpose(first);
-    transpose(second);
+    transpose_four(first[0], first[1], first[2], first[3]);
+    transpose_four(second[0], second[1], second[2], second[3]);
     BestOfColumns<FourColumns> best{first[0], second[0]};
     for (int i = 1; i < 4; ++i) best.merge({first[i], second[i]});
     std::int32_t best_key[2][4];
