@@ -2,6 +2,7 @@
 #include "engine_cuda.cuh"
 
 #include "bodies/errors.hpp"
+#include "bodies/router_overlaps.hpp"
 
 #include <atomic>
 #include <thread>
@@ -15,6 +16,8 @@ TEST_CASE_TEMPLATE_INVOKE(errors_views, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(errors_types, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(errors_sequences, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(errors_groups, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(errors_options, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(errors_options_of_zero, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(errors_replay, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(errors_route, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(errors_backward, CudaEngine);
@@ -22,6 +25,10 @@ TEST_CASE_TEMPLATE_INVOKE(errors_one, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(errors_loss, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(errors_update, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(errors_none, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(router_overlaps, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(router_overlaps_in_part, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(router_interleaved, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(router_in_place, CudaEngine);
 
 TEST_CASE("a stream that was asked while it had work to do leaves no error for the next call") {
   const CudaEngine engine;

@@ -62,7 +62,7 @@ using Update = mb::UpdateProblem<Balancer>;
 TEST_CASE("rule 8: the kernels' parameter structs reach the device as the host wrote them") {
   check_echo<Forward, &Forward::scoring, &Forward::top_k, &Forward::balancer, &Forward::logits, &Forward::experts, &Forward::weights,
              &Forward::bias, &Forward::active, &Forward::tokens_on_device, &Forward::replay, &Forward::segments,
-             &Forward::rows_hold_quads, &Forward::first_token>();
+             &Forward::rows_hold_quads, &Forward::first_token, &Forward::largest_token_loss>();
   check_echo<Backward, &Backward::scoring, &Backward::top_k, &Backward::balancer, &Backward::logits, &Backward::experts,
              &Backward::grad_weights, &Backward::grad_logits, &Backward::saved, &Backward::active, &Backward::tokens_on_device,
              &Backward::grad_loss, &Backward::loss_scale, &Backward::ranks, &Backward::segments, &Backward::logits_hold_quads,

@@ -1,16 +1,18 @@
 // The CPU engine's threads: every part runs once, whatever the system grants; they start on other cores than the caller's and may then run on all;
-// and as many are used as the caller may have cores. The program's own pthread_create stands before the C library's, to refuse and to look.
+// as many are used as the caller may have cores; they have stack enough; and what parts throw leaves the call. The program's own pthread_create stands before the C library's, to refuse and to look.
 #include <moe_balance/engine/threads.hpp>
 
 #include <doctest/doctest.h>
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <cstddef>
 #include <stdexcept>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -21,7 +23,8 @@ namespace mb = moe_balance;
 int threads_granted = 1 << 30;
 int threads_started = 0;
 bool refuses_affinity = false;
-int starts_on_own_core = 0;  ///< threads that may start on the core of the thread that creates them
+int starts_on_own_core = 0;   ///< threads that may start on the core of the thread that creates them
+std::size_t least_stack = 0;  ///< of the threads that were started
 
 }  // namespace
 
@@ -35,6 +38,9 @@ extern "C" int pthread_create(pthread_t* id, const pthread_attr_t* attributes, v
   if (apart && refuses_affinity) return EPERM;
   ++threads_started;
   if (!apart) ++starts_on_own_core;
+  std::size_t stack = 0;
+  if (attributes != nullptr) pthread_attr_getstacksize(attributes, &stack);
+  least_stack = std::min(least_stack, stack);
   return create(id, attributes, function, argument);
 }
 
@@ -110,6 +116,76 @@ TEST_CASE("an exception of the calling thread's part leaves when the other parts
   threads_granted = 1 << 30;
   CHECK_THROWS_WITH(mb::run_parallel(mb::Host{}, 4, throws_in_part_0), "part 0");
   CHECK(ended == 3);
+}
+
+TEST_CASE(
+    "of several parts' exceptions the lowest part's leaves when all parts have ended, also those of threads that were "
+    "refused") {
+  for (const int granted : {0, 1, 2, 3, 1 << 30}) {
+    CAPTURE(granted);
+    threads_granted = granted;
+    threads_started = 0;
+    std::atomic<int> ended{0};
+    const auto throws = [&](int part, int) {
+      if (part == 2) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      ++ended;
+      if (part >= 2) throw std::runtime_error("part " + std::to_string(part));
+    };
+    CHECK_THROWS_WITH(mb::run_parallel(mb::Host{}, 6, throws), "part 2");
+    CHECK(ended == 6);
+  }
+  threads_granted = 1 << 30;
+}
+
+TEST_CASE("a part may throw anything, and its exception stays what it was") {
+  CHECK_THROWS_AS(mb::run_parallel(mb::Host{}, 3,
+                                   [](int part, int) {
+                                     if (part == 1) throw 7;
+                                   }),
+                  int);
+}
+
+namespace {
+
+/// The calling program's default for threads, until the end of the scope.
+class DefaultStack {
+ public:
+  explicit DefaultStack(std::size_t bytes) {
+    pthread_getattr_default_np(&before_);
+    pthread_attr_t attributes;
+    pthread_getattr_default_np(&attributes);
+    pthread_attr_setstacksize(&attributes, bytes);
+    REQUIRE(pthread_setattr_default_np(&attributes) == 0);
+    pthread_attr_destroy(&attributes);
+  }
+  DefaultStack(const DefaultStack&) = delete;
+  DefaultStack& operator=(const DefaultStack&) = delete;
+  ~DefaultStack() {
+    pthread_setattr_default_np(&before_);
+    pthread_attr_destroy(&before_);
+  }
+
+ private:
+  pthread_attr_t before_;
+};
+
+}  // namespace
+
+TEST_CASE(
+    "threads have stack enough where the C library gives little, as musl's 128 KiB, and what it gives where that is more") {
+  for (const bool refuses : {false, true}) {
+    refuses_affinity = refuses;
+    const DefaultStack musl(std::size_t{128} << 10);
+    least_stack = std::size_t{1} << 40;
+    CHECK(runs_of(3, 1 << 30) == std::vector<int>(3, 1));
+    CHECK(least_stack == std::size_t{1} << 20);
+
+    const DefaultStack large(std::size_t{16} << 20);
+    least_stack = std::size_t{1} << 40;
+    CHECK(runs_of(3, 1 << 30) == std::vector<int>(3, 1));
+    CHECK(least_stack == std::size_t{16} << 20);
+  }
+  refuses_affinity = false;
 }
 
 TEST_CASE("usable_cores counts the cores that the calling thread may run on") {

@@ -39,7 +39,8 @@ concept RowScoring = std::is_trivially_copyable_v<S> &&
 template <class S>
 concept ScoringPolicy = ElementwiseScoring<S> || RowScoring<S>;
 
-/// Optional traits of a scoring, all false when absent.
+/// Optional traits of a scoring, all false when absent. A derived class has its base's members: promises of the library's own classes are therefore not
+/// members, and hold for these classes only.
 /// normalised: a token's scores sum to 1, so that they are the loss's probabilities as they are.
 template <class S>
 inline constexpr bool is_normalised = false;
@@ -82,13 +83,14 @@ struct Weighting {
   float scaling_factor = 1.0f;  ///< multiplies every weight
 };
 
-/// Chooses K experts from ranking keys. `narrow` may exclude experts before the K best are taken, and leaves at least K; `check` throws for shapes that the
+/// Chooses K experts, 1 to 32, from ranking keys. `narrow` may exclude experts before the K best are taken, and leaves at least K; `check` throws for shapes that the
 /// policy's options do not fit.
 template <class P>
 concept TopKPolicy = std::is_trivially_copyable_v<P> &&
     requires(const P policy, const SerialTile tile, const Layout<SerialTile, 64> layout,
              Slots<std::int32_t, Layout<SerialTile, 64>> keys) {
-  { P::k } -> std::convertible_to<int>;
+  typename std::integral_constant<int, P::k>;
+  requires P::k >= 1 && P::k <= 32;
   {policy.template narrow<float>(tile, layout, keys)};
   {policy.check("", 1)};
   { policy.weighting() } -> std::convertible_to<Weighting>;
@@ -103,7 +105,8 @@ template <class P>
   }
 inline constexpr bool is_replaying<P> = P::replays;
 
-/// narrows = false: `narrow` looks at no key, so that padding need not be excluded before it where it ranks last anyway.
+/// narrows = false: `narrow` looks at no key, so that padding need not be excluded before it where it ranks last anyway. Of TopK it is known without the member,
+/// which a derived class with a `narrow` of its own would have.
 template <class P>
 inline constexpr bool is_narrowing = true;
 template <class P>
@@ -208,9 +211,11 @@ enum class GlobalBatchWindow : std::uint8_t { step, micro_batch };
 /// The window of a global-batch loss, its `window` or that of the loss that it wraps; the step where the policy does not say.
 template <class B>
 [[nodiscard]] constexpr GlobalBatchWindow loss_window(const B& balancer) {
-  if constexpr (requires { balancer.window; })
+  if constexpr (requires { balancer.window; }) {
+    static_assert(std::is_same_v<std::remove_cvref_t<decltype(balancer.window)>, GlobalBatchWindow>,
+                  "the balancer's window, which the library reads, is not a moe_balance::GlobalBatchWindow");
     return balancer.window;
-  else if constexpr (requires { balancer.loss; })
+  } else if constexpr (requires { balancer.loss; })
     return loss_window(balancer.loss);
   else
     return GlobalBatchWindow::step;

@@ -46,7 +46,11 @@ concept HasRowBackward = requires(const S scoring, const SerialTile tile, const 
 
 template <class P>
 concept HasK = requires {
-  { P::k } -> std::convertible_to<int>;
+  typename std::integral_constant<int, P::k>;
+};
+template <class P>
+concept HasUsefulK = requires {
+  requires P::k >= 1 && P::k <= 32;
 };
 template <class P>
 concept HasNarrow = requires(const P policy, const SerialTile tile, const Layout<SerialTile, 64> layout,
@@ -127,6 +131,7 @@ template <class P>
   static_assert(std::is_trivially_copyable_v<P>,
                 "the TopK policy must satisfy std::is_trivially_copyable: kernels take it by value");
   static_assert(HasK<P>, "the TopK policy lacks: static constexpr int k, that is P::k");
+  static_assert(HasUsefulK<P>, "the TopK policy's k is not 1 to 32");
   static_assert(HasNarrow<P>, "the TopK policy lacks: policy.template narrow<Real>(tile, layout, keys) const");
   static_assert(HasCheck<P>, "the TopK policy lacks: policy.check(call, experts) const");
   static_assert(HasWeighting<P>, "the TopK policy lacks: policy.weighting() const -> Weighting");

@@ -20,7 +20,8 @@ MOEB_NAMESPACE_BEGIN
 ///
 /// `place` is where a call runs: Host{.threads = n} (the call returns when its work is done) or, with moe_balance.cuh, a cudaStream_t
 /// (the call enqueues kernels and returns: no allocation, no synchronisation, capturable in a CUDA graph; all memory it was given must
-/// stay alive until the stream has passed it). Errors: InvalidArgument, before anything is written; CudaError from a launch.
+/// stay alive until the stream has passed it). Errors: InvalidArgument, before anything is written; CudaError from a launch. What a call writes
+/// shares no byte with what else it is given, but rows may lie between rows, and replay.experts may be experts itself.
 /// A call that sums over ranks asserts SyncPolicyOn<Sync, Place>. It raises SyncError where the sum fails or is late; what a call has not
 /// read by then is as it was, the bias above all.
 template <class Scoring, class TopKT, class Balancer = NoBalancer, class Sync = SingleDevice>
@@ -102,6 +103,7 @@ struct Router {
 
   /// Writes grad_logits = d(sum(weights * grad_weights) + loss_scale * grad_loss * loss)/d(logits), exactly, for finite rows; rows without
   /// finite weights and inactive rows get 0. Selection, counts and bias are constants to it. Awaits the sum that forward started.
+  /// grad_logits may be logits itself: the same data, type and stride.
   template <EnginePlace Place, class Tag = EngineTagOf<Place>>
   void backward(const BackwardArgs& given, Workspace workspace, const Place& place) const {
     Validator{"backward"}.compiled_experts(given.logits.columns, Engine<Place>::most_experts);
@@ -132,11 +134,12 @@ struct Router {
   }
 
   /// Writes the value of the loss of one forward call, as float32: for logging, and for an autograd graph. Its gradient is in backward.
-  /// A token's part of a token loss saturates at 16384 (fixed-point sums); the gradient does not. Awaits the sum that forward started.
+  /// A token's part of a token loss saturates at 16384, or 2^30 / T if that is less (fixed-point sums); the gradient does not. Awaits the sum that forward started.
   template <EnginePlace Place, class Tag = EngineTagOf<Place>>
   void loss(const LossArgs& args, Workspace /*workspace*/, const Place& place) const {
     static_assert(loss_count > 0, "this router's balancer has no loss");
     const Validator check{"loss"};
+    check_options("loss", balancer);
     check.range("experts", args.experts, 1, max_experts);
     check.pointer("value", args.value, alignof(float));
     check.optional_pointer("part_values", args.part_values, alignof(float));
@@ -144,6 +147,7 @@ struct Router {
     check.range("sequences.count", sequences, 1, std::numeric_limits<std::int32_t>::max());
     check.memory("saved", args.saved.data, args.saved.bytes, saved_bytes({0, args.experts, sequences}),
                  alignof(std::int64_t));
+    check.loss_memory(args, saved_bytes({0, args.experts, sequences}), loss_count);
     const SavedView saved = SavedLayout<Balancer>{args.experts, sequences}.view(args.saved.data);
     await_global_counts(saved, place);
     Engine<Place>::loss(
@@ -258,7 +262,9 @@ struct Router {
                                                            args.tokens_on_device,
                                                            args.replay,
                                                            Segments{sequences_of(args), args.logits.rows},
-                                                           rows_hold_quads(args.logits)};
+                                                           rows_hold_quads(args.logits),
+                                                           0,
+                                                           largest_token_loss(args.logits.rows)};
     clear_totals(problem, static_cast<std::int64_t*>(args.saved.data), totals, place);
     in_real_type<Place>(args.logits.type,
                         [&](auto real) { Engine<Place>::template forward<decltype(real)>(problem, totals, place); });
@@ -324,13 +330,12 @@ struct Router {
     const std::int64_t experts = args.logits.columns;
     check.logits(args.logits, k, on_host);
     top_k.check(call, static_cast<int>(experts));
+    check_options(call, balancer);
     check.matrix("experts", args.experts, tokens, k);
     check.matrix("weights", args.weights, tokens, k);
     check.type_beside_logits("weights", args.weights.type, args.logits.type);
     check.optional_pointer("counts", args.counts, alignof(std::int64_t));
     check.bias(args.bias, experts, needs_bias);
-    MOEB_EXPECTS(args.counts == nullptr || args.counts != args.load.counts, call, "counts", "load.counts",
-                 "memory of its own: it is overwritten, load is added to");
     check.load(args.load, experts, load_is_read || (Traits::biases > 0 && args.accumulate));
     check.optional_pointer("status", args.status, alignof(Status));
     check.optional_pointer("tokens_on_device", args.tokens_on_device, alignof(std::int64_t));
@@ -340,6 +345,8 @@ struct Router {
     const Shape shape{tokens, static_cast<int>(experts), sequences_of(args).count};
     check.memory("saved", args.saved.data, args.saved.bytes, saved_bytes(shape), alignof(std::int64_t));
     check.memory("workspace", workspace.data, workspace.bytes, workspace_bytes(shape), 16);
+    check.forward_memory(args, saved_bytes(shape), looks_across_tokens<TopKT> ? args.chosen : MatrixView<std::int32_t>(),
+                         is_replaying<TopKT> ? args.replay : ReplayRef{}, sequences_of(args));
   }
 
   void check_backward(const BackwardArgs& args, Workspace workspace, bool on_host) const {
@@ -361,15 +368,20 @@ struct Router {
     check.type_beside_logits("grad_logits", args.grad_logits.type, args.logits.type);
     check.optional_pointer("tokens_on_device", args.tokens_on_device, alignof(std::int64_t));
     check.optional_pointer("grad_loss", args.grad_loss, alignof(float));
+    check.finite("loss_scale", args.loss_scale);
+    check_options("backward", balancer);
     if constexpr (Traits::reads_sequences) check.sequences(args.sequences, tokens, on_host);
     if constexpr (looks_across_tokens<TopKT>) top_k.check_memory("backward", args, workspace);
     const Shape shape{tokens, static_cast<int>(experts), sequences_of(args).count};
     check.memory("saved", args.saved.data, args.saved.bytes, saved_bytes(shape), alignof(std::int64_t));
     check.memory("workspace", workspace.data, workspace.bytes, workspace_bytes(shape), 16);
+    check.backward_memory(args, saved_bytes(shape),
+                          looks_across_tokens<TopKT> ? args.chosen : MatrixView<const std::int32_t>(), sequences_of(args));
   }
 
-  static void check_update(const char* call, const BiasRef& bias, const LoadRef& load, bool on_host) {
+  void check_update(const char* call, const BiasRef& bias, const LoadRef& load, bool on_host) const {
     const Validator check{call};
+    check_options(call, balancer);
     check.load_of_layers(load, on_host);
     if constexpr (Traits::biases > 0) check.bias_of_layers(bias, load);
   }

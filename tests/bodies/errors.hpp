@@ -3,6 +3,9 @@
 
 #include "everything.hpp"
 
+#include <cmath>
+#include <cstdint>
+#include <limits>
 #include <string>
 
 namespace testing {
@@ -117,7 +120,9 @@ TEST_CASE_TEMPLATE_DEFINE("contract 14: forward refuses shapes that no tier cove
   refuses("logits.columns", "2049;", [](mb::ForwardArgs& args) { args.logits.columns = args.logits.stride = 2049; });
   refuses("logits.rows", "-1;", [](mb::ForwardArgs& args) { args.logits.rows = -1; });
   refuses("top_k.k", "4;", [](mb::ForwardArgs& args) { args.logits.columns = args.bias.experts = args.load.experts = 3; });
-  refuses("logits", "",
+  refuses("logits.rows", std::to_string(std::numeric_limits<std::int64_t>::max()).c_str(),
+          [](mb::ForwardArgs& args) { args.logits.rows = std::numeric_limits<std::int64_t>::max(); });
+  refuses("logits.rows", std::to_string(std::int64_t{1} << 60).c_str(),
           [](mb::ForwardArgs& args) { args.logits.rows = args.experts.rows = args.weights.rows = std::int64_t{1} << 60; });
   refuses("logits.stride", std::to_string(std::int64_t{1} << 60).c_str(),
           [](mb::ForwardArgs& args) { args.logits.stride = std::int64_t{1} << 60; });
@@ -160,6 +165,10 @@ TEST_CASE_TEMPLATE_DEFINE("contract 14: forward refuses element types that do no
     refuses_forward(engine, error_router(), error_inputs(), "logits.type", "float64",
                     [](mb::ForwardArgs& args) { args.logits.type = args.weights.type = mb::DataType::float64; });
   }
+  refuses_forward(engine, error_router(), error_inputs(), "logits.type", "9;",
+                  [](mb::ForwardArgs& args) { args.logits.type = args.weights.type = mb::DataType(9); });
+  refuses_backward(engine, error_router(), error_inputs(), "logits.type", "9;",
+                   [](mb::BackwardArgs& args) { args.logits.type = args.grad_logits.type = mb::DataType(9); });
 }
 
 TEST_CASE_TEMPLATE_DEFINE("contract 14: forward refuses sequences that do not fit the tokens", Engine, errors_sequences) {
@@ -171,6 +180,7 @@ TEST_CASE_TEMPLATE_DEFINE("contract 14: forward refuses sequences that do not fi
   refuses("sequences.count", "0;", [](mb::ForwardArgs& args) { args.sequences.count = 0; });
   refuses("sequences.count", "-3;", [](mb::ForwardArgs& args) { args.sequences.count = -3; });
   refuses("sequences.count", "4;", [](mb::ForwardArgs& args) { args.sequences.count = 4; });
+  refuses("sequences.layout", "7;", [](mb::ForwardArgs& args) { args.sequences.layout = mb::Sequences::Layout(7); });
   refuses("sequences.offsets", "null",
           [](mb::ForwardArgs& args) { args.sequences.layout = mb::Sequences::Layout::offsets; });
   if constexpr (Engine::has_float64) {  // a GPU's offsets are not read by the host
@@ -202,6 +212,67 @@ TEST_CASE_TEMPLATE_DEFINE("contract 14: GroupLimitedTopK refuses groups that do 
   refuses({.groups = 8, .groups_kept = 1}, "top_k.groups_kept", "1;");  // 1 * 2 experts < K
   refuses({.groups = 4, .groups_kept = 2, .group_score_top = 0}, "top_k.group_score_top", "0;");
   refuses({.groups = 4, .groups_kept = 2, .group_score_top = 5}, "top_k.group_score_top", "5;");
+}
+
+TEST_CASE_TEMPLATE_DEFINE("contract 14: options that are not finite are refused by each call that they change", Engine,
+                          errors_options) {
+  const Engine engine;
+  const Inputs inputs = error_inputs();
+  for (const float bad : {NAN, INFINITY, -INFINITY}) {
+    const std::string value = std::to_string(bad) + ";";
+    const auto no_change = [](auto&) {};
+    const auto refuses_selection = [&](const auto& selection) {
+      refuses_forward(engine, mb::Router{mb::Sigmoid{}, selection}, inputs, "top_k.scaling_factor", value, no_change);
+    };
+    refuses_selection(mb::TopK<4>{.scaling_factor = bad});
+    refuses_selection(mb::GroupLimitedTopK<4>{.groups = 4, .groups_kept = 2, .scaling_factor = bad});
+
+    const auto refuses_balancer = [&](const char* argument, const auto& balancer) {
+      const mb::Router router{mb::Sigmoid{}, mb::TopK<4>{}, balancer};
+      refuses_forward(engine, router, inputs, argument, value, no_change);
+      Memory<Engine> memory = memory_for(engine, router, inputs);
+      const Outcome before = memory.outcome();
+      check_message("backward", argument, value,
+                    [&] { router.backward(memory.backward_args(), memory.workspace(), engine.place()); });
+      if constexpr (router.loss_count > 0) {
+        check_message("loss", argument, value, [&] { router.loss(memory.loss_args(), memory.workspace(), engine.place()); });
+      }
+      const mb::ForwardArgs args = memory.forward_args();
+      for (const char* call : {"update", "finish_update"}) {
+        check_message(call, argument, value, [&] {
+          if (std::string(call) == "update")
+            router.update(args.bias, args.load, {}, engine.place());
+          else
+            router.finish_update(args.bias, args.load, {}, engine.place());
+        });
+      }
+      CHECK(untouched(before, memory.outcome()));
+    };
+    refuses_balancer("LossFreeBias.update_rate", mb::LossFreeBias{.update_rate = bad});
+    refuses_balancer("AuxLoss.coefficient", mb::AuxLoss{.coefficient = bad});
+    refuses_balancer("SequenceLoss.coefficient", mb::SequenceLoss{.coefficient = bad});
+    refuses_balancer("GlobalBatchLoss.coefficient", mb::GlobalBatchLoss{.coefficient = bad});
+    refuses_balancer("AuxLoss.coefficient", mb::FromPlainTopK{mb::AuxLoss{.coefficient = bad}});
+    refuses_balancer("ZLoss.coefficient", mb::Combine{mb::AuxLoss{}, mb::LossFreeBias{}, mb::ZLoss{.coefficient = bad}});
+    refuses_backward(engine, error_router(), inputs, "loss_scale", value,
+                     [&](mb::BackwardArgs& args) { args.loss_scale = bad; });
+  }
+}
+
+TEST_CASE_TEMPLATE_DEFINE("contract 14: options of zero and below are as good as others", Engine, errors_options_of_zero) {
+  const Engine engine;
+  for (const float option : {0.0f, -1.0f}) {
+    const mb::Router router{mb::Sigmoid{}, mb::TopK<4>{.scaling_factor = option},
+                            mb::Combine{mb::AuxLoss{.coefficient = option}, mb::LossFreeBias{.update_rate = option}}};
+    Memory<Engine> memory = memory_for(engine, router, error_inputs());
+    const mb::ForwardArgs args = memory.forward_args();
+    CHECK_NOTHROW(router.forward(args, memory.workspace(), engine.place()));
+    CHECK_NOTHROW(router.update(args.bias, args.load, {}, engine.place()));
+    mb::BackwardArgs backward = memory.backward_args();
+    backward.loss_scale = option;
+    CHECK_NOTHROW(router.backward(backward, memory.workspace(), engine.place()));
+    engine.wait();
+  }
 }
 
 TEST_CASE_TEMPLATE_DEFINE("contract 14: Replay refuses missing or misshapen ids", Engine, errors_replay) {
@@ -317,6 +388,7 @@ TEST_CASE_TEMPLATE_DEFINE("contract 14: update refuses bad arguments", Engine, e
   refuses("bias.experts", "8;", {bias.data(), 8, 2}, good_load);
   refuses("bias.layers", "1;", {bias.data(), 16, 1}, good_load);
   refuses("bias.stride", "8;", {bias.data(), 16, 2, 8}, good_load);
+  refuses("bias", "memory that load shares", {reinterpret_cast<float*>(load.data() + 31), 16, 2}, good_load);
   check_message("start_update", "load.layers", "0;", [&] {
     error_router().start_update({load.data(), 16, 0}, {}, engine.place());
   });
@@ -347,6 +419,10 @@ TEST_CASE_TEMPLATE_DEFINE("contract 14: what is right but unusual is accepted", 
   bare.counts = nullptr;
   bare.status = nullptr;
   CHECK_NOTHROW(router.forward(bare, memory.workspace(), engine.place()));
+  // Loads and biases of layers as columns of one table.
+  typename Engine::template Array<std::int64_t> table(engine, std::vector<std::int64_t>(2 * 24));
+  float* const biases = reinterpret_cast<float*>(table.data() + 16);
+  CHECK_NOTHROW(error_router().update({biases, 16, 2, 48}, {table.data(), 16, 2, 24}, {}, engine.place()));
   engine.wait();
 }
 

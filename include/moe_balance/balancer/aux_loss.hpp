@@ -5,6 +5,10 @@
 
 #include <moe_balance/balancer/loss_scale.hpp>
 #include <moe_balance/concepts.hpp>
+#include <moe_balance/error.hpp>
+#include <moe_balance/numeric/math.hpp>
+
+#include <string>
 
 MOEB_NAMESPACE_BEGIN
 
@@ -13,6 +17,12 @@ struct AuxLoss {
 
   float coefficient = 1e-2f;                    ///< a balanced router's loss
   LossScale scale = LossScale::per_assignment;  ///< whether `coefficient` is that, or a K-th of it
+
+  /// Errors: InvalidArgument.
+  void check(const char* call) const {
+    MOEB_EXPECTS(is_finite(coefficient), call, ArgumentName("AuxLoss", "coefficient"), std::to_string(coefficient),
+                 "finite numbers");
+  }
 
   [[nodiscard]] MOEB_INLINE float slope(int expert, const LoadView& load) const {
     return switch_slope(coefficient, scale, expert, load);

@@ -79,6 +79,17 @@ template <class Part, class Real>
   return is_finite(slope) ? slope : Real(0);
 }
 
+/// Checks the options of each part that has a check(call) for them, before a call.
+template <class Balancer>
+void check_options(const char* call, const Balancer& balancer) {
+  if constexpr (CombinedBalancer<Balancer>) {
+    check_options(call, balancer.first);
+    if constexpr (requires { balancer.rest; }) check_options(call, balancer.rest);
+  } else if constexpr (requires { balancer.check(call); }) {
+    balancer.check(call);
+  }
+}
+
 /// What a balancer, elementary or combined, is made of.
 template <class Balancer>
 struct BalancerTraits {

@@ -5,6 +5,7 @@
 // All losses of a router count the same way. With a GlobalBatchLoss, `load` holds these counts, so that no bias can share it.
 #pragma once
 
+#include <moe_balance/balancer/combine.hpp>
 #include <moe_balance/concepts.hpp>
 
 MOEB_NAMESPACE_BEGIN
@@ -12,10 +13,15 @@ MOEB_NAMESPACE_BEGIN
 template <class Loss>
 struct FromPlainTopK {
   static_assert(LossBalancer<Loss>, "the loss of FromPlainTopK lacks: balancer.slope(expert, load) const -> float");
+  static_assert(!BiasBalancer<Loss> && !TokenLossBalancer<Loss>,
+                "FromPlainTopK would leave out the loss's next_bias or token_loss: give them to Combine beside it");
   static constexpr bool counts_plain_top_k = true;
   static constexpr LossScope scope = loss_scope<Loss>;
 
   Loss loss{};  ///< what reads the counts
+
+  /// As the loss, if it has that.
+  void check(const char* call) const { check_options(call, loss); }
 
   [[nodiscard]] MOEB_INLINE float slope(int expert, const LoadView& load) const { return loss.slope(expert, load); }
 };

@@ -11,6 +11,11 @@
 
 #include <moe_balance/balancer/loss_scale.hpp>
 #include <moe_balance/concepts.hpp>
+#include <moe_balance/error.hpp>
+#include <moe_balance/numeric/math.hpp>
+
+#include <cstdint>
+#include <string>
 
 MOEB_NAMESPACE_BEGIN
 
@@ -24,6 +29,12 @@ struct GlobalBatchLoss {
   LossScale scale = LossScale::per_assignment;              ///< whether `coefficient` is that, or a K-th of it
   GlobalBatchScale global_scale = GlobalBatchScale::paper;  ///< the size of the loss
   GlobalBatchWindow window = GlobalBatchWindow::step;       ///< which micro-batches F counts
+
+  /// Errors: InvalidArgument.
+  void check(const char* call) const {
+    MOEB_EXPECTS(is_finite(coefficient), call, ArgumentName("GlobalBatchLoss", "coefficient"), std::to_string(coefficient),
+                 "finite numbers");
+  }
 
   [[nodiscard]] MOEB_INLINE float slope(int expert, const LoadView& load) const {
     const float whole = switch_slope(coefficient, scale, expert, load);

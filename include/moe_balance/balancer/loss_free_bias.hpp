@@ -5,8 +5,11 @@
 #pragma once
 
 #include <moe_balance/concepts.hpp>
+#include <moe_balance/error.hpp>
+#include <moe_balance/numeric/math.hpp>
 
 #include <cstdint>
+#include <string>
 
 MOEB_NAMESPACE_BEGIN
 
@@ -17,6 +20,12 @@ struct LossFreeBias {
   float update_rate = 1e-3f;           ///< u, the step of each bias, in units of scores
   Centring centring = Centring::none;  ///< against a common drift
   bool frozen = false;                 ///< update leaves the bias as it is (and still clears the load)
+
+  /// Errors: InvalidArgument.
+  void check(const char* call) const {
+    MOEB_EXPECTS(is_finite(update_rate), call, ArgumentName("LossFreeBias", "update_rate"), std::to_string(update_rate),
+                 "finite numbers");
+  }
 
   [[nodiscard]] MOEB_INLINE float next_bias(float bias, int expert, const LoadView& load) const {
     const std::int64_t excess = load.count(expert) * load.experts() - load.total();  // E (c_i - mean), exact

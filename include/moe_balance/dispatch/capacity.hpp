@@ -134,9 +134,9 @@ void limit_to_capacity(const CapacityArgs& args, Workspace workspace, const Plac
 template <class Selection>
 struct WithCapacity {
   static_assert(requirements::of_top_k<Selection>() && TopKPolicy<Selection>);
+  static_assert(!looks_across_tokens<Selection>, "WithCapacity<WithCapacity<S>> would have one capacity: its outer one");
   static constexpr int k = Selection::k;
   static constexpr bool replays = is_replaying<Selection>;
-  static constexpr bool narrows = is_narrowing<Selection>;  ///< as the selection
   static constexpr bool looks_across_tokens = true;
 
   double capacity_factor = 1.0;  ///< C = ceil(T K / E * capacity_factor), T the rows of logits
@@ -284,6 +284,9 @@ struct WithCapacity {
 /// See concepts.hpp.
 template <class Selection>
 inline constexpr bool narrows_side_by_side<WithCapacity<Selection>> = narrows_side_by_side<Selection>;
+/// See concepts.hpp.
+template <class Selection>
+inline constexpr bool is_narrowing<WithCapacity<Selection>> = is_narrowing<Selection>;
 static_assert(TopKPolicy<WithCapacity<TopK<8>>>);
 
 MOEB_NAMESPACE_END

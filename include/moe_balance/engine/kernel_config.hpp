@@ -76,7 +76,7 @@ inline constexpr bool has_usual_kernel = [] {
   using TopKT = decltype(Problem::top_k);
   constexpr CudaTier tier = cuda_tiers[Tier];
   constexpr int scores = tier.max_experts / tier.width;
-  constexpr bool is_softmax = is_softmax_row<typename RowOf<decltype(Problem::scoring), float>::type>;
+  constexpr bool is_softmax = has_softmax_scores<decltype(Problem::scoring)>;
   if (Tier >= usual_tier_count) return false;
   if (is_backward<Problem>) {
     const bool has_softmax_beside = !is_softmax && Traits::token_losses > 0;
@@ -94,7 +94,7 @@ inline constexpr bool has_usual_kernel = [] {
 template <class Problem>
 inline constexpr bool is_light = [] {
   using Traits = BalancerTraits<decltype(Problem::balancer)>;
-  constexpr bool is_softmax = is_softmax_row<typename RowOf<decltype(Problem::scoring), float>::type>;
+  constexpr bool is_softmax = has_softmax_scores<decltype(Problem::scoring)>;
   if (Traits::token_losses > 0 || Traits::plain_losses > 0 || is_replaying<decltype(Problem::top_k)>) return false;
   return Traits::losses == 0 || (is_softmax && Traits::biases == 0 && !selects_groups<decltype(Problem::top_k)>);
 }();

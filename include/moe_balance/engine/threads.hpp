@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <exception>
 #include <vector>
 
 #if defined(__GLIBC__) && defined(CPU_COUNT)
@@ -43,30 +44,53 @@ class PartFunction {
   void (*call_)(const void*, int, int);
 };
 
+/// Attributes of a thread that has stack enough for a part: the C library's own where they say more, but some say 128 KiB.
+class ThreadAttributes {
+ public:
+  ThreadAttributes() {
+    is_valid_ = pthread_attr_init(&attributes_) == 0;
+    std::size_t own = 0;
+    if (is_valid_ && pthread_attr_getstacksize(&attributes_, &own) == 0 && own < stack_bytes) {
+      pthread_attr_setstacksize(&attributes_, stack_bytes);
+    }
+  }
+  ThreadAttributes(const ThreadAttributes&) = delete;
+  ThreadAttributes& operator=(const ThreadAttributes&) = delete;
+  ~ThreadAttributes() {
+    if (is_valid_) pthread_attr_destroy(&attributes_);
+  }
+  [[nodiscard]] pthread_attr_t* get() { return is_valid_ ? &attributes_ : nullptr; }
+
+ private:
+  static constexpr std::size_t stack_bytes = std::size_t{1} << 20;  // three times what a part takes
+  pthread_attr_t attributes_;
+  bool is_valid_;
+};
+
 /// Where a call's threads start: on another core than the calling thread's, if there are cores for all. Left alone, Linux often starts one on the
 /// core of the thread that creates it, and moves it a whole call later. Once started they may run wherever the calling thread may.
 class ThreadStart {
  public:
   explicit ThreadStart(int threads) {
-    if (pthread_attr_init(&attributes_) != 0) return;
-    is_valid_ = true;
 #if MOEB_HAS_CPU_SETS
     const int own = sched_getcpu();
     if (own < 0 || sched_getaffinity(0, sizeof(cores_), &cores_) != 0 || CPU_COUNT(&cores_) < threads) return;
     cpu_set_t others = cores_;
     CPU_CLR(static_cast<std::size_t>(own), &others);
-    is_apart_ = pthread_attr_setaffinity_np(&attributes_, sizeof(others), &others) == 0;
+    is_apart_ = apart_.get() != nullptr && pthread_attr_setaffinity_np(apart_.get(), sizeof(others), &others) == 0;
 #else
     static_cast<void>(threads);
 #endif
   }
   ThreadStart(const ThreadStart&) = delete;
   ThreadStart& operator=(const ThreadStart&) = delete;
-  ~ThreadStart() {
-    if (is_valid_) pthread_attr_destroy(&attributes_);
-  }
-  [[nodiscard]] const pthread_attr_t* attributes() const {
-    return is_valid_ ? &attributes_ : nullptr;
+
+  /// Whether it has started. A sandbox may refuse a thread that comes with an affinity, and grant it without.
+  [[nodiscard]] bool start(pthread_t& id, void* (*function)(void*), void* argument) {
+#if MOEB_HAS_CPU_SETS
+    if (is_apart_ && pthread_create(&id, apart_.get(), function, argument) == 0) return true;
+#endif
+    return pthread_create(&id, anywhere_.get(), function, argument) == 0;
   }
 
   /// Lets the thread that calls it, which has started, run on all cores.
@@ -77,32 +101,34 @@ class ThreadStart {
   }
 
  private:
-  pthread_attr_t attributes_;
-  bool is_valid_ = false;
+  ThreadAttributes anywhere_;
 #if MOEB_HAS_CPU_SETS
+  ThreadAttributes apart_;
   cpu_set_t cores_;
   bool is_apart_ = false;
 #endif
 };
 #undef MOEB_HAS_CPU_SETS
 
-/// The threads of one call, a part each but for part 0; joined before this goes, also by an exception of the calling thread's part.
+/// Part 0's neighbours, each on a thread; joined before this goes, also by an exception of the calling thread's part.
 class PartThreads {
  public:
   PartThreads(int parts, const PartFunction& f) : start_(parts), threads_(static_cast<std::size_t>(parts - 1)) {
-    for (; started_ < parts; ++started_) {
-      Thread& thread = threads_[static_cast<std::size_t>(started_ - 1)];
-      thread = {&f, &start_, started_, parts, {}};
-      if (!start(thread, start_.attributes()) && !start(thread, nullptr)) break;
+    for (Thread& thread : threads_) thread = {&f, &start_, static_cast<int>(&thread - threads_.data()) + 1, parts, {}, {}};
+    while (started_ < threads_.size() && start_.start(threads_[started_].id, &PartThreads::run, &threads_[started_])) {
+      ++started_;
     }
   }
   PartThreads(const PartThreads&) = delete;
   PartThreads& operator=(const PartThreads&) = delete;
-  ~PartThreads() {
-    for (int part = 1; part < started_; ++part) pthread_join(threads_[static_cast<std::size_t>(part - 1)].id, nullptr);
+  ~PartThreads() { join(); }
+
+  /// Runs the parts that the system refused threads for, awaits the others, and rethrows what the first of those that threw has thrown.
+  void finish() {
+    for (std::size_t i = started_; i < threads_.size(); ++i) threads_[i].run_part();
+    join();
+    for (const Thread& thread : threads_) thread.rethrow();
   }
-  /// The first part that the system refused a thread for.
-  [[nodiscard]] int first_refused() const { return started_; }
 
  private:
   struct Thread {
@@ -111,29 +137,48 @@ class PartThreads {
     int part;
     int parts;
     pthread_t id;
+    std::exception_ptr thrown;  ///< by a policy of the user's
+
+    void run_part() {
+#if defined(__cpp_exceptions)
+      try {
+        (*f)(part, parts);
+      } catch (...) {
+        thrown = std::current_exception();
+      }
+#else
+      (*f)(part, parts);
+#endif
+    }
+    void rethrow() const {
+#if defined(__cpp_exceptions)
+      if (thrown != nullptr) std::rethrow_exception(thrown);
+#endif
+    }
   };
 
-  /// A sandbox may refuse a thread that comes with an affinity, and grant it without.
-  [[nodiscard]] static bool start(Thread& thread, const pthread_attr_t* attributes) {
-    return pthread_create(&thread.id, attributes, &PartThreads::run, &thread) == 0;
-  }
   static void* run(void* thread) {
-    const auto& own = *static_cast<const Thread*>(thread);
+    auto& own = *static_cast<Thread*>(thread);
     own.start->release();
-    (*own.f)(own.part, own.parts);
+    own.run_part();
     return nullptr;
+  }
+  void join() {
+    for (; joined_ < started_; ++joined_) pthread_join(threads_[joined_].id, nullptr);
   }
 
   ThreadStart start_;
   std::vector<Thread> threads_;
-  int started_ = 1;
+  std::size_t started_ = 0;  ///< the first ones
+  std::size_t joined_ = 0;   ///< the first ones
 };
 
-/// Runs f(part, parts) on several threads; the calling thread takes part 0, and the parts of threads that could not be started.
+/// Runs f(part, parts) on several threads; the calling thread takes part 0, and the parts of threads that could not be started. What a part throws leaves
+/// when all have ended; of several, what the lowest has thrown.
 inline void run_on_threads(int parts, const PartFunction& f) {
-  const PartThreads others(parts, f);
+  PartThreads others(parts, f);
   f(0, parts);
-  for (int part = others.first_refused(); part < parts; ++part) f(part, parts);
+  others.finish();
 }
 
 /// Runs f(part, parts) on the executor's threads.

@@ -6,8 +6,11 @@
 #include <moe_balance/concepts.hpp>
 #include <moe_balance/engine/tuning.hpp>
 #include <moe_balance/error.hpp>
+#include <moe_balance/numeric/math.hpp>
 
+#include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <limits>
 #include <string>
 
@@ -25,6 +28,64 @@ MOEB_NAMESPACE_BEGIN
       return "float64";
   }
   return "unknown";
+}
+
+/// The bytes of an argument: rows of `width` bytes, `pitch` bytes apart, in what lies from `first` to `last`. None where it is left out.
+struct ByteRows {
+  const char* name = nullptr;
+  std::uintptr_t first = 0;
+  std::uintptr_t last = 0;
+  std::uintptr_t width = 0;
+  std::uintptr_t pitch = 0;
+
+  constexpr ByteRows() = default;
+  ByteRows(const char* argument, const void* data, std::int64_t bytes) : ByteRows(argument, data, 1, bytes, bytes) {}
+  ByteRows(const char* argument, const void* data, std::int64_t rows, std::int64_t row_bytes, std::int64_t row_pitch)
+      : name(argument) {
+    if (data == nullptr || rows <= 0 || row_bytes <= 0) return;
+    const bool is_dense = rows == 1 || row_bytes == row_pitch;
+    first = reinterpret_cast<std::uintptr_t>(data);
+    width = static_cast<std::uintptr_t>(is_dense ? rows * row_bytes : row_bytes);
+    pitch = is_dense ? width : static_cast<std::uintptr_t>(row_pitch);
+    last = first + (is_dense ? width : static_cast<std::uintptr_t>(rows - 1) * pitch + width);
+  }
+
+  /// Whether bytes of both may be the same: none are where these do not reach each other.
+  [[nodiscard]] bool reaches(const ByteRows& other) const { return first < other.last && other.first < last; }
+  [[nodiscard]] bool shares_with(const ByteRows& other) const {
+    return reaches(other) && !has_in_gaps(other) && !other.has_in_gaps(*this);
+  }
+
+ private:
+  /// Whether another argument, of one row or of the same pitch, lies between these rows, as columns of one table do.
+  [[nodiscard]] bool has_in_gaps(const ByteRows& other) const {
+    if (other.first < first || (other.pitch != pitch && other.last - other.first != other.width)) return false;
+    const std::uintptr_t offset = (other.first - first) % pitch;
+    return offset >= width && offset + other.width <= pitch;
+  }
+};
+
+template <class T>
+[[nodiscard]] ByteRows bytes_of(const char* name, const MatrixView<T>& view) {
+  constexpr std::int64_t element = sizeof(T);
+  return {name, view.data, view.rows, view.columns * element, view.stride * element};
+}
+template <bool Const>
+[[nodiscard]] ByteRows bytes_of(const char* name, const BasicAnyMatrix<Const>& view) {
+  const auto element = static_cast<std::int64_t>(size_of(view.type));
+  return {name, view.data, view.rows, view.columns * element, view.stride * element};
+}
+[[nodiscard]] inline ByteRows bytes_of(const BiasRef& view) {
+  constexpr std::int64_t element = sizeof(float);
+  return {"bias", view.data, view.layers, view.experts * element, view.stride * element};
+}
+[[nodiscard]] inline ByteRows bytes_of(const LoadRef& view) {
+  constexpr std::int64_t element = sizeof(std::int64_t);
+  return {"load", view.counts, view.layers, view.experts * element, view.stride * element};
+}
+[[nodiscard]] inline ByteRows bytes_of(const Sequences& view) {
+  const bool is_read = view.layout == Sequences::Layout::offsets;
+  return {"sequences.offsets", is_read ? view.offsets : nullptr, (view.count + 1) * std::int64_t{sizeof(std::int64_t)}};
 }
 
 /// Argument checks of one call; `call` is its name in messages.
@@ -46,13 +107,19 @@ struct Validator {
     if (address % alignment != 0) fail_alignment(argument, address, alignment);
   }
 
+  void finite(const ArgumentName& argument, float value) const {
+    MOEB_EXPECTS(is_finite(value), call, argument, std::to_string(value), "finite numbers");
+  }
+
   void matrix(const char* name, const void* data, std::size_t element, std::int64_t rows, std::int64_t columns,
               std::int64_t stride, std::int64_t wanted_rows, std::int64_t wanted_columns) const {
     constexpr std::int64_t largest = std::numeric_limits<std::int64_t>::max();
     range({name, "rows"}, rows, wanted_rows, wanted_rows, "the tokens of logits");
     range({name, "columns"}, columns, wanted_columns, wanted_columns);
-    range({name, "stride"}, stride, columns, largest / static_cast<std::int64_t>(element) / (rows > 0 ? rows : 1),
-          "elements; at least the columns, and rows * stride must fit memory");
+    const std::int64_t elements = largest / static_cast<std::int64_t>(element);
+    const std::int64_t longest = elements / (rows > 0 ? rows : 1);
+    if (longest < columns) range({name, "rows"}, rows, 0, elements / columns, "rows * columns must fit memory");
+    range({name, "stride"}, stride, columns, longest, "elements; at least the columns, and rows * stride must fit memory");
     if (rows > 0) pointer({name, "data"}, data, element);
   }
 
@@ -66,6 +133,8 @@ struct Validator {
   }
 
   void logits(const ConstAnyMatrix& view, int top_k, bool serves_float64) const {
+    MOEB_EXPECTS(view.type <= DataType::float64, call, ArgumentName("logits", "type"), static_cast<int>(view.type),
+                 "float32, bfloat16, float16; float64 on the CPU only");
     range("logits.rows", view.rows, 0, std::numeric_limits<std::int64_t>::max());
     range("logits.columns", view.columns, 1, max_experts, "experts");
     range("top_k.k", top_k, 1, view.columns, "K may not exceed the experts");
@@ -121,6 +190,8 @@ struct Validator {
     range("bias.experts", view.experts, load.experts, load.experts, "the experts of load");
     range("bias.layers", view.layers, load.layers, load.layers, "the layers of load");
     range("bias.stride", view.stride, view.experts, std::numeric_limits<std::int32_t>::max());
+    const std::int64_t bytes = load.layers * std::int64_t{sizeof(std::int32_t)};
+    apart({bytes_of(view), bytes_of(load)}, {ByteRows("load.experts_of_layer", load.experts_of_layer, bytes)});
   }
 
   void memory(const char* name, const void* data, std::size_t bytes, std::size_t needed, std::size_t alignment) const {
@@ -132,6 +203,8 @@ struct Validator {
 
   /// Contents of offsets are read on the host only.
   void sequences(const Sequences& view, std::int64_t tokens, bool on_host) const {
+    MOEB_EXPECTS(view.layout <= Sequences::Layout::offsets, call, "sequences.layout", static_cast<int>(view.layout),
+                 "sequence_major, token_major, offsets");
     range("sequences.count", view.count, 1, std::numeric_limits<std::int32_t>::max());
     if (view.layout != Sequences::Layout::offsets) {
       MOEB_EXPECTS(tokens % view.count == 0, call, "sequences.count", view.count, "a divisor of the ", tokens, " tokens");
@@ -146,7 +219,68 @@ struct Validator {
     }
   }
 
+  /// What a call writes shares no byte with what else it writes or reads.
+  void apart(std::initializer_list<ByteRows> written, std::initializer_list<ByteRows> read) const {
+    const ByteRows* there[most_arguments];
+    int count = 0;
+    for (const ByteRows& a : written) {
+      if (a.first != a.last) there[count++] = &a;
+    }
+    const int outputs = count;
+    for (const ByteRows& a : read) {
+      if (a.first != a.last) there[count++] = &a;
+    }
+    for (int a = 0; a < outputs; ++a) {
+      for (int b = a + 1; b < count; ++b) {
+        if (there[a]->reaches(*there[b])) apart(*there[a], *there[b]);
+      }
+    }
+  }
+
+  /// `saved_bytes`: of `saved`, what the call uses. Replayed ids may lie where ids are written to.
+  void forward_memory(const ForwardArgs& args, std::size_t saved_bytes, const MatrixView<std::int32_t>& chosen,
+                      const ReplayRef& replay, const Sequences& sequences) const {
+    const std::int64_t tokens = args.logits.rows;
+    const std::int64_t count_bytes = args.logits.columns * std::int64_t{sizeof(std::int64_t)};
+    const bool rewrites_ids = replay.experts.data == args.experts.data && replay.experts.stride == args.experts.stride;
+    apart(
+        {bytes_of("experts", args.experts), bytes_of("weights", args.weights), ByteRows("counts", args.counts, count_bytes),
+         bytes_of(args.load), ByteRows("saved", args.saved.data, static_cast<std::int64_t>(saved_bytes)),
+         ByteRows("status", args.status, sizeof(Status)), bytes_of("chosen", chosen)},
+        {bytes_of("logits", args.logits), bytes_of(args.bias), ByteRows("active", args.active, tokens),
+         rewrites_ids ? ByteRows() : bytes_of("replay.experts", replay.experts),
+         ByteRows("replay.tokens", replay.tokens, tokens),
+         ByteRows("tokens_on_device", args.tokens_on_device, sizeof(std::int64_t)), bytes_of(sequences)});
+  }
+
+  /// See forward_memory. The gradient may take the logits' place.
+  void backward_memory(const BackwardArgs& args, std::size_t saved_bytes, const MatrixView<const std::int32_t>& chosen,
+                       const Sequences& sequences) const {
+    const bool is_in_place = args.grad_logits.data == args.logits.data && args.grad_logits.type == args.logits.type &&
+                             args.grad_logits.stride == args.logits.stride;
+    apart({bytes_of("grad_logits", args.grad_logits)},
+          {is_in_place ? ByteRows() : bytes_of("logits", args.logits), bytes_of("experts", args.experts),
+           bytes_of("chosen", chosen), bytes_of("grad_weights", args.grad_weights),
+           ByteRows("saved", args.saved.data, static_cast<std::int64_t>(saved_bytes)),
+           ByteRows("active", args.active, args.logits.rows),
+           ByteRows("tokens_on_device", args.tokens_on_device, sizeof(std::int64_t)),
+           ByteRows("grad_loss", args.grad_loss, sizeof(float)), bytes_of(sequences)});
+  }
+
+  /// See forward_memory.
+  void loss_memory(const LossArgs& args, std::size_t saved_bytes, std::int64_t losses) const {
+    apart({ByteRows("value", args.value, sizeof(float)),
+           ByteRows("part_values", args.part_values, losses * std::int64_t{sizeof(float)})},
+          {ByteRows("saved", args.saved.data, static_cast<std::int64_t>(saved_bytes))});
+  }
+
  private:
+  static constexpr int most_arguments = 16;  ///< that a call reads or writes
+
+  [[gnu::noinline, gnu::cold]] void apart(const ByteRows& a, const ByteRows& b) const {
+    if (a.shares_with(b))
+      fail_argument(call, a.name, "memory that " + std::string(b.name) + " shares", {"memory of its own"});
+  }
   [[noreturn, gnu::noinline, gnu::cold]] void fail_range(const ArgumentName& argument, std::int64_t value,
                                                          std::int64_t least, std::int64_t most, const char* why) const {
     std::string allowed;

@@ -7,16 +7,20 @@
 
 MOEB_NAMESPACE_BEGIN
 
-/// Binary digits behind the point. Probabilities: 2^31 tokens fit. Token losses have a coefficient in them, often a small one: more digits,
-/// and 2^27 tokens of value 1 fit.
+/// Binary digits behind the point. Probabilities: 2^31 tokens fit. Token losses have a coefficient in them, often a small one: more digits.
 inline constexpr int probability_fraction_bits = 32;
-inline constexpr int token_loss_fraction_bits = 36;
+inline constexpr int token_loss_fraction_bits = 33;
 
-/// round(value * 2^bits); values outside +-2^18 (probability) or +-2^14 (token loss) saturate and NaN is 0, so that no conversion
-/// overflows.
+/// The largest value of a token's loss that counts, so that the sum over `tokens` fits whatever they are.
+[[nodiscard]] constexpr float largest_token_loss(std::int64_t tokens) {
+  constexpr float sum = 1073741568.0f;  // 2^30, less than which the sum has to be, and what roundings may add
+  constexpr float most = 16384.0f;
+  return static_cast<float>(tokens) * most < sum ? most : sum / static_cast<float>(tokens);
+}
+
+/// round(value * 2^bits); values outside +-limit, at most 2^(50 - bits) as it is for probabilities, saturate and NaN is 0, so that no conversion overflows.
 template <int Bits, class Real>
-[[nodiscard]] MOEB_INLINE std::int64_t to_fixed(Real value) {
-  constexpr Real limit = static_cast<Real>(std::int64_t{1} << (50 - Bits));
+[[nodiscard]] MOEB_INLINE std::int64_t to_fixed(Real value, Real limit = static_cast<Real>(std::int64_t{1} << (50 - Bits))) {
   const Real number = choose(value == value, value, Real(0));
   const Real clamped = larger_of(smaller_of(number, limit), -limit);
   return round_to_int64(mul(clamped, static_cast<Real>(std::int64_t{1} << Bits)));

@@ -9,8 +9,6 @@
 MOEB_NAMESPACE_BEGIN
 
 struct Sigmoid {
-  static constexpr bool non_negative = true;
-
   template <class Real>
   [[nodiscard]] MOEB_INLINE Real operator()(Real logit) const {
     return sigmoid(logit);
@@ -21,5 +19,9 @@ struct Sigmoid {
   }
 };
 static_assert(ElementwiseScoring<Sigmoid>);
+/// \cond
+template <>
+inline constexpr bool is_non_negative<Sigmoid> = true;
+/// \endcond
 
 MOEB_NAMESPACE_END

@@ -11,8 +11,6 @@ MOEB_NAMESPACE_BEGIN
 /// ds_i/dx_j = s_i (delta_ij - s_j).
 struct Softmax {
   static constexpr bool normalised = true;
-  static constexpr bool non_negative = true;
-  static constexpr bool finite_scores = true;
   template <class Real>
   using Row = SoftmaxRow<Real>;
 
@@ -43,6 +41,10 @@ static_assert(RowScoring<Softmax>);
 /// \cond
 template <>
 inline constexpr bool has_softmax_scores<Softmax> = true;
+template <>
+inline constexpr bool is_non_negative<Softmax> = true;
+template <>
+inline constexpr bool is_finitely_scoring<Softmax> = true;
 /// \endcond
 
 MOEB_NAMESPACE_END

@@ -14,6 +14,10 @@ static_assert(RowScoring<SoftmaxOverSelected>);
 /// \cond
 template <>
 inline constexpr bool has_softmax_scores<SoftmaxOverSelected> = true;
+template <>
+inline constexpr bool is_non_negative<SoftmaxOverSelected> = true;
+template <>
+inline constexpr bool is_finitely_scoring<SoftmaxOverSelected> = true;
 /// \endcond
 
 MOEB_NAMESPACE_END

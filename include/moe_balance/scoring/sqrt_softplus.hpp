@@ -10,8 +10,6 @@ MOEB_NAMESPACE_BEGIN
 /// ds/dx = sigmoid(x) / (2 s). Below x = -17, log(1 + exp(x)) is exp(x) to float32's precision, so that s = exp(x / 2) and
 /// ds/dx = s / 2, with no quotient of two vanishing numbers.
 struct SqrtSoftplus {
-  static constexpr bool non_negative = true;
-
   template <class Real>
   [[nodiscard]] MOEB_INLINE Real operator()(Real logit) const {
     const bool vanishing = logit < very_negative<Real>;
@@ -36,5 +34,9 @@ struct SqrtSoftplus {
   static constexpr Real linear = sizeof(Real) == 4 ? Real(20) : Real(40);
 };
 static_assert(ElementwiseScoring<SqrtSoftplus>);
+/// \cond
+template <>
+inline constexpr bool is_non_negative<SqrtSoftplus> = true;
+/// \endcond
 
 MOEB_NAMESPACE_END

@@ -150,9 +150,7 @@ template <class Real, class Problem, class TileT, class LayoutT>
   const typename RowOf<Scoring, Real>::type row =
       score_row(problem, tile, layout, token, problem.logits_hold_quads, logits, scores);
   constexpr bool has_token_losses = Traits::token_losses > 0;
-  constexpr bool scores_are_softmax = requires {
-    row.log_sum_exp();
-  };
+  constexpr bool scores_are_softmax = has_softmax_scores<Scoring>;
   Real token_slope = 0;  // found here, it takes the place of what the row knows in a lane's registers
   if constexpr (has_token_losses && scores_are_softmax) token_slope = slope_of_token_losses(problem, slopes, row);
   const Weighting weighting = problem.top_k.weighting();

@@ -126,7 +126,7 @@ MOEB_INLINE void candidate_keys(const Problem& problem, const TileT& tile, const
 template <class Scoring, class Balancer, class TileT>
 inline constexpr bool has_room_for_words = [] {
   using Traits = BalancerTraits<Balancer>;
-  constexpr bool is_softmax = is_softmax_row<typename RowOf<Scoring, float>::type>;
+  constexpr bool is_softmax = has_softmax_scores<Scoring>;
   return TileT::width == 32 || Traits::losses + Traits::token_losses == 0 ||
          (is_softmax && Traits::biases == 0 && (Traits::token_losses == 0 || !is_over_selected<Scoring>));
 }();

@@ -89,7 +89,9 @@ MOEB_INLINE void add_losses_of_token(const Problem& problem, const TileT& tile, 
   int index = 0;
   for_each_part(problem.balancer, [&](const auto& part) MOEB_LAMBDA {
     if constexpr (TokenLossBalancer<std::remove_cvref_t<decltype(part)>>) {
-      if (tile.lane() == 0) sink.token_loss(index, to_fixed<token_loss_fraction_bits>(token_loss_of(part, log_sum_exp)));
+      const Real loss = token_loss_of(part, log_sum_exp);
+      const Real most = problem.largest_token_loss;
+      if (tile.lane() == 0) sink.token_loss(index, to_fixed<token_loss_fraction_bits>(loss, most));
       ++index;
     }
   });
@@ -102,9 +104,9 @@ MOEB_INLINE void add_token_losses(const Problem& problem, const TileT& tile, con
   using Traits = BalancerTraits<decltype(problem.balancer)>;
   if constexpr (Traits::token_losses > 0) {
     Real log_sum_exp;
-    if constexpr (requires { row.log_sum_exp(); })
+    if constexpr (has_softmax_scores<decltype(problem.scoring)>) {
       log_sum_exp = row.log_sum_exp();
-    else {
+    } else {
       reload_row(tile, layout, problem.logits, token, problem.rows_hold_quads, logits);
       log_sum_exp = softmax_row(tile, layout, logits, scores).log_sum_exp();
     }

@@ -29,7 +29,8 @@ struct ForwardProblem {
   ReplayRef replay;
   Segments segments;
   bool rows_hold_quads;
-  std::int64_t first_token = 0;  ///< which of the call's tokens row 0 of the views is
+  std::int64_t first_token = 0;         ///< which of the call's tokens row 0 of the views is
+  float largest_token_loss = 16384.0f;  ///< see numeric/fixed_point.hpp
 };
 
 /// An address so many rows of so many bytes further on.

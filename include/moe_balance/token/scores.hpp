@@ -43,15 +43,16 @@ struct RowOf<Scoring, Real> {
   using type = typename Scoring::template Row<Real>;
 };
 
+/// What softmax_row found of a row, be it of the logits or of what a user's scoring made of them.
 template <class Row>
-inline constexpr bool is_softmax_row = requires(const Row row) {
-  row.log_sum_exp();
-};
+inline constexpr bool is_softmax_row = false;
+template <class Real>
+inline constexpr bool is_softmax_row<SoftmaxRow<Real>> = true;
 
 /// Whether a row is known to have no logit that is +inf or NaN; its scores are then numbers.
 template <class Row>
 [[nodiscard]] MOEB_INLINE bool is_regular(const Row& row) {
-  if constexpr (requires { row.regular; })
+  if constexpr (is_softmax_row<Row>)
     return row.regular;
   else
     return false;
@@ -60,7 +61,7 @@ template <class Row>
 /// Whether no score of a row is infinite or NaN, as far as the row says.
 template <class LayoutT, class Row>
 [[nodiscard]] MOEB_INLINE bool has_numbers(const Row& row) {
-  if constexpr (!LayoutT::in_registers && requires { row.numbers; })
+  if constexpr (!LayoutT::in_registers && is_softmax_row<Row>)
     return row.numbers;
   else
     return is_regular(row);
@@ -73,7 +74,12 @@ template <class Scoring, class TileT, class LayoutT, class Real>
                                                                              const Slots<Real, LayoutT>& logits,
                                                                              Slots<Real, LayoutT>& scores) {
   if constexpr (RowScoring<Scoring>) {
-    return scoring.prepare(tile, layout, logits, scores);
+    auto row = scoring.prepare(tile, layout, logits, scores);
+    if constexpr (is_softmax_row<decltype(row)> && !has_softmax_scores<Scoring>) {  // known of other logits or scores
+      row.regular = false;
+      row.numbers = false;
+    }
+    return row;
   } else {
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA { scores[slot] = elementwise_score(scoring, logits[slot]); });
     return {};

@@ -21,10 +21,13 @@ struct UpdateProblem {
 
 template <class Part>
 [[nodiscard]] MOEB_INLINE constexpr Centring centring_of(const Part& part) {
-  if constexpr (requires { part.centring; })
+  if constexpr (requires { part.centring; }) {
+    static_assert(std::is_same_v<std::remove_cvref_t<decltype(part.centring)>, Centring>,
+                  "the balancer's centring, which the library reads, is not a moe_balance::Centring");
     return part.centring;
-  else
+  } else {
     return Centring::none;
+  }
 }
 
 /// What is subtracted from every new bias.
@@ -42,6 +45,8 @@ template <class Part, class TileT>
 template <class Part, class TileT>
 MOEB_INLINE void step_bias(const Part& part, const TileT& tile, float* bias, const LoadView& load) {
   if constexpr (requires { part.frozen; }) {
+    static_assert(std::is_same_v<std::remove_cvref_t<decltype(part.frozen)>, bool>,
+                  "the balancer's frozen, which the library reads, is not a bool");
     if (part.frozen) return;
   }
   const float drift = common_drift(part, tile, bias, load);

@@ -7,11 +7,13 @@
 
 #include <moe_balance/concepts.hpp>
 #include <moe_balance/error.hpp>
+#include <moe_balance/numeric/math.hpp>
 #include <moe_balance/numeric/ordered_key.hpp>
 #include <moe_balance/topk/groups_on_cpu.hpp>
 
 #include <cstdint>
 #include <limits>
+#include <string>
 #include <type_traits>
 
 MOEB_NAMESPACE_BEGIN
@@ -40,6 +42,7 @@ struct GroupLimitedTopK {
     const int most = size < max_group_score_top ? size : max_group_score_top;
     MOEB_EXPECTS(group_score_top >= 1 && group_score_top <= most, call, "top_k.group_score_top", group_score_top, "1 to ",
                  most);
+    MOEB_EXPECTS(is_finite(scaling_factor), call, "top_k.scaling_factor", std::to_string(scaling_factor), "finite numbers");
   }
 
   /// Excludes the keys of all groups but the `groups_kept` best; equal group scores go to the smaller group.

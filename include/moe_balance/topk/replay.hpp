@@ -13,9 +13,9 @@ MOEB_NAMESPACE_BEGIN
 template <class Selection>
 struct Replay {
   static_assert(requirements::of_top_k<Selection>() && TopKPolicy<Selection>);
+  static_assert(!looks_across_tokens<Selection>, "Replay<WithCapacity<S>> would have no capacity: WithCapacity<Replay<S>>");
   static constexpr int k = Selection::k;
   static constexpr bool replays = true;
-  static constexpr bool narrows = is_narrowing<Selection>;  ///< as the selection
 
   Selection selection{};  ///< for tokens that are not replayed
 
@@ -29,5 +29,9 @@ struct Replay {
 template <class Selection>
 Replay(Selection) -> Replay<Selection>;
 static_assert(TopKPolicy<Replay<TopK<8>>>);
+/// \cond
+template <class Selection>
+inline constexpr bool is_narrowing<Replay<Selection>> = is_narrowing<Selection>;
+/// \endcond
 
 MOEB_NAMESPACE_END
