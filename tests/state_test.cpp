@@ -193,6 +193,8 @@ TEST_CASE("a stream that takes nothing, and references that do not fit each othe
   const mb::LoadRef load = state.load_ref();
   CHECK_THROWS_AS(mb::save_state(out, {}, load, 1), mb::InvalidArgument);
   CHECK_THROWS_AS(mb::save_state(out, bias, {}, 1), mb::InvalidArgument);
+  constexpr std::int64_t huge = (std::int64_t{1} << 60) + 1;  // 12 bytes of each cell would wrap around
+  CHECK_THROWS_AS(mb::save_state(out, {state.bias.data(), 3, huge}, {state.load.data(), 3, huge}, 1), mb::InvalidArgument);
   CHECK_THROWS_AS(mb::save_state(out, bias, load.layer(0), 1), mb::InvalidArgument);
   CHECK_THROWS_AS(mb::save_state(out, bias, load.layer(0, 2), 1), mb::InvalidArgument);
   CHECK_THROWS_AS(mb::save_state(out, {state.bias.data(), 3, 2, 2}, load, 1), mb::InvalidArgument);  // rows would overlap
@@ -200,6 +202,16 @@ TEST_CASE("a stream that takes nothing, and references that do not fit each othe
   CHECK(out.str().empty());
   std::istringstream in(state.saved(1));
   CHECK_THROWS_AS((void)mb::load_state(in, bias, load.layer(0)), mb::InvalidArgument);
+}
+
+TEST_CASE("memory of a size that no place has is not there") {
+  CHECK_THROWS_AS(mb::Buffer<std::int64_t>((std::size_t{1} << 61) + 1), std::bad_alloc);
+  CHECK_THROWS_AS(mb::Buffer<char>(~std::size_t{0}), std::bad_alloc);
+  CHECK_THROWS_AS(mb::Bias{-1}, std::bad_alloc);
+  CHECK_THROWS_AS(mb::Bias(4, -1), std::bad_alloc);
+  CHECK_THROWS_AS(mb::Load(2, (std::int64_t{1} << 60) + 1), std::bad_alloc);
+  CHECK_THROWS_AS(mb::Load(2000000000, std::int64_t{1} << 62), std::bad_alloc);
+  CHECK(mb::Bias(0).ref().experts == 0);
 }
 
 TEST_CASE("training resumes bit for bit, also from the middle of a step") {

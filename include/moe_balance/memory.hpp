@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <new>
 #include <utility>
 
@@ -30,9 +31,9 @@ struct Allocator<Host> {
 template <class T, class Place = Host>
 class Buffer {
  public:
-  /// Errors: std::bad_alloc; CudaError on a GPU, where the memory is zeroed on the stream.
+  /// Errors: std::bad_alloc, also where the bytes do not fit 63 bits; CudaError on a GPU, where the memory is zeroed on the stream.
   explicit Buffer(std::size_t size, const Place& place = {})
-      : memory_(Allocator<Place>::allocate_zeroed(size * sizeof(T), place)), size_(size) {}
+      : memory_(Allocator<Place>::allocate_zeroed(bytes_of(size), place)), size_(size) {}
   /// Takes what `other` owns; that has no elements then.
   Buffer(Buffer&& other) noexcept : memory_(std::exchange(other.memory_, nullptr)), size_(std::exchange(other.size_, 0)) {}
   /// Exchanges what both own.
@@ -53,18 +54,30 @@ class Buffer {
   [[nodiscard]] std::size_t bytes() const { return size_ * sizeof(T); }
 
  private:
+  /// More than any place has where the product would not fit.
+  [[nodiscard]] static std::size_t bytes_of(std::size_t size) {
+    constexpr std::size_t most = std::numeric_limits<std::ptrdiff_t>::max();
+    return size > most / sizeof(T) ? most : size * sizeof(T);
+  }
   // A std::unique_ptr would do; its header is a sixth of what every file that includes this library takes a compiler.
   void* memory_;
   std::size_t size_;
 };
 
+/// Elements of a table; more than any place has where sizes are below 0 or their product would not fit.
+[[nodiscard]] inline std::size_t elements_of(int experts, std::int64_t layers) {
+  std::int64_t elements = 0;
+  const bool fits = experts >= 0 && layers >= 0 && !__builtin_mul_overflow(layers, experts, &elements);
+  return fits ? static_cast<std::size_t>(elements) : std::numeric_limits<std::size_t>::max();
+}
+
 /// Bias of `layers` layers, all 0 at first.
 template <class Place = Host>
 class Bias {
  public:
-  /// [layers, experts], zeroed.
+  /// [layers, experts], zeroed. Errors: as Buffer; std::bad_alloc also for negative sizes.
   explicit Bias(int experts, std::int64_t layers = 1, const Place& place = {})
-      : buffer_(static_cast<std::size_t>(experts * layers), place), experts_(experts), layers_(layers) {}
+      : buffer_(elements_of(experts, layers), place), experts_(experts), layers_(layers) {}
   /// For the calls of a router; valid as long as this object.
   [[nodiscard]] BiasRef ref() const { return {buffer_.data(), experts_, layers_}; }
   /// [layers, experts], in the place.
@@ -80,9 +93,9 @@ class Bias {
 template <class Place = Host>
 class Load {
  public:
-  /// [layers, experts], zeroed.
+  /// [layers, experts], zeroed. Errors: as Buffer; std::bad_alloc also for negative sizes.
   explicit Load(int experts, std::int64_t layers = 1, const Place& place = {})
-      : buffer_(static_cast<std::size_t>(experts * layers), place), experts_(experts), layers_(layers) {}
+      : buffer_(elements_of(experts, layers), place), experts_(experts), layers_(layers) {}
   /// For the calls of a router; valid as long as this object.
   [[nodiscard]] LoadRef ref() const { return {buffer_.data(), experts_, layers_}; }
   /// [layers, experts], in the place.

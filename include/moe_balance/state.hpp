@@ -14,6 +14,7 @@
 // them; in the middle of a step each rank needs its own.
 #pragma once
 
+#include <moe_balance/engine/tuning.hpp>
 #include <moe_balance/error.hpp>
 #include <moe_balance/views.hpp>
 
@@ -21,6 +22,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <iosfwd>  // the streams themselves are the caller's to include
+#include <limits>
 #include <string>
 
 MOEB_NAMESPACE_BEGIN
@@ -73,8 +75,10 @@ class StateBytes {
 inline void check_state_arguments(const char* call, const BiasRef& bias, const LoadRef& load) {
   MOEB_EXPECTS(bias.data != nullptr, call, "bias.data", "null", "a pointer to the caller's memory, on the host");
   MOEB_EXPECTS(load.counts != nullptr, call, "load.counts", "null", "a pointer to the caller's memory, on the host");
-  MOEB_EXPECTS(bias.experts >= 1 && bias.layers >= 1, call, "bias",
-               std::to_string(bias.layers) + " x " + std::to_string(bias.experts), "at least one layer and one expert");
+  constexpr std::int64_t most_layers = std::numeric_limits<std::int32_t>::max();
+  MOEB_EXPECTS(bias.experts >= 1 && bias.experts <= max_experts && bias.layers >= 1 && bias.layers <= most_layers, call,
+               "bias", std::to_string(bias.layers) + " x " + std::to_string(bias.experts), "1 to ", most_layers,
+               " layers of 1 to ", max_experts, " experts");
   MOEB_EXPECTS(load.experts == bias.experts, call, "load.experts", std::to_string(load.experts),
                std::to_string(bias.experts));
   MOEB_EXPECTS(load.layers == bias.layers, call, "load.layers", std::to_string(load.layers), std::to_string(bias.layers));

@@ -10,6 +10,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
+#include <string>
 #include <vector>
 
 namespace testing {
@@ -42,7 +44,7 @@ CapacityResult limit(const Engine& engine, const CapacityProblem& p) {
   typename Engine::template Array<std::int64_t> kept(engine,
                                                      std::vector<std::int64_t>(static_cast<std::size_t>(p.experts), 77));
   typename Engine::template Array<mb::Status> status(engine, {mb::Status{.dropped_slots = 100}});
-  const std::size_t bytes = mb::capacity_workspace_bytes(p.tokens, p.k, p.experts);
+  const std::size_t bytes = mb::capacity_workspace_bytes(p.tokens, p.k, std::max<std::int64_t>(p.experts, 1));
   typename Engine::template Array<std::max_align_t> scratch(engine, std::vector<std::max_align_t>((bytes + 15) / 16));
   mb::limit_to_capacity({.chosen = {chosen.data(), p.tokens, p.k},
                          .experts = {experts.data(), p.tokens, p.k},
@@ -314,6 +316,23 @@ TEST_CASE_TEMPLATE_DEFINE("capacity: a router drops after it has counted, and sa
   }
 }
 
+template <class Engine, class Spoil>
+void refuses_capacity(const Engine& engine, const std::string& message, const Spoil& spoil) {
+  typename Engine::template Array<std::int32_t> chosen(engine, {0, 1, 2, 3}), experts(engine, {7, 7, 7, 7});
+  typename Engine::template Array<float> weights(engine, {1, 2, 3, 4});
+  typename Engine::template Array<std::max_align_t> scratch(
+      engine, std::vector<std::max_align_t>(mb::capacity_workspace_bytes(2, 2, 4) / 16 + 1));
+  mb::CapacityArgs args{.chosen = {chosen.data(), 2, 2},
+                        .experts = {experts.data(), 2, 2},
+                        .weights = mb::MatrixView<float>(weights.data(), 2, 2),
+                        .expert_count = 4,
+                        .capacity = 1};
+  spoil(args);
+  CHECK_THROWS_WITH_AS(mb::limit_to_capacity(args, {scratch.data(), mb::capacity_workspace_bytes(2, 2, 4)}, engine.place()),
+                       doctest::Contains(("limit_to_capacity: " + message).c_str()), mb::InvalidArgument);
+  CHECK(experts.values() == std::vector<std::int32_t>{7, 7, 7, 7});
+}
+
 TEST_CASE_TEMPLATE_DEFINE("capacity: bad arguments are refused", Engine, capacity_errors) {
   const Engine engine;
   CapacityProblem p = capacity_problem(67, 5, 2, 4, 2, 0);
@@ -323,6 +342,11 @@ TEST_CASE_TEMPLATE_DEFINE("capacity: bad arguments are refused", Engine, capacit
   p.capacity = 1;
   p.experts = 0;
   CHECK_THROWS_WITH_AS(limit(engine, p), doctest::Contains("limit_to_capacity: expert_count is 0"), mb::InvalidArgument);
+  refuses_capacity(engine, "weights.type is 9", [](mb::CapacityArgs& args) { args.weights.type = mb::DataType(9); });
+  refuses_capacity(engine, "scaling_factor is nan", [](mb::CapacityArgs& args) {
+    args.renormalise = true;
+    args.scaling_factor = std::numeric_limits<float>::quiet_NaN();
+  });
   const mb::WithCapacity<mb::TopK<2>> nothing{.capacity_factor = 0};
   CHECK_THROWS_WITH_AS(nothing.check("forward", 8), doctest::Contains("forward: top_k.capacity_factor is 0"),
                        mb::InvalidArgument);

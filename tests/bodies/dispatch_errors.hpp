@@ -124,6 +124,7 @@ TEST_CASE_TEMPLATE_DEFINE("dispatch refuses a permutation's bad views", Engine, 
   refuse("row_of_slot.rows", [](Args& args, Memory&) { args.row_of_slot.rows = 2; });
   refuse("row_of_slot.columns", [](Args& args, Memory&) { args.row_of_slot.columns = 1; });
   refuse("slot_of_row.size", [](Args& args, Memory&) { args.slot_of_row.size = 7; });
+  refuse("slot_of_row.size", [](Args& args, Memory&) { args.slot_of_row.size = std::int64_t{1} << 61; });
   refuse("rows_per_expert", [](Args& args, Memory&) { args.rows_per_expert = 3; });
   refuse("slot_of_row.size", [](Args& args, Memory&) { args.rows_per_expert = 6; });
   refuse("block_size", [](Args& args, Memory&) { args.block_size = 0; });
@@ -248,6 +249,18 @@ TEST_CASE_TEMPLATE_DEFINE("dispatch refuses hidden states and factors of wrong s
     });
   };
   permute("hidden.columns", [](mb::PermuteArgs& args) { args.hidden.columns = 0; });
+  permute("hidden.type", [](mb::PermuteArgs& args) { args.hidden.type = args.permuted.type = mb::DataType(9); });
+  permute("slot_of_row.size", [](mb::PermuteArgs& args) {
+    constexpr std::int64_t rows = std::int64_t{1} << 60;  // elements of two bytes would fit, indices do not
+    args.hidden = {args.hidden.data, mb::DataType::float16, 3, 1, 1};
+    args.permuted = {args.permuted.data, mb::DataType::float16, rows, 1, 1};
+    args.slot_of_row.size = rows;
+  });
+  permute("hidden.rows", [](mb::PermuteArgs& args) {
+    args.hidden = {args.hidden.data, mb::DataType::float16, std::int64_t{1} << 61, 1, 1};
+    args.top_k = 2048;
+  });
+  permute("scale.type", [](mb::PermuteArgs& args) { args.scale.type = mb::DataType(9); });
   permute("hidden.data", [](mb::PermuteArgs& args) { args.hidden.data = nullptr; });
   permute("top_k", [](mb::PermuteArgs& args) { args.top_k = 0; });
   permute("permuted.columns", [](mb::PermuteArgs& args) { args.permuted.columns = 3; });

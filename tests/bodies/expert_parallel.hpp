@@ -438,6 +438,12 @@ TEST_CASE_TEMPLATE_DEFINE("expert parallelism: shared experts have ids of their 
   memory.refuses(
       "append_shared_experts: first_shared is -1; allowed: 0 to 1048576 (the id of the first shared expert, usually E)",
       [](mb::SharedExpertsArgs& args) { args.first_shared = mb::SharedExpertsArgs{}.first_shared; });
+  for (const float weight : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    memory.refuses(("append_shared_experts: weight is " + std::to_string(weight) + "; allowed: finite numbers").c_str(),
+                   [=](mb::SharedExpertsArgs& args) { args.weight = weight; });
+  }
+  memory.refuses("append_shared_experts: weights.type is 9; allowed: float32, bfloat16, float16",
+                 [](mb::SharedExpertsArgs& args) { args.weights.type = args.all_weights.type = mb::DataType(9); });
 }
 
 /// Memory of rank_splits: four experts, two ranks.

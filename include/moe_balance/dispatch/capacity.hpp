@@ -28,9 +28,19 @@ enum class DropBy : std::uint8_t {
   position  ///< those of the earliest tokens stay
 };
 
-/// ceil(T K / E * capacity_factor), in double as Megatron-Core computes it; at least 1.
+namespace detail {
+
+inline void check_capacity_factor(const char* call, const char* argument, double factor) {
+  MOEB_EXPECTS(factor > 0 && factor <= 1e6, call, argument, std::to_string(factor), "more than 0, at most 1e6");
+}
+
+}  // namespace detail
+
+/// ceil(T K / E * capacity_factor), in double as Megatron-Core computes it; at least 1. Errors: InvalidArgument.
 [[nodiscard]] inline std::int64_t expert_capacity(std::int64_t tokens, std::int64_t k, std::int64_t experts,
                                                   double capacity_factor) {
+  DispatchValidator{{"expert_capacity"}}.slots(tokens, k, experts);
+  detail::check_capacity_factor("expert_capacity", "capacity_factor", capacity_factor);
   const double slots = static_cast<double>(tokens * k) / static_cast<double>(experts);
   return std::max<std::int64_t>(1, static_cast<std::int64_t>(__builtin_ceil(slots * capacity_factor)));
 }
@@ -44,7 +54,7 @@ struct CapacityArgs {
   std::int64_t capacity = 0;              ///< most slots per expert
   DropBy drop = DropBy::score;            ///< which slots stay
   bool renormalise = false;     ///< weights of tokens that lost a slot become scaling_factor * weight / sum of the kept
-  float scaling_factor = 1.0f;  ///< with renormalise
+  float scaling_factor = 1.0f;  ///< with renormalise; finite
   std::int64_t* kept_counts = nullptr;  ///< [E] out, optional: slots per expert after dropping
   Status* status = nullptr;             ///< optional: counts dropped slots and, on a GPU, ids outside [-1, E), taken as -1
 };
@@ -73,8 +83,9 @@ struct CapacityScratch {
 
 }  // namespace detail
 
-/// Bytes of Workspace that limit_to_capacity needs.
+/// Bytes of Workspace that limit_to_capacity needs. Errors: InvalidArgument.
 [[nodiscard]] inline std::size_t capacity_workspace_bytes(std::int64_t tokens, std::int64_t k, std::int64_t experts) {
+  DispatchValidator{{"capacity_workspace_bytes"}}.slots(tokens, k, experts);
   return detail::CapacityScratch::bytes(tokens, k, experts);
 }
 
@@ -95,6 +106,7 @@ void limit_to_capacity(const CapacityArgs& args, Workspace workspace, const Plac
   check.matrix("weights", args.weights, tokens, k);
   MOEB_EXPECTS(Engine::serves_float64 || args.weights.type != DataType::float64, "limit_to_capacity", "weights.type",
                "float64", "float32, bfloat16, float16; float64 on the CPU only");
+  if (args.renormalise) check.finite("scaling_factor", args.scaling_factor);
   check.range("expert_count", args.expert_count, 1, max_dispatch_experts);
   check.range("capacity", args.capacity, 1, std::numeric_limits<std::int64_t>::max());
   check.optional_pointer("kept_counts", args.kept_counts, alignof(std::int64_t));
@@ -158,8 +170,7 @@ struct WithCapacity {
 
   void check(const char* call, int experts) const {
     selection.check(call, experts);
-    MOEB_EXPECTS(capacity_factor > 0 && capacity_factor <= 1e6, call, "top_k.capacity_factor",
-                 std::to_string(capacity_factor), "more than 0, at most 1e6");
+    detail::check_capacity_factor(call, "top_k.capacity_factor", capacity_factor);
     MOEB_EXPECTS(!renormalise || (weighting().renormalise && k > 1), call, "top_k.renormalise", "true",
                  "false, unless the selection renormalises and chooses more than one expert");
   }
@@ -201,19 +212,21 @@ struct WithCapacity {
          MemoryRegion("grad_loss", args.grad_loss, 4, false), offsets_of(args.sequences)});
   }
 
-  /// Most slots per expert.
+  /// Most slots per expert. Errors, here and below: InvalidArgument.
   [[nodiscard]] std::int64_t capacity(const Shape& shape) const {
     return expert_capacity(shape.tokens, k, shape.experts, capacity_factor);
   }
   /// PermutationArgs::rows_per_expert: the capacity, rounded up to `align`, where `pad` is set, else 0. route_and_permute and
   /// forward_and_permute ask for it themselves; `permutation` by itself is to be given it. slot_of_row needs E times so many rows.
   [[nodiscard]] std::int64_t rows_per_expert(const Shape& shape, std::int64_t align = 1) const {
+    DispatchValidator{{"rows_per_expert"}}.align(align);
     return pad ? (capacity(shape) + align - 1) / align * align : 0;
   }
 
   /// What Router::workspace_bytes is with it.
   [[nodiscard]] std::size_t workspace_bytes(const Shape& shape) const {
-    return slot_bytes(shape.tokens) + capacity_workspace_bytes(shape.tokens, k, shape.experts);
+    const std::size_t checked = capacity_workspace_bytes(shape.tokens, k, shape.experts);
+    return slot_bytes(shape.tokens) + checked;
   }
 
   /// Where the routing kernel writes its ids: `chosen`, or the workspace where the caller does not need them.

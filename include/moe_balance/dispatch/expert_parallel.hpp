@@ -58,7 +58,7 @@ struct SharedExpertsArgs {
   MatrixView<std::int32_t> all_experts;    ///< [T, K + S] out
   AnyMatrix all_weights;                   ///< [T, K + S] out, of weights' type
   int first_shared = -1;  ///< required, usually E: shared ids are first_shared, first_shared + 1, ...; no routed id is one
-  float weight = 1.0f;    ///< of shared experts; 0 for inactive tokens, whose shared ids are -1
+  float weight = 1.0f;    ///< of shared experts, finite; 0 for inactive tokens, whose shared ids are -1
   const std::uint8_t* active = nullptr;  ///< [T], optional: 0 marks a padding token
   Status* status = nullptr;  ///< optional; on a GPU counts ids below -1 and shared ones: they become -1, weight 0
 };
@@ -302,6 +302,7 @@ void append_shared_experts(const SharedExpertsArgs& args, Workspace /*workspace*
   check.matrix("all_experts", args.all_experts, tokens, args.all_experts.columns);
   check.matrix("all_weights", args.all_weights, tokens, args.all_experts.columns);
   check.same_type("all_weights", args.all_weights.type, "weights", args.weights.type);
+  check.finite("weight", args.weight);
   MOEB_EXPECTS(Engine::serves_float64 || args.weights.type != DataType::float64, "append_shared_experts", "weights.type",
                "float64", "float32, bfloat16, float16; float64 on the CPU only");
   check.range("first_shared", args.first_shared, 0, max_dispatch_experts, "the id of the first shared expert, usually E");

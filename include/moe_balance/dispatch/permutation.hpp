@@ -22,9 +22,12 @@ MOEB_NAMESPACE_BEGIN
   return std::min(slots / dispatch_tuning.slots_per_part, dispatch_tuning.most_parts);
 }
 
-/// Rows that suffice for any ids: every slot, and for every expert that can have one up to align - 1 rows of padding.
+/// Rows that suffice for any ids: every slot, and for every expert that can have one up to align - 1 rows of padding. Errors: InvalidArgument, as permutation.
 [[nodiscard]] inline std::int64_t permutation_rows(std::int64_t tokens, std::int64_t k, std::int64_t experts,
                                                    std::int64_t align = 1) {
+  const DispatchValidator check{{"permutation_rows"}};
+  check.slots(tokens, k, experts);
+  check.align(align);
   const std::int64_t slots = tokens * k;
   return (slots + std::min(experts, slots) * (align - 1)) / align * align;
 }
@@ -73,8 +76,9 @@ struct SortScratch {
 
 }  // namespace detail
 
-/// Bytes of Workspace that permutation needs, on any engine.
+/// Bytes of Workspace that permutation needs, on any engine. Errors: InvalidArgument, as permutation.
 [[nodiscard]] inline std::size_t permutation_workspace_bytes(std::int64_t tokens, std::int64_t k, std::int64_t experts) {
+  DispatchValidator{{"permutation_workspace_bytes"}}.slots(tokens, k, experts);
   if (experts > max_counted_experts) return detail::SortScratch::bytes(tokens * k, experts);
   return 16 + Histogram::bytes(permutation_parts(tokens * k), experts);
 }

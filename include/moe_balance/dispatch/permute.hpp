@@ -135,6 +135,7 @@ void permute(const PermuteArgs& args, Workspace /*workspace*/, const Place& plac
   const std::int64_t rows = args.permuted.rows;
   check.hidden("hidden", args.hidden, Engine::serves_float64);
   check.range("top_k", args.top_k, 1, max_experts);
+  check.range("hidden.rows", args.hidden.rows, 0, std::numeric_limits<std::int64_t>::max() / args.top_k, "slots");
   check.hidden("permuted", args.permuted, Engine::serves_float64);
   check.matrix("permuted", args.permuted, rows, args.hidden.columns);
   check.same_type("permuted", args.permuted.type, "hidden", args.hidden.type);

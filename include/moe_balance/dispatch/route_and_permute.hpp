@@ -186,9 +186,13 @@ template <class RouterT>
 
 }  // namespace detail
 
-/// Bytes of Workspace that route_and_permute and forward_and_permute need.
+/// Bytes of Workspace that route_and_permute and forward_and_permute need. Errors: InvalidArgument for a shape that these refuse.
 template <class RouterT>
 [[nodiscard]] std::size_t route_and_permute_workspace_bytes(const RouterT& router, const Shape& shape) {
+  const DispatchValidator check{{"route_and_permute_workspace_bytes"}};
+  check.range("tokens", shape.tokens, 0, dispatch_tuning.most_slots_per_part);
+  check.slots(shape.tokens, RouterT::k, shape.experts);
+  check.range("experts", shape.experts, 1, max_experts);
   const std::size_t routing = (router.workspace_bytes(shape) + 15) / 16 * 16;
   const std::int64_t rows = detail::FusedParts::most_rows(shape.tokens, RouterT::k);
   const std::int64_t words = detail::words_of_sums<RouterT>(shape.experts);

@@ -49,6 +49,9 @@ struct DispatchValidator : Validator {
   void vector(const char* name, const VectorView<T>& view, std::int64_t least, std::int64_t most,
               const char* why = nullptr) const {
     range({name, "size"}, view.size, least, most, why);
+    constexpr std::int64_t element = sizeof(T);
+    range({name, "size"}, view.size, 0, std::numeric_limits<std::int64_t>::max() / element,
+          "elements; they must fit memory");
     if (view.size > 0) pointer({name, "data"}, view.data, alignof(T));
   }
 
@@ -58,12 +61,24 @@ struct DispatchValidator : Validator {
   }
   template <bool Const>
   void matrix(const char* name, const BasicAnyMatrix<Const>& view, std::int64_t rows, std::int64_t columns) const {
+    MOEB_EXPECTS(view.type <= DataType::float64, call, ArgumentName(name, "type"), static_cast<int>(view.type),
+                 "float32, bfloat16, float16; float64 on the CPU only");
     matrix_of(name, view, size_of(view.type), rows, columns);
   }
 
+  /// As many as a permutation may have.
+  void slots(std::int64_t tokens, std::int64_t k, std::int64_t experts) const {
+    range("k", k, 1, max_experts, "slots of a token");
+    range("tokens", tokens, 0, dispatch_tuning.most_slots_per_part * dispatch_tuning.most_parts / k, "slots");
+    range("experts", experts, 1, max_dispatch_experts);
+  }
+
+  /// What each expert's rows are a multiple of.
+  void align(std::int64_t align) const { range("align", align, 1, std::int64_t{1} << 30); }
+
   /// How many rows an expert gets.
   void rows(std::int64_t align, std::int64_t rows_per_expert) const {
-    range("align", align, 1, std::int64_t{1} << 30);
+    this->align(align);
     range("rows_per_expert", rows_per_expert, 0, std::int64_t{1} << 40);
     MOEB_EXPECTS(rows_per_expert % align == 0, call, "rows_per_expert", std::to_string(rows_per_expert),
                  "0, or a multiple of align = " + std::to_string(align));

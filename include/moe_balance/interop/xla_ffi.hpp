@@ -240,33 +240,38 @@ template <const auto& router, class Place, class Tag = EngineTagOf<Place>>
 /// What Python cannot know of a router: how large some results are, and which operands it needs. All int64, for ctypes.
 struct Sizes {
   std::int64_t top_k;
-  std::int64_t losses;                 ///< elements of the result `losses`
-  std::int64_t has_bias;               ///< 0 or 1: update moves a bias
-  std::int64_t needs_load;             ///< 0 or 1: forward needs a load
-  std::int64_t reads_global_batch;     ///< 0 or 1: `loss` serves this router
-  std::int64_t reads_step;             ///< 0 or 1: global_counts are sums of new loads, of counts otherwise
-  std::int64_t has_capacity;           ///< 0 or 1: `chosen` and `kept_counts` are results
-  std::int64_t saved_bytes;            ///< of forward
-  std::int64_t workspace_bytes;        ///< of route, forward and backward
-  std::int64_t permutation_rows;       ///< R, for these ids and `align`
-  std::int64_t permutation_workspace;  ///< bytes
+  std::int64_t losses;                     ///< elements of the result `losses`
+  std::int64_t has_bias;                   ///< 0 or 1: update moves a bias
+  std::int64_t needs_load;                 ///< 0 or 1: forward needs a load
+  std::int64_t reads_global_batch;         ///< 0 or 1: `loss` serves this router
+  std::int64_t reads_step;                 ///< 0 or 1: global_counts are sums of new loads, of counts otherwise
+  std::int64_t has_capacity;               ///< 0 or 1: `chosen` and `kept_counts` are results
+  std::int64_t saved_bytes;                ///< of forward
+  std::int64_t workspace_bytes = 0;        ///< of route, forward and backward
+  std::int64_t permutation_rows = 0;       ///< R, for these ids and `align`
+  std::int64_t permutation_workspace = 0;  ///< bytes
 };
 
+/// 0 for what no call takes. For callers in C: throws nothing.
 template <const auto& router>
 [[nodiscard]] Sizes sizes(std::int64_t tokens, std::int64_t experts, std::int64_t sequences, std::int64_t align) {
   using RouterT = typename Handled<router>::RouterT;
   const Shape shape{.tokens = tokens, .experts = static_cast<int>(experts), .sequences = sequences};
-  return {.top_k = RouterT::k,
-          .losses = RouterT::loss_count,
-          .has_bias = Handled<router>::has_bias,
-          .needs_load = Handled<router>::needs_load,
-          .reads_global_batch = Handled<router>::reads_global_batch,
-          .reads_step = count_windows(router.balancer).step > 0,
-          .has_capacity = Handled<router>::has_capacity,
-          .saved_bytes = saved_bytes_of<router>(experts, sequences),
-          .workspace_bytes = static_cast<std::int64_t>(router.workspace_bytes(shape)),
-          .permutation_rows = permutation_rows(tokens, RouterT::k, experts, align),
-          .permutation_workspace = static_cast<std::int64_t>(permutation_workspace_bytes(tokens, RouterT::k, experts))};
+  Sizes result{.top_k = RouterT::k,
+               .losses = RouterT::loss_count,
+               .has_bias = Handled<router>::has_bias,
+               .needs_load = Handled<router>::needs_load,
+               .reads_global_batch = Handled<router>::reads_global_batch,
+               .reads_step = count_windows(router.balancer).step > 0,
+               .has_capacity = Handled<router>::has_capacity,
+               .saved_bytes = saved_bytes_of<router>(experts, sequences)};
+  try {
+    result.workspace_bytes = static_cast<std::int64_t>(router.workspace_bytes(shape));
+    result.permutation_rows = permutation_rows(tokens, RouterT::k, experts, align);
+    result.permutation_workspace = static_cast<std::int64_t>(permutation_workspace_bytes(tokens, RouterT::k, experts));
+  } catch (const InvalidArgument&) {  // what is wrong the handler says, which gets the same arguments
+  }
+  return result;
 }
 
 /// Calls a handler with what XLA hands over.
