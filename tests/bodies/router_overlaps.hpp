@@ -151,11 +151,15 @@ TEST_CASE_TEMPLATE_DEFINE("contract 14: an output that shares some bytes of anot
       router.backward(args, memory.workspace(), engine.place());
     };
   };
-  refuses("forward", "counts", "load", forward([](auto& args) { args.counts = args.load.counts + 1; }));
-  refuses("forward", "counts", "load", forward([](auto& args) { args.counts = args.load.counts - 15; }));
   std::vector<std::int64_t> words(256);
   words[1] = 6;
-  typename Engine::template Array<std::int64_t> room(engine, words);
+  typename Engine::template Array<std::int64_t> room(engine, words);  // what reaches beyond an argument's end is in here
+  for (const int distance : {1, -15}) {
+    refuses("forward", "counts", "load", forward([&](auto& args) {
+              args.load.counts = room.data() + 64;
+              args.counts = args.load.counts + distance;
+            }));
+  }
   refuses("forward", "counts", "sequences.offsets", forward([&](auto& args) {
             args.sequences.offsets = room.data();
             args.counts = room.data();
@@ -164,19 +168,21 @@ TEST_CASE_TEMPLATE_DEFINE("contract 14: an output that shares some bytes of anot
             args.sequences.offsets = room.data();
             args.grad_logits.data = room.data();
           }));
-  refuses("forward", "experts", "weights", forward([](auto& args) {
-            args.weights = mb::MatrixView<float>(reinterpret_cast<float*>(args.experts.data) + 3, 6, 4, 8);
-            args.experts.stride = 8;
+  refuses("forward", "experts", "weights", forward([&](auto& args) {
+            args.experts = {reinterpret_cast<std::int32_t*>(room.data()), 6, 4, 8};
+            args.weights = mb::MatrixView<float>(reinterpret_cast<float*>(room.data()) + 3, 6, 4, 8);
           }));
-  refuses("forward", "experts", "replay.experts", forward([](auto& args) {
-            args.experts.stride = 8;
+  refuses("forward", "experts", "replay.experts", forward([&](auto& args) {
+            args.experts = {reinterpret_cast<std::int32_t*>(room.data()), 6, 4, 8};
             args.replay.experts = {args.experts.data, 6, 4};
           }));
-  refuses("backward", "grad_logits", "logits", backward([](auto& args) {
-            args.grad_logits.data = static_cast<float*>(const_cast<void*>(args.logits.data)) + 4;
+  refuses("backward", "grad_logits", "logits", backward([&](auto& args) {
+            args.logits.data = room.data();
+            args.grad_logits.data = reinterpret_cast<float*>(room.data()) + 4;
           }));
-  refuses("backward", "grad_logits", "logits", backward([](auto& args) {
-            args.grad_logits.data = const_cast<void*>(args.logits.data);
+  refuses("backward", "grad_logits", "logits", backward([&](auto& args) {
+            args.logits.data = room.data();
+            args.grad_logits.data = room.data();
             args.grad_logits.stride = 17;
           }));
   refuses("backward", "grad_logits", "logits", backward([](auto& args) {
