@@ -1,4 +1,4 @@
-// CONTRACT.md line 14 on a GPU.
+// Bad arguments in CUDA. Options that are not finite are looked at before a place is: error_test.cpp alone has these.
 #include "engine_cuda.cuh"
 
 #include "bodies/errors.hpp"
@@ -16,8 +16,6 @@ TEST_CASE_TEMPLATE_INVOKE(errors_views, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(errors_types, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(errors_sequences, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(errors_groups, CudaEngine);
-TEST_CASE_TEMPLATE_INVOKE(errors_options, CudaEngine);
-TEST_CASE_TEMPLATE_INVOKE(errors_options_of_zero, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(errors_replay, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(errors_route, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(errors_backward, CudaEngine);
