@@ -90,6 +90,7 @@ TEST_CASE("capacity: the capacity of an expert") {
   CHECK(mb::expert_capacity(40, 4, 60, 1.25) == 4);
   CHECK(mb::expert_capacity(48, 2, 16, 1.0) == 6);
   CHECK(mb::expert_capacity(0, 2, 16, 1.0) == 1);
+  CHECK(mb::expert_capacity(std::int64_t{1} << 40, 8, 256, 1.5) == (std::int64_t{1} << 35) * 3 / 2);
   CHECK(mb::expert_capacity(std::int64_t{1} << 34, 8, 1, 1.5) == (std::int64_t{1} << 37) * 3 / 2);
 }
 

@@ -49,6 +49,9 @@ TEST_CASE("who asks for sizes with bad ones is refused, as by the calls that the
   for (const double factor : {double{NAN}, 0.0, -1.0, double{INFINITY}, 1e30})
     refuses_size("expert_capacity: capacity_factor is " + std::to_string(factor),
                  [=] { return mb::expert_capacity(16, 2, 8, factor); });
+  refuses_size("expert_capacity: tokens is " + huge_text, [] { return mb::expert_capacity(huge, 2, 8, 1.0); });
+  refuses_size("expert_capacity: tokens is " + std::to_string(huge / 8),
+               [] { return mb::expert_capacity(huge / 8, 2, 1, 1e6); });
   refuses_size("expert_capacity: experts is 0", [] { return mb::expert_capacity(16, 2, 0, 1.0); });
   const mb::Router router{mb::Softmax{}, mb::TopK<2>{}};
   refuses_size("route_and_permute_workspace_bytes: tokens is " + huge_text, [&] {

@@ -83,14 +83,17 @@ struct Weighting {
   float scaling_factor = 1.0f;  ///< multiplies every weight
 };
 
-/// Chooses K experts, 1 to 32, from ranking keys. `narrow` may exclude experts before the K best are taken, and leaves at least K; `check` throws for shapes that the
+/// The most experts that a token may have.
+inline constexpr int max_top_k = 32;
+
+/// Chooses K experts, 1 to max_top_k, from ranking keys. `narrow` may exclude experts before the K best are taken, and leaves at least K; `check` throws for shapes that the
 /// policy's options do not fit.
 template <class P>
 concept TopKPolicy = std::is_trivially_copyable_v<P> &&
     requires(const P policy, const SerialTile tile, const Layout<SerialTile, 64> layout,
              Slots<std::int32_t, Layout<SerialTile, 64>> keys) {
   typename std::integral_constant<int, P::k>;
-  requires P::k >= 1 && P::k <= 32;
+  requires P::k >= 1 && P::k <= max_top_k;
   {policy.template narrow<float>(tile, layout, keys)};
   {policy.check("", 1)};
   { policy.weighting() } -> std::convertible_to<Weighting>;

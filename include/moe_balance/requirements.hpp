@@ -50,7 +50,7 @@ concept HasK = requires {
 };
 template <class P>
 concept HasUsefulK = requires {
-  requires P::k >= 1 && P::k <= 32;
+  requires P::k >= 1 && P::k <= max_top_k;
 };
 template <class P>
 concept HasNarrow = requires(const P policy, const SerialTile tile, const Layout<SerialTile, 64> layout,

@@ -39,10 +39,15 @@ inline void check_capacity_factor(const char* call, const char* argument, double
 /// ceil(T K / E * capacity_factor), in double as Megatron-Core computes it; at least 1. Errors: InvalidArgument.
 [[nodiscard]] inline std::int64_t expert_capacity(std::int64_t tokens, std::int64_t k, std::int64_t experts,
                                                   double capacity_factor) {
-  DispatchValidator{{"expert_capacity"}}.slots(tokens, k, experts);
+  const Validator check{"expert_capacity"};
+  check.range("k", k, 1, max_experts);
+  check.range("tokens", tokens, 0, std::numeric_limits<std::int64_t>::max() / k, "slots");
+  check.range("experts", experts, 1, max_dispatch_experts);
   detail::check_capacity_factor("expert_capacity", "capacity_factor", capacity_factor);
   const double slots = static_cast<double>(tokens * k) / static_cast<double>(experts);
-  return std::max<std::int64_t>(1, static_cast<std::int64_t>(__builtin_ceil(slots * capacity_factor)));
+  const double capacity = __builtin_ceil(slots * capacity_factor);
+  MOEB_EXPECTS(capacity < 0x1p62, "expert_capacity", "tokens", tokens, "so many that the capacity is below 2^62");
+  return std::max<std::int64_t>(1, static_cast<std::int64_t>(capacity));
 }
 
 /// The arguments of limit_to_capacity. T = tokens, E = experts, K = slots per token.

@@ -2,6 +2,7 @@
 // <thread> would take a compiler 0.14 s in every file that includes the library.
 #pragma once
 
+#include <moe_balance/engine/tuning.hpp>
 #include <moe_balance/views.hpp>
 
 #include <pthread.h>
@@ -50,8 +51,8 @@ class ThreadAttributes {
   ThreadAttributes() {
     is_valid_ = pthread_attr_init(&attributes_) == 0;
     std::size_t own = 0;
-    if (is_valid_ && pthread_attr_getstacksize(&attributes_, &own) == 0 && own < stack_bytes) {
-      pthread_attr_setstacksize(&attributes_, stack_bytes);
+    if (is_valid_ && pthread_attr_getstacksize(&attributes_, &own) == 0 && own < host_tuning.thread_stack_bytes) {
+      pthread_attr_setstacksize(&attributes_, host_tuning.thread_stack_bytes);
     }
   }
   ThreadAttributes(const ThreadAttributes&) = delete;
@@ -62,7 +63,6 @@ class ThreadAttributes {
   [[nodiscard]] pthread_attr_t* get() { return is_valid_ ? &attributes_ : nullptr; }
 
  private:
-  static constexpr std::size_t stack_bytes = std::size_t{1} << 20;  // three times what a part takes
   pthread_attr_t attributes_;
   bool is_valid_;
 };

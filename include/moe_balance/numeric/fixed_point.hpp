@@ -11,11 +11,12 @@ MOEB_NAMESPACE_BEGIN
 inline constexpr int probability_fraction_bits = 32;
 inline constexpr int token_loss_fraction_bits = 33;
 
-/// The largest value of a token's loss that counts, so that the sum over `tokens` fits whatever they are.
+/// Larger values of a token's loss count as this one.
+inline constexpr float most_token_loss = 16384.0f;
+/// The largest that counts, so that the sum over `tokens` fits whatever they are.
 [[nodiscard]] constexpr float largest_token_loss(std::int64_t tokens) {
   constexpr float sum = 1073741568.0f;  // 2^30, less than which the sum has to be, and what roundings may add
-  constexpr float most = 16384.0f;
-  return static_cast<float>(tokens) * most < sum ? most : sum / static_cast<float>(tokens);
+  return static_cast<float>(tokens) * most_token_loss < sum ? most_token_loss : sum / static_cast<float>(tokens);
 }
 
 /// round(value * 2^bits); values outside +-limit, at most 2^(50 - bits) as it is for probabilities, saturate and NaN is 0, so that no conversion overflows.

@@ -5,6 +5,7 @@
 #include <moe_balance/token/segments.hpp>
 
 #include <moe_balance/concepts.hpp>
+#include <moe_balance/numeric/fixed_point.hpp>
 #include <moe_balance/tile/opaque.hpp>
 #include <moe_balance/views.hpp>
 
@@ -29,8 +30,8 @@ struct ForwardProblem {
   ReplayRef replay;
   Segments segments;
   bool rows_hold_quads;
-  std::int64_t first_token = 0;         ///< which of the call's tokens row 0 of the views is
-  float largest_token_loss = 16384.0f;  ///< see numeric/fixed_point.hpp
+  std::int64_t first_token = 0;                ///< which of the call's tokens row 0 of the views is
+  float largest_token_loss = most_token_loss;  ///< see numeric/fixed_point.hpp
 };
 
 /// An address so many rows of so many bytes further on.

@@ -20,7 +20,7 @@ MOEB_NAMESPACE_BEGIN
 
 template <int K>
 struct GroupLimitedTopK {
-  static_assert(K >= 1 && K <= 32, "GroupLimitedTopK chooses 1 to 32 experts per token");
+  static_assert(K >= 1 && K <= max_top_k, "GroupLimitedTopK chooses 1 to 32 experts per token");
   static constexpr int k = K;
   static constexpr int max_groups = GroupsOfRow::most;                     ///< most groups
   static constexpr int max_group_score_top = GroupsOfRow::most_score_top;  ///< largest group_score_top

@@ -12,7 +12,7 @@ MOEB_NAMESPACE_BEGIN
 /// Weights are s / (sum of the chosen s + 1e-20) when K > 1 and `renormalise` is set, then times `scaling_factor`.
 template <int K>
 struct TopK {
-  static_assert(K >= 1 && K <= 32, "TopK chooses 1 to 32 experts per token");
+  static_assert(K >= 1 && K <= max_top_k, "TopK chooses 1 to 32 experts per token");
   static constexpr int k = K;
 
   bool renormalise = true;      ///< where K > 1
