@@ -93,10 +93,13 @@ class Memory {
   template <class T>
   using Array = typename Engine::template Array<T>;
 
-  Memory(const Engine& engine, const Inputs& inputs, int k, std::size_t workspace_bytes, std::size_t saved_bytes)
+  /// `replays`: whether the router's selection takes replayed ids.
+  Memory(const Engine& engine, const Inputs& inputs, int k, std::size_t workspace_bytes, std::size_t saved_bytes,
+         bool replays = false)
       : engine_(engine),
         inputs_(inputs),
         k_(k),
+        replays_(replays),
         logits_(engine, spread(encoded(inputs.logits_type, inputs.logits), inputs.logits_type, inputs.experts)),
         experts_(engine, poisoned(mb::DataType::float32, k)),
         weights_(engine, poisoned(inputs.weights_type, k)),
@@ -221,7 +224,7 @@ class Memory {
     args.counts = counts_.data();
     if (!inputs_.bias.empty()) args.bias = mb::BiasRef{bias_.data(), inputs_.experts};
     args.active = active_.data();
-    if (!inputs_.replay_experts.empty() || inputs_.tokens == 0) {
+    if (replays_ && (!inputs_.replay_experts.empty() || inputs_.tokens == 0)) {
       args.replay.experts = mb::MatrixView<const std::int32_t>{replay_experts_.data(), inputs_.tokens, k_};
       args.replay.tokens = replay_tokens_.data();
     }
@@ -232,6 +235,7 @@ class Memory {
   Engine engine_;
   Inputs inputs_;
   int k_;
+  bool replays_;
   Array<std::uint8_t> logits_, experts_, weights_, grad_logits_, grad_weights_;
   Array<std::int64_t> counts_;
   Array<float> bias_;
@@ -255,7 +259,8 @@ inline mb::Shape shape_of(const Inputs& inputs) {
 template <class Engine, class Router>
 Memory<Engine> memory_for(const Engine& engine, const Router& router, const Inputs& inputs) {
   const mb::Shape shape = shape_of(inputs);
-  return Memory<Engine>(engine, inputs, Router::k, router.workspace_bytes(shape), router.saved_bytes(shape));
+  return Memory<Engine>(engine, inputs, Router::k, router.workspace_bytes(shape), router.saved_bytes(shape),
+                        mb::is_replaying<decltype(router.top_k)>);
 }
 
 /// route only.

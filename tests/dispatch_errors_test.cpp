@@ -11,6 +11,7 @@ namespace testing {
 
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_permutation, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_overlap, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_columns_of_one_table, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_every_overlap, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_rows, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_indices, HostEngine);

@@ -9,6 +9,7 @@ namespace testing {
 
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_permutation, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_overlap, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_columns_of_one_table, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_every_overlap, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_rows, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_indices, CudaEngine);

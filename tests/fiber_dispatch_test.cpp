@@ -22,6 +22,7 @@ TEST_CASE_TEMPLATE_INVOKE(dispatch_sorting, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_very_many_experts, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_permutation, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_overlap, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_columns_of_one_table, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_every_overlap, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_rows, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_indices, FiberEngine);

@@ -14,10 +14,10 @@ struct RouteArgs {
   std::int64_t* counts = nullptr;                  ///< [E] out, optional: tokens per expert of this call
   BiasRef bias{};                                  ///< [E], optional: added to the ranking value only
   const std::uint8_t* active = nullptr;            ///< [T], optional: 0 marks a padding token, whose logits may be any
-  ReplayRef replay{};                              ///< for Replay
+  ReplayRef replay{};                              ///< for Replay only
   Status* status = nullptr;                        ///< optional counters, added to
   const std::int64_t* tokens_on_device = nullptr;  ///< optional: rows from *tokens_on_device on are treated as inactive
-  std::int64_t* kept_counts = nullptr;             ///< [E] out, optional, WithCapacity: tokens per expert after dropping
+  std::int64_t* kept_counts = nullptr;  ///< [E] out, optional, WithCapacity only: tokens per expert after dropping
 };
 
 /// Training: RouteArgs and the state that balancing needs.
@@ -30,13 +30,13 @@ struct ForwardArgs {
   LoadRef load{};                                  ///< [E]; required by balancers that read accumulated counts
   SavedRef saved{};                                ///< required by balancers with a loss
   const std::uint8_t* active = nullptr;            ///< [T], optional: 0 marks a padding token, whose logits may be any
-  Sequences sequences{};                           ///< for SequenceLoss
-  ReplayRef replay{};                              ///< for Replay
+  Sequences sequences{};                           ///< for SequenceLoss; other balancers do not look at it
+  ReplayRef replay{};                              ///< for Replay only
   Status* status = nullptr;                        ///< optional counters, added to
   const std::int64_t* tokens_on_device = nullptr;  ///< optional: rows from *tokens_on_device on are treated as inactive
   bool accumulate = true;                          ///< add this call's counts to load; false in evaluation and recomputation
-  MatrixView<std::int32_t> chosen{};    ///< [T, K] out, WithCapacity: ids before dropping; experts has those after
-  std::int64_t* kept_counts = nullptr;  ///< [E] out, optional, WithCapacity: tokens per expert after dropping
+  MatrixView<std::int32_t> chosen{};    ///< [T, K] out, WithCapacity only: ids before dropping; experts has those after
+  std::int64_t* kept_counts = nullptr;  ///< [E] out, optional, WithCapacity only: tokens per expert after dropping
 };
 
 /// d(sum of weights * grad_weights + loss_scale * loss) / d(logits).

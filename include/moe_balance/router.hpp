@@ -58,6 +58,9 @@ struct Router {
 
   /// Bytes of SavedRef for one forward of this shape; 0 where the balancer has no loss.
   [[nodiscard]] std::size_t saved_bytes(const Shape& shape) const {
+    const Validator check{"saved_bytes"};
+    check.range("shape.experts", shape.experts, 1, max_experts);
+    check.range("shape.sequences", shape.sequences, 1, std::numeric_limits<std::int32_t>::max());
     return static_cast<std::size_t>(SavedLayout<Balancer>{shape.experts, shape.sequences}.words()) * sizeof(std::int64_t);
   }
 
@@ -339,7 +342,14 @@ struct Router {
     check.load(args.load, experts, load_is_read || (Traits::biases > 0 && args.accumulate));
     check.optional_pointer("status", args.status, alignof(Status));
     check.optional_pointer("tokens_on_device", args.tokens_on_device, alignof(std::int64_t));
-    if constexpr (is_replaying<TopKT>) check.matrix("replay.experts", args.replay.experts, tokens, k);
+    if constexpr (is_replaying<TopKT>)
+      check.matrix("replay.experts", args.replay.experts, tokens, k);
+    else
+      check.left_out("replay.experts", args.replay.experts.data, "Replay");
+    if constexpr (!looks_across_tokens<TopKT>) {
+      check.left_out("chosen", args.chosen.data, "WithCapacity");
+      check.left_out("kept_counts", args.kept_counts, "WithCapacity");
+    }
     if constexpr (Traits::reads_sequences) check.sequences(args.sequences, tokens, on_host);
     if constexpr (looks_across_tokens<TopKT>) top_k.check_memory(call, args, workspace);
     const Shape shape{tokens, static_cast<int>(experts), sequences_of(args).count};
@@ -354,6 +364,7 @@ struct Router {
     const std::int64_t tokens = args.logits.rows;
     const std::int64_t experts = args.logits.columns;
     check.logits(args.logits, k, on_host);
+    top_k.check("backward", static_cast<int>(experts));
     if constexpr (is_over_selected<Scoring>) {
       MOEB_EXPECTS(k > 1, "backward", "top_k.k", k,
                    "2 or more with SoftmaxOverSelected: a softmax over one expert is 1 and has no gradient");

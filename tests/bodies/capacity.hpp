@@ -343,6 +343,7 @@ TEST_CASE_TEMPLATE_DEFINE("capacity: bad arguments are refused", Engine, capacit
   p.experts = 0;
   CHECK_THROWS_WITH_AS(limit(engine, p), doctest::Contains("limit_to_capacity: expert_count is 0"), mb::InvalidArgument);
   refuses_capacity(engine, "weights.type is 9", [](mb::CapacityArgs& args) { args.weights.type = mb::DataType(9); });
+  refuses_capacity(engine, "drop is 2; allowed: score, position", [](mb::CapacityArgs& args) { args.drop = mb::DropBy(2); });
   refuses_capacity(engine, "scaling_factor is nan", [](mb::CapacityArgs& args) {
     args.renormalise = true;
     args.scaling_factor = std::numeric_limits<float>::quiet_NaN();
@@ -350,6 +351,8 @@ TEST_CASE_TEMPLATE_DEFINE("capacity: bad arguments are refused", Engine, capacit
   const mb::WithCapacity<mb::TopK<2>> nothing{.capacity_factor = 0};
   CHECK_THROWS_WITH_AS(nothing.check("forward", 8), doctest::Contains("forward: top_k.capacity_factor is 0"),
                        mb::InvalidArgument);
+  const mb::WithCapacity<mb::TopK<2>> any{.drop = mb::DropBy(9)};
+  CHECK_THROWS_WITH_AS(any.check("forward", 8), doctest::Contains("forward: top_k.drop is 9"), mb::InvalidArgument);
   const mb::WithCapacity<mb::TopK<1>> one{.renormalise = true};
   CHECK_THROWS_WITH_AS(one.check("forward", 8), doctest::Contains("forward: top_k.renormalise is true"),
                        mb::InvalidArgument);

@@ -168,6 +168,36 @@ TEST_CASE_TEMPLATE_DEFINE("dispatch refuses overlapping buffers", Engine, dispat
   });
 }
 
+/// Rows may lie between another argument's rows; a column further they share one.
+TEST_CASE_TEMPLATE_DEFINE("dispatch takes columns of one table for arguments", Engine, dispatch_columns_of_one_table) {
+  const Engine engine;
+  DispatchMemory<Engine> memory;
+  const mb::PermuteArgs by_itself = memory.permute();
+  mb::permute(by_itself, {}, engine.place());
+  engine.wait();
+  const std::vector<double> expected = decoded(mb::DataType::float32, memory.rows.bytes());
+  const std::vector<double> hidden = decoded(mb::DataType::float32, memory.tokens.bytes());
+  constexpr std::size_t rows = 12, width = 9;  // hidden in columns 0 to 3, permuted in 4 to 7, nothing in 8
+  std::vector<float> values(rows * width, 77.0f);
+  for (std::size_t i = 0; i < hidden.size(); ++i) values[i / 4 * width + i % 4] = static_cast<float>(hidden[i]);
+  typename Engine::template Array<float> table(engine, values);
+  mb::PermuteArgs args = by_itself;
+  args.hidden = {table.data(), mb::DataType::float32, 3, 4, width};
+  args.permuted = {table.data() + 4, mb::DataType::float32, rows, 4, width};
+  mb::permute(args, {}, engine.place());
+  engine.wait();
+  for (std::size_t i = 0; i < expected.size(); ++i) values[i / 4 * width + 4 + i % 4] = static_cast<float>(expected[i]);
+  CHECK(table.values() == values);
+  args.permuted.data = table.data() + 3;
+  CHECK_THROWS_WITH_AS(mb::permute(args, {}, engine.place()),
+                       doctest::Contains("permute: permuted is memory that hidden shares"), mb::InvalidArgument);
+  args.permuted.data = table.data() + 6;  // its last column is the next row's first
+  CHECK_THROWS_WITH_AS(mb::permute(args, {}, engine.place()),
+                       doctest::Contains("permute: permuted is memory that hidden shares"), mb::InvalidArgument);
+  engine.wait();
+  CHECK(table.values() == values);
+}
+
 /// Memory of one of the calls.
 template <class Engine, class Args, class Call>
 struct OverlapMemory {
@@ -263,6 +293,8 @@ TEST_CASE_TEMPLATE_DEFINE("dispatch refuses hidden states and factors of wrong s
   permute("scale.type", [](mb::PermuteArgs& args) { args.scale.type = mb::DataType(9); });
   permute("hidden.data", [](mb::PermuteArgs& args) { args.hidden.data = nullptr; });
   permute("top_k", [](mb::PermuteArgs& args) { args.top_k = 0; });
+  permute("top_k", [](mb::PermuteArgs& args) { args.top_k = mb::PermuteArgs{}.top_k; });
+  permute("padding", [](mb::PermuteArgs& args) { args.padding = mb::Padding(2); });
   permute("permuted.columns", [](mb::PermuteArgs& args) { args.permuted.columns = 3; });
   permute("permuted.type", [](mb::PermuteArgs& args) { args.permuted.type = mb::DataType::bfloat16; });
   permute("slot_of_row.size", [](mb::PermuteArgs& args) { args.slot_of_row.size = 11; });
@@ -295,6 +327,7 @@ TEST_CASE_TEMPLATE_DEFINE("dispatch refuses hidden states and factors of wrong s
     });
   };
   backward("permuted.rows", [](mb::CombineBackwardArgs& args) { args.permuted = {}; });
+  backward("padding", [](mb::CombineBackwardArgs& args) { args.padding = mb::Padding(2); });
   backward("grad_weights.columns", [](mb::CombineBackwardArgs& args) { args.grad_weights.columns = 1; });
   backward("slot_of_row.size", [](mb::CombineBackwardArgs& args) { args.slot_of_row.size = 1; });
   refuses<Engine>("permute_backward: hidden.rows", [](Memory& memory) {

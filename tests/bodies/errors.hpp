@@ -222,7 +222,13 @@ TEST_CASE_TEMPLATE_DEFINE("contract 14: options that are not finite are refused 
     const std::string value = std::to_string(bad) + ";";
     const auto no_change = [](auto&) {};
     const auto refuses_selection = [&](const auto& selection) {
-      refuses_forward(engine, mb::Router{mb::Sigmoid{}, selection}, inputs, "top_k.scaling_factor", value, no_change);
+      const mb::Router router{mb::Sigmoid{}, selection};
+      refuses_forward(engine, router, inputs, "top_k.scaling_factor", value, no_change);
+      Memory<Engine> memory = memory_for(engine, router, inputs);
+      const Outcome before = memory.outcome();
+      check_message("backward", "top_k.scaling_factor", value,
+                    [&] { router.backward(memory.backward_args(), memory.workspace(), engine.place()); });
+      CHECK(untouched(before, memory.outcome()));
     };
     refuses_selection(mb::TopK<4>{.scaling_factor = bad});
     refuses_selection(mb::GroupLimitedTopK<4>{.groups = 4, .groups_kept = 2, .scaling_factor = bad});
@@ -289,15 +295,29 @@ TEST_CASE_TEMPLATE_DEFINE("contract 14: Replay refuses missing or misshapen ids"
   refuses("replay.experts.stride", "2;", [](mb::ForwardArgs& args) { args.replay.experts.stride = 2; });
 }
 
+TEST_CASE_TEMPLATE_DEFINE("contract 14: what only another selection writes or reads is refused", Engine, errors_left_out) {
+  const Engine engine;
+  const auto refuses = [&](const char* argument, const auto& spoil) {
+    refuses_forward(engine, error_router(), error_inputs(), argument, "given;", spoil);
+  };
+  refuses("replay.experts", [](mb::ForwardArgs& args) { args.replay.experts = args.experts; });
+  refuses("chosen", [](mb::ForwardArgs& args) { args.chosen = args.experts; });
+  refuses("kept_counts", [](mb::ForwardArgs& args) { args.kept_counts = args.counts; });
+}
+
 TEST_CASE_TEMPLATE_DEFINE("contract 14: route names itself in its messages", Engine, errors_route) {
   const Engine engine;
   const Inputs inputs = error_inputs();
-  Memory<Engine> memory = memory_for(engine, error_router(), inputs);
-  const Outcome before = memory.outcome();
-  mb::RouteArgs args = memory.route_args();
-  args.weights.columns = 3;
-  check_message("route", "weights.columns", "3;", [&] { error_router().route(args, memory.workspace(), engine.place()); });
-  CHECK(untouched(before, memory.outcome()));
+  const auto refuses = [&](const char* argument, const char* value, const auto& spoil) {
+    Memory<Engine> memory = memory_for(engine, error_router(), inputs);
+    const Outcome before = memory.outcome();
+    mb::RouteArgs args = memory.route_args();
+    spoil(args);
+    check_message("route", argument, value, [&] { error_router().route(args, memory.workspace(), engine.place()); });
+    CHECK(untouched(before, memory.outcome()));
+  };
+  refuses("weights.columns", "3;", [](mb::RouteArgs& args) { args.weights.columns = 3; });
+  refuses("kept_counts", "given;", [](mb::RouteArgs& args) { args.kept_counts = args.counts; });
 }
 
 TEST_CASE_TEMPLATE_DEFINE("contract 14: backward refuses bad views", Engine, errors_backward) {

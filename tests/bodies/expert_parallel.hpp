@@ -312,6 +312,13 @@ TEST_CASE_TEMPLATE_DEFINE("expert parallelism: what disagrees is refused, or cou
                        doctest::Contains("physical_experts: physical_experts is memory that logical_to_physical shares"),
                        mb::InvalidArgument);
   Ids out(engine, {0, 1});
+  CHECK_THROWS_WITH_AS(mb::physical_experts({.experts = mb::MatrixView<const std::int32_t>(ids.data(), 1, 2),
+                                             .physical_experts = {out.data(), 1, 2},
+                                             .logical_to_physical = {table.data(), 2, 1},
+                                             .replica_count = {table.data() + 2, 2},
+                                             .rule = mb::ReplicaRule(2)},
+                                            {}, engine.place()),
+                       doctest::Contains("physical_experts: rule is 2; allowed: spread, round_robin"), mb::InvalidArgument);
   CHECK_THROWS_WITH_AS(mb::tensor_parallel_mask({.experts = mb::MatrixView<const std::int32_t>(ids.data(), 1, 2),
                                                  .masked_experts = {out.data(), 1, 2},
                                                  .experts_per_rank = 1,

@@ -40,7 +40,8 @@ TrainedAndPermuted trained_and_permuted(const Engine& engine, const Router& rout
   const std::int64_t rows = mb::permutation_rows(tokens, Router::k, inputs.experts, align);
   const std::size_t bytes = mb::route_and_permute_workspace_bytes(router, shape);
   const auto filled = [&](std::int64_t size) { return std::vector<std::int64_t>(static_cast<std::size_t>(size), 77); };
-  Memory<Engine> memory(engine, inputs, Router::k, bytes, router.saved_bytes(shape));
+  Memory<Engine> memory(engine, inputs, Router::k, bytes, router.saved_bytes(shape),
+                        mb::is_replaying<decltype(router.top_k)>);
   typename Engine::template Array<std::int32_t> chosen_ids(
       engine, std::vector<std::int32_t>(static_cast<std::size_t>(tokens * Router::k)));
   Longs counts(engine, filled(inputs.experts)), offsets(engine, filled(inputs.experts + 1));

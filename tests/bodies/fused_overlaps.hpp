@@ -123,12 +123,11 @@ TEST_CASE_TEMPLATE_DEFINE("route_and_permute refuses memory that routing shares 
                            .bias = args.bias,
                            .active = args.active,
                            .status = args.status,
-                           .tokens_on_device = args.tokens_on_device,
-                           .kept_counts = args.kept_counts},
+                           .tokens_on_device = args.tokens_on_device},
                           order, workspace, place);
   };
   refuses_shared_memory<Engine>("moe_balance: route_and_permute", router,
-                                {"logits", "weights", "bias", "active", "status", "tokens_on_device", "kept_counts"}, call);
+                                {"logits", "weights", "bias", "active", "status", "tokens_on_device"}, call);
 
   FusedMemory<Engine> memory;
   mb::PermutationArgs order = memory.order();

@@ -145,7 +145,7 @@ Problem problem_from(Bytes& bytes, int k) {
   return problem;
 }
 
-mb::ForwardArgs forward_args(Problem& problem, int k) {
+mb::ForwardArgs forward_args(Problem& problem, int k, bool replays) {
   mb::ForwardArgs args;
   args.logits = {problem.logits.data(), problem.logits_type, problem.tokens, problem.experts, problem.experts};
   args.experts = {problem.ids.data(), problem.tokens, k};
@@ -157,8 +157,10 @@ mb::ForwardArgs forward_args(Problem& problem, int k) {
   args.active = problem.active.empty() ? nullptr : problem.active.data();
   args.sequences = problem.sequences;
   args.sequences.offsets = problem.offsets.data();
-  args.replay.experts = {problem.replay.data(), problem.tokens, k};
-  args.replay.tokens = problem.replay_tokens.empty() ? nullptr : problem.replay_tokens.data();
+  if (replays) {
+    args.replay.experts = {problem.replay.data(), problem.tokens, k};
+    args.replay.tokens = problem.replay_tokens.empty() ? nullptr : problem.replay_tokens.data();
+  }
   args.status = &problem.status;
   args.tokens_on_device = problem.has_tokens_on_device ? &problem.tokens_on_device : nullptr;
   args.accumulate = problem.accumulate;
@@ -166,7 +168,7 @@ mb::ForwardArgs forward_args(Problem& problem, int k) {
 }
 
 mb::BackwardArgs backward_args(Problem& problem, int k) {
-  const mb::ForwardArgs forward = forward_args(problem, k);
+  const mb::ForwardArgs forward = forward_args(problem, k, false);
   mb::BackwardArgs args;
   args.logits = forward.logits;
   args.experts = forward.experts;
@@ -245,7 +247,7 @@ template <class Router>
 bool run(const Router& router, Problem& problem, const mb::Host& place) {
   constexpr int k = Router::k;
   try {
-    router.forward(forward_args(problem, k), {}, place);
+    router.forward(forward_args(problem, k, mb::is_replaying<decltype(router.top_k)>), {}, place);
   } catch (const mb::InvalidArgument&) {
     return false;
   }
@@ -264,8 +266,8 @@ bool run(const Router& router, Problem& problem, const mb::Host& place) {
 /// Spoils one argument; the call must throw and write nothing.
 template <class Router>
 void check_refusal(const Router& router, Problem problem, Bytes& bytes) {
-  mb::ForwardArgs args = forward_args(problem, Router::k);
-  switch (bytes.between(0, 9)) {
+  mb::ForwardArgs args = forward_args(problem, Router::k, mb::is_replaying<decltype(router.top_k)>);
+  switch (bytes.between(0, 10)) {
     case 0:
       args.logits.columns = bytes.flag() ? 0 : 2049;
       break;
@@ -293,6 +295,9 @@ void check_refusal(const Router& router, Problem problem, Bytes& bytes) {
       break;
     case 8:
       args.bias.experts += 1;
+      break;
+    case 9:
+      args.kept_counts = args.counts;
       break;
     default:
       args.counts = reinterpret_cast<std::int64_t*>(reinterpret_cast<std::uintptr_t>(args.counts) + 4);

@@ -133,6 +133,8 @@ StepOutputs run_step(const Router& router, const StepInputs& in, const Place& pl
   const std::uint8_t* active = in.usual && !in.masked ? nullptr : in.active.data();
   const mb::SavedRef saved{out.saved.data(), out.saved.size()};
   const mb::ConstAnyMatrix logits(logit_bytes.data(), in.type, t, e, e);
+  mb::ReplayRef replay;
+  if constexpr (mb::is_replaying<decltype(router.top_k)>) replay = {{in.replay.data(), t, in.top_k}, in.replayed.data()};
   router.forward(mb::ForwardArgs{.logits = logits,
                                  .experts = {out.experts.data(), t, in.top_k, id_stride},
                                  .weights = mb::MatrixView<float>(out.weights.data(), t, in.top_k),
@@ -142,7 +144,7 @@ StepOutputs run_step(const Router& router, const StepInputs& in, const Place& pl
                                  .saved = saved,
                                  .active = active,
                                  .sequences = sequences,
-                                 .replay = {{in.replay.data(), t, in.top_k}, in.replayed.data()},
+                                 .replay = replay,
                                  .status = &out.status},
                  {}, place);
   router.backward(mb::BackwardArgs{.logits = logits,

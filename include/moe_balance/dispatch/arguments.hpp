@@ -48,7 +48,7 @@ struct PermuteArgs {
   ConstAnyMatrix hidden;                       ///< [T, H]
   VectorView<const std::int64_t> slot_of_row;  ///< [R], from permutation
   AnyMatrix permuted;                          ///< [R, H] out, of hidden's type
-  int top_k = 1;                               ///< K
+  int top_k = 0;                               ///< K, required: no view that has to be given shows it
   ConstAnyMatrix scale{};           ///< [T, K], optional: weights on the experts' inputs (Llama 4); float32 or hidden's type
   Padding padding = Padding::zero;  ///< what becomes of padding rows
   Status* status = nullptr;         ///< optional; on a GPU counts entries of either index outside its range, taken as -1

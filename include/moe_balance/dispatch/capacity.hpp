@@ -33,6 +33,9 @@ namespace detail {
 inline void check_capacity_factor(const char* call, const char* argument, double factor) {
   MOEB_EXPECTS(factor > 0 && factor <= 1e6, call, argument, std::to_string(factor), "more than 0, at most 1e6");
 }
+inline void check_drop(const char* call, const char* argument, DropBy drop) {
+  MOEB_EXPECTS(drop <= DropBy::position, call, argument, static_cast<int>(drop), "score, position");
+}
 
 }  // namespace detail
 
@@ -112,6 +115,7 @@ void limit_to_capacity(const CapacityArgs& args, Workspace workspace, const Plac
   MOEB_EXPECTS(Engine::serves_float64 || args.weights.type != DataType::float64, "limit_to_capacity", "weights.type",
                "float64", "float32, bfloat16, float16; float64 on the CPU only");
   if (args.renormalise) check.finite("scaling_factor", args.scaling_factor);
+  detail::check_drop("limit_to_capacity", "drop", args.drop);
   check.range("expert_count", args.expert_count, 1, max_dispatch_experts);
   check.range("capacity", args.capacity, 1, std::numeric_limits<std::int64_t>::max());
   check.optional_pointer("kept_counts", args.kept_counts, alignof(std::int64_t));
@@ -176,6 +180,7 @@ struct WithCapacity {
   void check(const char* call, int experts) const {
     selection.check(call, experts);
     detail::check_capacity_factor(call, "top_k.capacity_factor", capacity_factor);
+    detail::check_drop(call, "top_k.drop", drop);
     MOEB_EXPECTS(!renormalise || (weighting().renormalise && k > 1), call, "top_k.renormalise", "true",
                  "false, unless the selection renormalises and chooses more than one expert");
   }

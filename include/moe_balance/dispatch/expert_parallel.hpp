@@ -248,6 +248,8 @@ void physical_experts(const PhysicalExpertsArgs& args, Workspace /*workspace*/, 
   check.vector("replica_count", args.replica_count, experts, experts, "the rows of logical_to_physical");
   check.range("rank", args.rank, 0, std::numeric_limits<std::int32_t>::max());
   check.range("first_token", args.first_token, 0, std::int64_t{1} << 62);
+  MOEB_EXPECTS(args.rule <= ReplicaRule::round_robin, "physical_experts", "rule", static_cast<int>(args.rule),
+               "spread, round_robin");
   check.apart({region("physical_experts", args.physical_experts), region("logical_to_physical", args.logical_to_physical),
                region("replica_count", args.replica_count), region(args.status)});
   const ToPhysical mapping{args.logical_to_physical, args.replica_count.data, args.rank, args.first_token,

@@ -140,6 +140,7 @@ void permute(const PermuteArgs& args, Workspace /*workspace*/, const Place& plac
   check.matrix("permuted", args.permuted, rows, args.hidden.columns);
   check.same_type("permuted", args.permuted.type, "hidden", args.hidden.type);
   check.vector("slot_of_row", args.slot_of_row, rows, rows, "the rows of permuted");
+  check.padding(args.padding);
   check.optional_pointer("status", args.status, alignof(Status));
   if (args.scale.data != nullptr) {
     detail::check_factors(check, "scale", args.scale, args.hidden.rows, args.top_k, args.hidden.type);
@@ -228,6 +229,7 @@ void combine_backward(const CombineBackwardArgs& args, Workspace /*workspace*/, 
   check.range({"row_of_slot", "columns"}, k, 1, max_experts);
   check.matrix("row_of_slot", args.row_of_slot, tokens, k);
   check.vector("slot_of_row", args.slot_of_row, rows, rows, "the rows of grad_permuted");
+  check.padding(args.padding);
   check.optional_pointer("status", args.status, alignof(Status));
   if (args.weights.data != nullptr) detail::check_factors(check, "weights", args.weights, tokens, k, type);
   if (args.grad_weights.data != nullptr) {

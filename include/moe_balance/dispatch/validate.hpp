@@ -12,16 +12,12 @@
 MOEB_NAMESPACE_BEGIN
 
 /// The bytes of one argument; `written` where the call writes them.
-struct MemoryRegion {
-  const char* name;
-  std::uintptr_t first = 0;
-  std::uintptr_t last = 0;
+struct MemoryRegion : ByteRows {
   bool written = false;
 
+  MemoryRegion(const ByteRows& bytes, bool is_written) : ByteRows(bytes), written(is_written) {}
   MemoryRegion(const char* argument, const void* data, std::int64_t bytes, bool is_written)
-      : name(argument), first(reinterpret_cast<std::uintptr_t>(data)), last(first), written(is_written) {
-    if (data != nullptr && bytes > 0) last += static_cast<std::uintptr_t>(bytes);
-  }
+      : MemoryRegion(ByteRows(argument, data, bytes), is_written) {}
 };
 
 template <class T>
@@ -30,13 +26,11 @@ template <class T>
 }
 template <class T>
 [[nodiscard]] MemoryRegion region(const char* name, const MatrixView<T>& view) {
-  const std::int64_t elements = view.rows == 0 ? 0 : (view.rows - 1) * view.stride + view.columns;
-  return {name, view.data, elements * static_cast<std::int64_t>(sizeof(T)), !std::is_const_v<T>};
+  return {bytes_of(name, view), !std::is_const_v<T>};
 }
 template <bool Const>
 [[nodiscard]] MemoryRegion region(const char* name, const BasicAnyMatrix<Const>& view) {
-  const std::int64_t elements = view.rows == 0 ? 0 : (view.rows - 1) * view.stride + view.columns;
-  return {name, view.data, elements * static_cast<std::int64_t>(size_of(view.type)), !Const};
+  return {bytes_of(name, view), !Const};
 }
 
 [[nodiscard]] inline MemoryRegion region(const Status* status) {
@@ -71,6 +65,10 @@ struct DispatchValidator : Validator {
     range("k", k, 1, max_experts, "slots of a token");
     range("tokens", tokens, 0, dispatch_tuning.most_slots_per_part * dispatch_tuning.most_parts / k, "slots");
     range("experts", experts, 1, max_dispatch_experts);
+  }
+
+  void padding(Padding value) const {
+    MOEB_EXPECTS(value <= Padding::untouched, call, "padding", static_cast<int>(value), "zero, untouched");
   }
 
   /// What each expert's rows are a multiple of.
@@ -116,8 +114,7 @@ struct DispatchValidator : Validator {
   void apart(std::initializer_list<MemoryRegion> regions) const {
     for (const MemoryRegion* a = regions.begin(); a != regions.end(); ++a) {
       for (const MemoryRegion* b = a + 1; b != regions.end(); ++b) {
-        const bool overlap = a->first < b->last && b->first < a->last;
-        MOEB_EXPECTS(!overlap || !(a->written || b->written), call, a->name,
+        MOEB_EXPECTS(!(a->written || b->written) || !a->shares_with(*b), call, a->name,
                      std::string("memory that ") + b->name + " shares", "memory of its own");
       }
     }

@@ -107,6 +107,11 @@ struct Validator {
     if (address % alignment != 0) fail_alignment(argument, address, alignment);
   }
 
+  /// What another kind of selection would write or read, and this router would leave as it is.
+  void left_out(const ArgumentName& argument, const void* data, const char* selection) const {
+    MOEB_EXPECTS(data == nullptr, call, argument, "given", "null, unless the selection is ", selection);
+  }
+
   void finite(const ArgumentName& argument, float value) const {
     MOEB_EXPECTS(is_finite(value), call, argument, std::to_string(value), "finite numbers");
   }
