@@ -28,15 +28,4 @@ TEST_CASE_TEMPLATE_INVOKE(router_overlaps_in_part, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(router_interleaved, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(router_in_place, HostEngine);
 
-TEST_CASE("contract 14: saved_bytes refuses shapes that no call takes") {
-  const auto refuses = [](const char* argument, const char* value, const mb::Shape& shape) {
-    check_message("saved_bytes", argument, value, [&] { return error_router().saved_bytes(shape); });
-  };
-  refuses("shape.experts", "0;", {6, 0, 2});
-  refuses("shape.experts", "2049;", {6, 2049, 2});
-  refuses("shape.sequences", "0;", {6, 16, 0});
-  refuses("shape.sequences", "1152921504606846976;", {6, 16, std::int64_t{1} << 60});
-  CHECK(error_router().saved_bytes({6, 2048, std::numeric_limits<std::int32_t>::max()}) > std::size_t{1} << 45);
-}
-
 }  // namespace testing

@@ -58,9 +58,6 @@ struct Router {
 
   /// Bytes of SavedRef for one forward of this shape; 0 where the balancer has no loss.
   [[nodiscard]] std::size_t saved_bytes(const Shape& shape) const {
-    const Validator check{"saved_bytes"};
-    check.range("shape.experts", shape.experts, 1, max_experts);
-    check.range("shape.sequences", shape.sequences, 1, std::numeric_limits<std::int32_t>::max());
     return static_cast<std::size_t>(SavedLayout<Balancer>{shape.experts, shape.sequences}.words()) * sizeof(std::int64_t);
   }
 
@@ -342,10 +339,12 @@ struct Router {
     check.load(args.load, experts, load_is_read || (Traits::biases > 0 && args.accumulate));
     check.optional_pointer("status", args.status, alignof(Status));
     check.optional_pointer("tokens_on_device", args.tokens_on_device, alignof(std::int64_t));
-    if constexpr (is_replaying<TopKT>)
+    if constexpr (is_replaying<TopKT>) {
       check.matrix("replay.experts", args.replay.experts, tokens, k);
-    else
+    } else {
       check.left_out("replay.experts", args.replay.experts.data, "Replay");
+      check.left_out("replay.tokens", args.replay.tokens, "Replay");
+    }
     if constexpr (!looks_across_tokens<TopKT>) {
       check.left_out("chosen", args.chosen.data, "WithCapacity");
       check.left_out("kept_counts", args.kept_counts, "WithCapacity");

@@ -161,11 +161,23 @@ TEST_CASE_TEMPLATE_DEFINE("dispatch refuses overlapping buffers", Engine, dispat
     args.permuted.data = args.grad_permuted.data;
     mb::combine_backward(args, {}, memory.engine.place());
   });
-  refuses<Engine>("permute_backward: grad_hidden", [](Memory& memory) {
-    mb::PermuteBackwardArgs args = memory.permute_backward();
-    args.hidden.data = args.grad_hidden.data;
-    mb::permute_backward(args, {}, memory.engine.place());
+  // Views that the call would not read, and does not check otherwise.
+  refuses<Engine>("combine_backward: grad_permuted", [](Memory& memory) {
+    mb::CombineBackwardArgs args = memory.combine_backward();
+    args.grad_weights = {};
+    args.permuted.data = args.grad_permuted.data;
+    args.permuted.stride = 0;
+    mb::combine_backward(args, {}, memory.engine.place());
   });
+  for (const std::int64_t stride : {4, 0}) {
+    refuses<Engine>("permute_backward: grad_hidden", [&](Memory& memory) {
+      mb::PermuteBackwardArgs args = memory.permute_backward();
+      if (stride == 0) args.grad_scale = {};
+      args.hidden.data = args.grad_hidden.data;
+      args.hidden.stride = stride;
+      mb::permute_backward(args, {}, memory.engine.place());
+    });
+  }
 }
 
 /// Rows may lie between another argument's rows; a column further they share one.

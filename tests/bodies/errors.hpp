@@ -301,6 +301,7 @@ TEST_CASE_TEMPLATE_DEFINE("contract 14: what only another selection writes or re
     refuses_forward(engine, error_router(), error_inputs(), argument, "given;", spoil);
   };
   refuses("replay.experts", [](mb::ForwardArgs& args) { args.replay.experts = args.experts; });
+  refuses("replay.tokens", [](mb::ForwardArgs& args) { args.replay.tokens = args.active; });
   refuses("chosen", [](mb::ForwardArgs& args) { args.chosen = args.experts; });
   refuses("kept_counts", [](mb::ForwardArgs& args) { args.kept_counts = args.counts; });
 }

@@ -42,12 +42,14 @@ struct ByteRows {
   ByteRows(const char* argument, const void* data, std::int64_t bytes) : ByteRows(argument, data, 1, bytes, bytes) {}
   ByteRows(const char* argument, const void* data, std::int64_t rows, std::int64_t row_bytes, std::int64_t row_pitch)
       : name(argument) {
-    if (data == nullptr || rows <= 0 || row_bytes <= 0) return;
-    const bool is_dense = rows == 1 || row_bytes == row_pitch;
+    if (data == nullptr || rows <= 0 || row_bytes <= 0 || row_pitch < 0) return;
+    const auto all = static_cast<std::uintptr_t>(rows - 1) * static_cast<std::uintptr_t>(row_pitch) +
+                     static_cast<std::uintptr_t>(row_bytes);
+    const bool has_gaps = rows > 1 && row_pitch > row_bytes;
     first = reinterpret_cast<std::uintptr_t>(data);
-    width = static_cast<std::uintptr_t>(is_dense ? rows * row_bytes : row_bytes);
-    pitch = is_dense ? width : static_cast<std::uintptr_t>(row_pitch);
-    last = first + (is_dense ? width : static_cast<std::uintptr_t>(rows - 1) * pitch + width);
+    last = first + all;
+    width = has_gaps ? static_cast<std::uintptr_t>(row_bytes) : all;
+    pitch = has_gaps ? static_cast<std::uintptr_t>(row_pitch) : all;
   }
 
   /// Whether bytes of both may be the same: none are where these do not reach each other.
