@@ -143,6 +143,7 @@ static void presets(void) {
   CHECK(moeb_router_create("mixtral", &mixtral) == moeb_ok);
   CHECK(moeb_saved_bytes(mixtral, 4, 8, 1) > 0 && moeb_saved_bytes(mixtral, 4, -8, 1) == 0);
   CHECK(moeb_saved_bytes(mixtral, -1, 8, 1) == 0 && moeb_saved_bytes(mixtral, 4, 8, -1) == 0);
+  CHECK(moeb_saved_bytes(mixtral, 4, 4096, 1) > 0);  /* for which calls are refused: asking is not */
   CHECK(!moeb_has_load(mixtral) && moeb_update(mixtral, NULL, NULL, 8, 1) == moeb_ok);
   moeb_router_destroy(mixtral);
   moeb_router* deepseek = NULL;

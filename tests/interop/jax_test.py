@@ -485,6 +485,14 @@ def test_permutation_groups_slots_by_expert_in_token_order():
         same(from_int32(as_int32(got.row_of_slot)), got.row_of_slot)
 
 
+def test_permutation_serves_more_experts_than_routers_do():
+    ids = some_ids().at[0, 0].set(4095)
+    got = MOE["softmax"].permutation(ids, 4096)
+    flat = np.asarray(ids).reshape(-1)
+    same(got.counts, np.bincount(flat[flat >= 0], minlength=4096).astype(np.asarray(got.counts).dtype))
+    assert as_int32(got.row_of_slot)[0, 0] == (flat >= 0).sum() - 1
+
+
 def dispatch_inputs(dtype, align):
     ids = some_ids()
     permutation = MOE["softmax"].permutation(ids, EXPERTS, align=align)
