@@ -1,5 +1,6 @@
 // The argument structs of Router's calls. All memory is the caller's and lives where the call runs (host or device).
 // T = tokens, E = experts, K = experts per token. A null pointer or a default view leaves an optional argument out.
+// Where an argument is said to be for one kind of selection only, forward and route of other routers refuse it.
 #pragma once
 
 #include <moe_balance/views.hpp>

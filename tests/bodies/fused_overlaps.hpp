@@ -114,20 +114,27 @@ void refuses_shared_memory(const std::string& subject, const Router& router, std
 TEST_CASE_TEMPLATE_DEFINE("route_and_permute refuses memory that routing shares with the permutation", Engine,
                           route_and_permute_overlaps) {
   const mb::Router router{mb::Sigmoid{}, mb::TopK<4>{}};
-  const auto call = [&](const mb::ForwardArgs& args, const mb::PermutationArgs& order, const mb::Workspace& workspace,
-                        const auto& place) {
-    mb::route_and_permute(router,
-                          {.logits = args.logits,
-                           .experts = args.experts,
-                           .weights = args.weights,
-                           .bias = args.bias,
-                           .active = args.active,
-                           .status = args.status,
-                           .tokens_on_device = args.tokens_on_device},
-                          order, workspace, place);
+  const auto call_of = [](const auto& its_router) {
+    return [&](const mb::ForwardArgs& args, const mb::PermutationArgs& order, const mb::Workspace& workspace,
+               const auto& place) {
+      constexpr bool has_capacity = mb::looks_across_tokens<decltype(its_router.top_k)>;
+      mb::route_and_permute(its_router,
+                            {.logits = args.logits,
+                             .experts = args.experts,
+                             .weights = args.weights,
+                             .bias = args.bias,
+                             .active = args.active,
+                             .status = args.status,
+                             .tokens_on_device = args.tokens_on_device,
+                             .kept_counts = has_capacity ? args.kept_counts : nullptr},
+                            order, workspace, place);
+    };
   };
+  const auto call = call_of(router);
   refuses_shared_memory<Engine>("moe_balance: route_and_permute", router,
                                 {"logits", "weights", "bias", "active", "status", "tokens_on_device"}, call);
+  const mb::Router with_capacity{mb::Sigmoid{}, mb::WithCapacity<mb::TopK<4>>{}};
+  refuses_shared_memory<Engine>("moe_balance: route_and_permute", with_capacity, {"kept_counts"}, call_of(with_capacity));
 
   FusedMemory<Engine> memory;
   mb::PermutationArgs order = memory.order();
