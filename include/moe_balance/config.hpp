@@ -12,6 +12,7 @@
 /// \def MOEB_INLINE
 /// For what the CPU engine's loops call: they are compiled once per instruction set, and what is not inlined into them is compiled for the oldest.
 /// g++ inlines all that a `flatten` function calls, once; clang only what it calls directly, and is asked at every function.
+/// Nothing is forced in a debug build (-O0) or under the address, memory and thread sanitizers, where forcing costs minutes of compilation.
 /// \def MOEB_LAMBDA
 /// The same for a lambda, after its parameters.
 /// \def MOEB_EARLY_INLINE
@@ -24,21 +25,33 @@
 #define MOEB_LAMBDA
 #define MOEB_EARLY_INLINE MOEB_INLINE
 #define MOEB_EARLY_LAMBDA
-#elif defined(__clang__)
-#define MOEB_HOST_DEVICE
-#define MOEB_INLINE MOEB_EARLY_INLINE
-#define MOEB_LAMBDA MOEB_EARLY_LAMBDA
-#define MOEB_EARLY_INLINE __attribute__((always_inline)) inline
-#define MOEB_EARLY_LAMBDA __attribute__((always_inline))
 #else
 #define MOEB_HOST_DEVICE
+#define MOEB_EARLY_INLINE MOEB_FORCED_INLINE inline
+#define MOEB_EARLY_LAMBDA MOEB_FORCED_INLINE
+#if defined(__clang__)
+#define MOEB_INLINE MOEB_EARLY_INLINE
+#define MOEB_LAMBDA MOEB_EARLY_LAMBDA
+#else
 #define MOEB_INLINE inline
 #define MOEB_LAMBDA
-#define MOEB_EARLY_INLINE __attribute__((always_inline)) inline
-#define MOEB_EARLY_LAMBDA __attribute__((always_inline))
+#endif
 #endif
 
 /// \cond
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(memory_sanitizer) || __has_feature(thread_sanitizer)
+#define MOEB_IS_SANITIZED
+#endif
+#elif defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define MOEB_IS_SANITIZED
+#endif
+#if defined(__OPTIMIZE__) && !defined(MOEB_IS_SANITIZED)
+#define MOEB_FORCED_INLINE __attribute__((always_inline))
+#else
+#define MOEB_FORCED_INLINE
+#endif
+
 #if defined(__CUDACC__)
 #define MOEB_NOINLINE __host__ __device__ __noinline__
 #else

@@ -25,7 +25,7 @@ endif()
 if(MOE_BALANCE_HAS_CUDA)
   moe_balance_build_handlers(jax_handlers_cuda ${CMAKE_CURRENT_BINARY_DIR}/jax/cuda.o ${example}/handlers_cuda.cu
     ${CMAKE_CUDA_COMPILER_LAUNCHER} ${CMAKE_CUDA_COMPILER} -std=c++20 ${MOE_BALANCE_CUDA_WARNINGS} -I${PROJECT_SOURCE_DIR}/include -arch=sm_90
-    -O0 -Xptxas=-O0 -Xcompiler=-fPIC -DMOE_BALANCE_CUDA_MAX_EXPERTS=32)  # all tiers are the same templates
+    ${MOE_BALANCE_NVCC_FRONT_END} -Xcompiler=-fPIC -DMOE_BALANCE_CUDA_MAX_EXPERTS=32)  # all tiers are the same templates
 endif()
 
 moe_balance_add_python_test(interop.jax jax python ${CMAKE_CURRENT_SOURCE_DIR}/jax_test.py ${library} ${example})
