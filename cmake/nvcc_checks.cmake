@@ -1,7 +1,7 @@
 # How nvcc compiles what no GPU will run, for its errors and warnings alone. Registers, spills and optimised code are tests/compile's.
 #   MOE_BALANCE_NVCC_QUICK      all of device code, hardly optimised
-#   MOE_BALANCE_NVCC_FRONT_END  device code's syntax, types, templates; not that it calls no host function, which takes the library's own
-#                               kernels (tests/compile) and whatever has device code of its own to find: compile those with QUICK
+#   MOE_BALANCE_NVCC_FRONT_END  device code's syntax, types, templates; not whether a kernel calls a function of the host: what has device code
+#                               of its own is compiled with QUICK, and the library's own kernels are in tests/compile
 option(MOE_BALANCE_CUDA_CHECK_ONLY "No GPU will run the tests and examples: nvcc checks them and generates little or no device code" OFF)
 set(MOE_BALANCE_NVCC_QUICK -G)
 set(MOE_BALANCE_NVCC_FRONT_END -G)

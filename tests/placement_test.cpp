@@ -529,6 +529,9 @@ TEST_CASE("placement: bad arguments are refused by name") {
   refuses("place_experts: groups is 3; allowed: a divisor of the 4 experts",
           [](mb::PlacementArgs& args) { args.groups = 3; });
   refuses("place_experts: most_moves is -1", [](mb::PlacementArgs& args) { args.most_moves = -1; });
+  refuses("place_experts: previous.data is", [](mb::PlacementArgs& args) {
+    args.previous.data = reinterpret_cast<const std::int32_t*>(reinterpret_cast<const char*>(args.previous.data) + 1);
+  });
   refuses("place_experts: previous.size is 3", [](mb::PlacementArgs& args) { args.previous.size = 3; });
   const Ids outside{0, 1, 2, 4};
   refuses("place_experts: previous[3] is 4", [&](mb::PlacementArgs& args) { args.previous.data = outside.data(); });

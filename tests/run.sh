@@ -33,7 +33,7 @@ else
   if [ -n "$capability" ]; then
     architecture=$capability-real
     cuda="CUDA: nvcc and a GPU of compute capability $capability, so the CUDA tests run"
-    options+=(-DCMAKE_CUDA_FLAGS_RELEASE=-O2)
+    options+=(-DCMAKE_CUDA_FLAGS_RELEASE=-O2 -DMOE_BALANCE_CUDA_CHECK_ONLY=OFF)
   else
     # What cannot run is checked only (cmake/nvcc_checks.cmake). The tests of registers go on to machine code, optimised.
     cuda="CUDA: nvcc but no GPU, so the CUDA tests are checked by nvcc and reported as skipped"

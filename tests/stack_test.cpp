@@ -13,10 +13,10 @@
 #include <vector>
 
 // What sanitizers add to frames, or move elsewhere, and what the optimiser leaves out is no part of it.
-#if defined(__has_feature)
-#define MOE_BALANCE_TEST_SANITIZED __has_feature(address_sanitizer)
-#elif defined(__SANITIZE_ADDRESS__)
+#if defined(__SANITIZE_ADDRESS__)
 #define MOE_BALANCE_TEST_SANITIZED 1
+#elif defined(__has_feature)
+#define MOE_BALANCE_TEST_SANITIZED __has_feature(address_sanitizer)
 #else
 #define MOE_BALANCE_TEST_SANITIZED 0
 #endif

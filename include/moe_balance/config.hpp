@@ -12,7 +12,8 @@
 /// \def MOEB_INLINE
 /// For what the CPU engine's loops call: they are compiled once per instruction set, and what is not inlined into them is compiled for the oldest.
 /// g++ inlines all that a `flatten` function calls, once; clang only what it calls directly, and is asked at every function.
-/// Nothing is forced in a debug build (-O0) or under the address, memory and thread sanitizers, where forcing costs minutes of compilation.
+/// They force nothing in a debug build (-O0) or under the address, memory and thread sanitizers, where that costs minutes of compilation; what takes
+/// vectors of numbers by value is always inlined, because how it would be called depends on the instruction set.
 /// \def MOEB_LAMBDA
 /// The same for a lambda, after its parameters.
 /// \def MOEB_EARLY_INLINE
@@ -39,12 +40,12 @@
 #endif
 
 /// \cond
-#if defined(__has_feature)
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define MOEB_IS_SANITIZED
+#elif defined(__has_feature)
 #if __has_feature(address_sanitizer) || __has_feature(memory_sanitizer) || __has_feature(thread_sanitizer)
 #define MOEB_IS_SANITIZED
 #endif
-#elif defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define MOEB_IS_SANITIZED
 #endif
 #if defined(__OPTIMIZE__) && !defined(MOEB_IS_SANITIZED)
 #define MOEB_FORCED_INLINE __attribute__((always_inline))

@@ -1,7 +1,5 @@
 // Routers that between them run all of the CPU engine's loops over tokens; whole_loops.sh looks at what they compile to.
-#include <moe_balance/moe_balance.hpp>
-
-namespace mb = moe_balance;
+#include "whole_loops.hpp"
 
 /// A policy as a user writes it: nothing asks for its inlining.
 struct Cubed {
@@ -16,13 +14,17 @@ struct Cubed {
 };
 
 template <class RouterT>
-void run(const RouterT& router, const mb::ForwardArgs& forward, const mb::BackwardArgs& backward) {
-  router.forward(forward, {}, mb::Host{});
-  router.backward(backward, {}, mb::Host{});
+void run(const RouterT& router, const mb::ForwardArgs& forward, const mb::BackwardArgs& backward, const mb::Host& host) {
+  router.forward(forward, {}, host);
+  router.backward(backward, {}, host);
 }
 
-void run_all(const mb::ForwardArgs& forward, const mb::BackwardArgs& backward) {
-  run(mb::Router{mb::Softmax{}, mb::TopK<8>{}, mb::Combine{mb::AuxLoss{}, mb::ZLoss{}}}, forward, backward);
-  run(mb::Router{mb::SqrtSoftplus{}, mb::TopK<6>{}, mb::LossFreeBias{}}, forward, backward);
-  run(mb::Router{Cubed{}, mb::Replay<mb::GroupLimitedTopK<8>>{}, mb::LossFreeBias{}}, forward, backward);
+void run_softmax(const mb::ForwardArgs& forward, const mb::BackwardArgs& backward, const mb::Host& host) {
+  run(mb::Router{mb::Softmax{}, mb::TopK<8>{}, mb::Combine{mb::AuxLoss{}, mb::ZLoss{}}}, forward, backward, host);
+}
+void run_sqrt_softplus(const mb::ForwardArgs& forward, const mb::BackwardArgs& backward, const mb::Host& host) {
+  run(mb::Router{mb::SqrtSoftplus{}, mb::TopK<6>{}, mb::LossFreeBias{}}, forward, backward, host);
+}
+void run_users_policy(const mb::ForwardArgs& forward, const mb::BackwardArgs& backward, const mb::Host& host) {
+  run(mb::Router{Cubed{}, mb::Replay<mb::GroupLimitedTopK<8>>{}, mb::LossFreeBias{}}, forward, backward, host);
 }

@@ -2,11 +2,13 @@
 # whole_loops.sh OUTPUT.o COMPILER FLAGS... SOURCE: compiles SOURCE and fails when a loop for wider instructions than the program's own calls anything but
 # the C library's memory functions, what is rare, integers only, and kept out on purpose (insert_all), how a selection marks and sorts, which is
 # compiled for one instruction set after another and chosen at run time, and functions of their own for the same instructions, which are looked at, too: all
-# else that it calls is compiled for the oldest processor.
+# else that it calls is compiled for the oldest processor. Then runs them with each instruction set (whole_loops_main.cpp).
 set -euo pipefail
 output=$1
 shift
-"$@" -c -o "$output"
+source=${*: -1}
+compiler=("${@:1:$#-1}")
+"${compiler[@]}" -c "$source" -o "$output"
 calls=$(objdump -r "$output" | awk '
   /^RELOCATION RECORDS/ { loop = /run_x86_64_v[34]/; loops += loop; name = $4 }
   loop && /R_X86_64_PLT32/ && !/ mem(cpy|move|set)-0x/ && !/MemorySelection.*10insert_all/ && !/mark_keys_(anywhere|v3|v4)|(sort_four_rows|select_in_lanes)_(anywhere|v3)/ && !/run_x86_64_v[34].*([a-z]Lanes|side_by_side|SideBySide|NumbersOfExperts)/ { print name, "calls", $3 }
@@ -17,3 +19,12 @@ if nm -C "$output" | grep 'SortingNetwork<.*>::SortingNetwork()'; then
   exit 1
 fi
 objdump -d --no-show-raw-insn "$output" | grep prefetch >/dev/null || { echo "no loop asks for memory ahead: were the calls dropped?"; exit 1; }
+
+# What was compiled for wider instructions gives the baseline's bits.
+if [[ " ${compiler[*]} " == *" -march=haswell "* ]] && ! grep -qw avx2 /proc/cpuinfo; then
+  echo "not run: this processor has no AVX2"
+  exit 0
+fi
+"${compiler[@]}" -O0 -c "$(dirname "$source")/whole_loops_main.cpp" -o "$output.main.o"
+"${compiler[@]}" "$output" "$output.main.o" -pthread -o "$output.run"
+"$output.run"

@@ -1,4 +1,4 @@
-// The operators through libtorch with CUDA: compiled, for machines that have no GPU.
+// The operators through libtorch with CUDA: nvcc checks them, where no GPU is, too.
 #include <moe_balance/interop/torch.cuh>
 #include <moe_balance/moe_balance.cuh>
 

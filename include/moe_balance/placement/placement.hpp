@@ -86,6 +86,7 @@ void check_placement(const PlacementArgs& args) {
   for (int e = 0; e < experts; ++e) check.range({"counts", e}, args.counts.data[e], 0, std::int64_t{1} << 50);
   if (args.previous.data == nullptr) return;
   check.range("previous.size", args.previous.size, args.physical_experts, args.physical_experts, "physical_experts");
+  check.pointer("previous.data", args.previous.data, alignof(std::int32_t));
   std::vector<bool> placed(static_cast<std::size_t>(experts), false);
   for (std::int64_t p = 0; p < args.previous.size; ++p) {
     check.range({"previous", p}, args.previous.data[p], 0, experts - 1);
