@@ -18,12 +18,3 @@ endif()
 if(MOE_BALANCE_CUDA_CHECK_ONLY)
   add_compile_options("$<$<COMPILE_LANG_AND_ID:CUDA,NVIDIA>:${MOE_BALANCE_NVCC_QUICK}>")
 endif()
-
-# moe_balance_check_cuda(name SOURCES ... LIBRARIES ...): nvcc's front end over sources whose device code is the library's alone. Not the host's pass.
-function(moe_balance_check_cuda name)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "SOURCES;LIBRARIES")
-  add_library(${name} OBJECT ${arg_SOURCES})
-  set_target_properties(${name} PROPERTIES CUDA_PTX_COMPILATION ON)
-  target_compile_options(${name} PRIVATE ${MOE_BALANCE_NVCC_FRONT_END})
-  target_link_libraries(${name} PRIVATE ${arg_LIBRARIES})
-endfunction()
