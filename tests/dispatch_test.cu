@@ -31,7 +31,7 @@ TEST_CASE("dispatch: what CUB asks for fits what permutation_workspace_bytes res
     for (const std::int64_t experts : {1, 4097, 70'000, mb::max_dispatch_experts}) {
       CAPTURE(slots);
       CAPTURE(experts);
-      CHECK_NOTHROW(mb::CudaDispatchEngine::check_sort("permutation", slots, experts, CudaEngine{}.place()));
+      CHECK_NOTHROW(mb::CudaDispatchEngine::check_sort(slots, {"permutation", static_cast<int>(experts)}, CudaEngine{}.place()));
     }
   }
 }

@@ -4,6 +4,9 @@
 #include "bodies/errors.hpp"
 #include "bodies/router_overlaps.hpp"
 
+#include <cstdint>
+#include <limits>
+
 namespace testing {
 
 TEST_CASE_TEMPLATE_INVOKE(errors_null, HostEngine);
@@ -27,5 +30,16 @@ TEST_CASE_TEMPLATE_INVOKE(router_overlaps, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(router_overlaps_in_part, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(router_interleaved, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(router_in_place, HostEngine);
+
+TEST_CASE("errors: more sequences than a call takes need more saved memory than there is") {
+  constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max();
+  const mb::Router sequence_loss{mb::Softmax{}, mb::TopK<2>{}, mb::SequenceLoss{}};
+  CHECK(sequence_loss.saved_bytes({.experts = 64, .sequences = most}) == 8 * (1 + 2 * 64 + most * (1 + 2 * 64)));
+  for (const std::int64_t sequences : {most + 1, std::int64_t{1} << 60, std::numeric_limits<std::int64_t>::max()}) {
+    CHECK(sequence_loss.saved_bytes({.experts = 64, .sequences = sequences}) == SIZE_MAX);
+    const mb::Router loss{mb::Softmax{}, mb::TopK<2>{}, mb::AuxLoss{}};
+    CHECK(loss.saved_bytes({.experts = 64, .sequences = sequences}) == 8 * (1 + 2 * 64));
+  }
+}
 
 }  // namespace testing

@@ -181,8 +181,13 @@ TEST_CASE("more experts than kernels are compiled for are refused with an error 
 
 TEST_CASE("without many_experts.cuh more experts than a block can count are refused with an error that names it") {
   CHECK_THROWS_WITH_AS(
-      mb::CudaDispatchEngine::check_sort("permutation", 10, 5000, cudaStream_t{}),
+      mb::CudaDispatchEngine::check_sort(10, {"permutation", 5000}, cudaStream_t{}),
       "moe_balance: permutation: offsets.size is 5001; allowed: 2 to 4097 in a program none of whose files includes "
+      "<moe_balance/dispatch/many_experts.cuh>",
+      mb::InvalidArgument);
+  CHECK_THROWS_WITH_AS(
+      mb::CudaDispatchEngine::check_sort(10, {"limit_to_capacity", 5000, "expert_count", 0}, cudaStream_t{}),
+      "moe_balance: limit_to_capacity: expert_count is 5000; allowed: 1 to 4096 in a program none of whose files includes "
       "<moe_balance/dispatch/many_experts.cuh>",
       mb::InvalidArgument);
 }

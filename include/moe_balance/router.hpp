@@ -5,7 +5,7 @@
 #include <moe_balance/balancer/loss_free_bias.hpp>
 #include <moe_balance/balancer/no_balancer.hpp>
 #include <moe_balance/engine/engine.hpp>
-#include <moe_balance/engine/validate.hpp>
+#include <moe_balance/engine/router_checks.hpp>
 #include <moe_balance/requirements.hpp>
 #include <moe_balance/shape.hpp>
 #include <moe_balance/sync/single_device.hpp>
@@ -56,18 +56,12 @@ struct Router {
     return {scoring, top_k, balancer, other};
   }
 
-  /// Bytes of SavedRef for one forward of this shape; 0 where the balancer has no loss.
-  [[nodiscard]] std::size_t saved_bytes(const Shape& shape) const {
-    return static_cast<std::size_t>(SavedLayout<Balancer>{shape.experts, shape.sequences}.words()) * sizeof(std::int64_t);
-  }
+  /// Bytes of SavedRef for one forward of this shape; 0 where the balancer has no loss, the largest number there is for more sequences
+  /// than a call takes.
+  [[nodiscard]] std::size_t saved_bytes(const Shape& shape) const { return checks().saved_bytes(shape); }
 
   /// Bytes of Workspace for any call of this shape.
-  [[nodiscard]] std::size_t workspace_bytes([[maybe_unused]] const Shape& shape) const {
-    if constexpr (looks_across_tokens<TopKT>)
-      return top_k.workspace_bytes(shape);
-    else
-      return 0;
-  }
+  [[nodiscard]] std::size_t workspace_bytes(const Shape& shape) const { return checks().workspace_bytes(shape); }
 
   /// Inference: ids, weights and optionally counts. Reads the bias, touches no state, keeps nothing for a backward pass.
   template <EnginePlace Place, class Tag = EngineTagOf<Place>>
@@ -108,10 +102,11 @@ struct Router {
   void backward(const BackwardArgs& given, Workspace workspace, const Place& place) const {
     Validator{"backward"}.compiled_experts(given.logits.columns, Engine<Place>::most_experts);
     Engine<Place>::check("backward", place);
-    check_backward(given, workspace, Engine<Place>::serves_float64);
+    checks().backward(given, workspace, Engine<Place>::serves_float64);
     BackwardArgs args = given;
     if constexpr (looks_across_tokens<TopKT>) args = top_k.before_backward(scoring, given, workspace, place);
-    const SavedView saved = SavedLayout<Balancer>{args.logits.columns, sequences_of(args).count}.view(args.saved.data);
+    const SavedView saved =
+        SavedLayout<Balancer>{args.logits.columns, sequences_of<Balancer>(args).count}.view(args.saved.data);
     await_global_counts(saved, place);
     const BackwardProblem<Scoring, TopKT, Balancer> problem{scoring,
                                                             top_k,
@@ -126,7 +121,7 @@ struct Router {
                                                             args.grad_loss,
                                                             args.loss_scale,
                                                             sync.ranks(),
-                                                            Segments{sequences_of(args), args.logits.rows},
+                                                            Segments{sequences_of<Balancer>(args), args.logits.rows},
                                                             rows_hold_quads(args.logits),
                                                             rows_hold_quads(args.grad_logits)};
     in_real_type<Place>(args.logits.type,
@@ -138,16 +133,8 @@ struct Router {
   template <EnginePlace Place, class Tag = EngineTagOf<Place>>
   void loss(const LossArgs& args, Workspace /*workspace*/, const Place& place) const {
     static_assert(loss_count > 0, "this router's balancer has no loss");
-    const Validator check{"loss"};
-    check_options("loss", balancer);
-    check.range("experts", args.experts, 1, max_experts);
-    check.pointer("value", args.value, alignof(float));
-    check.optional_pointer("part_values", args.part_values, alignof(float));
-    const std::int64_t sequences = Traits::reads_sequences ? args.sequences.count : 1;
-    check.range("sequences.count", sequences, 1, std::numeric_limits<std::int32_t>::max());
-    check.memory("saved", args.saved.data, args.saved.bytes, saved_bytes({0, args.experts, sequences}),
-                 alignof(std::int64_t));
-    check.loss_memory(args, saved_bytes({0, args.experts, sequences}), loss_count);
+    checks().loss(args);
+    const std::int64_t sequences = sequences_of<Balancer>(args).count;
     const SavedView saved = SavedLayout<Balancer>{args.experts, sequences}.view(args.saved.data);
     await_global_counts(saved, place);
     Engine<Place>::loss(
@@ -159,7 +146,7 @@ struct Router {
   /// in the balancer (GlobalBatchLoss) it only clears; `bias` may then be empty. The same as start_update and finish_update.
   template <EnginePlace Place, class Tag = EngineTagOf<Place>>
   void update(BiasRef bias, LoadRef load, Workspace workspace, const Place& place) const {
-    check_update("update", bias, load, Engine<Place>::serves_float64);
+    checks().update("update", bias, load, Engine<Place>::serves_float64);
     start_update(load, workspace, place);
     finish_update(bias, load, workspace, place);
   }
@@ -179,7 +166,7 @@ struct Router {
   /// The second half of update: awaits the sums, then moves the bias of every layer and clears `load`. Where a sum fails, no bias has moved.
   template <EnginePlace Place, class Tag = EngineTagOf<Place>>
   void finish_update(BiasRef bias, LoadRef load, Workspace /*workspace*/, const Place& place) const {
-    check_update("finish_update", bias, load, Engine<Place>::serves_float64);
+    checks().update("finish_update", bias, load, Engine<Place>::serves_float64);
     if constexpr (Traits::biases > 0) {
       static_assert(requirements::of_sync_on<Sync, Place>() && SyncPolicyOn<Sync, Place>);
       for_each_sum(load, [&](std::int64_t* counts, std::int64_t /*n*/) {
@@ -194,12 +181,6 @@ struct Router {
  private:
   template <class, class, class, class>
   friend struct Router;
-
-  /// Sequences matter only to balancers that read them.
-  template <class Args>
-  [[nodiscard]] static Sequences sequences_of(const Args& args) {
-    return Traits::reads_sequences ? args.sequences : Sequences{};
-  }
 
   /// Calls f(double{}) for float64 logits, f(float{}) for all others.
   template <class Place, class Function>
@@ -227,13 +208,7 @@ struct Router {
     if constexpr (Traits::reads_global_batch) sync.finish(saved.global_counts, place);
   }
 
-  /// Whether the global-batch losses read the load of the step, or the current micro-batch only; all of them the same.
-  [[nodiscard]] bool reads_step(const char* call) const {
-    const WindowCount windows = count_windows(balancer);
-    MOEB_EXPECTS(windows.step == 0 || windows.micro_batch == 0, call, "balancer's window",
-                 "step in one loss and micro_batch in another", "the same in all global-batch losses of a router");
-    return windows.step > 0;
-  }
+  [[nodiscard]] RouterChecks<Scoring, TopKT, Balancer> checks() const { return {top_k, balancer}; }
 
   template <class Place, class Tag = EngineTagOf<Place>>
   void forward_named(const char* call, const ForwardArgs& args, Workspace workspace, const Place& place,
@@ -242,10 +217,10 @@ struct Router {
     static_assert(k <= Engine<Place>::most_experts, "MOE_BALANCE_CUDA_MAX_EXPERTS must be K or more");
     Validator{call}.compiled_experts(args.logits.columns, Engine<Place>::most_experts);
     Engine<Place>::check(call, place);
-    const bool load_is_read = reads_step(call);
-    check_forward(call, args, workspace, Engine<Place>::serves_float64, load_is_read, needs_bias);
+    const bool load_is_read = checks().reads_step(call);
+    checks().forward(call, args, workspace, Engine<Place>::serves_float64, load_is_read, needs_bias);
     const int experts = static_cast<int>(args.logits.columns);
-    const std::int64_t sequences = sequences_of(args).count;
+    const std::int64_t sequences = sequences_of<Balancer>(args).count;
     const SavedView saved = SavedLayout<Balancer>{experts, sequences}.view(args.saved.data);
     const std::size_t row_bytes = static_cast<std::size_t>(experts) * sizeof(std::int64_t);
     await_global_counts(saved, place);  // of an earlier forward whose sum nobody read: it may still be written to
@@ -261,7 +236,7 @@ struct Router {
                                                            args.active,
                                                            args.tokens_on_device,
                                                            args.replay,
-                                                           Segments{sequences_of(args), args.logits.rows},
+                                                           Segments{sequences_of<Balancer>(args), args.logits.rows},
                                                            rows_hold_quads(args.logits),
                                                            0,
                                                            largest_token_loss(args.logits.rows)};
@@ -321,79 +296,6 @@ struct Router {
       return top_k.ids_before(args, workspace);
     else
       return args.experts;
-  }
-
-  void check_forward(const char* call, const ForwardArgs& args, Workspace workspace, bool on_host, bool load_is_read,
-                     bool needs_bias) const {
-    const Validator check{call};
-    const std::int64_t tokens = args.logits.rows;
-    const std::int64_t experts = args.logits.columns;
-    check.logits(args.logits, k, on_host);
-    top_k.check(call, static_cast<int>(experts));
-    check_options(call, balancer);
-    check.matrix("experts", args.experts, tokens, k);
-    check.matrix("weights", args.weights, tokens, k);
-    check.type_beside_logits("weights", args.weights.type, args.logits.type);
-    check.optional_pointer("counts", args.counts, alignof(std::int64_t));
-    check.bias(args.bias, experts, needs_bias);
-    check.load(args.load, experts, load_is_read || (Traits::biases > 0 && args.accumulate));
-    check.optional_pointer("status", args.status, alignof(Status));
-    check.optional_pointer("tokens_on_device", args.tokens_on_device, alignof(std::int64_t));
-    if constexpr (is_replaying<TopKT>) {
-      check.matrix("replay.experts", args.replay.experts, tokens, k);
-    } else {
-      check.left_out("replay.experts", args.replay.experts.data, "Replay");
-      check.left_out("replay.tokens", args.replay.tokens, "Replay");
-    }
-    if constexpr (!looks_across_tokens<TopKT>) {
-      check.left_out("chosen", args.chosen.data, "WithCapacity");
-      check.left_out("kept_counts", args.kept_counts, "WithCapacity");
-    }
-    if constexpr (Traits::reads_sequences) check.sequences(args.sequences, tokens, on_host);
-    if constexpr (looks_across_tokens<TopKT>) top_k.check_memory(call, args, workspace);
-    const Shape shape{tokens, static_cast<int>(experts), sequences_of(args).count};
-    check.memory("saved", args.saved.data, args.saved.bytes, saved_bytes(shape), alignof(std::int64_t));
-    check.memory("workspace", workspace.data, workspace.bytes, workspace_bytes(shape), 16);
-    check.forward_memory(args, saved_bytes(shape), looks_across_tokens<TopKT> ? args.chosen : MatrixView<std::int32_t>(),
-                         is_replaying<TopKT> ? args.replay : ReplayRef{}, sequences_of(args));
-  }
-
-  void check_backward(const BackwardArgs& args, Workspace workspace, bool on_host) const {
-    const Validator check{"backward"};
-    const std::int64_t tokens = args.logits.rows;
-    const std::int64_t experts = args.logits.columns;
-    check.logits(args.logits, k, on_host);
-    top_k.check("backward", static_cast<int>(experts));
-    if constexpr (is_over_selected<Scoring>) {
-      MOEB_EXPECTS(k > 1, "backward", "top_k.k", k,
-                   "2 or more with SoftmaxOverSelected: a softmax over one expert is 1 and has no gradient");
-    }
-    check.matrix("experts", args.experts, tokens, k);
-    if constexpr (looks_across_tokens<TopKT>) check.matrix("chosen", args.chosen, tokens, k);
-    if (args.grad_weights.data != nullptr) {
-      check.matrix("grad_weights", args.grad_weights, tokens, k);
-      check.type_beside_logits("grad_weights", args.grad_weights.type, args.logits.type);
-    }
-    check.matrix("grad_logits", args.grad_logits, tokens, experts);
-    check.type_beside_logits("grad_logits", args.grad_logits.type, args.logits.type);
-    check.optional_pointer("tokens_on_device", args.tokens_on_device, alignof(std::int64_t));
-    check.optional_pointer("grad_loss", args.grad_loss, alignof(float));
-    check.finite("loss_scale", args.loss_scale);
-    check_options("backward", balancer);
-    if constexpr (Traits::reads_sequences) check.sequences(args.sequences, tokens, on_host);
-    if constexpr (looks_across_tokens<TopKT>) top_k.check_memory("backward", args, workspace);
-    const Shape shape{tokens, static_cast<int>(experts), sequences_of(args).count};
-    check.memory("saved", args.saved.data, args.saved.bytes, saved_bytes(shape), alignof(std::int64_t));
-    check.memory("workspace", workspace.data, workspace.bytes, workspace_bytes(shape), 16);
-    check.backward_memory(args, saved_bytes(shape),
-                          looks_across_tokens<TopKT> ? args.chosen : MatrixView<const std::int32_t>(), sequences_of(args));
-  }
-
-  void check_update(const char* call, const BiasRef& bias, const LoadRef& load, bool on_host) const {
-    const Validator check{call};
-    check_options(call, balancer);
-    check.load_of_layers(load, on_host);
-    if constexpr (Traits::biases > 0) check.bias_of_layers(bias, load);
   }
 };
 template <class Scoring, class TopKT>

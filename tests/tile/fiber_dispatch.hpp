@@ -13,6 +13,13 @@
 #include <utility>
 #include <vector>
 
+namespace testing {
+
+/// What the last dispatch call was asked for that a GPU may refuse.
+inline moe_balance::ExpertCount expert_count_asked_for{"", 0};
+
+}  // namespace testing
+
 namespace moe_balance {
 inline namespace MOEB_VERSION_NAMESPACE {
 
@@ -40,10 +47,15 @@ struct DispatchEngine<testing::Fibers> {
   [[nodiscard]] static bool has_large_routing_blocks(int /*experts*/, const Fibers& place) {
     return place.multiprocessors % 2 == 0;
   }
-  [[nodiscard]] static int tiles(const char* /*call*/, int /*experts*/, const Fibers& place) { return place.dispatch_tiles; }
+  [[nodiscard]] static int tiles(const ExpertCount& count, const Fibers& place) {
+    testing::expert_count_asked_for = count;
+    return place.dispatch_tiles;
+  }
 
   /// What is CUB's on a GPU is the CPU's here: only kernels of our own run on fibers.
-  static void check_sort(const char* /*call*/, std::int64_t /*slots*/, std::int64_t /*experts*/, const Fibers&) {}
+  static void check_sort(std::int64_t /*slots*/, const ExpertCount& count, const Fibers&) {
+    testing::expert_count_asked_for = count;
+  }
   static void sort(SlotPairs& pairs, std::int64_t n, int bits, const Workspace& scratch, const Fibers&) {
     sort_on_host(pairs, n, bits, scratch.data, 1, Host{});
   }

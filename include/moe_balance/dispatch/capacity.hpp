@@ -131,7 +131,7 @@ void limit_to_capacity(const CapacityArgs& args, Workspace workspace, const Plac
                        .row_of_slot = {scratch.row_of_slot, tokens, k},
                        .slot_of_row = {scratch.slot_of_row, tokens * k},
                        .status = args.status},
-                      scratch.rest, place, {"limit_to_capacity", "chosen"});
+                      scratch.rest, place, {"limit_to_capacity", "chosen", "expert_count", 0});
   const CapacityProblem problem{args.chosen,      args.experts,
                                 args.weights,     args.expert_count,
                                 args.capacity,    args.drop == DropBy::score,

@@ -127,22 +127,23 @@ struct MOEB_HIDDEN CudaDispatchEngine {
     return experts <= most_experts_of_large_routing_blocks && multiprocessors() >= dispatch_tuning.most_routing_blocks;
   }
   /// Tiles of a block that counts and ranks slots.
-  [[nodiscard]] static int tiles(const char* call, int experts, cudaStream_t /*stream*/) {
+  [[nodiscard]] static int tiles(const ExpertCount& count, cudaStream_t /*stream*/) {
     const std::size_t available = most_shared_bytes();
-    const int result = PlaceSlots::tiles_that_fit(experts, available);
-    MOEB_EXPECTS(result > 0, call, "offsets.size", experts + 1, "2 to ", PlaceSlots::most_experts(available) + 1,
-                 " on this device, whose blocks have ", available, " bytes of shared memory");
+    const int result = PlaceSlots::tiles_that_fit(count.experts, available);
+    MOEB_EXPECTS(result > 0, count.call, count.argument, count.experts + count.more, 1 + count.more, " to ",
+                 PlaceSlots::most_experts(available) + count.more, " on this device, whose blocks have ", available,
+                 " bytes of shared memory");
     return result;
   }
 
   /// Before a permutation by sorting, of which nothing is written yet.
-  static void check_sort(const char* call, std::int64_t slots, std::int64_t experts, cudaStream_t /*stream*/) {
-    MOEB_EXPECTS(device_sorting.sort != nullptr, call, "offsets.size", std::to_string(experts + 1),
-                 "2 to " + std::to_string(max_counted_experts + 1) +
-                     " in a program none of whose files includes <moe_balance/dispatch/many_experts.cuh>");
-    const std::size_t needed = device_sorting.scratch_bytes(slots, experts);
-    const std::size_t reserved = detail::SortScratch::engine_bytes(slots, experts);
-    MOEB_EXPECTS(needed <= reserved, call, "workspace.bytes", "short by " + std::to_string(needed - reserved),
+  static void check_sort(std::int64_t slots, const ExpertCount& count, cudaStream_t /*stream*/) {
+    MOEB_EXPECTS(device_sorting.sort != nullptr, count.call, count.argument, count.experts + count.more, 1 + count.more,
+                 " to ", max_counted_experts + count.more,
+                 " in a program none of whose files includes <moe_balance/dispatch/many_experts.cuh>");
+    const std::size_t needed = device_sorting.scratch_bytes(slots, count.experts);
+    const std::size_t reserved = detail::SortScratch::engine_bytes(slots, count.experts);
+    MOEB_EXPECTS(needed <= reserved, count.call, "workspace.bytes", "short by " + std::to_string(needed - reserved),
                  "what this version of CUB asks for; please report it");
   }
   static void sort(SlotPairs& pairs, std::int64_t n, int bits, const Workspace& scratch, cudaStream_t stream) {

@@ -29,6 +29,14 @@ struct LaunchSize {
   std::size_t shared_bytes = 0;  ///< for so many tiles
 };
 
+/// The number of experts of a call, and the argument that it comes from, which messages name: how much more than the experts that one says.
+struct ExpertCount {
+  const char* call;
+  int experts;
+  const char* argument = "offsets.size";
+  int more = 1;
+};
+
 namespace detail {
 
 /// Calls f(double{}) for float64, f(float{}) for all other element types.

@@ -68,7 +68,7 @@ void expert_offsets(const ExpertOffsetsArgs& args, Workspace /*workspace*/, cons
   const ExpertOffsetsProblem problem{args.counts.data,     experts,
                                      args.offsets.data,    args.align,
                                      args.rows_per_expert, args.status == nullptr ? nullptr : &args.status->invalid_rows};
-  const int tiles = std::min(Engine::tiles("expert_offsets", 1, place), dispatch_tuning.tiles);
+  const int tiles = std::min(Engine::tiles({"expert_offsets", 1}, place), dispatch_tuning.tiles);
   Engine::launch("expert_offsets", {1, tiles, FindOffsets::shared_bytes(tiles)}, FindOffsets{}, problem, place);
 }
 

@@ -64,9 +64,9 @@ struct DispatchEngine<Host> {
     return std::min(most, std::max(slots / dispatch_tuning.most_slots_per_part + 1,
                                    blocks(slots, dispatch_tuning.slots_per_thread, host)));
   }
-  [[nodiscard]] static constexpr int tiles(const char* /*call*/, int /*experts*/, const Host&) { return 1; }
+  [[nodiscard]] static constexpr int tiles(const ExpertCount& /*count*/, const Host&) { return 1; }
 
-  static void check_sort(const char* /*call*/, std::int64_t /*slots*/, std::int64_t /*experts*/, const Host& /*host*/) {}
+  static void check_sort(std::int64_t /*slots*/, const ExpertCount& /*count*/, const Host& /*host*/) {}
   static void sort(SlotPairs& pairs, std::int64_t n, int bits, const Workspace& scratch, const Host& host) {
     sort_on_host(pairs, n, bits, scratch.data, blocks(n, dispatch_tuning.slots_per_thread, host), host);
   }

@@ -116,10 +116,16 @@ inline void check_permutation(const PermutationArgs& args, Workspace workspace) 
                MemoryRegion("workspace", workspace.data, static_cast<std::int64_t>(workspace.bytes), true)});
 }
 
-/// What messages call the ids of a permutation, which is also a step of other calls.
+/// What messages call the ids of a permutation, which is also a step of other calls, and their experts; see ExpertCount.
 struct IdsName {
   const char* call = "permutation";
   const char* argument = "experts";
+  const char* expert_count = "offsets.size";
+  int more = 1;
+
+  [[nodiscard]] ExpertCount count(std::int64_t experts) const {
+    return {call, static_cast<int>(experts), expert_count, more};
+  }
 };
 
 /// Names the first id that is no expert's.
@@ -157,16 +163,16 @@ struct IdsName {
 
 /// The second launch of a permutation, with so many blocks that rank slots. On a GPU there are more where padding is much of the work.
 template <class Place, class Tag = EngineTagOf<Place>>
-void place_slots(PermutationProblem problem, std::int64_t ranking_blocks, const Place& place) {
+void place_slots(PermutationProblem problem, std::int64_t ranking_blocks, const Place& place, const IdsName& name = {}) {
   using Engine = DispatchEngine<Place>;
-  const int tiles = Engine::tiles("permutation", problem.expert_count, place);
+  const int tiles = Engine::tiles(name.count(problem.expert_count), place);
   problem.ranking_blocks = ranking_blocks;
   const std::int64_t marking = Engine::reads_arguments ? 0
                                                        : std::min(1 + problem.rows / dispatch_tuning.rows_per_marking_block,
                                                                   dispatch_tuning.most_parts);
   const std::int64_t blocks = std::max(ranking_blocks, marking);
-  Engine::launch("permutation", {blocks, tiles, PlaceSlots::shared_bytes(problem.expert_count, tiles)}, PlaceSlots{},
-                 problem, place);
+  Engine::launch(name.call, {blocks, tiles, PlaceSlots::shared_bytes(problem.expert_count, tiles)}, PlaceSlots{}, problem,
+                 place);
 }
 
 /// The permutation by sorting, whatever the number of experts; `workspace` has SortScratch::bytes. Arguments are checked.
@@ -176,14 +182,14 @@ void permutation_by_sorting(const PermutationArgs& args, const Workspace& worksp
   using Engine = DispatchEngine<Place>;
   const std::int64_t slots = args.experts.rows * args.experts.columns;
   const std::int64_t experts = args.offsets.size - 1;
-  Engine::check_sort("permutation", slots, experts, place);
+  Engine::check_sort(slots, name.count(experts), place);
   SortScratch scratch(workspace.data, slots, experts);
   SortProblem problem{permutation_problem(args), scratch.pairs.keys[0], scratch.pairs.slots[0], scratch.first_sorted, slots};
   if constexpr (Engine::reads_arguments) {
     *scratch.invalid = 0;
     problem.permutation.invalid = scratch.invalid;
   }
-  Engine::launch("permutation", Engine::for_items(slots, place), MakePairs{}, problem, place);
+  Engine::launch(name.call, Engine::for_items(slots, place), MakePairs{}, problem, place);
   if constexpr (Engine::reads_arguments) {
     if (*scratch.invalid != 0) refuse_ids(name, args.experts, experts);
   }
@@ -191,9 +197,9 @@ void permutation_by_sorting(const PermutationArgs& args, const Workspace& worksp
                place);
   problem.keys = scratch.pairs.keys[scratch.pairs.current];
   problem.slots = scratch.pairs.slots[scratch.pairs.current];
-  Engine::launch("permutation", Engine::for_items(experts + 1, place), FindRows{}, problem, place);
+  Engine::launch(name.call, Engine::for_items(experts + 1, place), FindRows{}, problem, place);
   Engine::sum(args.offsets.data, experts + 1, scratch.engine, place);
-  Engine::launch("permutation", Engine::for_items(std::max(args.slot_of_row.size, experts), place), PlacePairs{}, problem,
+  Engine::launch(name.call, Engine::for_items(std::max(args.slot_of_row.size, experts), place), PlacePairs{}, problem,
                  place);
 }
 
@@ -213,17 +219,17 @@ void permutation_by_counting(const PermutationArgs& args, const Workspace& works
     problem.invalid = found_invalid;
   }
   const int experts = problem.expert_count;
-  const int tiles = Engine::tiles("permutation", experts, place);  // an error, if any, comes before the first launch
-  if (problem.histogram.rows == 1 && !Engine::reads_arguments) {   // few slots: a launch less
+  const int tiles = Engine::tiles(name.count(experts), place);    // an error, if any, comes before the first launch
+  if (problem.histogram.rows == 1 && !Engine::reads_arguments) {  // few slots: a launch less
     problem.histogram.counts = nullptr;
-    return place_slots(problem, 1, place);
+    return place_slots(problem, 1, place, name);
   }
-  Engine::launch("permutation", {problem.histogram.rows, tiles, CountSlots::shared_bytes(experts)}, CountSlots{}, problem,
+  Engine::launch(name.call, {problem.histogram.rows, tiles, CountSlots::shared_bytes(experts)}, CountSlots{}, problem,
                  place);
   if constexpr (Engine::reads_arguments) {
     if (*found_invalid != 0) refuse_ids(name, args.experts, experts);
   }
-  place_slots(problem, problem.histogram.rows, place);
+  place_slots(problem, problem.histogram.rows, place, name);
 }
 
 /// A permutation whose arguments are checked, but for the ids.

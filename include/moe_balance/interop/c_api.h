@@ -108,7 +108,8 @@ MOEB_C_API int32_t moeb_has_bias(const moeb_router* router);
 MOEB_C_API int32_t moeb_has_load(const moeb_router* router);
 /** Whether it has a balancing loss, so that moeb_forward needs `saved`. */
 MOEB_C_API int32_t moeb_has_loss(const moeb_router* router);
-/** Bytes of `saved` for one moeb_forward; 0 where there is no loss, for NULL and for a negative size. */
+/** Bytes of `saved` for one moeb_forward; 0 where there is no loss, for NULL and for a negative size;
+ *  SIZE_MAX for more sequences than a call takes. */
 MOEB_C_API size_t moeb_saved_bytes(const moeb_router* router, int64_t tokens, int32_t experts, int64_t sequences);
 
 /** Inference: ids [T, K], weights [T, K] and optionally counts [E]. Needs no state. */

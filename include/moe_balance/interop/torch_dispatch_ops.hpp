@@ -1,0 +1,158 @@
+// The operators of dispatch that PyTorch gets: what torch_ops.hpp says.
+#pragma once
+
+#include <moe_balance/dispatch/permutation.hpp>
+#include <moe_balance/dispatch/permute.hpp>
+#include <moe_balance/interop/torch_tensors.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <tuple>
+
+MOEB_NAMESPACE_BEGIN
+
+namespace torch_ops MOEB_HIDDEN {
+
+/// The operators of dispatch.
+///   permutation  offsets [E + 1], row_of_slot [T, K], slot_of_row [R], counts [E]: rows grouped by expert, each expert's padded to a multiple of align.
+///                R is what suffices for any ids, so that nobody waits for the GPU.
+///   permute      hidden states [T, H] as rows [R, H], times the slots' scale [T, K] where there is one; 0 in padding rows.
+///   combine      the experts' outputs [R, H] as tokens [T, H], times the slots' weights [T, K] where there are some.
+inline constexpr const char* dispatch_schemas[] = {
+    "permutation(Tensor experts, int expert_count, int align=1) -> (Tensor offsets, Tensor row_of_slot, "
+    "Tensor slot_of_row, Tensor counts)",
+    "permute(Tensor hidden, Tensor row_of_slot, Tensor slot_of_row, Tensor? scale=None) -> Tensor",
+    "permute_backward(Tensor grad_permuted, Tensor row_of_slot, Tensor? hidden=None, Tensor? scale=None) -> "
+    "(Tensor grad_hidden, Tensor grad_scale)",
+    "combine(Tensor permuted, Tensor row_of_slot, Tensor slot_of_row, Tensor? weights=None) -> Tensor",
+    "combine_backward(Tensor grad_combined, Tensor row_of_slot, Tensor slot_of_row, Tensor? permuted=None, "
+    "Tensor? weights=None) -> (Tensor grad_permuted, Tensor grad_weights)"};
+
+/// The operators of dispatch.
+template <TensorApi Api>
+struct DispatchOps {
+  using Tensor = typename Api::Tensor;
+  using Optional = typename Api::Optional;
+  using ScalarType = typename Api::ScalarType;
+
+  static std::tuple<Tensor, Tensor, Tensor, Tensor> permutation(const Tensor& experts, std::int64_t expert_count,
+                                                                std::int64_t align) {
+    const Views<Api> views("permutation", experts);
+    const Validator check{"permutation"};
+    check.range("expert_count", expert_count, 1, max_dispatch_experts);
+    check.range("align", align, 1, std::int64_t{1} << 30);
+    PermutationArgs args;
+    args.experts = views.template matrix<const std::int32_t>("experts", experts);
+    args.align = align;
+    const std::int64_t tokens = args.experts.rows;
+    const std::int64_t k = args.experts.columns;
+    const Tensor offsets = Api::empty(experts, {expert_count + 1}, ScalarType::Long);
+    const Tensor row_of_slot = Api::empty(experts, {tokens, k}, ScalarType::Long);
+    const Tensor slot_of_row = Api::empty(experts, {permutation_rows(tokens, k, expert_count, align)}, ScalarType::Long);
+    const Tensor counts = Api::empty(experts, {expert_count}, ScalarType::Long);
+    const Tensor scratch = Api::empty(
+        experts, {static_cast<std::int64_t>(permutation_workspace_bytes(tokens, k, expert_count))}, ScalarType::Byte);
+    const VectorView<std::uint8_t> bytes = views.template vector<std::uint8_t>("workspace", scratch);
+    args.offsets = views.template vector<std::int64_t>("offsets", offsets);
+    args.row_of_slot = views.template matrix<std::int64_t>("row_of_slot", row_of_slot);
+    args.slot_of_row = views.template vector<std::int64_t>("slot_of_row", slot_of_row);
+    args.counts = views.template vector<std::int64_t>("counts", counts).data;
+    Api::run(experts, [&](const auto& place) {
+      moe_balance::permutation(args, {bytes.data, static_cast<std::size_t>(bytes.size)}, place);
+    });
+    return {offsets, row_of_slot, slot_of_row, counts};
+  }
+
+  static Tensor permute(const Tensor& hidden, const Tensor& row_of_slot, const Tensor& slot_of_row, const Optional& scale) {
+    const Views<Api> views("permute", hidden);
+    PermuteArgs args;
+    args.hidden = views.matrix("hidden", hidden);
+    args.row_of_slot = views.template matrix<const std::int64_t>("row_of_slot", row_of_slot);
+    const Validator check{"permute"};
+    check.range({"row_of_slot", "rows"}, args.row_of_slot.rows, args.hidden.rows, args.hidden.rows, "the tokens of hidden");
+    check.range({"row_of_slot", "columns"}, args.row_of_slot.columns, 1, max_experts);
+    args.top_k = static_cast<int>(args.row_of_slot.columns);
+    args.slot_of_row = views.template vector<const std::int64_t>("slot_of_row", slot_of_row);
+    args.scale = views.matrix("scale", scale);
+    const Tensor permuted = Api::empty(hidden, {args.slot_of_row.size, args.hidden.columns}, Api::scalar_type(hidden));
+    args.permuted = views.matrix("permuted", permuted);
+    Api::run(hidden, [&](const auto& place) { moe_balance::permute(args, Workspace{}, place); });
+    return permuted;
+  }
+
+  /// grad_scale is empty without scale.
+  static std::tuple<Tensor, Tensor> permute_backward(const Tensor& grad_permuted, const Tensor& row_of_slot,
+                                                     const Optional& hidden, const Optional& scale) {
+    const Views<Api> views("permute_backward", grad_permuted);
+    const Tensor dense = Api::contiguous(grad_permuted);
+    PermuteBackwardArgs args;
+    args.grad_permuted = views.matrix("grad_permuted", dense);
+    args.row_of_slot = views.template matrix<const std::int64_t>("row_of_slot", row_of_slot);
+    args.scale = views.matrix("scale", scale);
+    args.hidden = views.matrix("hidden", hidden);
+    const Tensor grad_hidden =
+        Api::empty(dense, {args.row_of_slot.rows, args.grad_permuted.columns}, Api::scalar_type(dense));
+    const Tensor grad_scale = like_factors(dense, scale);
+    args.grad_hidden = views.matrix("grad_hidden", grad_hidden);
+    if (scale.has_value()) args.grad_scale = views.matrix("grad_scale", grad_scale);
+    Api::run(dense, [&](const auto& place) { moe_balance::permute_backward(args, Workspace{}, place); });
+    return {grad_hidden, grad_scale};
+  }
+
+  static Tensor combine(const Tensor& permuted, const Tensor& row_of_slot, const Tensor& slot_of_row,
+                        const Optional& weights) {
+    const Views<Api> views("combine", permuted);
+    CombineArgs args;
+    args.permuted = views.matrix("permuted", permuted);
+    args.row_of_slot = views.template matrix<const std::int64_t>("row_of_slot", row_of_slot);
+    (void)views.template elements<const std::int64_t>("slot_of_row", Optional(slot_of_row), args.permuted.rows);
+    args.weights = views.matrix("weights", weights);
+    const Tensor combined = Api::empty(permuted, {args.row_of_slot.rows, args.permuted.columns}, Api::scalar_type(permuted));
+    args.combined = views.matrix("combined", combined);
+    Api::run(permuted, [&](const auto& place) { moe_balance::combine(args, Workspace{}, place); });
+    return combined;
+  }
+
+  /// grad_weights is empty without weights.
+  static std::tuple<Tensor, Tensor> combine_backward(const Tensor& grad_combined, const Tensor& row_of_slot,
+                                                     const Tensor& slot_of_row, const Optional& permuted,
+                                                     const Optional& weights) {
+    const Views<Api> views("combine_backward", grad_combined);
+    const Tensor dense = Api::contiguous(grad_combined);
+    CombineBackwardArgs args;
+    args.grad_combined = views.matrix("grad_combined", dense);
+    args.row_of_slot = views.template matrix<const std::int64_t>("row_of_slot", row_of_slot);
+    args.slot_of_row = views.template vector<const std::int64_t>("slot_of_row", slot_of_row);
+    args.weights = views.matrix("weights", weights);
+    args.permuted = views.matrix("permuted", permuted);
+    const Tensor grad_permuted =
+        Api::empty(dense, {args.slot_of_row.size, args.grad_combined.columns}, Api::scalar_type(dense));
+    const Tensor grad_weights = like_factors(dense, weights);
+    args.grad_permuted = views.matrix("grad_permuted", grad_permuted);
+    if (weights.has_value()) args.grad_weights = views.matrix("grad_weights", grad_weights);
+    Api::run(dense, [&](const auto& place) { moe_balance::combine_backward(args, Workspace{}, place); });
+    return {grad_permuted, grad_weights};
+  }
+
+ private:
+  /// The gradient of a slot's factors: of their shape and type, [0] where there are none.
+  [[nodiscard]] static Tensor like_factors(const Tensor& like, const Optional& factors) {
+    if (!factors.has_value()) return Api::empty(like, {0}, ScalarType::Float);
+    const TensorView view = Api::view(*factors);
+    return Api::empty(like, {view.shape[0], view.shape[1]}, Api::scalar_type(*factors));
+  }
+};
+
+/// Calls visit.operator()<function>(name) for each operator of Ops, a DispatchOps.
+template <class Ops, class Visitor>
+void for_each_dispatch_op(const Visitor& visit) {
+  visit.template operator()<&Ops::permutation>("permutation");
+  visit.template operator()<&Ops::permute>("permute");
+  visit.template operator()<&Ops::permute_backward>("permute_backward");
+  visit.template operator()<&Ops::combine>("combine");
+  visit.template operator()<&Ops::combine_backward>("combine_backward");
+}
+
+}  // namespace MOEB_HIDDEN
+
+MOEB_NAMESPACE_END

@@ -1,0 +1,207 @@
+// The operators that PyTorch gets from a router: what torch_ops.hpp says.
+#pragma once
+
+#include <moe_balance/interop/torch_tensors.hpp>
+#include <moe_balance/router.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <tuple>
+#include <type_traits>
+
+MOEB_NAMESPACE_BEGIN
+
+namespace torch_ops MOEB_HIDDEN {
+
+/// The operators of a router; a prefix may stand before their names. Each signature is also their documentation in Python.
+///   route    ids [T, K], best first (-1: none), weights [T, K] and tokens per expert [E], without a gradient.
+///   forward  the same, the value of the balancing loss (0 without one), and what backward needs. Weights and loss have a gradient. `load` is read by
+///            a GlobalBatchLoss only: the step's counts so far, to which this call's are added first unless accumulate is False.
+///   backward the gradient of the logits.
+///   update   once per optimizer step: moves bias [L, E] or [E] and clears load, of the same shape, in place.
+///   sizes    K, and that saved has saved_words + T * saved_words_per_token elements: what tracing without data needs.
+inline constexpr const char* router_schemas[] = {
+    "route(Tensor logits, Tensor? bias=None, Tensor? active=None) -> (Tensor experts, Tensor weights, Tensor counts)",
+    "forward(Tensor logits, Tensor? bias=None, Tensor? load=None, bool accumulate=True, Tensor? active=None, "
+    "int sequences=1) -> (Tensor experts, Tensor weights, Tensor counts, Tensor loss, Tensor saved)",
+    "backward(Tensor logits, Tensor experts, Tensor saved, Tensor? grad_weights, Tensor? grad_loss, Tensor? active=None, "
+    "int sequences=1) -> Tensor",
+    "update(Tensor(a!)? bias, Tensor(b!) load) -> ()",
+    "sizes(int experts, int sequences=1) -> (int top_k, int saved_words, int saved_words_per_token)"};
+
+/// The operators of `router`, an object of static storage duration: what its fields are when a call is made counts.
+template <TensorApi Api, const auto& router>
+struct RouterOps {
+  using Tensor = typename Api::Tensor;
+  using Optional = typename Api::Optional;
+  using ScalarType = typename Api::ScalarType;
+  using RouterT = std::remove_cvref_t<decltype(router)>;
+  static constexpr std::int64_t k = RouterT::k;
+  static constexpr bool across_tokens = looks_across_tokens<decltype(RouterT::top_k)>;
+
+  static std::tuple<Tensor, Tensor, Tensor> route(const Tensor& logits, const Optional& bias, const Optional& active) {
+    const Views<Api> views("route", logits);
+    RouteArgs args;
+    const Routing routing(views, logits, bias, active, args);
+    Api::run(logits, [&](const auto& place) { router.route(args, routing.scratch(), place); });
+    return {routing.experts, routing.weights, routing.counts};
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& logits, const Optional& bias,
+                                                                    const Optional& load, bool accumulate,
+                                                                    const Optional& active, std::int64_t sequences) {
+    const Views<Api> views("forward", logits);
+    ForwardArgs args;
+    const Routing routing(views, logits, bias, active, args);
+    const Saved layout(shape_of("forward", args.logits, sequences));
+    const Tensor saved = Api::empty(logits, {layout.words()}, ScalarType::Long);
+    const Tensor loss = Api::empty(logits, {}, ScalarType::Float);
+    Optional load_after;  // a load of the call's own, to which its counts are added
+    if (RouterT::Traits::reads_global_batch && load.has_value()) load_after = Api::clone(*load);
+    args.load = {views.template elements<std::int64_t>("load", load_after, args.logits.columns), routing.experts_count()};
+    args.accumulate = accumulate && load_after.has_value();
+    args.saved = layout.sums(views.template vector<std::int64_t>("saved", saved).data);
+    args.chosen = layout.chosen(args.saved);
+    args.sequences.count = sequences;
+    Api::run(logits, [&](const auto& place) {
+      router.forward(args, routing.scratch(), place);
+      write_loss(args, views.template element<float>("loss", loss), place);
+    });
+    return {routing.experts, routing.weights, routing.counts, loss, saved};
+  }
+
+  static Tensor backward(const Tensor& logits, const Tensor& experts, const Tensor& saved, const Optional& grad_weights,
+                         const Optional& grad_loss, const Optional& active, std::int64_t sequences) {
+    const Views<Api> views("backward", logits);
+    BackwardArgs args;
+    args.logits = views.matrix("logits", logits);
+    const Shape shape = shape_of("backward", args.logits, sequences);
+    const Saved layout(shape);
+    const Tensor grad_logits = Api::empty(logits, {shape.tokens, shape.experts}, Api::scalar_type(logits));
+    const Optional dense = with_rows<Api>(grad_weights);
+    args.experts = views.template matrix<const std::int32_t>("experts", experts);
+    args.grad_weights = views.matrix("grad_weights", dense);
+    args.grad_logits = views.matrix("grad_logits", grad_logits);
+    args.saved = layout.sums(views.template elements<std::int64_t>("saved", Optional(saved), layout.words()));
+    args.chosen = layout.chosen(args.saved);
+    args.active = views.template elements<const std::uint8_t>("active", active, shape.tokens);
+    args.grad_loss = views.template element<const float>("grad_loss", grad_loss);
+    args.loss_scale = grad_loss.has_value() ? 1.0f : 0.0f;
+    args.sequences.count = sequences;
+    const Tensor workspace = scratch_for(logits, shape);
+    Api::run(logits, [&](const auto& place) { router.backward(args, as_workspace(workspace), place); });
+    return grad_logits;
+  }
+
+  static std::tuple<std::int64_t, std::int64_t, std::int64_t> sizes(std::int64_t experts, std::int64_t sequences) {
+    Validator{"sizes"}.range("experts", experts, 1, max_experts);
+    Validator{"sizes"}.range("sequences", sequences, 1, std::numeric_limits<std::int32_t>::max());
+    const Saved layout({0, static_cast<int>(experts), RouterT::Traits::reads_sequences ? sequences : 1});
+    return {k, layout.words(), across_tokens ? Saved::words_of_ids : 0};
+  }
+
+  static void update(const Optional& bias, const Tensor& load) {
+    const Views<Api> views("update", load);
+    const MatrixView<std::int64_t> counts = views.template layers<std::int64_t>("load", load);
+    const LoadRef load_ref{counts.data, static_cast<int>(counts.columns), counts.rows, counts.stride};
+    BiasRef bias_ref;
+    if (bias.has_value()) {
+      const MatrixView<float> view = views.template layers<float>("bias", *bias);
+      bias_ref = {view.data, static_cast<int>(view.columns), view.rows, view.stride};
+    }
+    Api::run(load, [&](const auto& place) { router.update(bias_ref, load_ref, Workspace{}, place); });
+  }
+
+ private:
+  /// What forward keeps for backward, in one tensor of int64: the sums of the losses and, where there is a capacity, ids before dropping.
+  struct Saved {
+    static constexpr std::int64_t words_of_ids = (k + 1) / 2;
+    Shape shape;
+    std::size_t sum_bytes;
+
+    explicit Saved(const Shape& its_shape) : shape(its_shape), sum_bytes(router.saved_bytes(its_shape)) {}
+    [[nodiscard]] std::int64_t words() const {
+      const std::int64_t of_sums = static_cast<std::int64_t>(sum_bytes / sizeof(std::int64_t));
+      return of_sums + (across_tokens ? shape.tokens * words_of_ids : 0);
+    }
+    [[nodiscard]] SavedRef sums(void* data) const { return {data, sum_bytes}; }
+    [[nodiscard]] MatrixView<std::int32_t> chosen(const SavedRef& sums) const {
+      if (!across_tokens || sums.data == nullptr) return {};
+      void* behind = static_cast<std::byte*>(sums.data) + sum_bytes;
+      return {static_cast<std::int32_t*>(behind), shape.tokens, k, 2 * words_of_ids};
+    }
+  };
+
+  /// The tensors that route and forward return, and the arguments that they share.
+  struct Routing {
+    Tensor experts;
+    Tensor weights;
+    Tensor counts;
+    Tensor workspace;
+    ConstAnyMatrix logits;
+
+    template <class Args>
+    Routing(const Views<Api>& views, const Tensor& of, const Optional& bias, const Optional& active, Args& args)
+        : Routing(views.matrix("logits", of), of) {
+      args.logits = logits;
+      args.experts = views.template matrix<std::int32_t>("experts", experts);
+      args.weights = views.matrix("weights", weights);
+      args.counts = views.template vector<std::int64_t>("counts", counts).data;
+      args.active = views.template elements<const std::uint8_t>("active", active, logits.rows);
+      args.bias = {views.template elements<float>("bias", bias, logits.columns), experts_count()};
+    }
+    [[nodiscard]] int experts_count() const { return static_cast<int>(logits.columns); }
+    [[nodiscard]] Workspace scratch() const { return as_workspace(workspace); }
+
+   private:
+    Routing(const ConstAnyMatrix& view, const Tensor& of)
+        : experts(Api::empty(of, {view.rows, k}, ScalarType::Int)),
+          weights(Api::empty(of, {view.rows, k}, view.type == DataType::float64 ? ScalarType::Double : ScalarType::Float)),
+          counts(Api::empty(of, {view.columns}, ScalarType::Long)),
+          workspace(scratch_for(of, {view.rows, static_cast<int>(view.columns)})),
+          logits(view) {}
+  };
+
+  /// Sequences count for a balancer that reads them; memory is allocated by their number.
+  [[nodiscard]] static Shape shape_of(const char* call, const ConstAnyMatrix& logits, std::int64_t sequences) {
+    const std::int64_t most = logits.rows > 0 ? logits.rows : std::numeric_limits<std::int32_t>::max();
+    Validator{call}.range("sequences", sequences, 1, most, "a divisor of the tokens");
+    return {logits.rows, static_cast<int>(logits.columns), RouterT::Traits::reads_sequences ? sequences : 1};
+  }
+
+  [[nodiscard]] static Tensor scratch_for(const Tensor& like, const Shape& shape) {
+    return Api::empty(like, {static_cast<std::int64_t>(router.workspace_bytes(shape))}, ScalarType::Byte);
+  }
+  [[nodiscard]] static Workspace as_workspace(const Tensor& bytes) {
+    const TensorView view = Api::view(bytes);
+    return {view.data, static_cast<std::size_t>(view.shape[0])};
+  }
+
+  /// The value of the loss, through the loss call where there is one; 0 otherwise.
+  template <class Place>
+  static void write_loss(const ForwardArgs& args, float* value, const Place& place) {
+    if constexpr (RouterT::loss_count > 0) {
+      router.loss({.saved = args.saved,
+                   .experts = static_cast<int>(args.logits.columns),
+                   .sequences = args.sequences,
+                   .value = value},
+                  Workspace{}, place);
+    } else {
+      Engine<Place>::clear(value, sizeof(float), place);
+    }
+  }
+};
+
+/// Calls visit.operator()<function>(name) for each operator of Ops, a RouterOps, that takes tensors: all but sizes.
+template <class Ops, class Visitor>
+void for_each_router_op(const Visitor& visit) {
+  visit.template operator()<&Ops::route>("route");
+  visit.template operator()<&Ops::forward>("forward");
+  visit.template operator()<&Ops::backward>("backward");
+  visit.template operator()<&Ops::update>("update");
+}
+
+}  // namespace MOEB_HIDDEN
+
+MOEB_NAMESPACE_END
