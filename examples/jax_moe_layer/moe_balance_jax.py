@@ -103,6 +103,20 @@ def expect(condition, call, argument, value, allowed):
         raise ValueError(f"moe_balance: {call}: {argument} is {value}; allowed: {allowed}")
 
 
+def whole_number(call, argument, value, least, most):
+    """Sizes are part of what is compiled: numbers, not traced arrays."""
+    expect(isinstance(value, (int, np.integer)) and least <= value <= most, call, argument, value, f"whole numbers from {least} to {most}")
+
+
+def optional(call, argument, array, size, missing):
+    """An operand, or `missing`. Handlers take one without elements as left out, so that no other may have none."""
+    if array is None:
+        return missing
+    array = jnp.asarray(array)
+    expect(array.size > 0 or size == 0, call, f"{argument}.size", array.size, size)
+    return array
+
+
 def matrix(call, argument, array):
     """A JAX array of two dimensions."""
     array = jnp.asarray(array)
@@ -156,8 +170,8 @@ class MoeBalance:
         sizes = self.sizes(tokens, experts)
         results = [shape(jnp.int32, tokens, k), shape(weights_dtype or weights_type(logits), tokens, k), words(experts),
                    words(experts if sizes.has_capacity else 0), words(4), shape(jnp.uint8, sizes.workspace_bytes)]
-        bias = left_out() if bias is None else bias
-        active = left_out(jnp.bool_) if active is None else active
+        bias = optional("route", "bias", bias, experts if sizes.has_bias else 0, left_out())
+        active = optional("route", "active", active, tokens, left_out(jnp.bool_))
         ids, weights, counts, kept, status, _ = self.call("route", results, *map(jax.lax.stop_gradient, (logits, bias, active)))
         return Routing(ids, weights, jnp.zeros((), jnp.float32), jnp.zeros((0,), jnp.float32), as_int32(counts),
                        jnp.zeros((0, 2), jnp.int32), as_int32(kept), status_of(status))
@@ -172,13 +186,16 @@ class MoeBalance:
         as the load is taken from the results.
         """
         logits = matrix("forward", "logits", logits)
-        sizes = self.sizes(*logits.shape, sequences)
+        whole_number("forward", "sequences", sequences, 1, 2**31 - 1)
+        tokens, experts = logits.shape
+        sizes = self.sizes(tokens, experts, sequences)
         expect(bias is not None or not sizes.has_bias, "forward", "bias", None, "float32 [E], as new_bias makes it")
         expect(load is not None or not sizes.needs_load, "forward", "load", None, "int32 [E, 2], as new_load makes it")
         expect(axis_name is None or sizes.reads_global_batch, "forward", "axis_name", axis_name, "None: no loss reads other devices' counts")
         options = Options(np.dtype(weights_dtype or weights_type(logits)), sequences, token_major, axis_name)
-        return forward(self, options, logits, left_out() if bias is None else bias,
-                       jnp.zeros((0, 2), jnp.int32) if load is None else load, left_out(jnp.bool_) if active is None else active)
+        return forward(self, options, logits, optional("forward", "bias", bias, experts if sizes.has_bias else 0, left_out()),
+                       optional("forward", "load", load, 2 * experts if sizes.needs_load else 0, jnp.zeros((0, 2), jnp.int32)),
+                       optional("forward", "active", active, tokens, left_out(jnp.bool_)))
 
     def update(self, bias, load):
         """Once per optimizer step: the next bias, and a load of zeros. Over several devices psum the load before: as_int32, from_int32."""
@@ -192,7 +209,8 @@ class MoeBalance:
         """Groups the slots of ids [T, K] by expert, each expert's rows padded to a multiple of `align`."""
         ids = matrix("permutation", "ids", ids)
         expect(ids.shape[1] == self.top_k, "permutation", "ids.shape[1]", ids.shape[1], self.top_k)
-        expect(align >= 1, "permutation", "align", align, "1 or more")
+        whole_number("permutation", "experts", experts, 1, 2**20)
+        whole_number("permutation", "align", align, 1, 2**30)
         sizes = self.sizes(ids.shape[0], experts, align=align)
         results = [words(experts + 1), words(*ids.shape), words(sizes.permutation_rows), words(experts), words(4),
                    shape(jnp.uint8, sizes.permutation_workspace)]
@@ -204,13 +222,13 @@ class MoeBalance:
     def permute(self, hidden, permutation, scale=None):
         """Rows of hidden [T, H] as the experts want them: [R, H], times scale [T, K] if given. Padding rows are 0."""
         hidden = matrix("permute", "hidden", hidden)
-        scale = jnp.zeros((0, 0), hidden.dtype) if scale is None else scale
+        scale = optional("permute", "scale", scale, permutation.row_of_slot.size // 2, jnp.zeros((0, 0), hidden.dtype))
         return permute(self, hidden, scale, permutation.row_of_slot, permutation.slot_of_row)
 
     def combine(self, rows, permutation, weights=None):
         """The sum over k of weights[t, k] * rows[row of (t, k)]: [T, H]."""
         rows = matrix("combine", "rows", rows)
-        weights = jnp.zeros((0, 0), rows.dtype) if weights is None else weights
+        weights = optional("combine", "weights", weights, permutation.row_of_slot.size // 2, jnp.zeros((0, 0), rows.dtype))
         return combine(self, rows, weights, permutation.row_of_slot, permutation.slot_of_row)
 
 

@@ -12,14 +12,18 @@ import moe_ops
 
 
 class MoeLayer(torch.nn.Module):
-    def __init__(self, ops, hidden, inner, experts):
+    def __init__(self, namespace, hidden, inner, experts):
         super().__init__()
-        self.ops = ops
+        self.namespace = namespace  # a name: torch.ops.<name> itself can be neither copied nor saved
         self.gate = torch.nn.Linear(hidden, experts, bias=False)
         self.up = torch.nn.Parameter(torch.randn(experts, hidden, inner) / hidden**0.5)
         self.down = torch.nn.Parameter(torch.randn(experts, inner, hidden) / inner**0.5)
         self.register_buffer("bias", torch.zeros(experts))  # read by the choice of experts only; float32 whatever the model's type
         self.register_buffer("load", torch.zeros(experts, dtype=torch.int64))  # tokens per expert since the last update
+
+    @property
+    def ops(self):
+        return getattr(torch.ops, self.namespace)
 
     def forward(self, tokens):
         """The layer's output [T, H] and the balancing loss."""
@@ -55,7 +59,7 @@ def main():
     torch.manual_seed(1)
     hidden, kinds = 16, 4
     centres, targets = torch.randn(kinds, hidden), torch.randn(kinds, hidden, hidden) / hidden**0.5
-    layer = MoeLayer(torch.ops.moe, hidden, inner=32, experts=8)
+    layer = MoeLayer("moe", hidden, inner=32, experts=8)
     optimizer = torch.optim.Adam(layer.parameters(), lr=1e-2)
     errors, excesses = [], []
     for step in range(200):
@@ -76,4 +80,5 @@ def main():
         sys.exit("The layer did not learn, or its experts did not come into balance")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,10 +1,12 @@
 """What a library of moe_balance/interop/torch_stable.hpp leaves to Python: autograd, and shapes for torch.compile and torch.export.
 
-PyTorch's stable ABI has no interface for either. A library of moe_balance/interop/torch.hpp brings both and needs none of this.
+PyTorch's stable ABI has no interface for either. A library of moe_balance/interop/torch.hpp brings both, and needs this for dynamic shapes only.
 Copy this file into your project: it depends on PyTorch only.
 """
 
 import torch
+
+_libraries = []  # of what is registered below, for as long as the process runs
 
 
 def register_router(namespace, prefix=""):
@@ -14,7 +16,8 @@ def register_router(namespace, prefix=""):
     sizes = getattr(ops, prefix + "sizes")
     name = f"{namespace}::{prefix}"
 
-    def routing(logits):
+    def routing(call, logits, **others):
+        _expect(call, logits=(logits, 2), **others)
         tokens, experts = logits.shape
         top_k = sizes(experts)[0]
         weight_type = torch.float64 if logits.dtype == torch.float64 else torch.float32
@@ -23,22 +26,27 @@ def register_router(namespace, prefix=""):
 
     @torch.library.register_fake(name + "route")
     def _(logits, bias=None, active=None):
-        return routing(logits)
+        return routing("route", logits, bias=(bias, 1), active=(active, 1))
 
     @torch.library.register_fake(name + "forward")
     def _(logits, bias=None, load=None, accumulate=True, active=None, sequences=1):
+        routed = routing("forward", logits, bias=(bias, 1), load=(load, 1), active=(active, 1))
         tokens, experts = logits.shape
         _, words, words_per_token = sizes(experts, sequences)
         saved = logits.new_empty(words + tokens * words_per_token, dtype=torch.int64)
-        return (*routing(logits), logits.new_empty((), dtype=torch.float32), saved)
+        return (*routed, logits.new_empty((), dtype=torch.float32), saved)
 
     @torch.library.register_fake(name + "backward")
     def _(logits, experts, saved, grad_weights, grad_loss, active=None, sequences=1):
+        _expect("backward", logits=(logits, 2), experts=(experts, 2), saved=(saved, 1), grad_weights=(grad_weights, 2), grad_loss=(grad_loss, 0),
+                active=(active, 1))
         return logits.new_empty(logits.shape)
 
     @torch.library.register_fake(name + "update")
     def _(bias, load):
-        return None
+        _expect("update", load=(load, None), bias=(bias, None))
+
+    _tell_autograd_of_changes(namespace, prefix + "update")
 
     def setup_context(ctx, inputs, output):
         logits, _, _, _, active, sequences = inputs
@@ -64,6 +72,7 @@ def register_dispatch(namespace):
 
     @torch.library.register_fake(name + "permutation")
     def _(experts, expert_count, align=1):
+        _expect("permutation", experts=(experts, 2))
         slots = experts.shape[0] * experts.shape[1]
         rows = (slots + torch.sym_min(expert_count, slots) * (align - 1)) // align * align
         sizes = (expert_count + 1, experts.shape, rows, expert_count)
@@ -71,19 +80,24 @@ def register_dispatch(namespace):
 
     @torch.library.register_fake(name + "permute")
     def _(hidden, row_of_slot, slot_of_row, scale=None):
+        _expect("permute", hidden=(hidden, 2), row_of_slot=(row_of_slot, 2), slot_of_row=(slot_of_row, 1), scale=(scale, 2))
         return hidden.new_empty(slot_of_row.shape[0], hidden.shape[1])
 
     @torch.library.register_fake(name + "permute_backward")
     def _(grad_permuted, row_of_slot, hidden=None, scale=None):
+        _expect("permute_backward", grad_permuted=(grad_permuted, 2), row_of_slot=(row_of_slot, 2), hidden=(hidden, 2), scale=(scale, 2))
         grad_hidden = grad_permuted.new_empty(row_of_slot.shape[0], grad_permuted.shape[1])
         return grad_hidden, _gradient_of_factors(grad_permuted, scale)
 
     @torch.library.register_fake(name + "combine")
     def _(permuted, row_of_slot, slot_of_row, weights=None):
+        _expect("combine", permuted=(permuted, 2), row_of_slot=(row_of_slot, 2), slot_of_row=(slot_of_row, 1), weights=(weights, 2))
         return permuted.new_empty(row_of_slot.shape[0], permuted.shape[1])
 
     @torch.library.register_fake(name + "combine_backward")
     def _(grad_combined, row_of_slot, slot_of_row, permuted=None, weights=None):
+        _expect("combine_backward", grad_combined=(grad_combined, 2), row_of_slot=(row_of_slot, 2), slot_of_row=(slot_of_row, 1),
+                permuted=(permuted, 2), weights=(weights, 2))
         grad_permuted = grad_combined.new_empty(slot_of_row.shape[0], grad_combined.shape[1])
         return grad_permuted, _gradient_of_factors(grad_combined, weights)
 
@@ -105,6 +119,35 @@ def register_dispatch(namespace):
     torch.library.register_autograd(name + "combine", differentiate_combine, setup_context=setup_context)
     _refuse_second_derivative(name + "permute_backward")
     _refuse_second_derivative(name + "combine_backward")
+
+
+def _expect(call, **arguments):
+    """Each argument is (tensor or None, dimensions or None): where the first one lies lie all, or PyTorch takes one meta tensor among others for a
+    call without data."""
+    device = None
+    for argument, (tensor, dimensions) in arguments.items():
+        if tensor is None:
+            continue
+        if dimensions is not None and tensor.dim() != dimensions:
+            raise RuntimeError(f"moe_balance: {call}: {argument}.ndim is {tensor.dim()}; allowed: {dimensions}")
+        device = device or tensor.device
+        if tensor.device != device:
+            raise RuntimeError(f"moe_balance: {call}: {argument}.device is {tensor.device}; allowed: {device}, where the call's first tensor lies")
+
+
+def _tell_autograd_of_changes(namespace, name):
+    """Counts a version of each argument that the operator changes in place, so that autograd finds saved ones out of date."""
+    library = torch.library.Library(namespace, "IMPL")
+    function = getattr(getattr(torch.ops, namespace), name).default
+
+    def count(keyset, *tensors):
+        for tensor in tensors:
+            if tensor is not None and not tensor.is_inference():
+                torch.autograd.graph.increment_version(tensor)
+        return function.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *tensors)
+
+    library.impl(name, count, "ADInplaceOrView", with_keyset=True)
+    _libraries.append(library)
 
 
 def _gradient_of_factors(gradient, factors):

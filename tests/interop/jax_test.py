@@ -629,6 +629,17 @@ def test_python_says_what_is_missing_before_anything_runs():
     raises(ValueError, ["forward: axis_name is data", "None"], lambda: MOE["softmax"].forward(logits, axis_name="data"))
     raises(ValueError, ["forward: logits.ndim is 3", "2"], lambda: MOE["softmax"].forward(logits[None]))
     raises(ValueError, ["permutation: ids.shape[1] is 16", "2"], lambda: MOE["softmax"].permutation(logits, EXPERTS))
+    moe, (permutation, hidden, rows, factors) = MOE["softmax"], dispatch_inputs(jnp.float32, 1)
+    raises(ValueError, ["forward: sequences is 1099511627776", "whole numbers from 1 to 2147483647"], lambda: moe.forward(logits, sequences=2**40))
+    raises(ValueError, ["forward: sequences is 2.0", "whole numbers"], lambda: moe.forward(logits, sequences=2.0))
+    raises(ValueError, ["permutation: experts is -3", "1 to 1048576"], lambda: moe.permutation(some_ids(), -3))
+    raises(ValueError, ["permutation: align is 0", "1 to 1073741824"], lambda: moe.permutation(some_ids(), EXPERTS, align=0))
+    # Without elements they would count as left out.
+    for call in (moe.route, moe.forward):
+        raises(ValueError, ["active.size is 0", f"{TOKENS}"], lambda: call(logits, active=jnp.ones(0, bool)))
+    raises(ValueError, ["forward: bias.size is 0", f"{EXPERTS}"], lambda: MOE["sigmoid"].forward(logits, bias=jnp.ones(0), load=MOE["sigmoid"].new_load(EXPERTS)))
+    raises(ValueError, ["permute: scale.size is 0", f"{2 * TOKENS}"], lambda: moe.permute(hidden, permutation, factors[:0]))
+    raises(ValueError, ["combine: weights.size is 0", f"{2 * TOKENS}"], lambda: moe.combine(rows, permutation, factors[:0]))
     raises(AttributeError, ["absent_route"], lambda: MoeBalance(sys.argv[1], "absent"))
 
 

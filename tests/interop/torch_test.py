@@ -2,7 +2,10 @@
 """torch_test.py LIBRARY [MOE_OPS_FOLDER]: the operators of torch_ops.cpp, or of torch_ops_stable.cpp with what moe_ops.py registers, against the formulas
 written in plain PyTorch, whose own autograd is the judge of every gradient."""
 
+import copy
+import functools
 import importlib
+import io
 import itertools
 import math
 import os
@@ -14,6 +17,7 @@ import unittest
 import unittest.mock
 
 import torch
+import torch.utils.checkpoint
 
 ops = None
 stable = len(sys.argv) > 2
@@ -173,6 +177,20 @@ class Routing(unittest.TestCase):
         _, _, _, again, saved_again = ops.global_batch_forward(x, None, load + counts, accumulate=False)
         self.assertTrue(torch.equal(first, again) and torch.equal(saved, saved_again))
 
+    def test_checkpointing_with_a_copy_of_the_load_changes_no_gradient(self):
+        gradients = []
+        for checkpointed in (False, True):
+            _, load = state_of("global_batch")
+            x = smooth_logits(6).requires_grad_()
+            for _ in range(3):
+                block = lambda x, load: ops.global_batch_forward(x, None, load)[1:4]
+                run = functools.partial(torch.utils.checkpoint.checkpoint, block, use_reentrant=False) if checkpointed else block
+                weights, counts, loss = run(x, load.clone())
+                load += counts
+                (weights[:, 0].sum() + loss).backward()
+            gradients.append(x.grad)
+        self.assertTrue(torch.equal(*gradients))
+
     def test_element_types(self):
         for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)):
             bias, _ = state_of("balanced")
@@ -214,8 +232,12 @@ class Routing(unittest.TestCase):
     def test_no_tokens(self):
         ids, weights, counts, loss, _ = ops.balanced_forward(x := torch.zeros(0, EXPERTS, requires_grad=True), torch.zeros(EXPERTS))
         self.assertEqual((tuple(ids.shape), tuple(weights.shape), counts.sum().item(), loss.item()), ((0, K), (0, K), 0, 0.0))
-        loss.backward()
+        (weights.sum() + loss).backward()  # the gradient of a sum is an expanded number
         self.assertEqual(tuple(x.grad.shape), (0, EXPERTS))
+        _, row_of_slot, slot_of_row, _ = ops.permutation(ids, EXPERTS)
+        rows = ops.permute(hidden := torch.zeros(0, 5, requires_grad=True), row_of_slot, slot_of_row)
+        ops.combine(rows, row_of_slot, slot_of_row).sum().backward()
+        self.assertEqual(tuple(hidden.grad.shape), (0, 5))
 
     def test_update_moves_the_bias_and_clears_the_load(self):
         for shape in ((EXPERTS,), (3, EXPERTS)):
@@ -227,6 +249,16 @@ class Routing(unittest.TestCase):
             self.assertTrue((load == 0).all())
         ops.global_batch_update(None, load := torch.ones(EXPERTS, dtype=torch.int64))
         self.assertTrue((load == 0).all())
+
+    def test_autograd_sees_that_update_changes_bias_and_load(self):
+        bias, load, factors = torch.linspace(0.1, 0.8, EXPERTS), torch.arange(EXPERTS), torch.ones(EXPERTS, requires_grad=True)
+        product = (factors * bias).sum()
+        ops.balanced_update(bias, load)
+        with self.assertRaisesRegex(RuntimeError, "modified by an inplace operation"):
+            product.backward()
+        self.assertEqual((bias._version, load._version), (1, 1))
+        with torch.inference_mode():
+            ops.balanced_update(torch.zeros(EXPERTS), torch.arange(EXPERTS))
 
     def test_second_derivatives_are_refused_when_they_are_asked_for(self):
         x = smooth_logits(1).requires_grad_()
@@ -360,10 +392,15 @@ class Errors(unittest.TestCase):
             self.assertIn("moe_balance: " + message, str(raised.exception))
         self.assertTrue((bias == 0).all() and (rows == 0).all())
 
-    @unittest.skipIf(stable, "Python's meta functions, which are called then, check nothing")
     def test_tensors_lie_on_one_device(self):
-        with self.assertRaisesRegex((ValueError, RuntimeError), "route: bias.device is meta; allowed: cpu, where the call's first tensor lies"):
-            ops.plain_route(smooth_logits(0), torch.zeros(EXPERTS, device="meta"))
+        for name in ("route", "forward"):
+            with self.assertRaisesRegex((ValueError, RuntimeError), name + ": bias.device is meta; allowed: cpu, where the call's first tensor lies"):
+                op("plain", name)(smooth_logits(0), torch.zeros(EXPERTS, device="meta"))
+        _, row_of_slot, slot_of_row, _ = ops.permutation(torch.zeros(TOKENS, K, dtype=torch.int32), EXPERTS)
+        with self.assertRaisesRegex((ValueError, RuntimeError), "permute: row_of_slot.device is meta; allowed: cpu"):
+            ops.permute(smooth_logits(0), row_of_slot.to("meta"), slot_of_row)
+        with self.assertRaisesRegex((ValueError, RuntimeError), "logits.ndim is 3; allowed: 2"):
+            ops.plain_route(torch.zeros(1, 2, EXPERTS, device="meta"))
 
 
 def can_compile_extensions():
@@ -419,6 +456,13 @@ class Tracing(unittest.TestCase):
                 gradients.append((x.grad, hidden.grad))
             for got, want in zip(*gradients):
                 self.assertTrue(torch.equal(got, want))
+
+    def test_the_example_s_layer_can_be_copied_and_saved(self):
+        layer = importlib.import_module("layer").MoeLayer("moeb_test", 4, 5, EXPERTS)
+        again = copy.deepcopy(layer)
+        torch.save(layer, file := io.BytesIO())
+        self.assertEqual(again.namespace, "moeb_test")
+        self.assertGreater(file.tell(), 0)
 
     @unittest.skipUnless(can_compile_extensions(), "Inductor compiles a Python extension, and Python.h is not here")
     def test_inductor_compiles_a_step_of_training_to_the_same_bits(self):

@@ -4,7 +4,8 @@
  *
  * T = tokens, E = experts, K = experts chosen per token. All memory is the caller's; calls return when their work is done. A router is immutable: any
  * number of threads may use one, with outputs of their own. Functions that return int return moeb_ok or an error, whose message
- * moeb_last_error() has; nothing has been written then. Optional pointers may be NULL. */
+ * moeb_last_error() has. After moeb_invalid_argument nothing has been written; after another error, of which a pool that throws is one, outputs and the
+ * load may have been, in part. Optional pointers may be NULL. */
 #ifndef MOE_BALANCE_INTEROP_C_API_H
 #define MOE_BALANCE_INTEROP_C_API_H
 

@@ -101,12 +101,12 @@ template <DlpackTensor Tensor>
   return tensor.data == nullptr ? nullptr : static_cast<char*>(tensor.data) + tensor.byte_offset;
 }
 
-/// Elements from row to row. Neighbours of a row must lie together; the stride of a dimension of size 1 or 0 means nothing.
+/// Elements from row to row. Neighbours of a row must lie together; strides of a tensor without elements, and of a dimension of size 1, mean nothing.
 template <DlpackTensor Tensor>
 [[nodiscard]] std::int64_t row_stride(const char* call, const char* argument, const Tensor& tensor) {
   const std::int64_t rows = tensor.shape[0];
   const std::int64_t columns = tensor.shape[1];
-  if (tensor.strides == nullptr) return columns;
+  if (tensor.strides == nullptr || rows == 0) return columns;
   const std::string name(argument);
   MOEB_EXPECTS(columns <= 1 || tensor.strides[1] == 1, call, (name + ".strides[1]").c_str(),
                std::to_string(tensor.strides[1]), "1: rows must be contiguous");

@@ -227,6 +227,19 @@ inline void pass_autograd(::torch::Library& library, const std::string& name) {
   library.impl(name.c_str(), ::torch::dispatch(c10::DispatchKey::Autograd, ::torch::CppFunction::makeFallthrough()));
 }
 
+/// Counts a version of each tensor that an operator changes in place, so that autograd finds saved ones out of date.
+inline void count_versions(const c10::OperatorHandle& op, c10::DispatchKeySet keys, ::torch::jit::Stack* stack) {
+  const auto& arguments = op.schema().arguments();
+  for (std::size_t i = 0; i < arguments.size(); ++i) {
+    const c10::IValue& value = ::torch::jit::peek(*stack, i, arguments.size());
+    if (arguments[i].alias_info() == nullptr || !value.isTensor()) continue;
+    const at::Tensor& tensor = value.toTensor();
+    if (tensor.defined() && !tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
+  }
+  const at::AutoDispatchBelowADInplaceOrView below;
+  op.redispatchBoxed(keys & c10::after_ADInplaceOrView_keyset, stack);
+}
+
 template <class Devices, class Function>
 void implement(::torch::Library& library, const std::string& name, Function* function) {
   library.impl(name.c_str(), ::torch::dispatch(c10::DispatchKey::CPU, function));
@@ -249,6 +262,9 @@ void define_ops(::torch::Library& library, const std::string& prefix = "") {
   detail::differentiate<&detail::differentiate_once>(library, prefix + "backward");
   detail::pass_autograd(library, prefix + "route");
   detail::pass_autograd(library, prefix + "update");
+  library.impl((prefix + "update").c_str(),
+               ::torch::dispatch(c10::DispatchKey::ADInplaceOrView,
+                                 ::torch::CppFunction::makeFromBoxedFunction<&detail::count_versions>()));
 }
 
 /// Defines the operators of dispatch in a TORCH_LIBRARY, once for all its routers.
