@@ -61,6 +61,9 @@ TEST_CASE("who asks for sizes with bad ones is refused, as by the calls that the
   refuses_size("route_and_permute_workspace_bytes: experts is 0", [&] {
     return mb::route_and_permute_workspace_bytes(router, {4, 0});
   });
+  refuses_size("route_and_permute_workspace_bytes: top_k.k is 2; allowed: 1", [&] {
+    return mb::route_and_permute_workspace_bytes(router, {4, 1});
+  });
   refuses_size("rows_per_expert: align is 0", [] {
     return mb::WithCapacity<mb::TopK<2>>{.pad = true}.rows_per_expert({16, 8}, 0);
   });

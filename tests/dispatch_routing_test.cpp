@@ -47,4 +47,26 @@ TEST_CASE("a GPU's fused calls route in no more blocks than run at the same time
   CHECK(Parts(8191, 127, false).rows() == 258);
 }
 
+TEST_CASE("workspace for some number of tokens serves fewer") {
+  const mb::Router plain{mb::Softmax{}, mb::TopK<2>{}};
+  const mb::Router with_loss{mb::Softmax{}, mb::TopK<8>{}, mb::AuxLoss{}};
+  const mb::Router with_capacity{mb::Softmax{}, mb::WithCapacity<mb::TopK<4>>{}, mb::SequenceLoss{}};
+  const auto check = [](const char* label, const auto& bytes_of) {
+    CAPTURE(label);
+    std::size_t most = 0;
+    for (std::int64_t tokens = 0; tokens <= 20000; ++tokens) {
+      const std::size_t bytes = bytes_of(tokens);
+      if (bytes < most) FAIL_CHECK("fewer bytes for ", tokens, " tokens than for fewer");
+      most = std::max(most, bytes);
+    }
+  };
+  check("plain", [&](std::int64_t tokens) { return mb::route_and_permute_workspace_bytes(plain, {tokens, 64}); });
+  check("loss", [&](std::int64_t tokens) { return mb::route_and_permute_workspace_bytes(with_loss, {tokens, 64}); });
+  check("capacity", [&](std::int64_t tokens) { return mb::route_and_permute_workspace_bytes(with_capacity, {tokens, 64}); });
+  check("router", [&](std::int64_t tokens) { return with_capacity.workspace_bytes({tokens, 64}); });
+  check("counted", [&](std::int64_t tokens) { return mb::permutation_workspace_bytes(tokens, 4, 64); });
+  check("sorted", [&](std::int64_t tokens) { return mb::permutation_workspace_bytes(tokens, 4, 5000); });
+  check("limit", [&](std::int64_t tokens) { return mb::capacity_workspace_bytes(tokens, 4, 64); });
+}
+
 }  // namespace testing

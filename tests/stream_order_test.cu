@@ -8,11 +8,13 @@
 
 #include <moe_balance/dispatch/permutation.hpp>
 #include <moe_balance/dispatch/permute.hpp>
+#include <moe_balance/dispatch/route_and_permute.hpp>
 
 #include <doctest/doctest.h>
 
 #include <cstdint>
 #include <functional>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -129,7 +131,7 @@ TEST_CASE("update waits for the kernel before it") {
 
 TEST_CASE("a permutation waits for the kernel before it") {
   const CudaEngine engine;
-  for (const std::int64_t tokens : {30, 5000, 20000}) {  // one launch, two, of which the second starts early, and does not
+  for (const std::int64_t tokens : {30, 5000, 20000}) {  // one launch, two, of which the second starts early where multiprocessors are enough
     CAPTURE(tokens);
     Random random(182);
     std::vector<std::int32_t> ids(static_cast<std::size_t>(tokens * 4));
@@ -155,6 +157,65 @@ TEST_CASE("a permutation waits for the kernel before it") {
     };
     check_waits(engine, experts.data(), ids.size() * 4, spoil, enqueue,
                 [&] { return std::pair(slot_of_row.values(), row_of_slot.values()); });
+  }
+}
+
+/// Both fused calls, each twice, so that the second writes over what the first has read of its workspace.
+template <class Router>
+void check_fused_waits(const Router& router, std::int64_t tokens, std::int64_t sequences) {
+  CAPTURE(tokens);
+  CAPTURE(sequences);
+  const CudaEngine engine;
+  Inputs inputs = normal_inputs(183, tokens, 64, 4);
+  inputs.accumulate = false;
+  inputs.sequences = sequences;
+  inputs.loss_parts = 1;
+  const mb::Shape shape = shape_of(inputs);
+  Memory<CudaEngine> memory(engine, inputs, Router::k, mb::route_and_permute_workspace_bytes(router, shape),
+                            router.saved_bytes(shape), false);
+  const auto slots = static_cast<std::size_t>(tokens * Router::k);
+  CudaEngine::Array<std::int64_t> offsets(engine, std::vector<std::int64_t>(65));
+  CudaEngine::Array<std::int64_t> row_of_slot(engine, std::vector<std::int64_t>(slots));
+  CudaEngine::Array<std::int64_t> slot_of_row(engine, std::vector<std::int64_t>(slots));
+  mb::ForwardArgs forward = memory.forward_args();
+  forward.counts = nullptr;
+  mb::RouteArgs route = memory.route_args();
+  route.counts = nullptr;
+  const mb::PermutationArgs order{.experts = {},
+                                  .offsets = {offsets.data(), 65},
+                                  .row_of_slot = {row_of_slot.data(), tokens, Router::k},
+                                  .slot_of_row = {slot_of_row.data(), static_cast<std::int64_t>(slots)}};
+  const mb::Workspace workspace = memory.workspace();
+  const auto spoil = [&] {
+    fill(engine, forward.experts.data, slots * 4);
+    fill(engine, forward.weights.data, slots * 4);
+    fill(engine, memory.saved().data, memory.saved().bytes);
+    fill(engine, offsets.data(), 65 * 8);
+    fill(engine, row_of_slot.data(), slots * 8);
+    fill(engine, slot_of_row.data(), slots * 8);
+    fill(engine, workspace.data, workspace.bytes);
+  };
+  const auto results = [&] {
+    const Outcome outcome = memory.outcome();
+    return std::tuple(AsBits{outcome}, outcome.saved, offsets.values(), row_of_slot.values(), slot_of_row.values());
+  };
+  const std::size_t bytes = inputs.logits.size() * sizeof(float);
+  const auto twice = [](const std::function<void()>& call) {
+    return [=] {
+      call();
+      call();
+    };
+  };
+  check_waits(engine, forward.logits.data, bytes, spoil,
+              twice([&] { mb::route_and_permute(router, route, order, workspace, engine.place()); }), results);
+  check_waits(engine, forward.logits.data, bytes, spoil,
+              twice([&] { mb::forward_and_permute(router, forward, order, workspace, engine.place()); }), results);
+}
+
+TEST_CASE("the fused calls wait for the kernel before them, and for each other") {
+  for (const std::int64_t tokens : {100, 3000, 20000}) {
+    check_fused_waits(mb::Router{mb::Softmax{}, mb::TopK<4>{}, mb::AuxLoss{.coefficient = 0.1f}}, tokens, 1);
+    check_fused_waits(mb::Router{mb::Softmax{}, mb::TopK<4>{}, mb::SequenceLoss{.coefficient = 0.1f}}, tokens, 2);
   }
 }
 

@@ -331,6 +331,7 @@ TEST_CASE_TEMPLATE_DEFINE("dispatch refuses hidden states and factors of wrong s
   combine("row_of_slot.columns", [](mb::CombineArgs& args) { args.row_of_slot.columns = 0; });
   combine("weights.rows", [](mb::CombineArgs& args) { args.weights.rows = 2; });
   combine("permuted.stride", [](mb::CombineArgs& args) { args.permuted.stride = 3; });
+  combine("permuted.rows", [](mb::CombineArgs& args) { args.permuted.rows = std::int64_t{1} << 61; });
   const auto backward = [](const std::string& argument, const auto& spoil) {
     refuses<Engine>("combine_backward: " + argument, [&](Memory& memory) {
       mb::CombineBackwardArgs args = memory.combine_backward();

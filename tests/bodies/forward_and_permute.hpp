@@ -7,6 +7,7 @@
 #include <doctest/doctest.h>
 
 #include <cstdint>
+#include <numeric>
 #include <vector>
 
 namespace testing {
@@ -47,8 +48,10 @@ TrainedAndPermuted trained_and_permuted(const Engine& engine, const Router& rout
   Longs counts(engine, filled(inputs.experts)), offsets(engine, filled(inputs.experts + 1));
   Longs row_of_slot(engine, filled(tokens * Router::k)), slot_of_row(engine, filled(rows));
   mb::ForwardArgs args = memory.forward_args();
-  args.counts = nullptr;
-  if constexpr (mb::looks_across_tokens<decltype(router.top_k)>) args.chosen = {chosen_ids.data(), tokens, Router::k};
+  if constexpr (mb::looks_across_tokens<decltype(router.top_k)>)
+    args.chosen = {chosen_ids.data(), tokens, Router::k};
+  else
+    args.counts = nullptr;  // the permutation's are the same
   const mb::PermutationArgs order{.experts = args.experts,
                                   .offsets = {offsets.data(), inputs.experts + 1},
                                   .row_of_slot = {row_of_slot.data(), tokens, Router::k},
@@ -163,6 +166,9 @@ TEST_CASE_TEMPLATE_DEFINE("forward_and_permute: a capacity, whose rows are those
   Inputs inputs = full_inputs(34, 150, 40, 4, 1.0);
   inputs.loss_parts = 1;
   check_fused<Engine>(router, inputs);
+  const TrainedAndPermuted result = trained_and_permuted(Engine{}, router, inputs, true);
+  const auto sum = [](const std::vector<std::int64_t>& counts) { return std::accumulate(counts.begin(), counts.end(), 0L); };
+  CHECK(sum(result.outcome.counts) > sum(result.counts));  // what was chosen, and what stayed
 }
 
 TEST_CASE_TEMPLATE_DEFINE("forward_and_permute refuses counts that have a place of their own", Engine,

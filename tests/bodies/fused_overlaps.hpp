@@ -20,8 +20,10 @@ class FusedMemory {
  public:
   explicit FusedMemory(const std::string& moved = {}, const std::string& onto = {}) : moved_(moved), onto_(onto) {}
 
-  [[nodiscard]] mb::ForwardArgs routing() {
+  /// `has_capacity`: whether there are counts of what was chosen beside those of what is kept.
+  [[nodiscard]] mb::ForwardArgs routing(bool has_capacity = false) {
     mb::ForwardArgs args;
+    if (has_capacity) args.counts = at<std::int64_t>("args.counts");
     args.logits = mb::MatrixView<const float>(at<float>("logits"), tokens, experts);
     args.experts = {at<std::int32_t>("experts"), tokens, k};
     args.weights = mb::MatrixView<float>(at<float>("weights"), tokens, k);
@@ -97,7 +99,7 @@ void refuses_shared_memory(const std::string& subject, const Router& router, std
       CAPTURE(written);
       CAPTURE(view);
       FusedMemory<Engine> memory(written, view);
-      const mb::ForwardArgs routing = memory.routing();
+      const mb::ForwardArgs routing = memory.routing(mb::looks_across_tokens<decltype(router.top_k)>);
       const mb::PermutationArgs order = memory.order();
       const mb::Workspace workspace = memory.workspace(router);
       if (name == "status" && order.status == routing.status) continue;  // one for both is what callers have
@@ -122,6 +124,7 @@ TEST_CASE_TEMPLATE_DEFINE("route_and_permute refuses memory that routing shares 
                             {.logits = args.logits,
                              .experts = args.experts,
                              .weights = args.weights,
+                             .counts = args.counts,
                              .bias = args.bias,
                              .active = args.active,
                              .status = args.status,
@@ -134,7 +137,8 @@ TEST_CASE_TEMPLATE_DEFINE("route_and_permute refuses memory that routing shares 
   refuses_shared_memory<Engine>("moe_balance: route_and_permute", router,
                                 {"logits", "weights", "bias", "active", "status", "tokens_on_device"}, call);
   const mb::Router with_capacity{mb::Sigmoid{}, mb::WithCapacity<mb::TopK<4>>{}};
-  refuses_shared_memory<Engine>("moe_balance: route_and_permute", with_capacity, {"kept_counts"}, call_of(with_capacity));
+  refuses_shared_memory<Engine>("moe_balance: route_and_permute", with_capacity, {"args.counts", "kept_counts"},
+                                call_of(with_capacity));
 
   FusedMemory<Engine> memory;
   mb::PermutationArgs order = memory.order();
@@ -158,7 +162,7 @@ TEST_CASE_TEMPLATE_DEFINE("forward_and_permute refuses memory that forward share
   refuses(mb::Router{mb::Softmax{}, mb::Replay{mb::TopK<4>{}}, mb::FromPlainTopK{mb::GlobalBatchLoss{.coefficient = 0.5f}}},
           {"replay.experts", "replay.tokens"});
   refuses(mb::Router{mb::Softmax{}, mb::WithCapacity<mb::TopK<4>>{.capacity_factor = 0.8}, mb::AuxLoss{.coefficient = 0.3f}},
-          {"chosen", "kept_counts", "weights"});
+          {"chosen", "args.counts", "kept_counts", "weights"});
 }
 
 }  // namespace testing

@@ -162,7 +162,7 @@ struct WithCapacity {
 
   double capacity_factor = 1.0;  ///< C = ceil(T K / E * capacity_factor), T the rows of logits
   DropBy drop = DropBy::score;   ///< by weight (as Megatron-Core), or by position
-  bool renormalise = false;      ///< the kept weights of a token that lost a slot sum to scaling_factor again
+  bool renormalise = false;      ///< the kept weights, as stored, of a token that lost a slot sum to scaling_factor again
   bool pad = false;              ///< every expert gets C rows where rows are given: see rows_per_expert()
   Selection selection{};         ///< what chooses, before dropping
 

@@ -122,9 +122,11 @@ struct MOEB_HIDDEN CudaDispatchEngine {
     while (most > multiprocessors()) most = (most + 1) / 2;
     return most;
   }
-  /// Whether blocks that route have the threads of several, which all run at the same time only where there are multiprocessors enough.
+  /// Whether blocks that route have the threads of several, which all run at the same time only where there are multiprocessors enough. Few experts may
+  /// be served by the tier of more.
   [[nodiscard]] static bool has_large_routing_blocks(int experts, cudaStream_t /*stream*/) {
-    return experts <= most_experts_of_large_routing_blocks && multiprocessors() >= dispatch_tuning.most_routing_blocks;
+    const int served = std::max(experts, MOE_BALANCE_CUDA_MIN_EXPERTS);
+    return served <= most_experts_of_large_routing_blocks && multiprocessors() >= dispatch_tuning.most_routing_blocks;
   }
   /// Tiles of a block that counts and ranks slots.
   [[nodiscard]] static int tiles(const ExpertCount& count, cudaStream_t /*stream*/) {

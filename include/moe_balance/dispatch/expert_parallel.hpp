@@ -7,6 +7,7 @@
 #include <moe_balance/dispatch/validate.hpp>
 #include <moe_balance/token/elements.hpp>
 
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <string>
@@ -304,9 +305,14 @@ void append_shared_experts(const SharedExpertsArgs& args, Workspace /*workspace*
   check.matrix("all_experts", args.all_experts, tokens, args.all_experts.columns);
   check.matrix("all_weights", args.all_weights, tokens, args.all_experts.columns);
   check.same_type("all_weights", args.all_weights.type, "weights", args.weights.type);
-  check.finite("weight", args.weight);
   MOEB_EXPECTS(Engine::serves_float64 || args.weights.type != DataType::float64, "append_shared_experts", "weights.type",
                "float64", "float32, bfloat16, float16; float64 on the CPU only");
+  check.finite("weight", args.weight);
+  alignas(double) std::byte stored[sizeof(double)];
+  const AnyMatrix element(stored, args.weights.type, 1, 1, 1);
+  store_element(element, 0, 0, args.weight);
+  MOEB_EXPECTS(is_finite(load_element<float>(element, 0, 0)), "append_shared_experts", "weight", std::to_string(args.weight),
+               "numbers that are finite in ", name_of(args.weights.type), ", as weights");
   check.range("first_shared", args.first_shared, 0, max_dispatch_experts, "the id of the first shared expert, usually E");
   check.optional_pointer("status", args.status, alignof(Status));
   check.apart({region("all_experts", args.all_experts), region("all_weights", args.all_weights),

@@ -158,22 +158,27 @@ struct FusedParts {
 
   /// `ranking`: how many may rank. `large`: whether blocks that route have the threads of several.
   FusedParts(std::int64_t tokens, std::int64_t ranking, bool large) : blocks(ranking) {
-    const std::int64_t most =
-        dispatch_tuning.most_routing_blocks * (large ? 1 : dispatch_tuning.tier_blocks_of_large_routing_block);
-    const std::int64_t routing = std::clamp<std::int64_t>(tokens / dispatch_tuning.tokens_per_routing_block, 1, most);
+    const std::int64_t routing = routing_blocks(tokens, large);
     rows_per_block = (routing + blocks - 1) / blocks;
     // Not more rows than blocks were to route, because not all of those would run at the same time; then fewer blocks rank.
     if (routing > blocks) blocks = (routing + rows_per_block - 1) / rows_per_block;
   }
   [[nodiscard]] std::int64_t rows() const { return blocks * rows_per_block; }
 
-  /// On any device.
+  /// That no device and no smaller number of tokens has more of. Rounding rows_per_block up adds less than it and less than the blocks that rank,
+  /// of which one is at most the root of the blocks that route.
   [[nodiscard]] static std::int64_t most_rows(std::int64_t tokens, std::int64_t k) {
-    std::int64_t most = 0;
-    for (std::int64_t ranking = permutation_parts(tokens * k);; ranking = (ranking + 1) / 2) {
-      for (const bool large : {false, true}) most = std::max(most, FusedParts(tokens, ranking, large).rows());
-      if (ranking == 1) return most;
-    }
+    const std::int64_t routing = routing_blocks(tokens, false);
+    std::int64_t root = 1;
+    while ((root + 1) * (root + 1) <= routing) ++root;
+    return std::max(permutation_parts(tokens * k), routing + root);
+  }
+
+ private:
+  [[nodiscard]] static std::int64_t routing_blocks(std::int64_t tokens, bool large) {
+    const std::int64_t most =
+        dispatch_tuning.most_routing_blocks * (large ? 1 : dispatch_tuning.tier_blocks_of_large_routing_block);
+    return std::clamp<std::int64_t>(tokens / dispatch_tuning.tokens_per_routing_block, 1, most);
   }
 };
 
@@ -184,15 +189,23 @@ template <class RouterT>
   return RouterT::Traits::reads_global_batch ? 0 : SavedLayout<Balancer>{experts, 1}.words();
 }
 
+template <class RouterT>
+void check_selection(const DispatchValidator& check, const RouterT& router, int experts) {
+  check.range("top_k.k", RouterT::k, 1, experts, "K may not exceed the experts");
+  router.top_k.check(check.call, experts);
+}
+
 }  // namespace detail
 
-/// Bytes of Workspace that route_and_permute and forward_and_permute need. Errors: InvalidArgument for a shape that these refuse.
+/// Bytes of Workspace that route_and_permute and forward_and_permute need; what serves a number of tokens serves fewer. Errors: InvalidArgument for a
+/// shape that these refuse.
 template <class RouterT>
 [[nodiscard]] std::size_t route_and_permute_workspace_bytes(const RouterT& router, const Shape& shape) {
   const DispatchValidator check{{"route_and_permute_workspace_bytes"}};
   check.range("tokens", shape.tokens, 0, dispatch_tuning.most_slots_per_part);
   check.slots(shape.tokens, RouterT::k, shape.experts);
   check.range("experts", shape.experts, 1, max_experts);
+  detail::check_selection(check, router, shape.experts);
   const std::size_t routing = (router.workspace_bytes(shape) + 15) / 16 * 16;
   const std::int64_t rows = detail::FusedParts::most_rows(shape.tokens, RouterT::k);
   const std::int64_t words = detail::words_of_sums<RouterT>(shape.experts);
@@ -225,6 +238,7 @@ void check_apart_from_routing(const DispatchValidator& check, const Args& args, 
   apart({region("logits", args.logits), region("weights", args.weights),
          MemoryRegion("bias", args.bias.data, experts * 4, false), MemoryRegion("active", args.active, tokens, false),
          MemoryRegion("tokens_on_device", args.tokens_on_device, 8, false),
+         MemoryRegion("args.counts", args.counts, experts * 8, true),
          MemoryRegion("kept_counts", args.kept_counts, experts * 8, true),
          region(args.status == order.status ? nullptr : args.status)});  // one status for both is what callers have
   if constexpr (is_replaying<Selection>) {
@@ -245,12 +259,11 @@ void check_apart_from_routing(const DispatchValidator& check, const Args& args, 
   }
 }
 
-/// The rows per expert that a selection asks for where the caller asks for none; what both depend on is checked first.
+/// The rows per expert that a selection, which is checked, asks for where the caller asks for none.
 template <class RouterT>
-void take_rows_of_selection(const char* call, const RouterT& router, const Shape& shape, PermutationArgs& order) {
+void take_rows_of_selection(const RouterT& router, const Shape& shape, PermutationArgs& order) {
   if constexpr (requires { router.top_k.rows_per_expert(shape, order.align); }) {
     if (order.rows_per_expert != 0) return;
-    router.top_k.check(call, shape.experts);
     DispatchValidator{{"permutation"}}.rows(order.align, 0);
     order.rows_per_expert = router.top_k.rows_per_expert(shape, order.align);
   }
@@ -264,13 +277,16 @@ template <class RouterT, class Args>
   const DispatchValidator check{{call}};
   check.range("logits.rows", shape.tokens, 0, dispatch_tuning.most_slots_per_part);
   check.range("logits.columns", args.logits.columns, 1, max_experts, "experts");
+  check_selection(check, router, shape.experts);
   check.range("offsets.size", order.offsets.size, shape.experts + 1, shape.experts + 1,
               "one more than the experts of logits");
-  MOEB_EXPECTS(args.counts == nullptr, call, "counts", "given", "null: counts go to order.counts");
+  if constexpr (!looks_across_tokens<std::remove_cvref_t<decltype(router.top_k)>>) {
+    MOEB_EXPECTS(args.counts == nullptr, call, "counts", "given", "null: counts go to order.counts");
+  }
   check.memory("workspace", workspace.data, workspace.bytes, route_and_permute_workspace_bytes(router, shape), 16);
   const std::size_t routing_bytes = (router.workspace_bytes(shape) + 15) / 16 * 16;
   const Workspace rest{static_cast<std::byte*>(workspace.data) + routing_bytes, workspace.bytes - routing_bytes};
-  take_rows_of_selection(call, router, shape, order);
+  take_rows_of_selection(router, shape, order);
   check_permutation(order, workspace);
   check_apart_from_routing<RouterT>(check, args, order, workspace);
   return rest;
@@ -302,8 +318,8 @@ void route_then_permute(std::int64_t tokens, const PermutationArgs& order, const
 
 }  // namespace detail
 
-/// router.route(args) and permutation(order) in one: `order.experts` is args.experts whatever it says, and counts go to order.counts. A
-/// selection with a capacity and `pad` gives order.rows_per_expert where that is 0. On a GPU two launches, for selections that look across
+/// router.route(args) and permutation(order) in one: `order.experts` is args.experts whatever it says, and counts go to order.counts; where
+/// there is a capacity that has what was kept, and args.counts what was chosen. A selection with a capacity and `pad` gives order.rows_per_expert where that is 0. On a GPU two launches, for selections that look across
 /// tokens as many as the two calls have. Errors: as those calls.
 template <class RouterT, DispatchPlace Place, class Tag = EngineTagOf<Place>>
 void route_and_permute(const RouterT& router, const RouteArgs& args, PermutationArgs order, Workspace workspace,
@@ -316,7 +332,7 @@ void route_and_permute(const RouterT& router, const RouteArgs& args, Permutation
 }
 
 /// router.forward(args) and permutation(order) in one, with the same `saved`, `load` and status as those: `order.experts` is args.experts
-/// whatever it says, and counts go to order.counts. A selection with a capacity and `pad` gives order.rows_per_expert where that is 0. On a GPU
+/// whatever it says, and counts go to order.counts; where there is a capacity that has what was kept, and args.counts what was chosen. A selection with a capacity and `pad` gives order.rows_per_expert where that is 0. On a GPU
 /// two launches; with losses of several sequences, or of the global batch, a small one before them that clears what forward adds up in, and as many more
 /// as forward has for the latter; for selections that look across tokens as many as the two calls have. Errors: as those calls.
 template <class RouterT, DispatchPlace Place, class Tag = EngineTagOf<Place>>

@@ -123,12 +123,9 @@ struct DispatchValidator : Validator {
  private:
   template <class View>
   void matrix_of(const char* name, const View& view, std::size_t element, std::int64_t rows, std::int64_t columns) const {
-    const auto bytes = static_cast<std::int64_t>(element);
     range({name, "rows"}, view.rows, rows, rows);
     range({name, "columns"}, view.columns, columns, columns);
-    range({name, "stride"}, view.stride, view.columns,
-          std::numeric_limits<std::int64_t>::max() / bytes / (rows > 0 ? rows : 1),
-          "elements; at least the columns, and rows * stride must fit memory");
+    fits_memory(name, element, rows, columns, view.stride);
     if (rows > 0) pointer({name, "data"}, view.data, element);
   }
 };

@@ -8,6 +8,7 @@
 #include <moe_balance/error.hpp>
 #include <moe_balance/numeric/math.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
@@ -118,15 +119,21 @@ struct Validator {
     MOEB_EXPECTS(is_finite(value), call, argument, std::to_string(value), "finite numbers");
   }
 
-  void matrix(const char* name, const void* data, std::size_t element, std::int64_t rows, std::int64_t columns,
-              std::int64_t stride, std::int64_t wanted_rows, std::int64_t wanted_columns) const {
+  /// Rows of elements of so many bytes, at a stride of so many elements.
+  void fits_memory(const char* name, std::size_t element, std::int64_t rows, std::int64_t columns,
+                   std::int64_t stride) const {
     constexpr std::int64_t largest = std::numeric_limits<std::int64_t>::max();
-    range({name, "rows"}, rows, wanted_rows, wanted_rows, "the tokens of logits");
-    range({name, "columns"}, columns, wanted_columns, wanted_columns);
     const std::int64_t elements = largest / static_cast<std::int64_t>(element);
     const std::int64_t longest = elements / (rows > 0 ? rows : 1);
     if (longest < columns) range({name, "rows"}, rows, 0, elements / columns, "rows * columns must fit memory");
     range({name, "stride"}, stride, columns, longest, "elements; at least the columns, and rows * stride must fit memory");
+  }
+
+  void matrix(const char* name, const void* data, std::size_t element, std::int64_t rows, std::int64_t columns,
+              std::int64_t stride, std::int64_t wanted_rows, std::int64_t wanted_columns) const {
+    range({name, "rows"}, rows, wanted_rows, wanted_rows, "the tokens of logits");
+    range({name, "columns"}, columns, wanted_columns, wanted_columns);
+    fits_memory(name, element, rows, columns, stride);
     if (rows > 0) pointer({name, "data"}, data, element);
   }
 
@@ -204,8 +211,9 @@ struct Validator {
   void memory(const char* name, const void* data, std::size_t bytes, std::size_t needed, std::size_t alignment) const {
     if (needed == 0) return;
     pointer({name, "data"}, data, alignment);
-    range({name, "bytes"}, static_cast<std::int64_t>(bytes), static_cast<std::int64_t>(needed),
-          std::numeric_limits<std::int64_t>::max());
+    constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
+    range({name, "bytes"}, static_cast<std::int64_t>(std::min(bytes, static_cast<std::size_t>(most))),
+          static_cast<std::int64_t>(needed), most);
   }
 
   /// Contents of offsets are read on the host only.
