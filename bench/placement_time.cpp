@@ -34,8 +34,8 @@ double seconds(const mb::PlacementArgs& args, mb::Placement& placement) {
 
 int main() {
   std::printf("experts ranks places    fresh  P/4 moves  any moves\n");
-  const int shapes[][3] = {{256, 32, 288},    {256, 8, 512},     {256, 8, 1024},  {256, 64, 1024},
-                           {1024, 128, 1280}, {256, 8, 4096},    {64, 64, 4096},  {2048, 64, 4096},
+  const int shapes[][3] = {{256, 32, 288},    {256, 8, 512},     {256, 8, 1024},  {256, 64, 1024}, {512, 128, 768},
+                           {1024, 128, 1280}, {1024, 256, 2048}, {256, 8, 4096},  {64, 64, 4096},  {2048, 64, 4096},
                            {4000, 8, 4096},   {4000, 512, 4096}, {256, 512, 4096}};
   for (const auto& [experts, ranks, places] : shapes) {
     std::mt19937_64 random(5);

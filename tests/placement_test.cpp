@@ -133,6 +133,50 @@ TEST_CASE("placement: near the best of all placements where all can be tried") {
   CHECK(sum / cases <= 1.02);
 }
 
+TEST_CASE("placement: near the best of all placements where experts would have more replicas than there are ranks") {
+  Random random(102);
+  double worst = 1;
+  double sum = 0;
+  int cases = 0;
+  const int shapes[][3] = {{2, 4, 2}, {3, 4, 2}, {2, 6, 2}, {3, 6, 2}, {3, 8, 2},
+                           {2, 6, 3}, {3, 6, 3}, {4, 6, 3}, {2, 9, 3}};
+  for (const auto& [experts, places, ranks] : shapes) {
+    for (int round = 0; round < 12; ++round) {
+      Counts counts = skewed_counts(random, experts, round % 3 == 0 ? 0.3 : 2.0);
+      counts[static_cast<std::size_t>(random.integer(0, experts - 1))] *= round % 2 == 0 ? 30 : 1000000000;
+      const mb::Placement placement =
+          mb::place_experts({.counts = {counts.data(), experts}, .physical_experts = places, .ranks = ranks});
+      check_valid(placement, experts, places);
+      const double ratio = placement.busiest / optimum(counts, places, ranks);
+      CHECK(ratio >= 1 - 1e-9);
+      worst = std::max(worst, ratio);
+      sum += ratio;
+      ++cases;
+    }
+  }
+  MESSAGE("busiest rank against the optimum over " << cases << " cases: mean " << sum / cases << ", worst " << worst);
+  CHECK(worst <= 1.1);
+  CHECK(sum / cases <= 1.01);
+}
+
+TEST_CASE("placement: no rank has a hot expert twice while another could share it as well once") {
+  for (int experts = 2; experts <= 9; ++experts) {
+    for (const std::int64_t cold : {std::int64_t{0}, std::int64_t{1} << 20, std::int64_t{1} << 45}) {
+      Counts counts(static_cast<std::size_t>(experts), cold);
+      counts[1] = std::int64_t{1} << 50;
+      CAPTURE(experts);
+      CAPTURE(cold);
+      const mb::Placement placement =
+          mb::place_experts({.counts = {counts.data(), experts}, .physical_experts = 16, .ranks = 8});
+      check_valid(placement, experts, 16);
+      // By hand: the hot expert once on every rank, each cold one beside it; nine experts leave it seven places at most.
+      const int hot = std::min(8, 16 - (experts - 1));
+      const double by_hand = static_cast<double>(counts[1]) / hot + static_cast<double>(cold);
+      CHECK(placement.busiest <= by_hand * (1 + 1e-12));
+    }
+  }
+}
+
 /// Shares of a rank's replicas.
 std::vector<double> shares_of_rank(const Counts& counts, const mb::Placement& placement, int ranks, int rank) {
   const std::size_t per_rank = placement.logical_of_physical.size() / static_cast<std::size_t>(ranks);
@@ -410,6 +454,31 @@ TEST_CASE("placement: the most loaded experts get the replicas") {
   check_valid(mb::place_experts({.counts = {nothing.data(), 6}, .physical_experts = 8, .ranks = 2}), 6, 8);
 }
 
+TEST_CASE("placement: experts without tokens share the replicas evenly") {
+  const Counts nothing(256, 0);
+  const Counts equal(256, 1);
+  mb::PlacementArgs args{.counts = {nothing.data(), 256}, .physical_experts = 288, .ranks = 32};
+  const mb::Placement placement = mb::place_experts(args);
+  check_valid(placement, 256, 288);
+  CHECK(placement.most_replicas == 2);
+  CHECK(placement.busiest == 0);
+  args.counts.data = equal.data();
+  CHECK(placement.logical_of_physical == mb::place_experts(args).logical_of_physical);
+  // No tokens are no reason to move.
+  Random random(104);
+  const Counts counts = skewed_counts(random, 256, 1.0);
+  args.counts.data = counts.data();
+  const Ids old = mb::place_experts(args).logical_of_physical;
+  args.counts.data = nothing.data();
+  args.previous = {old.data(), 288};
+  CHECK(mb::place_experts(args).logical_of_physical == old);
+  // Of a node without tokens, too.
+  const Counts half{5, 6, 7, 8, 0, 0, 0, 0};
+  const mb::Placement nodes =
+      mb::place_experts({.counts = {half.data(), 8}, .physical_experts = 16, .ranks = 4, .nodes = 2, .groups = 2});
+  CHECK(nodes.replica_count == Ids(8, 2));
+}
+
 TEST_CASE("placement: no more experts move than are allowed, and what stays on its rank keeps its place") {
   Random random(95);
   for (int round = 0; round < 6; ++round) {
@@ -478,6 +547,57 @@ TEST_CASE("placement: one move is enough where a replica of a cold expert gives 
   CHECK(next.moves == 1);
   CHECK(next.busiest == doctest::Approx(650));
   CHECK(busiest(counts, before, 2) == doctest::Approx(1100));
+}
+
+TEST_CASE("placement: one move is enough where a rank's second replica of a hot expert gives way to another expert") {
+  const Counts counts{0, 0, 31};
+  const Ids before{2, 2, 0, 2, 1, 2};
+  const mb::Placement next = mb::place_experts(
+      {.counts = {counts.data(), 3}, .physical_experts = 6, .ranks = 3, .previous = {before.data(), 6}, .most_moves = 1});
+  CHECK(next.moves == 1);
+  CHECK(next.busiest == doctest::Approx(31.0 / 3));
+  CHECK(busiest(counts, before, 3) == doctest::Approx(15.5));
+}
+
+TEST_CASE("placement: bounds with a run of their own are all small ones, at most a thirty-second apart, and few") {
+  int tried = 0;
+  for (int bound = 0; bound < mb::max_placed_experts; bound = mb::detail::next_bound(bound)) {
+    const int next = mb::detail::next_bound(bound);
+    CHECK(next > bound);
+    CHECK(next - bound <= std::max(1, bound / 32));
+    ++tried;
+  }
+  CHECK(tried <= 256);
+}
+
+TEST_CASE(
+    "placement: with bounds on moves that are not all run, more moves never balance worse, and none worse than a run") {
+  Random random(105);
+  const Counts before = skewed_counts(random, 96, 2.0);
+  const Counts counts = skewed_counts(random, 96, 2.0);
+  mb::PlacementArgs args{.counts = {before.data(), 96}, .physical_experts = 128, .ranks = 32};
+  const Ids old = mb::place_experts(args).logical_of_physical;
+  args.counts = {counts.data(), 96};
+  args.previous = {old.data(), 128};
+  double last = busiest(counts, old, 32);
+  double least = last;
+  int next_run = 0;
+  for (int most = 0; most <= 128; ++most) {
+    args.most_moves = most;
+    const mb::Placement next = mb::place_experts(args);
+    CAPTURE(most);
+    CHECK(next.moves <= most);
+    CHECK(next.busiest <= last * (1 + 1e-11));
+    last = next.busiest;
+    if (most == next_run) {
+      mb::detail::PlacementWork work(args);
+      work.start_from(old);
+      mb::detail::improve_placement(work, old, most);
+      least = std::min(least, work.balance().busiest);
+      next_run = mb::detail::next_bound(most);
+    }
+    CHECK(next.busiest <= least * (1 + 1e-11));
+  }
 }
 
 TEST_CASE("placement: an old placement of the same counts stays as it is") {

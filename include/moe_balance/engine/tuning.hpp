@@ -109,9 +109,9 @@ inline constexpr int max_dispatch_experts = 1 << 20;
 /// of more are sorted.
 inline constexpr int max_counted_experts = 4096;
 /// The most replicas that place_experts places. A step looks at the busiest rank's experts against all places, and there are about as many steps as
-/// moves; with `previous` each bound up to most_moves has some of its own. bench/placement_time.cpp, g++ 12.2 -O2, AMD EPYC (family 25, model 17),
-/// 2026-11-27, other work on its second core, CPU seconds: 256 experts on 288 places of 32 ranks 0.001 s, with `previous` 0.01; 1024 places 0.01 to 0.02 and 0.1 to
-/// 0.3; 4096 places 0.1 to 0.4 and 0.4 to 5, but 48 of 256 experts on 512 ranks.
+/// moves; with `previous` up to 256 bounds have some of their own. bench/placement_time.cpp, g++ 12.2 -O2, AMD EPYC (family 25, model 17),
+/// 2026-11-28, other work on its second core, CPU seconds: 256 experts on 288 places of 32 ranks 0.002 s, with `previous` 0.02 to 0.03; 1024 places 0.05 to 0.09 and
+/// 0.3 to 0.5; 4096 places 0.2 to 1.2 and 0.4 to 17.
 inline constexpr int max_placed_experts = 4096;
 
 /// A CUDA kernel is compiled per tier: experts up to `max_experts`, `width` lanes per token, so that a lane holds max_experts / width

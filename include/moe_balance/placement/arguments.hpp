@@ -11,7 +11,7 @@ MOEB_NAMESPACE_BEGIN
 
 /// What to place.
 struct PlacementArgs {
-  VectorView<const std::int64_t> counts;  ///< [E] in host memory: measured tokens per expert, 0 to 2^50
+  VectorView<const std::int64_t> counts;  ///< [E] in host memory: measured tokens per expert, 0 to 2^50; all 0: as if equal
   int physical_experts = 0;               ///< P: places for replicas on all ranks, E or more, a multiple of ranks
   int ranks = 1;                          ///< that hold experts
   int nodes = 1;                          ///< divides ranks; rank r is on node r / (ranks / nodes)

@@ -51,21 +51,11 @@ class PlacementWork {
   }
 
   /// EPLB's three packings.
-  void start_from_counts() {
-    place_.assign(at(args_.physical_experts), -1);
-    const int groups = nodes_ > 1 ? args_.groups : 1;
-    const int group_size = experts_ / groups;
-    std::vector<double> group_load(at(groups), 0.0);
-    for (int e = 0; e < experts_; ++e) group_load[at(e / group_size)] += static_cast<double>(args_.counts.data[e]);
-    const std::vector<int> node_of_group = packed(group_load, nodes_);
-    for (int node = 0; node < nodes_; ++node) {
-      std::vector<int> members;
-      for (int e = 0; e < experts_; ++e) {
-        if (node_of_group[at(e / group_size)] == node) members.push_back(e);
-      }
-      fill_node(node, members);
-    }
-  }
+  void start_from_counts() { pack(args_.physical_experts); }
+
+  /// The same, but experts get more replicas than their node has ranks only when all have as many: beside another, a replica takes less off its rank
+  /// than its place could.
+  void start_evenly() { pack(ranks_per_node()); }
 
   void apply(const PlacementStep& step) {
     if (step.second >= 0) {
@@ -80,10 +70,13 @@ class PlacementWork {
   [[nodiscard]] int experts() const { return experts_; }
   [[nodiscard]] int places() const { return args_.physical_experts; }
   [[nodiscard]] int ranks() const { return args_.ranks; }
+  [[nodiscard]] int ranks_per_node() const { return args_.ranks / nodes_; }
   [[nodiscard]] int rank_of(int place) const { return place / per_rank_; }
-  [[nodiscard]] int node_of_rank(int rank) const { return rank / (args_.ranks / nodes_); }
+  [[nodiscard]] int node_of_rank(int rank) const { return rank / ranks_per_node(); }
   [[nodiscard]] std::int32_t expert_at(int place) const { return place_[at(place)]; }
+  [[nodiscard]] const std::vector<std::int32_t>& logical_of_physical() const { return place_; }
   [[nodiscard]] int replicas(std::int32_t expert) const { return replicas_[at(expert)]; }
+  [[nodiscard]] int most_replicas() const { return *std::max_element(replicas_.begin(), replicas_.end()); }
   /// What each of so many replicas of an expert carries.
   [[nodiscard]] double share(std::int32_t expert, int replicas) const {
     return static_cast<double>(args_.counts.data[expert]) / replicas;
@@ -158,7 +151,7 @@ class PlacementWork {
     Placement result;
     result.logical_of_physical = place_;
     result.replica_count.assign(replicas_.begin(), replicas_.end());
-    result.most_replicas = *std::max_element(replicas_.begin(), replicas_.end());
+    result.most_replicas = most_replicas();
     result.logical_to_physical.assign(at(experts_) * at(result.most_replicas), -1);
     std::vector<int> next(at(experts_), 0);
     for (std::size_t p = 0; p < place_.size(); ++p) {
@@ -197,22 +190,51 @@ class PlacementWork {
     return pack_of;
   }
 
-  /// The expert whose replicas carry most, by exact comparison of count / replicas.
-  [[nodiscard]] int heaviest(const std::vector<int>& members) const {
-    int best = members.front();
+  /// Groups to nodes, replicas inside nodes, replicas to ranks.
+  void pack(int most_replicas) {
+    place_.assign(at(args_.physical_experts), -1);
+    const int groups = nodes_ > 1 ? args_.groups : 1;
+    const int group_size = experts_ / groups;
+    std::vector<double> group_load(at(groups), 0.0);
+    for (int e = 0; e < experts_; ++e) group_load[at(e / group_size)] += static_cast<double>(args_.counts.data[e]);
+    const std::vector<int> node_of_group = packed(group_load, nodes_);
+    for (int node = 0; node < nodes_; ++node) {
+      std::vector<int> members;
+      for (int e = 0; e < experts_; ++e) {
+        if (node_of_group[at(e / group_size)] == node) members.push_back(e);
+      }
+      fill_node(node, members, most_replicas);
+    }
+  }
+
+  /// Whether an expert's replicas carry more than another's, by exact comparison of count / replicas; of two without tokens, whether they are fewer.
+  [[nodiscard]] bool heavier(int expert, int other) const {
+    const std::int64_t carried = args_.counts.data[expert] * replicas_[at(other)];
+    const std::int64_t carried_by_other = args_.counts.data[other] * replicas_[at(expert)];
+    if (carried == 0 && carried_by_other == 0) return replicas_[at(expert)] < replicas_[at(other)];
+    return carried > carried_by_other;
+  }
+
+  /// The expert whose replicas carry most, of those with fewer than `most_replicas`; -1 where all have as many.
+  [[nodiscard]] int heaviest(const std::vector<int>& members, int most_replicas) const {
+    int best = -1;
     for (const int expert : members) {
-      if (args_.counts.data[expert] * replicas_[at(best)] > args_.counts.data[best] * replicas_[at(expert)]) best = expert;
+      if (replicas_[at(expert)] < most_replicas && (best < 0 || heavier(expert, best))) best = expert;
     }
     return best;
   }
 
-  void fill_node(int node, const std::vector<int>& members) {
-    const int ranks = args_.ranks / nodes_;
+  void fill_node(int node, const std::vector<int>& members, int most_replicas) {
+    const int ranks = ranks_per_node();
     const int places = per_rank_ * ranks;
     std::vector<int> replicas = members;
     for (const int expert : members) replicas_[at(expert)] = 1;
-    while (static_cast<int>(replicas.size()) < places) {
-      const int expert = heaviest(members);
+    for (int most = most_replicas; static_cast<int>(replicas.size()) < places;) {
+      const int expert = heaviest(members, most);
+      if (expert < 0) {
+        most += most_replicas;
+        continue;
+      }
       ++replicas_[at(expert)];
       replicas.push_back(expert);
     }
