@@ -10,6 +10,11 @@ TEST_CASE_TEMPLATE_INVOKE(tensor_masks, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(shared_appended, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(splits, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(offsets_of_counts, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(received_rows_named, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(nothing_received, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(received_errors, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(received_arguments, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(round_trip, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(parallel_errors, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(parallel_bad_ids, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(shared_ids, HostEngine);
@@ -19,7 +24,8 @@ TEST_CASE_TEMPLATE_INVOKE(parallel_overlaps, HostEngine);
 struct ParallelResults {
   std::vector<std::int32_t> physical, local, masked, all_ids;
   std::vector<float> all_weights;
-  std::vector<std::int64_t> send_counts, send_offsets;
+  std::vector<std::int64_t> send_counts, send_offsets, receive_counts, receive_offsets;
+  std::vector<std::int32_t> received;
 
   bool operator==(const ParallelResults&) const = default;
 };
@@ -76,6 +82,20 @@ ParallelResults on_threads(int threads) {
                    .send_counts = {out.send_counts.data(), ranks},
                    .send_offsets = {out.send_offsets.data(), ranks + 1}},
                   {}, host);
+
+  constexpr std::int64_t sources = 100;
+  std::vector<std::int64_t> counts;
+  for (std::int64_t run = 0; run < sources * experts; ++run) counts.push_back(random.integer(0, 50));
+  out.received.assign(sources * experts * 56, 77);
+  out.receive_counts.assign(sources, 77);
+  out.receive_offsets.assign(sources + 1, 77);
+  const mb::Buffer<std::byte> scratch(mb::received_experts_workspace_bytes(sources, experts));
+  mb::received_experts({.counts = mb::MatrixView<const std::int64_t>(counts.data(), sources, experts),
+                        .experts = {out.received.data(), sources * experts * 56, 1},
+                        .align = 8,
+                        .receive_counts = {out.receive_counts.data(), sources},
+                        .receive_offsets = {out.receive_offsets.data(), sources + 1}},
+                       {scratch.data(), scratch.bytes()}, host);
   return out;
 }
 

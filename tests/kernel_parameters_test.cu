@@ -155,6 +155,10 @@ TEST_CASE("rule 8: and the dispatch kernels' structs") {
   check_echo<RankSplitsProblem, &RankSplitsProblem::offsets, &RankSplitsProblem::counts, &RankSplitsProblem::experts,
              &RankSplitsProblem::ranks, &RankSplitsProblem::send_counts, &RankSplitsProblem::send_offsets,
              &RankSplitsProblem::invalid>();
+  using mb::ReceivedExpertsProblem;
+  check_echo<ReceivedExpertsProblem, &ReceivedExpertsProblem::counts, &ReceivedExpertsProblem::ranks,
+             &ReceivedExpertsProblem::local_experts, &ReceivedExpertsProblem::run_offsets, &ReceivedExpertsProblem::experts,
+             &ReceivedExpertsProblem::receive_counts, &ReceivedExpertsProblem::receive_offsets, &ReceivedExpertsProblem::invalid>();
   using Map = mb::MapIdsProblem<mb::ToPhysical>;
   check_echo<Map, &Map::experts, &Map::mapped, &Map::mapping, &Map::invalid>();
   using mb::ToPhysical;

@@ -17,6 +17,7 @@
 #include <moe_balance/dispatch/permutation.hpp>
 #include <moe_balance/dispatch/permute.hpp>
 #include <moe_balance/dispatch/rank_splits.hpp>
+#include <moe_balance/dispatch/received_experts.hpp>
 #include <moe_balance/dispatch/route_and_permute.hpp>
 #include <moe_balance/engine/host.hpp>
 #include <moe_balance/memory.hpp>

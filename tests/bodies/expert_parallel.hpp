@@ -1,4 +1,4 @@
-// Experts over ranks, on any engine: replicas, local ranges, tensor-parallel masks, shared experts and splits over ranks.
+// Experts over ranks, on any engine: replicas, local ranges, tensor-parallel masks, shared experts, splits over ranks, and the way there and back.
 #pragma once
 
 #include "../elements.hpp"
@@ -13,6 +13,7 @@
 #include <limits>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 namespace testing {
@@ -449,8 +450,525 @@ TEST_CASE_TEMPLATE_DEFINE("expert parallelism: shared experts have ids of their 
     memory.refuses(("append_shared_experts: weight is " + std::to_string(weight) + "; allowed: finite numbers").c_str(),
                    [=](mb::SharedExpertsArgs& args) { args.weight = weight; });
   }
+  for (const auto& [type, weight] :
+       {std::pair(mb::DataType::float16, 65520.0f), std::pair(mb::DataType::bfloat16, 3.4e38f)}) {
+    memory.refuses(("append_shared_experts: weight is " + std::to_string(weight) + "; allowed: numbers that are finite in " +
+                    mb::name_of(type) + ", as weights")
+                       .c_str(),
+                   [type = type, weight = weight](mb::SharedExpertsArgs& args) {
+                     args.weights.type = args.all_weights.type = type;
+                     args.weight = weight;
+                   });
+  }
   memory.refuses("append_shared_experts: weights.type is 9; allowed: float32, bfloat16, float16",
                  [](mb::SharedExpertsArgs& args) { args.weights.type = args.all_weights.type = mb::DataType(9); });
+}
+
+/// What each source's rows look like to the rank that gets them, from the words of the contract.
+struct Arrival {
+  std::vector<std::int32_t> experts;
+  std::vector<std::int64_t> counts;
+  std::vector<std::int64_t> offsets{0};
+
+  Arrival(const std::vector<std::vector<std::int64_t>>& sent, std::int64_t align, std::int64_t rows_per_expert) {
+    for (const std::vector<std::int64_t>& source : sent) {
+      for (std::size_t e = 0; e < source.size(); ++e) {
+        std::int64_t rows = 0;
+        while (rows_per_expert > 0 ? rows < rows_per_expert : rows < source[e] || rows % align != 0) {
+          experts.push_back(rows < source[e] ? static_cast<std::int32_t>(e) : -1);
+          ++rows;
+        }
+      }
+      counts.push_back(static_cast<std::int64_t>(experts.size()) - offsets.back());
+      offsets.push_back(static_cast<std::int64_t>(experts.size()));
+    }
+  }
+};
+
+/// Memory of received_experts for counts of [source][local expert]; rows of counts and of ids lie `excess` elements apart.
+template <class Engine>
+struct ReceivedMemory {
+  using Longs = typename Engine::template Array<std::int64_t>;
+  Engine engine;
+  std::int64_t ranks;
+  std::int64_t local;
+  std::int64_t rows;
+  std::int64_t excess;
+  Longs counts, receive_counts, receive_offsets;
+  typename Engine::template Array<std::int32_t> experts;
+  typename Engine::template Array<std::uint8_t> scratch;
+  typename Engine::template Array<mb::Status> status{engine, {mb::Status{.invalid_rows = 10}}};
+
+  ReceivedMemory(const std::vector<std::vector<std::int64_t>>& sent, std::int64_t row_count, std::int64_t apart = 0)
+      : ranks(static_cast<std::int64_t>(sent.size())),
+        local(static_cast<std::int64_t>(sent[0].size())),
+        rows(row_count),
+        excess(apart) {
+    std::vector<std::int64_t> values;
+    for (const std::vector<std::int64_t>& source : sent) {
+      values.insert(values.end(), source.begin(), source.end());
+      values.insert(values.end(), static_cast<std::size_t>(excess), -9);
+    }
+    counts = Longs(engine, values);
+    receive_counts = Longs(engine, std::vector<std::int64_t>(sent.size(), 77));
+    receive_offsets = Longs(engine, std::vector<std::int64_t>(sent.size() + 1, 77));
+    experts = {engine, std::vector<std::int32_t>(static_cast<std::size_t>(rows * (1 + excess)), 77)};
+    scratch = {engine, std::vector<std::uint8_t>(mb::received_experts_workspace_bytes(ranks, local), 0xa5)};
+  }
+  mb::ReceivedExpertsArgs args() {
+    return {.counts = mb::MatrixView<const std::int64_t>(counts.data(), ranks, local, local + excess),
+            .experts = {experts.data(), rows, 1, 1 + excess},
+            .receive_counts = {receive_counts.data(), ranks},
+            .receive_offsets = {receive_offsets.data(), ranks + 1},
+            .status = status.data()};
+  }
+  [[nodiscard]] mb::Workspace workspace() { return {scratch.data(), mb::received_experts_workspace_bytes(ranks, local)}; }
+  void run(const mb::ReceivedExpertsArgs& given) {
+    mb::received_experts(given, workspace(), engine.place());
+    engine.wait();
+  }
+  [[nodiscard]] auto contents() const {
+    return std::tuple(counts.values(), receive_counts.values(), receive_offsets.values(), experts.values(), scratch.values(),
+                      status.values()[0].invalid_rows);
+  }
+  [[nodiscard]] std::int64_t invalid_rows() const { return status.values()[0].invalid_rows; }
+
+  /// What has come is named and split as it should be, rows behind it are -1, and nothing else is written.
+  void check(const Arrival& want) const {
+    const std::vector<std::int32_t> got = experts.values();
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      const std::size_t row = i / static_cast<std::size_t>(1 + excess);
+      const bool is_id = i % static_cast<std::size_t>(1 + excess) == 0;
+      REQUIRE(got[i] == (!is_id ? 77 : row < want.experts.size() ? want.experts[row] : -1));
+    }
+    CHECK(receive_counts.values() == want.counts);
+    CHECK(receive_offsets.values() == want.offsets);
+  }
+};
+
+/// Counts of [source][local expert]; some sources send nothing, some experts get nothing.
+inline std::vector<std::vector<std::int64_t>> counts_of_sources(Random& random, int ranks, int local, int most) {
+  std::vector<std::vector<std::int64_t>> sent;
+  for (int rank = 0; rank < ranks; ++rank) {
+    sent.emplace_back();
+    const bool sends = random.chance(0.7);
+    for (int e = 0; e < local; ++e) sent.back().push_back(sends && random.chance(0.8) ? random.integer(0, most) : 0);
+  }
+  return sent;
+}
+
+TEST_CASE_TEMPLATE_DEFINE("expert parallelism: every received row gets its local expert, padding and rows behind get -1",
+                          Engine, received_rows_named) {
+  Random random(89);
+  for (int i = 0; i < 60; ++i) {
+    const int ranks = random.integer(1, 5);
+    const int local = i % 20 == 0 ? 700 : random.integer(1, 9);
+    const int align = std::vector<int>{1, 8, 3}[static_cast<std::size_t>(i % 3)];
+    const std::int64_t rows_each = i % 4 == 3 ? align * random.integer(1, 5) : 0;
+    const std::vector<std::vector<std::int64_t>> sent = counts_of_sources(random, ranks, local, i % 10 == 0 ? 90 : 12);
+    const Arrival want(sent, align, rows_each);
+    const std::int64_t behind = random.chance(0.5) ? random.integer(1, 40) : 0;
+    CAPTURE(ranks);
+    CAPTURE(local);
+    CAPTURE(align);
+    CAPTURE(rows_each);
+    ReceivedMemory<Engine> memory(sent, static_cast<std::int64_t>(want.experts.size()) + behind, random.integer(0, 1));
+    mb::ReceivedExpertsArgs args = memory.args();
+    args.align = align;
+    args.rows_per_expert = rows_each;
+    memory.run(args);
+    memory.check(want);
+    CHECK(memory.invalid_rows() == 10);
+  }
+}
+
+TEST_CASE_TEMPLATE_DEFINE("expert parallelism: ranks that send no rows, and no rows at all, are no error", Engine,
+                          nothing_received) {
+  for (const std::int64_t rows : {std::int64_t{0}, std::int64_t{5}}) {
+    ReceivedMemory<Engine> memory({{0, 0}, {0, 0}, {0, 0}}, rows);
+    memory.run(memory.args());
+    memory.check(Arrival({{0, 0}, {0, 0}, {0, 0}}, 1, 0));
+  }
+  const std::vector<std::vector<std::int64_t>> sent{{0, 0}, {2, 1}, {0, 0}};
+  ReceivedMemory<Engine> memory(sent, 3);
+  mb::ReceivedExpertsArgs args = memory.args();
+  args.receive_counts = {};
+  args.receive_offsets = {};
+  args.status = nullptr;
+  memory.run(args);
+  CHECK(memory.experts.values() == std::vector<std::int32_t>{0, 0, 1});
+  CHECK(memory.receive_counts.values() == std::vector<std::int64_t>(3, 77));
+  CHECK(memory.receive_offsets.values() == std::vector<std::int64_t>(4, 77));
+}
+
+TEST_CASE_TEMPLATE_DEFINE(
+    "expert parallelism: received counts that cannot be are refused, or counted where they cannot be seen", Engine,
+    received_errors) {
+  using Ids = std::vector<std::int32_t>;
+  constexpr bool looks = mb::DispatchEngine<decltype(Engine{}.place())>::reads_arguments;
+  const auto run = [](std::int64_t first, std::int64_t rows, const char* message, const Ids& ids, std::int64_t invalid) {
+    CAPTURE(message);
+    ReceivedMemory<Engine> memory({{2, first}, {1, 1}}, rows);
+    const auto before = memory.contents();
+    if constexpr (looks) {
+      CHECK_THROWS_WITH_AS(memory.run(memory.args()), doctest::Contains(message), mb::InvalidArgument);
+      CHECK(memory.contents() == before);
+    } else {
+      memory.run(memory.args());
+      CHECK(memory.experts.values() == ids);
+      CHECK(memory.invalid_rows() == 10 + invalid);
+    }
+  };
+  run(-1, 5, "received_experts: counts[1] is -1; allowed: 0 to 1099511627776", {0, 0, 0, 1, -1}, 1);
+  run((std::int64_t{1} << 40) + 1, 4, "received_experts: counts[1] is 1099511627777; allowed: 0 to", {0, 0, 0, 1}, 1);
+  run(3, 6, "received_experts: experts.rows is 6; allowed: 7 to", {0, 0, 1, 1, 1, 0}, 1);
+  run(3, 0, "received_experts: experts.rows is 0; allowed: 7 to", {}, 7);
+  run(std::int64_t{1} << 40, 4, "experts.rows is 4; allowed: 1099511627780 to", {0, 0, 1, 1}, (std::int64_t{1} << 40));
+
+  // Where each expert has so many rows, bad counts leave them padding.
+  ReceivedMemory<Engine> memory({{2, std::int64_t{1} << 41}, {-7, 1}}, 8);
+  mb::ReceivedExpertsArgs args = memory.args();
+  args.rows_per_expert = 2;
+  if constexpr (looks) {
+    CHECK_THROWS_WITH_AS(memory.run(args), doctest::Contains("received_experts: counts[1] is"), mb::InvalidArgument);
+  } else {
+    memory.run(args);
+    CHECK(memory.experts.values() == Ids{0, 0, -1, -1, -1, -1, 1, -1});
+    CHECK(memory.invalid_rows() == 12);
+    CHECK(memory.receive_counts.values() == std::vector<std::int64_t>{4, 4});
+  }
+}
+
+TEST_CASE_TEMPLATE_DEFINE("expert parallelism: received_experts refuses arguments that do not fit each other", Engine,
+                          received_arguments) {
+  const auto refuses = [](const char* message, const auto& change) {
+    CAPTURE(message);
+    ReceivedMemory<Engine> memory({{2, 3}, {1, 1}}, 8);
+    mb::ReceivedExpertsArgs args = memory.args();
+    mb::Workspace workspace = memory.workspace();
+    change(args, workspace);
+    const auto before = memory.contents();
+    CHECK_THROWS_WITH_AS(mb::received_experts(args, workspace, memory.engine.place()), doctest::Contains(message),
+                         mb::InvalidArgument);
+    memory.engine.wait();
+    CHECK(memory.contents() == before);
+  };
+  using Args = mb::ReceivedExpertsArgs;
+  using Space = mb::Workspace;
+  refuses("received_experts: align is 0; allowed: 1 to", [](Args& args, Space&) { args.align = 0; });
+  refuses("received_experts: rows_per_expert is 3; allowed: 0, or a multiple of align = 2", [](Args& args, Space&) {
+    args.align = 2;
+    args.rows_per_expert = 3;
+  });
+  refuses("received_experts: experts.rows is 8; allowed: 12 to", [](Args& args, Space&) { args.rows_per_expert = 3; });
+  refuses("received_experts: experts.columns is 2; allowed: 1", [](Args& args, Space&) { args.experts.columns = 2; });
+  refuses("received_experts: experts.rows is -1; allowed: 0 to", [](Args& args, Space&) { args.experts.rows = -1; });
+  refuses("received_experts: experts.data is null", [](Args& args, Space&) { args.experts.data = nullptr; });
+  refuses("received_experts: counts.rows is 0; allowed: 1 to 524288", [](Args& args, Space&) { args.counts.rows = 0; });
+  refuses("received_experts: counts.rows is 524289; allowed: 1 to 524288",
+          [](Args& args, Space&) { args.counts.rows = 524289; });
+  refuses("received_experts: counts.columns is 0; allowed: 1 to 1048576",
+          [](Args& args, Space&) { args.counts.columns = 0; });
+  refuses("received_experts: counts.stride is 1; allowed: 2 to", [](Args& args, Space&) { args.counts.stride = 1; });
+  refuses("received_experts: receive_counts.size is 3; allowed: 2 (ranks)",
+          [](Args& args, Space&) { args.receive_counts.size = 3; });
+  refuses("received_experts: receive_offsets.size is 2; allowed: 3 (one more than the ranks)",
+          [](Args& args, Space&) { args.receive_offsets.size = 2; });
+  refuses("received_experts: workspace.data is null", [](Args&, Space& workspace) { workspace.data = nullptr; });
+  refuses("received_experts: workspace.bytes is 39; allowed: 40 to", [](Args&, Space& workspace) { --workspace.bytes; });
+  refuses("received_experts: experts is memory that workspace shares",
+          [](Args& args, Space& workspace) { workspace.data = args.experts.data; });
+  refuses("received_experts: receive_counts is memory that workspace shares",
+          [](Args& args, Space& workspace) { workspace.data = args.receive_counts.data; });
+  CHECK_THROWS_WITH_AS((void)mb::received_experts_workspace_bytes(0, 4),
+                       doctest::Contains("received_experts_workspace_bytes: ranks is 0; allowed: 1 to 262144"),
+                       mb::InvalidArgument);
+  CHECK_THROWS_WITH_AS((void)mb::received_experts_workspace_bytes(4, (1 << 20) + 1),
+                       doctest::Contains("received_experts_workspace_bytes: local_experts is 1048577"), mb::InvalidArgument);
+}
+
+/// How experts lie over ranks, and how rows are padded where they are sent from.
+struct ExpertRanks {
+  int ranks;
+  int local;  ///< physical experts of a rank
+  int logical;
+  std::int64_t align;
+  std::int64_t rows_per_expert;
+  [[nodiscard]] std::int64_t physical() const { return std::int64_t{ranks} * local; }
+};
+
+/// A rank in a single process that routes tokens, sends their rows and combines what comes back. All numbers are exact in float32.
+template <class Engine>
+struct SendingRank {
+  using Longs = typename Engine::template Array<std::int64_t>;
+  using Ints = typename Engine::template Array<std::int32_t>;
+  using Floats = typename Engine::template Array<float>;
+  static constexpr std::int64_t k = 2;
+  static constexpr std::int64_t hidden = 3;
+  Engine engine;
+  std::int64_t tokens;
+  std::int64_t row_count;
+  bool drops;
+  std::vector<std::int32_t> ids;
+  std::vector<float> states, weights;
+  Longs row_of_slot, counts, send_counts, send_offsets;
+  Floats rows;
+
+  SendingRank(Random& random, const ExpertRanks& shape, const mb::Placement& placement, int rank)
+      : tokens(random.chance(0.2) ? 0 : random.integer(1, 9)), row_count(rows_of(shape)), drops(shape.rows_per_expert > 0) {
+    for (std::int64_t t = 0; t < tokens; ++t) {
+      for (const int id : random.distinct_ids(k, shape.logical)) ids.push_back(random.chance(0.1) ? -1 : id);
+      for (int i = 0; i < hidden; ++i) states.push_back(static_cast<float>(random.integer(-9, 9)));
+      for (int i = 0; i < k; ++i) weights.push_back(static_cast<float>(random.integer(1, 8)) / 8.0f);
+    }
+    Ints physical(engine, std::vector<std::int32_t>(ids.size(), 77));
+    to_physical(physical, placement, rank, shape.logical);
+    send(physical, shape);
+  }
+
+  /// combined from what the experts made of `rows`.
+  [[nodiscard]] std::vector<float> combined(const std::vector<float>& outputs) {
+    Floats permuted(engine, outputs), factors(engine, weights), result(engine, std::vector<float>(states.size(), 77.0f));
+    mb::combine({.permuted = mb::MatrixView<const float>(permuted.data(), row_count, hidden),
+                 .row_of_slot = mb::MatrixView<const std::int64_t>(row_of_slot.data(), tokens, k),
+                 .combined = mb::MatrixView<float>(result.data(), tokens, hidden),
+                 .weights = mb::MatrixView<const float>(factors.data(), tokens, k)},
+                {}, engine.place());
+    engine.wait();
+    return result.values();
+  }
+
+  /// The sum over a token's slots, without any exchange; over those that have a row where rows_per_expert leaves some none.
+  [[nodiscard]] std::vector<float> dense() const {
+    const std::vector<std::int64_t> row = row_of_slot.values();
+    std::vector<float> result(states.size(), 0.0f);
+    for (std::size_t slot = 0; slot < ids.size(); ++slot) {
+      if (ids[slot] < 0 || (drops && row[slot] < 0)) continue;
+      for (std::size_t i = 0; i < hidden; ++i) {
+        result[slot / k * hidden + i] += weights[slot] * states[slot / k * hidden + i] * static_cast<float>(ids[slot] + 1);
+      }
+    }
+    return result;
+  }
+
+ private:
+  [[nodiscard]] std::int64_t rows_of(const ExpertRanks& shape) const {
+    if (shape.rows_per_expert > 0) return shape.rows_per_expert * shape.physical();
+    return mb::permutation_rows(tokens, k, shape.physical(), shape.align);
+  }
+
+  void to_physical(Ints& physical, const mb::Placement& placement, int rank, int logical) {
+    Ints given(engine, ids), map(engine, placement.logical_to_physical), replicas(engine, placement.replica_count);
+    mb::physical_experts(
+        {.experts = mb::MatrixView<const std::int32_t>(given.data(), tokens, k),
+         .physical_experts = {physical.data(), tokens, k},
+         .logical_to_physical = mb::MatrixView<const std::int32_t>(map.data(), logical, placement.most_replicas),
+         .replica_count = {replicas.data(), logical},
+         .rank = rank},
+        {}, engine.place());
+    engine.wait();
+  }
+
+  void send(Ints& physical, const ExpertRanks& shape) {
+    const std::int64_t experts = shape.physical();
+    const std::size_t bytes = mb::permutation_workspace_bytes(tokens, k, experts);
+    typename Engine::template Array<std::uint8_t> scratch(engine, std::vector<std::uint8_t>(bytes));
+    const auto longs = [&](std::int64_t n) {
+      return Longs(engine, std::vector<std::int64_t>(static_cast<std::size_t>(n), 77));
+    };
+    Longs offsets = longs(experts + 1), slot_of_row = longs(row_count);
+    row_of_slot = longs(tokens * k);
+    counts = longs(experts);
+    mb::permutation({.experts = mb::MatrixView<const std::int32_t>(physical.data(), tokens, k),
+                     .offsets = {offsets.data(), experts + 1},
+                     .row_of_slot = {row_of_slot.data(), tokens, k},
+                     .slot_of_row = {slot_of_row.data(), row_count},
+                     .align = shape.align,
+                     .rows_per_expert = shape.rows_per_expert,
+                     .counts = counts.data()},
+                    {scratch.data(), bytes}, engine.place());
+    Floats given(engine, states);
+    rows = Floats(engine, std::vector<float>(static_cast<std::size_t>(row_count * hidden), 77.0f));
+    mb::permute({.hidden = mb::MatrixView<const float>(given.data(), tokens, hidden),
+                 .slot_of_row = {slot_of_row.data(), row_count},
+                 .permuted = mb::MatrixView<float>(rows.data(), row_count, hidden),
+                 .top_k = k},
+                {}, engine.place());
+    send_counts = longs(shape.ranks);
+    send_offsets = longs(shape.ranks + 1);
+    engine.wait();
+    std::vector<std::int64_t> with_row = counts.values();
+    for (std::int64_t& count : with_row) count = shape.rows_per_expert > 0 ? std::min(count, shape.rows_per_expert) : count;
+    Longs checked(engine, with_row);
+    mb::rank_splits({.offsets = {offsets.data(), experts + 1},
+                     .send_counts = {send_counts.data(), shape.ranks},
+                     .send_offsets = {send_offsets.data(), shape.ranks + 1},
+                     .counts = checked.data()},
+                    {}, engine.place());
+    engine.wait();
+  }
+};
+
+/// A rank's experts, which multiply by their logical id + 1: from rows in the order in which they come to outputs in the same order.
+template <class Engine>
+struct ReceivingRank {
+  using Longs = typename Engine::template Array<std::int64_t>;
+  using Floats = typename Engine::template Array<float>;
+  static constexpr std::int64_t hidden = SendingRank<Engine>::hidden;
+  static constexpr std::int64_t own_align = 3;  ///< of no concern to the sources
+  ReceivedMemory<Engine> received;
+  std::vector<std::int32_t> logical;    ///< of the local experts
+  std::vector<std::int64_t> slot_sums;  ///< of the local experts: slots that have come with a row
+
+  ReceivingRank(const std::vector<std::vector<std::int64_t>>& counts, std::int64_t rows,
+                std::vector<std::int32_t> logical_ids, const ExpertRanks& shape)
+      : received(counts, rows), logical(std::move(logical_ids)) {
+    for (std::size_t e = 0; e < logical.size(); ++e) {
+      slot_sums.push_back(0);
+      for (const std::vector<std::int64_t>& source : counts) {
+        slot_sums[e] += shape.rows_per_expert > 0 ? std::min(source[e], shape.rows_per_expert) : source[e];
+      }
+    }
+    mb::ReceivedExpertsArgs args = received.args();
+    args.align = shape.align;
+    args.rows_per_expert = shape.rows_per_expert;
+    received.run(args);
+    CHECK(received.invalid_rows() == 10);
+  }
+
+  [[nodiscard]] std::vector<float> outputs(const std::vector<float>& arrived) {
+    const Engine& engine = received.engine;
+    const std::int64_t rows = received.rows;
+    const std::int64_t experts = received.local;
+    const std::int64_t ordered = mb::permutation_rows(rows, 1, experts, own_align);
+    const auto longs = [&](std::int64_t n) {
+      return Longs(engine, std::vector<std::int64_t>(static_cast<std::size_t>(n), 77));
+    };
+    Longs offsets = longs(experts + 1), row_of_slot = longs(rows), slot_of_row = longs(ordered);
+    const std::size_t bytes = mb::permutation_workspace_bytes(rows, 1, experts);
+    typename Engine::template Array<std::uint8_t> scratch(engine, std::vector<std::uint8_t>(bytes));
+    mb::permutation({.experts = received.args().experts,
+                     .offsets = {offsets.data(), experts + 1},
+                     .row_of_slot = {row_of_slot.data(), rows, 1},
+                     .slot_of_row = {slot_of_row.data(), ordered},
+                     .align = own_align},
+                    {scratch.data(), bytes}, engine.place());
+    Floats given(engine, arrived), permuted(engine, std::vector<float>(static_cast<std::size_t>(ordered * hidden), 77.0f));
+    mb::permute({.hidden = mb::MatrixView<const float>(given.data(), rows, hidden),
+                 .slot_of_row = {slot_of_row.data(), ordered},
+                 .permuted = mb::MatrixView<float>(permuted.data(), ordered, hidden),
+                 .top_k = 1},
+                {}, engine.place());
+    engine.wait();
+    check_offsets(offsets.values());
+    Floats multiplied(engine, run_experts(permuted.values(), offsets.values(), slot_of_row.values()));
+    Floats result(engine, std::vector<float>(arrived.size(), 77.0f));
+    mb::combine({.permuted = mb::MatrixView<const float>(multiplied.data(), ordered, hidden),
+                 .row_of_slot = mb::MatrixView<const std::int64_t>(row_of_slot.data(), rows, 1),
+                 .combined = mb::MatrixView<float>(result.data(), rows, hidden)},
+                {}, engine.place());
+    engine.wait();
+    return result.values();
+  }
+
+ private:
+  /// Counts of all sources give the offsets of this rank's own permutation.
+  void check_offsets(const std::vector<std::int64_t>& want) {
+    Longs counts(received.engine, slot_sums), offsets(received.engine, std::vector<std::int64_t>(want.size(), 77));
+    mb::expert_offsets(
+        {.counts = {counts.data(), received.local}, .offsets = {offsets.data(), received.local + 1}, .align = own_align}, {},
+        received.engine.place());
+    received.engine.wait();
+    CHECK(offsets.values() == want);
+  }
+
+  /// Padding becomes NaN: nothing may depend on it.
+  [[nodiscard]] std::vector<float> run_experts(std::vector<float> rows, const std::vector<std::int64_t>& offsets,
+                                               const std::vector<std::int64_t>& slot_of_row) const {
+    for (std::size_t e = 0; e < logical.size(); ++e) {
+      for (std::int64_t row = offsets[e]; row < offsets[e + 1]; ++row) {
+        const bool is_padding = slot_of_row[static_cast<std::size_t>(row)] < 0;
+        for (std::int64_t i = row * hidden; i < (row + 1) * hidden; ++i) {
+          rows[static_cast<std::size_t>(i)] *=
+              is_padding ? std::numeric_limits<float>::quiet_NaN() : static_cast<float>(logical[e] + 1);
+        }
+      }
+    }
+    return rows;
+  }
+};
+
+/// Rows of [source], in the order of ranks, that go to `rank`.
+template <class Engine>
+std::vector<float> rows_to(int rank, const std::vector<SendingRank<Engine>>& sources) {
+  std::vector<float> arrived;
+  for (const SendingRank<Engine>& source : sources) {
+    const std::vector<float> rows = source.rows.values();
+    const auto first = source.send_offsets.values()[static_cast<std::size_t>(rank)] * SendingRank<Engine>::hidden;
+    const auto size = source.send_counts.values()[static_cast<std::size_t>(rank)] * SendingRank<Engine>::hidden;
+    arrived.insert(arrived.end(), rows.begin() + first, rows.begin() + first + size);
+  }
+  return arrived;
+}
+
+/// Counts of the experts of `rank`, of [source][local expert].
+template <class Engine>
+std::vector<std::vector<std::int64_t>> counts_to(int rank, int local, const std::vector<SendingRank<Engine>>& sources) {
+  std::vector<std::vector<std::int64_t>> counts;
+  for (const SendingRank<Engine>& source : sources) {
+    const std::vector<std::int64_t> all = source.counts.values();
+    counts.emplace_back(all.begin() + rank * local, all.begin() + (rank + 1) * local);
+  }
+  return counts;
+}
+
+/// Tokens go to experts over ranks and come back as they would from experts that one rank has.
+template <class Engine>
+void check_round_trip(Random& random, const ExpertRanks& shape) {
+  constexpr std::int64_t hidden = SendingRank<Engine>::hidden;
+  std::vector<std::int64_t> load;
+  for (int e = 0; e < shape.logical; ++e) load.push_back(random.integer(0, 100));
+  const mb::Placement placement = mb::place_experts({.counts = {load.data(), shape.logical},
+                                                     .physical_experts = static_cast<int>(shape.physical()),
+                                                     .ranks = shape.ranks});
+  std::vector<SendingRank<Engine>> sources;
+  for (int rank = 0; rank < shape.ranks; ++rank) sources.emplace_back(random, shape, placement, rank);
+  std::vector<std::vector<float>> back;
+  for (const SendingRank<Engine>& source : sources) back.emplace_back(source.rows.values().size(), 77.0f);
+  for (int rank = 0; rank < shape.ranks; ++rank) {
+    std::vector<float> arrived = rows_to(rank, sources);
+    arrived.resize(arrived.size() + static_cast<std::size_t>(random.integer(0, 3) * hidden), 55.0f);  // room that is left
+    const auto first = placement.logical_of_physical.begin() + rank * shape.local;
+    ReceivingRank<Engine> receiver(counts_to(rank, shape.local, sources), static_cast<std::int64_t>(arrived.size()) / hidden,
+                                   std::vector<std::int32_t>(first, first + shape.local), shape);
+    const std::vector<float> outputs = receiver.outputs(arrived);
+    const std::vector<std::int64_t> from = receiver.received.receive_offsets.values();
+    const std::vector<std::int64_t> sizes = receiver.received.receive_counts.values();
+    for (std::size_t source = 0; source < sources.size(); ++source) {
+      const auto at = static_cast<std::size_t>(rank);
+      REQUIRE(sizes[source] == sources[source].send_counts.values()[at]);
+      std::copy_n(outputs.begin() + from[source] * hidden, sizes[source] * hidden,
+                  back[source].begin() + sources[source].send_offsets.values()[at] * hidden);
+    }
+  }
+  for (std::size_t rank = 0; rank < sources.size(); ++rank) {
+    CHECK(sources[rank].combined(back[rank]) == sources[rank].dense());
+  }
+}
+
+TEST_CASE_TEMPLATE_DEFINE("expert parallelism: rows sent to experts on other ranks come back as from experts of one rank",
+                          Engine, round_trip) {
+  Random random(90);
+  for (int i = 0; i < 12; ++i) {
+    const int ranks = random.integer(1, 4);
+    const int local = random.integer(2, 4);
+    for (const bool replicated : {false, true}) {
+      const int logical = replicated ? random.integer(2, ranks * local) : ranks * local;
+      for (const std::int64_t align : {1, 4}) {
+        check_round_trip<Engine>(random, {ranks, local, logical, align, i % 3 == 2 ? 4 : 0});
+      }
+    }
+  }
 }
 
 /// Memory of rank_splits: four experts, two ranks.
@@ -489,6 +1007,14 @@ TEST_CASE_TEMPLATE_DEFINE("expert parallelism: every argument over another that 
                       {reads("offsets", &R::offsets), writes("send_counts", &R::send_counts),
                        writes("send_offsets", &R::send_offsets), reads("counts", &R::counts), writes("status", &R::status)},
                       [] { return SplitsMemory<Engine>(); });
+  using V = mb::ReceivedExpertsArgs;
+  refuses_overlaps<V>(
+      "received_experts",
+      {reads("counts", &V::counts), writes("experts", &V::experts), writes("receive_counts", &V::receive_counts),
+       writes("receive_offsets", &V::receive_offsets), writes("status", &V::status)},
+      [] {
+        return ReceivedMemory<Engine>({{2, 3}, {1, 1}}, 8);
+      });
 }
 
 }  // namespace testing

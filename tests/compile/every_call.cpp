@@ -25,6 +25,7 @@ struct Everything {
   mb::TensorParallelMaskArgs mask;
   mb::SharedExpertsArgs shared;
   mb::RankSplitsArgs splits;
+  mb::ReceivedExpertsArgs received;
   mb::ExpertOffsetsArgs offsets;
   mb::PlacementArgs placement;
 };
@@ -62,6 +63,7 @@ void every_call_of_dispatch(const Everything& args, mb::Workspace workspace) {
   mb::tensor_parallel_mask(args.mask, workspace, host);
   mb::append_shared_experts(args.shared, workspace, host);
   mb::rank_splits(args.splits, workspace, host);
+  mb::received_experts(args.received, workspace, host);
   mb::expert_offsets(args.offsets, workspace, host);
   (void)mb::place_experts(args.placement);
   const mb::Router router{mb::Softmax{}, mb::TopK<8>{}, mb::AuxLoss{}};

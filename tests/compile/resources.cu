@@ -57,6 +57,7 @@ struct DispatchCalls {
   mb::PhysicalExpertsArgs physical_experts;
   mb::SharedExpertsArgs shared_experts;
   mb::RankSplitsArgs rank_splits;
+  mb::ReceivedExpertsArgs received_experts;
   mb::ExpertOffsetsArgs expert_offsets;
   mb::LocalExpertsArgs local_experts;
   mb::TensorParallelMaskArgs tensor_parallel_mask;
@@ -82,6 +83,7 @@ void dispatch(const Calls& calls, const DispatchCalls& dispatch, cudaStream_t st
   mb::physical_experts(dispatch.physical_experts, calls.workspace, stream);
   mb::append_shared_experts(dispatch.shared_experts, calls.workspace, stream);
   mb::rank_splits(dispatch.rank_splits, calls.workspace, stream);
+  mb::received_experts(dispatch.received_experts, calls.workspace, stream);
   mb::expert_offsets(dispatch.expert_offsets, calls.workspace, stream);
   mb::local_experts(dispatch.local_experts, calls.workspace, stream);
   mb::tensor_parallel_mask(dispatch.tensor_parallel_mask, calls.workspace, stream);

@@ -15,12 +15,14 @@ MOEB_NAMESPACE_BEGIN
 
 struct ExpertOffsetsProblem {
   static constexpr std::int64_t most_slots = std::int64_t{1} << 40;
-  const std::int64_t* counts;
+  SlotView<const std::int64_t> counts;
   std::int64_t experts;
   std::int64_t* offsets;
   std::int64_t align;
   std::int64_t rows_per_expert;
   std::int64_t* invalid;  ///< may be null
+
+  [[nodiscard]] MOEB_INLINE static constexpr bool is_count(std::int64_t count) { return count >= 0 && count <= most_slots; }
 };
 
 /// One block.
@@ -32,16 +34,14 @@ struct FindOffsets {
 
   template <class BlockT, class TileT>
   MOEB_INLINE void operator()(const BlockT& block, const TileT& tile, const ExpertOffsetsProblem& problem) const {
-    const auto is_count = [](std::int64_t count)
-                              MOEB_LAMBDA { return count >= 0 && count <= ExpertOffsetsProblem::most_slots; };
     const auto rows_of = [&](std::int64_t e) MOEB_LAMBDA {
       const std::int64_t count = problem.counts[e];
-      return rows_of_expert(is_count(count) ? count : 0, problem.align, problem.rows_per_expert);
+      return rows_of_expert(problem.is_count(count) ? count : 0, problem.align, problem.rows_per_expert);
     };
     auto* sums = reinterpret_cast<std::int64_t*>(block.shared());
     for_each_offset(block, tile, problem.experts, sums, rows_of, [&](std::int64_t e, std::int64_t row) MOEB_LAMBDA {
       problem.offsets[e] = row;
-      if (problem.invalid == nullptr || e == problem.experts || is_count(problem.counts[e])) return;
+      if (problem.invalid == nullptr || e == problem.experts || problem.is_count(problem.counts[e])) return;
       block.add_global(problem.invalid, 1);
     });
   }
@@ -65,9 +65,12 @@ void expert_offsets(const ExpertOffsetsArgs& args, Workspace /*workspace*/, cons
       check.range({"counts", e}, args.counts.data[e], 0, ExpertOffsetsProblem::most_slots);
     }
   }
-  const ExpertOffsetsProblem problem{args.counts.data,     experts,
-                                     args.offsets.data,    args.align,
-                                     args.rows_per_expert, args.status == nullptr ? nullptr : &args.status->invalid_rows};
+  const ExpertOffsetsProblem problem{MatrixView(args.counts.data, 1, experts),
+                                     experts,
+                                     args.offsets.data,
+                                     args.align,
+                                     args.rows_per_expert,
+                                     args.status == nullptr ? nullptr : &args.status->invalid_rows};
   const int tiles = std::min(Engine::tiles({"expert_offsets", 1}, place), dispatch_tuning.tiles);
   Engine::launch("expert_offsets", {1, tiles, FindOffsets::shared_bytes(tiles)}, FindOffsets{}, problem, place);
 }

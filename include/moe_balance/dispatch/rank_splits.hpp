@@ -16,7 +16,8 @@ struct RankSplitsArgs {
   VectorView<const std::int64_t> offsets;  ///< [E + 1], from permutation: experts of one rank are neighbours
   VectorView<std::int64_t> send_counts;    ///< [ranks] out: rows, padding included, for each rank; ranks divide E
   VectorView<std::int64_t> send_offsets;   ///< [ranks + 1] out: their first rows
-  const std::int64_t* counts = nullptr;    ///< [E], optional: slots per expert, which offsets must have room for
+  /// [E], optional: slots per expert, which offsets must have room for; where rows_per_expert has left slots without a row, min(counts, rows_per_expert)
+  const std::int64_t* counts = nullptr;
   Status* status = nullptr;  ///< optional; on a GPU counts experts whose offsets descend or disagree with counts
 };
 
