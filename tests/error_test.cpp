@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <string>
 
 namespace testing {
 
@@ -30,6 +31,23 @@ TEST_CASE_TEMPLATE_INVOKE(router_overlaps, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(router_overlaps_in_part, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(router_interleaved, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(router_in_place, HostEngine);
+
+TEST_CASE("errors: options that no balancer has are refused by their names") {
+  const auto refuses = [](const auto& balancer, const std::string& message) {
+    CHECK_THROWS_WITH_AS(mb::check_options("forward", balancer), ("moe_balance: forward: " + message).c_str(),
+                         mb::InvalidArgument);
+  };
+  refuses(mb::AuxLoss{.scale = mb::LossScale(9)}, "AuxLoss.scale is 9; allowed: per_assignment, per_token");
+  refuses(mb::FromPlainTopK{mb::SequenceLoss{.scale = mb::LossScale(9)}},
+          "SequenceLoss.scale is 9; allowed: per_assignment, per_token");
+  refuses(mb::GlobalBatchLoss{.scale = mb::LossScale(2)}, "GlobalBatchLoss.scale is 2; allowed: per_assignment, per_token");
+  refuses(mb::GlobalBatchLoss{.global_scale = mb::GlobalBatchScale(2)},
+          "GlobalBatchLoss.global_scale is 2; allowed: paper, megatron_core");
+  refuses(mb::GlobalBatchLoss{.window = mb::GlobalBatchWindow(2)},
+          "GlobalBatchLoss.window is 2; allowed: step, micro_batch");
+  refuses(mb::Combine{mb::ZLoss{}, mb::LossFreeBias{.centring = mb::Centring(3)}},
+          "LossFreeBias.centring is 3; allowed: none, bias, step");
+}
 
 TEST_CASE("errors: more sequences than a call takes need more saved memory than there is") {
   constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max();

@@ -336,9 +336,7 @@ TEST_CASE("DeepSeekV3 has 0.0001 of the sequence loss, which Megatron-Core takes
   const golden::Json& config = recording.at("config");
   golden::Task task = golden::task_of(config, recording.at("inputs"));
   task.sequences = config.at("sequences");
-  mb::presets::DeepSeekV3<> ungrouped;
-  ungrouped.top_k.groups = ungrouped.top_k.groups_kept = 1;
-  const golden::Answer answer = answer_of(ungrouped, task);
+  const golden::Answer answer = answer_of(mb::presets::DeepSeekV3<>{}, task);
   const double factor = 1e-4 / config.at("coefficient").get<double>();
   golden::Json expected = recording.at("expected");
   expected["loss_grad_logits"] = expected.at("grad_logits");
@@ -486,14 +484,21 @@ TEST_CASE("DeepSeekV3 moves its bias by 0.001 and has the sequence loss at 0.000
   const mb::presets::DeepSeekV3<> router;
   const Problem problem = problem_of(256, 10);
   std::vector<Row> probabilities;
+  std::vector<int> plain;  // what eq. (18) counts: neither bias nor groups
   for (const Row& row : problem.rows) {
     Row p = sigmoid(row);
+    std::vector<int> ids(256);
+    std::iota(ids.begin(), ids.end(), 0);
+    std::stable_sort(ids.begin(), ids.end(),
+                     [&](auto a, auto b) { return p[static_cast<std::size_t>(a)] > p[static_cast<std::size_t>(b)]; });
+    plain.insert(plain.end(), ids.begin(), ids.begin() + 8);
     const double sum = std::accumulate(p.begin(), p.end(), 0.0);
     for (double& value : p) value /= sum;
     probabilities.push_back(p);
   }
   const Routed routed = run(router, problem.logits, 256, problem.bias);
-  CHECK(routed.loss == doctest::Approx(switch_loss(1e-4, routed.experts, probabilities, 8 * 13.0)).epsilon(1e-5));
+  CHECK(plain != routed.experts);
+  CHECK(routed.loss == doctest::Approx(switch_loss(1e-4, plain, probabilities, 8 * 13.0)).epsilon(1e-5));
 
   const mb::Bias bias{256};
   const mb::Load load{256};
@@ -507,6 +512,11 @@ TEST_CASE("with changes one policy and keeps the others and their options") {
   mb::presets::DeepSeekV3<> changed;
   changed.top_k.scaling_factor = 1.0f;
   static_assert(std::is_same_v<decltype(changed.with(mb::NoBalancer{})), mb::presets::DeepSeekV3<mb::NoBalancer>>);
+  changed.top_k.groups_kept = 8;
+  CHECK(changed.with(mb::NoBalancer{}).top_k.scaling_factor == 1.0f);
+  CHECK(changed.with(mb::LossFreeBias{.frozen = true}).top_k.groups_kept == 8);
+  CHECK(changed.with(mb::ThreadSync::group(1).front()).top_k.groups_kept == 8);
+  CHECK(changed.with(mb::ThreadSync::group(1).front()).balancer.first.update_rate == 1e-3f);
   CHECK(mb::presets::DeepSeekV3<>{}.with(mb::NoBalancer{}).top_k.scaling_factor == 2.5f);
   CHECK(mb::presets::DeepSeekV3<>{}.with(mb::NoBalancer{}).saved_bytes({.tokens = 1, .experts = 256}) == 0);
 

@@ -10,6 +10,7 @@
 
 #include <moe_balance/balancer/aux_loss.hpp>
 #include <moe_balance/balancer/combine.hpp>
+#include <moe_balance/balancer/from_plain_top_k.hpp>
 #include <moe_balance/balancer/global_batch_loss.hpp>
 #include <moe_balance/balancer/loss_free_bias.hpp>
 #include <moe_balance/balancer/no_balancer.hpp>
@@ -58,17 +59,21 @@ struct Preset : Router<ScoringOf<M>, TopKOf<M>, Balancer, Sync> {
       : Preset(its_balancer, Sync{}) {}
   /// With another balancer and Sync of these types.
   constexpr Preset(const Balancer& its_balancer, const Sync& its_sync)
-      : Base{M::scoring, M::top_k, its_balancer, its_sync} {}
+      : Preset(M::scoring, M::top_k, its_balancer, its_sync) {}
+  /// With other options of all four.
+  constexpr Preset(const ScoringOf<M>& its_scoring, const TopKOf<M>& its_top_k, const Balancer& its_balancer,
+                   const Sync& its_sync)
+      : Base{its_scoring, its_top_k, its_balancer, its_sync} {}
 
-  /// The same router with another balancer.
+  /// The same router, its options as they are now, with another balancer.
   template <BalancerPolicy Other>
   [[nodiscard]] constexpr Preset<M, Other, Sync> with(const Other& other) const {
-    return {other, this->sync};
+    return {this->scoring, this->top_k, other, this->sync};
   }
   /// The same router with another Sync.
   template <SyncPolicy Other>
   [[nodiscard]] constexpr Preset<M, Balancer, Other> with(const Other& other) const {
-    return {this->balancer, other};
+    return {this->scoring, this->top_k, this->balancer, other};
   }
   /// What is neither: refused, with what either lacks.
   template <class Other>
@@ -92,12 +97,13 @@ struct Preset : Router<ScoringOf<M>, TopKOf<M>, Balancer, Sync> {
 /// Source: arXiv 2412.19437, section 2.1.2 (routing, bias, sequence loss) and 4.2: bias update speed 0.001, "alpha" 0.0001. The bias was frozen
 /// (`frozen`) for the last 500 billion tokens. Scaling 2.5, the groups, and that a group counts its best two: inference/model.py and
 /// inference/configs/config_671B.json of its repository. The config published with the weights has aux_loss_alpha 0.001, which transformers 5.24 does not read.
+/// The f_i of the loss, eq. (18), counts a top-k of the scores without bias and groups, other than the routing of eq. (16); so does Megatron-Core's.
 struct DeepSeekV3Model {
   static constexpr Sigmoid scoring{};
   static constexpr GroupLimitedTopK<8> top_k{
       .groups = 8, .groups_kept = 4, .group_score_top = 2, .renormalise = true, .scaling_factor = 2.5f};
-  static constexpr Combine<LossFreeBias, SequenceLoss> balancer{LossFreeBias{.update_rate = 1e-3f},
-                                                                SequenceLoss{.coefficient = 1e-4f}};
+  static constexpr Combine<LossFreeBias, FromPlainTopK<SequenceLoss>> balancer{
+      LossFreeBias{.update_rate = 1e-3f}, FromPlainTopK<SequenceLoss>{SequenceLoss{.coefficient = 1e-4f}}};
 };
 template <class Balancer = BalancerOf<DeepSeekV3Model>, class Sync = SingleDevice>
 using DeepSeekV3 = Preset<DeepSeekV3Model, Balancer, Sync>;
@@ -175,8 +181,8 @@ template <class Balancer = BalancerOf<SwitchModel>, class Sync = SingleDevice>
 using Switch = Preset<SwitchModel, Balancer, Sync>;
 
 /// Llama 4 Scout (16 experts) and Maverick (128): K = 1, the weight is the sigmoid of the chosen logit. One shared expert besides.
-/// Source: its reference code (models/llama4/moe.py) and Hugging Face's modeling_llama4.py. They rank logits, this router sigmoids of logits: the
-/// same but for logits above 17, whose float32 sigmoids are all 1 and go to the smaller id. Llama 4 multiplies the expert's input by the weight,
+/// Source: its reference code (models/llama4/moe.py) and Hugging Face's modeling_llama4.py. They rank logits, this router sigmoids of logits,
+/// which tie where logits are large and near, and ties go to the smaller id: of float32 logits above 8 those 1e-4 apart, of bfloat16 ones neighbours above 13, of any above 17 all. Llama 4 multiplies the expert's input by the weight,
 /// not its output: PermuteArgs::scale. How load was balanced is not published, so there is no balancer; the router_aux_loss_coef of Hugging
 /// Face's Llama4TextConfig is read by none of its code (transformers 5.24).
 struct Llama4Model {

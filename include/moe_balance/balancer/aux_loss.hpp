@@ -22,6 +22,8 @@ struct AuxLoss {
   void check(const char* call) const {
     MOEB_EXPECTS(is_finite(coefficient), call, ArgumentName("AuxLoss", "coefficient"), std::to_string(coefficient),
                  "finite numbers");
+    MOEB_EXPECTS(scale <= LossScale::per_token, call, ArgumentName("AuxLoss", "scale"), static_cast<int>(scale),
+                 "per_assignment, per_token");
   }
 
   [[nodiscard]] MOEB_INLINE float slope(int expert, const LoadView& load) const {

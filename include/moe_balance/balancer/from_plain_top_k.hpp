@@ -1,7 +1,7 @@
 // FromPlainTopK<Loss>: the same loss with f taken from a plain top-k of the scores, without bias, groups or replay, instead of the actual
 // routing. P is as before.
-// Source: Megatron-Core's auxiliary losses (#2767, #5195). Choose it to compare with Megatron-Core, or to keep a loss independent of the
-// bias that it is combined with; the default, the actual routing, is what the papers define.
+// Source: Megatron-Core's auxiliary losses (#2767, #5195); DeepSeek-V3, arXiv 2412.19437, eq. (18). Choose it to do as they, or to keep a loss
+// independent of the bias that it is combined with; the default, the actual routing, is what Switch Transformer, DeepSeek-V2 and others define.
 // All losses of a router count the same way. With a GlobalBatchLoss, `load` holds these counts, so that no bias can share it.
 #pragma once
 

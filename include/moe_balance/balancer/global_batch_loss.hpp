@@ -34,6 +34,12 @@ struct GlobalBatchLoss {
   void check(const char* call) const {
     MOEB_EXPECTS(is_finite(coefficient), call, ArgumentName("GlobalBatchLoss", "coefficient"), std::to_string(coefficient),
                  "finite numbers");
+    MOEB_EXPECTS(scale <= LossScale::per_token, call, ArgumentName("GlobalBatchLoss", "scale"), static_cast<int>(scale),
+                 "per_assignment, per_token");
+    MOEB_EXPECTS(global_scale <= GlobalBatchScale::megatron_core, call, ArgumentName("GlobalBatchLoss", "global_scale"),
+                 static_cast<int>(global_scale), "paper, megatron_core");
+    MOEB_EXPECTS(window <= GlobalBatchWindow::micro_batch, call, ArgumentName("GlobalBatchLoss", "window"),
+                 static_cast<int>(window), "step, micro_batch");
   }
 
   [[nodiscard]] MOEB_INLINE float slope(int expert, const LoadView& load) const {

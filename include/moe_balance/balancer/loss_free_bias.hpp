@@ -25,6 +25,8 @@ struct LossFreeBias {
   void check(const char* call) const {
     MOEB_EXPECTS(is_finite(update_rate), call, ArgumentName("LossFreeBias", "update_rate"), std::to_string(update_rate),
                  "finite numbers");
+    MOEB_EXPECTS(centring <= Centring::step, call, ArgumentName("LossFreeBias", "centring"), static_cast<int>(centring),
+                 "none, bias, step");
   }
 
   [[nodiscard]] MOEB_INLINE float next_bias(float bias, int expert, const LoadView& load) const {

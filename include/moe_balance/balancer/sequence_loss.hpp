@@ -1,6 +1,7 @@
-// SequenceLoss: the mean over sequences of coefficient * E * sum_i f_i P_i, with f and P of one sequence each.
+// SequenceLoss: the mean over sequences of coefficient * E * sum_i f_i P_i, with f and P of one sequence each. A sequence without active tokens
+// adds 0 and counts in the mean.
 // A guard against extreme imbalance inside a sequence, meant to be weak beside another balancer.
-// Source: DeepSeek-V3, arXiv 2412.19437, eq. (17)-(20). Sequences are given by ForwardArgs::sequences.
+// Source: DeepSeek-V2, arXiv 2405.04434, section 2.2.3; DeepSeek-V3, arXiv 2412.19437, eq. (17)-(20), where f counts as FromPlainTopK does. Sequences are given by ForwardArgs::sequences.
 #pragma once
 
 #include <moe_balance/balancer/loss_scale.hpp>
@@ -22,6 +23,8 @@ struct SequenceLoss {
   void check(const char* call) const {
     MOEB_EXPECTS(is_finite(coefficient), call, ArgumentName("SequenceLoss", "coefficient"), std::to_string(coefficient),
                  "finite numbers");
+    MOEB_EXPECTS(scale <= LossScale::per_token, call, ArgumentName("SequenceLoss", "scale"), static_cast<int>(scale),
+                 "per_assignment, per_token");
   }
 
   [[nodiscard]] MOEB_INLINE float slope(int expert, const LoadView& load) const {
