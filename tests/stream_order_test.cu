@@ -8,6 +8,7 @@
 
 #include <moe_balance/dispatch/permutation.hpp>
 #include <moe_balance/dispatch/permute.hpp>
+#include <moe_balance/dispatch/received_experts.hpp>
 #include <moe_balance/dispatch/route_and_permute.hpp>
 
 #include <doctest/doctest.h>
@@ -217,6 +218,36 @@ TEST_CASE("the fused calls wait for the kernel before them, and for each other")
     check_fused_waits(mb::Router{mb::Softmax{}, mb::TopK<4>{}, mb::AuxLoss{.coefficient = 0.1f}}, tokens, 1);
     check_fused_waits(mb::Router{mb::Softmax{}, mb::TopK<4>{}, mb::SequenceLoss{.coefficient = 0.1f}}, tokens, 2);
   }
+}
+
+TEST_CASE("received_experts waits for the kernel before it, and for itself") {
+  const CudaEngine engine;
+  constexpr std::int64_t ranks = 8;
+  constexpr std::int64_t local = 32;
+  std::vector<std::int64_t> sent(ranks * local);
+  for (std::size_t i = 0; i < sent.size(); ++i) sent[i] = static_cast<std::int64_t>(i * i % 90);
+  CudaEngine::Array<std::int64_t> counts(engine, sent);
+  CudaEngine::Array<std::int32_t> experts(engine, std::vector<std::int32_t>(ranks * local * 96));
+  CudaEngine::Array<std::int64_t> offsets(engine, std::vector<std::int64_t>(ranks + 1));
+  const std::size_t bytes = mb::received_experts_workspace_bytes(ranks, local);
+  CudaEngine::Array<std::int64_t> workspace(engine, std::vector<std::int64_t>(bytes / 8 + 2));
+  check_waits(
+      engine, counts.data(), sent.size() * 8,
+      [&] {
+        fill(engine, experts.data(), ranks * local * 96 * 4);
+        fill(engine, offsets.data(), (ranks + 1) * 8);
+        fill(engine, workspace.data(), bytes);
+      },
+      [&] {
+        for (int call = 0; call < 2; ++call) {
+          mb::received_experts({.counts = mb::MatrixView<const std::int64_t>(counts.data(), ranks, local),
+                                .experts = {experts.data(), ranks * local * 96, 1},
+                                .align = 8,
+                                .receive_offsets = {offsets.data(), ranks + 1}},
+                               {workspace.data(), bytes}, engine.place());
+        }
+      },
+      [&] { return std::pair(experts.values(), offsets.values()); });
 }
 
 TEST_CASE("combine and its backward pass wait for the kernel before them") {

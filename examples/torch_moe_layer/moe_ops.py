@@ -38,7 +38,7 @@ def register_router(namespace, prefix=""):
 
     @torch.library.register_fake(name + "backward")
     def _(logits, experts, saved, grad_weights, grad_loss, active=None, sequences=1):
-        _expect("backward", logits=(logits, 2), experts=(experts, 2), saved=(saved, 1), grad_weights=(grad_weights, 2), grad_loss=(grad_loss, 0),
+        _expect("backward", logits=(logits, 2), experts=(experts, 2), saved=(saved, 1), grad_weights=(grad_weights, 2), grad_loss=(grad_loss, None),
                 active=(active, 1))
         return logits.new_empty(logits.shape)
 
@@ -141,10 +141,10 @@ def _tell_autograd_of_changes(namespace, name):
     function = getattr(getattr(torch.ops, namespace), name).default
 
     def count(keyset, *tensors):
+        function.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *tensors)  # a call that is refused changes nothing
         for tensor in tensors:
             if tensor is not None and not tensor.is_inference():
                 torch.autograd.graph.increment_version(tensor)
-        return function.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *tensors)
 
     library.impl(name, count, "ADInplaceOrView", with_keyset=True)
     _libraries.append(library)

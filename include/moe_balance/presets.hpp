@@ -182,7 +182,7 @@ using Switch = Preset<SwitchModel, Balancer, Sync>;
 
 /// Llama 4 Scout (16 experts) and Maverick (128): K = 1, the weight is the sigmoid of the chosen logit. One shared expert besides.
 /// Source: its reference code (models/llama4/moe.py) and Hugging Face's modeling_llama4.py. They rank logits, this router sigmoids of logits,
-/// which tie where logits are large and near, and ties go to the smaller id: of float32 logits above 8 those 1e-4 apart, of bfloat16 ones neighbours above 13, of any above 17 all. Llama 4 multiplies the expert's input by the weight,
+/// which tie where logits are large and near, and ties go to the smaller id: of float32 logits above 8 those 1e-4 apart, of bfloat16 ones neighbours from 13.5 on, of any above 17 all. Llama 4 multiplies the expert's input by the weight,
 /// not its output: PermuteArgs::scale. How load was balanced is not published, so there is no balancer; the router_aux_loss_coef of Hugging
 /// Face's Llama4TextConfig is read by none of its code (transformers 5.24).
 struct Llama4Model {

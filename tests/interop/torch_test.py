@@ -257,6 +257,9 @@ class Routing(unittest.TestCase):
         with self.assertRaisesRegex(RuntimeError, "modified by an inplace operation"):
             product.backward()
         self.assertEqual((bias._version, load._version), (1, 1))
+        with self.assertRaises((RuntimeError, ValueError)):
+            ops.balanced_update(bias, load[1:])
+        self.assertEqual((bias._version, load._version), (1, 1))
         with torch.inference_mode():
             ops.balanced_update(torch.zeros(EXPERTS), torch.arange(EXPERTS))
 

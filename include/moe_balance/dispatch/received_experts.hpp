@@ -158,7 +158,7 @@ inline void check_received(const DispatchValidator& check, const ReceivedExperts
 /// the experts' outputs back to the order of arrival. R is the caller's choice: for sources of up to T tokens ranks * permutation_rows(T, K, local experts,
 /// align) always suffices, ranks * local experts * rows_per_expert with that. ranks * local experts is 1 to max_dispatch_experts. Two launches on a GPU,
 /// nothing waits for the host or allocates; all memory must stay alive until they are done. Where bad counts, or too small an R, are only counted in status,
-/// rows below R are named as those counts have them.
+/// rows below R are named as those counts have them, and receive_counts and receive_offsets may reach beyond R: look at status before rows are moved.
 /// Errors: InvalidArgument before anything is written, on the CPU also for a count outside 0 to 2^40 and for rows that R has no room for, on a GPU for the
 /// latter with rows_per_expert only.
 template <DispatchPlace Place, class Tag = EngineTagOf<Place>>

@@ -230,14 +230,18 @@ inline void pass_autograd(::torch::Library& library, const std::string& name) {
 /// Counts a version of each tensor that an operator changes in place, so that autograd finds saved ones out of date.
 inline void count_versions(const c10::OperatorHandle& op, c10::DispatchKeySet keys, ::torch::jit::Stack* stack) {
   const auto& arguments = op.schema().arguments();
+  std::vector<at::Tensor> changed;
   for (std::size_t i = 0; i < arguments.size(); ++i) {
     const c10::IValue& value = ::torch::jit::peek(*stack, i, arguments.size());
-    if (arguments[i].alias_info() == nullptr || !value.isTensor()) continue;
-    const at::Tensor& tensor = value.toTensor();
+    if (arguments[i].alias_info() != nullptr && value.isTensor()) changed.push_back(value.toTensor());
+  }
+  {
+    const at::AutoDispatchBelowADInplaceOrView below;
+    op.redispatchBoxed(keys & c10::after_ADInplaceOrView_keyset, stack);  // a call that is refused changes nothing
+  }
+  for (const at::Tensor& tensor : changed) {
     if (tensor.defined() && !tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
   }
-  const at::AutoDispatchBelowADInplaceOrView below;
-  op.redispatchBoxed(keys & c10::after_ADInplaceOrView_keyset, stack);
 }
 
 template <class Devices, class Function>
