@@ -23,6 +23,13 @@ using Json = nlohmann::json;
 struct Tolerance {
   double absolute;
   double relative;
+
+  /// No more than 4 times `relative` of the largest value: losses of small coefficients have gradients below `absolute`.
+  [[nodiscard]] double absolute_for(const std::vector<double>& want) const {
+    double largest = 0;
+    for (const double value : want) largest = std::max(largest, std::abs(value));
+    return std::min(absolute, 4 * relative * largest);
+  }
 };
 inline constexpr Tolerance value_tolerance{2e-6, 2e-5};
 inline constexpr Tolerance gradient_tolerance{5e-6, 5e-5};
@@ -42,9 +49,10 @@ class Comparison {
   }
   void close(const char* what, const std::vector<float>& got, const std::vector<double>& want, Tolerance tolerance) {
     if (!same_size(what, got.size(), want.size())) return;
+    const double absolute = tolerance.absolute_for(want);
     for (std::size_t i = 0; i < want.size(); ++i) {
       const double distance = std::abs(static_cast<double>(got[i]) - want[i]);
-      if (!(distance <= tolerance.absolute + tolerance.relative * std::abs(want[i]))) {
+      if (!(distance <= absolute + tolerance.relative * std::abs(want[i]))) {
         differs(what, i, std::to_string(got[i]), std::to_string(want[i]));
       }
     }

@@ -79,10 +79,12 @@ golden::Json recorded(const std::string& name) {
 template <class Values>
 void check_close(const Values& got, const std::vector<double>& want, golden::Tolerance tolerance, double factor = 1) {
   REQUIRE(got.size() == want.size());
+  tolerance.absolute *= factor;
+  const double absolute = tolerance.absolute_for(want);
   std::size_t differ = 0;
   for (std::size_t i = 0; i < want.size(); ++i) {
     const double distance = std::abs(static_cast<double>(got[i]) - want[i]);
-    differ += !(distance <= factor * tolerance.absolute + tolerance.relative * std::abs(want[i]));
+    differ += !(distance <= absolute + tolerance.relative * std::abs(want[i]));
   }
   CHECK(differ == 0);
 }
