@@ -173,6 +173,9 @@ TEST_CASE("placement: no rank has a hot expert twice while another could share i
       const int hot = std::min(8, 16 - (experts - 1));
       const double by_hand = static_cast<double>(counts[1]) / hot + static_cast<double>(cold);
       CHECK(placement.busiest <= by_hand * (1 + 1e-12));
+      for (std::size_t rank = 0; rank < 8; ++rank) {
+        CHECK((placement.logical_of_physical[2 * rank] != 1 || placement.logical_of_physical[2 * rank + 1] != 1));
+      }
     }
   }
 }

@@ -113,6 +113,8 @@ inline constexpr int max_counted_experts = 4096;
 /// 2026-11-28, other work on its second core, CPU seconds: 256 experts on 288 places of 32 ranks 0.002 s, with `previous` 0.02 to 0.03; 1024 places 0.05 to 0.09 and
 /// 0.3 to 0.5; 4096 places 0.2 to 1.2 and 0.4 to 17.
 inline constexpr int max_placed_experts = 4096;
+/// Bounds on an old placement's moves that are all tried; above, half as many to each doubling (docs/design.md, Dispatch).
+inline constexpr int placement_bounds_all_tried = 64;
 
 /// A CUDA kernel is compiled per tier: experts up to `max_experts`, `width` lanes per token, so that a lane holds max_experts / width
 /// scores in registers.

@@ -33,11 +33,11 @@ void improve_placement(PlacementWork<>& work, const std::vector<std::int32_t>& p
   for (PlacementStep step = steps.best(most_moves); step.first >= 0; step = steps.best(most_moves)) work.apply(step);
 }
 
-/// The next bound on moves that gets a run of its own: all up to 64, then 32 to a doubling, so that they are at most 256.
+/// The next bound on moves that gets a run of its own; at most 256 do.
 template <class = void>
 [[nodiscard]] int next_bound(int bound) {
   int step = 1;
-  while (bound / step >= 64) step *= 2;
+  while (bound / step >= placement_bounds_all_tried) step *= 2;
   return bound + step;
 }
 
@@ -146,8 +146,8 @@ void check_placement(const PlacementArgs& args) {
 /// places get an expert that their rank does not hold now, and experts that stay keep their places; more moves never balance worse. An
 /// old placement that splits groups over nodes gives way to a fresh one if that is within the bound, even where it balances worse; otherwise
 /// experts stay on the nodes that they are on, and groups stay split. Counts that are all 0 give the placement of equal counts, or keep `previous`.
-/// With `previous` it tries bounds up to `most_moves`, which takes up to a hundred times as long as without: hundredths of a second for 256 experts on
-/// 32 ranks, but 3 to 25 s for 2048 places on 256 ranks; a small `most_moves` takes less. Host memory only; allocates. Errors: InvalidArgument.
+/// With `previous` it tries bounds up to `most_moves`, which takes many times as long as without: hundredths of a second for 256 experts on 32 ranks,
+/// seconds for 2048 places on 256 ranks (max_placed_experts has figures); a small `most_moves` takes less. Host memory only; allocates. Errors: InvalidArgument.
 template <class = void>
 [[nodiscard]] Placement place_experts(const PlacementArgs& args) {
   detail::check_placement(args);
