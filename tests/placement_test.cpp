@@ -108,55 +108,56 @@ bool keeps_groups(const Ids& logical, int group_size, std::size_t places_per_nod
   return std::all_of(nodes_of_group.begin(), nodes_of_group.end(), [](const auto& each) { return each.second.size() == 1; });
 }
 
-TEST_CASE("placement: near the best of all placements where all can be tried") {
-  Random random(91);
+/// Placements against the best of all.
+struct AgainstOptimum {
   double worst = 1;
   double sum = 0;
   int cases = 0;
+
+  void place(const Counts& counts, int experts, int places, int ranks) {
+    const mb::Placement placement =
+        mb::place_experts({.counts = {counts.data(), experts}, .physical_experts = places, .ranks = ranks});
+    check_valid(placement, experts, places);
+    CHECK(placement.busiest == doctest::Approx(busiest(counts, placement.logical_of_physical, ranks)));
+    const double ratio = placement.busiest / optimum(counts, places, ranks);
+    CHECK(ratio >= 1 - 1e-9);
+    worst = std::max(worst, ratio);
+    sum += ratio;
+    ++cases;
+  }
+  void check(double most, double most_mean) const {
+    MESSAGE("busiest rank against the optimum over " << cases << " cases: mean " << sum / cases << ", worst " << worst);
+    CHECK(worst <= most);
+    CHECK(sum / cases <= most_mean);
+  }
+};
+
+TEST_CASE("placement: near the best of all placements where all can be tried") {
+  Random random(91);
+  AgainstOptimum against;
   const int shapes[][3] = {{3, 4, 2}, {4, 4, 2}, {4, 6, 3}, {3, 6, 2}, {5, 6, 2}, {6, 6, 3}, {2, 6, 3}, {4, 6, 6}};
   for (const auto& [experts, places, ranks] : shapes) {
     for (int round = 0; round < 12; ++round) {
       const Counts counts = skewed_counts(random, experts, round % 2 == 0 ? 0.5 : 1.5);
-      const mb::Placement placement =
-          mb::place_experts({.counts = {counts.data(), experts}, .physical_experts = places, .ranks = ranks});
-      check_valid(placement, experts, places);
-      CHECK(placement.busiest == doctest::Approx(busiest(counts, placement.logical_of_physical, ranks)));
-      const double ratio = placement.busiest / optimum(counts, places, ranks);
-      CHECK(ratio >= 1 - 1e-9);
-      worst = std::max(worst, ratio);
-      sum += ratio;
-      ++cases;
+      against.place(counts, experts, places, ranks);
     }
   }
-  MESSAGE("busiest rank against the optimum over " << cases << " cases: mean " << sum / cases << ", worst " << worst);
-  CHECK(worst <= 4.0 / 3.0);
-  CHECK(sum / cases <= 1.02);
+  against.check(4.0 / 3.0, 1.02);
 }
 
 TEST_CASE("placement: near the best of all placements where experts would have more replicas than there are ranks") {
   Random random(102);
-  double worst = 1;
-  double sum = 0;
-  int cases = 0;
+  AgainstOptimum against;
   const int shapes[][3] = {{2, 4, 2}, {3, 4, 2}, {2, 6, 2}, {3, 6, 2}, {3, 8, 2},
                            {2, 6, 3}, {3, 6, 3}, {4, 6, 3}, {2, 9, 3}};
   for (const auto& [experts, places, ranks] : shapes) {
     for (int round = 0; round < 12; ++round) {
       Counts counts = skewed_counts(random, experts, round % 3 == 0 ? 0.3 : 2.0);
       counts[static_cast<std::size_t>(random.integer(0, experts - 1))] *= round % 2 == 0 ? 30 : 1000000000;
-      const mb::Placement placement =
-          mb::place_experts({.counts = {counts.data(), experts}, .physical_experts = places, .ranks = ranks});
-      check_valid(placement, experts, places);
-      const double ratio = placement.busiest / optimum(counts, places, ranks);
-      CHECK(ratio >= 1 - 1e-9);
-      worst = std::max(worst, ratio);
-      sum += ratio;
-      ++cases;
+      against.place(counts, experts, places, ranks);
     }
   }
-  MESSAGE("busiest rank against the optimum over " << cases << " cases: mean " << sum / cases << ", worst " << worst);
-  CHECK(worst <= 1.1);
-  CHECK(sum / cases <= 1.01);
+  against.check(1.1, 1.01);
 }
 
 TEST_CASE("placement: no rank has a hot expert twice while another could share it as well once") {
