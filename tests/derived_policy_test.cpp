@@ -134,10 +134,10 @@ void check_token_loss(const Scoring& scoring, const Balancer& balancer, const Lo
         for (int e = 0; e < experts; ++e) {
           const auto at = static_cast<std::size_t>(t * experts + e);
           const double want = slope(z) * std::exp(inputs.logits[at] - z) / static_cast<double>(tokens);
-          CHECK(outcome.grad_logits[at] == doctest::Approx(want).epsilon(1e-5));
+          CHECK(outcome.grad_logits[at] == doctest::Approx(want).epsilon(1e-5).scale(0));
         }
       }
-      CHECK(static_cast<double>(outcome.loss) == doctest::Approx(mean).epsilon(1e-6));
+      CHECK(static_cast<double>(outcome.loss) == doctest::Approx(mean).epsilon(1e-6).scale(0));
     }
   }
 }
@@ -173,7 +173,7 @@ TEST_CASE("scores below 0 in a class derived from Sigmoid") {
         for (int k = 0; k < 2; ++k) {
           const auto slot = static_cast<std::size_t>(2 * t + k);
           const double score = 1 / (1 + std::exp(-static_cast<double>(logit(order[static_cast<std::size_t>(k)])))) - 0.5;
-          CHECK(outcome.weights[slot] == doctest::Approx(score).epsilon(1e-5));
+          CHECK(outcome.weights[slot] == doctest::Approx(score).epsilon(1e-5).scale(0));
         }
       }
     }

@@ -58,6 +58,9 @@ TEST_CASE("errors: more sequences than a call takes need more saved memory than 
     const mb::Router loss{mb::Softmax{}, mb::TopK<2>{}, mb::AuxLoss{}};
     CHECK(loss.saved_bytes({.experts = 64, .sequences = sequences}) == 8 * (1 + 2 * 64));
   }
+  CHECK(sequence_loss.saved_bytes({.experts = 2048, .sequences = most}) == 8 * (1 + 2 * 2048 + most * (1 + 2 * 2048)));
+  CHECK(sequence_loss.saved_bytes({.experts = std::numeric_limits<int>::max(), .sequences = most}) == SIZE_MAX);
+  CHECK(sequence_loss.saved_bytes({.experts = 1 << 30, .sequences = std::int64_t{1} << 30}) == SIZE_MAX);
 }
 
 }  // namespace testing

@@ -149,6 +149,7 @@ static void presets(void) {
   moeb_router* deepseek = NULL;
   CHECK(moeb_router_create("deepseek_v3", &deepseek) == moeb_ok);
   CHECK(moeb_saved_bytes(deepseek, 4, 8, INT64_C(1) << 60) == SIZE_MAX);
+  CHECK(moeb_saved_bytes(deepseek, 4, INT32_C(1) << 30, INT64_C(1) << 30) == SIZE_MAX);
   CHECK(moeb_has_load(deepseek) && moeb_update(deepseek, NULL, NULL, 8, 1) == moeb_invalid_argument);
   moeb_router_destroy(deepseek);
 }

@@ -573,6 +573,8 @@ def test_errors_name_the_call_the_argument_and_what_is_allowed():
         (["route", "top_k.k is 2", "allowed: 1 (K may not exceed"], lambda: MOE["softmax"].route(logits[:, :1])),
         (["loss", "balancer is without a global-batch loss", "one with it"], lambda: losses_of("softmax", EXPERTS)),
         (["loss", "saved.size is 392", "368 (bytes that"], lambda: losses_of("global_batch", EXPERTS - 1)),
+        (["loss", "global_counts.size is 4096", "1 to 2048"], lambda: losses_of("global_batch", 4096)),
+        (["loss", "sequences is 1099511627776", "1 to 2147483647"], lambda: losses_of("global_batch", EXPERTS, 2**40)),
         (["update", "bias.experts is 15", "16"], lambda: moe.update(bias[:-1], words)),
         (["update", "bias.rank is 1", "2"], lambda: moe.update(bias, words[None])),
         (["update", "bias.data is null"], lambda: moe.update(None, words)),
@@ -586,10 +588,10 @@ def test_errors_name_the_call_the_argument_and_what_is_allowed():
         raises(RUNTIME, ["INVALID_ARGUMENT: moe_balance: " + message[0] + ": " + message[1]] + message[2:], jax.jit(call))
 
 
-def losses_of(name, experts):
+def losses_of(name, experts, sequences=1):
     saved = jnp.zeros(MOE[name].sizes(0, EXPERTS).saved_bytes, jnp.uint8)
     results = [jax.ShapeDtypeStruct(s, d) for s, d in ((saved.shape, jnp.uint8), ((), jnp.float32), ((0,), jnp.float32))]
-    return MOE[name].call("loss", results, saved, jnp.zeros((experts, 2), jnp.int32), sequences=1)
+    return MOE[name].call("loss", results, saved, jnp.zeros((experts, 2), jnp.int32), sequences=sequences)
 
 
 def permutation_with(wrong):

@@ -47,6 +47,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <type_traits>
 
 MOEB_NAMESPACE_BEGIN
@@ -74,11 +75,12 @@ struct Handled {
   static constexpr bool has_capacity = looks_across_tokens<Selection>;
 };
 
-/// Bytes of `saved`, whose size does not depend on the tokens.
+/// Bytes of `saved`, whose size does not depend on the tokens; 0 for what no call takes.
 template <const auto& router>
 [[nodiscard]] std::int64_t saved_bytes_of(std::int64_t experts, std::int64_t sequences) {
-  return static_cast<std::int64_t>(
-      router.saved_bytes({.tokens = 0, .experts = static_cast<int>(experts), .sequences = sequences}));
+  if (experts < 1 || experts > max_experts) return 0;
+  const std::size_t bytes = router.saved_bytes({.tokens = 0, .experts = static_cast<int>(experts), .sequences = sequences});
+  return bytes == std::numeric_limits<std::size_t>::max() ? 0 : static_cast<std::int64_t>(bytes);
 }
 
 /// The members that RouteArgs and ForwardArgs share.
@@ -164,8 +166,10 @@ template <const auto& router, class Place, class Tag = EngineTagOf<Place>>
     const Place there = with_threads(read.call, place, *threads);
     MOEB_EXPECTS(Handled<router>::reads_global_batch, read.call, "balancer", "without a global-batch loss", "one with it");
     const VectorView<std::int64_t> counts = read.vector_of<std::int64_t>("global_counts", global_counts);
-    const auto experts = static_cast<int>(counts.size);
-    const std::int64_t bytes = saved_bytes_of<router>(experts, *sequences);
+    const Validator check{read.call};
+    check.range("global_counts.size", counts.size, 1, max_experts, "experts");
+    check.range("sequences", *sequences, 1, std::numeric_limits<std::int32_t>::max());
+    const std::int64_t bytes = saved_bytes_of<router>(counts.size, *sequences);
     const void* old = read.array<std::uint8_t>("saved", saved, bytes, "bytes that forward has written");
     void* data = read.array<std::uint8_t>("new saved", *new_saved, bytes, "the bytes of saved");
     carry_over(old, data, static_cast<std::size_t>(bytes), there);
