@@ -76,10 +76,11 @@ void print_tiers(std::integer_sequence<int, Tier...>) {
 
 int main() {
   using Bias = mb::Combine<mb::LossFreeBias, mb::SequenceLoss>;
+  using BiasAndPlain = mb::Combine<mb::LossFreeBias, mb::FromPlainTopK<mb::SequenceLoss>>;
   using Losses = mb::Combine<mb::AuxLoss, mb::ZLoss>;
   print_tiers(tiers);
-  print_router<mb::Sigmoid, mb::GroupLimitedTopK<8>, Bias>("Sigmoid,GroupLimitedTopK<8>,Combine<LossFreeBias,SequenceLoss>",
-                                                           tiers);
+  print_router<mb::Sigmoid, mb::GroupLimitedTopK<8>, BiasAndPlain>(
+      "Sigmoid,GroupLimitedTopK<8>,Combine<LossFreeBias,FromPlainTopK<SequenceLoss>>", tiers);
   print_router<mb::Sigmoid, mb::GroupLimitedTopK<8>, mb::LossFreeBias>("Sigmoid,GroupLimitedTopK<8>,LossFreeBias", tiers);
   print_router<mb::Softmax, mb::TopK<8>, Losses>("Softmax,TopK<8>,Combine<AuxLoss,ZLoss>", tiers);
   print_router<mb::Softmax, mb::TopK<8>, mb::NoBalancer>("Softmax,TopK<8>,NoBalancer", tiers);

@@ -25,7 +25,8 @@ void run(const Router& router, const Calls& calls, cudaStream_t stream) {
 void deepseek_v3(const Calls& calls, cudaStream_t stream);
 void deepseek_v3(const Calls& calls, cudaStream_t stream) {
   run(mb::Router{mb::Sigmoid{}, mb::GroupLimitedTopK<8>{.groups = 8, .groups_kept = 4, .scaling_factor = 2.5f},
-                 mb::Combine{mb::LossFreeBias{.update_rate = 1e-3f}, mb::SequenceLoss{.coefficient = 1e-4f}}},
+                 mb::Combine{mb::LossFreeBias{.update_rate = 1e-3f},
+                             mb::FromPlainTopK{mb::SequenceLoss{.coefficient = 1e-4f}}}},
       calls, stream);
 }
 
@@ -69,7 +70,8 @@ void dispatch(const Calls& calls, const DispatchCalls& dispatch, cudaStream_t st
                         stream);
   mb::forward_and_permute(
       mb::Router{mb::Sigmoid{}, mb::GroupLimitedTopK<8>{.groups = 8, .groups_kept = 4, .scaling_factor = 2.5f},
-                 mb::Combine{mb::LossFreeBias{.update_rate = 1e-3f}, mb::SequenceLoss{.coefficient = 1e-4f}}},
+                 mb::Combine{mb::LossFreeBias{.update_rate = 1e-3f},
+                             mb::FromPlainTopK{mb::SequenceLoss{.coefficient = 1e-4f}}}},
       calls.forward, dispatch.permutation, calls.workspace, stream);
   mb::permutation(dispatch.permutation, calls.workspace, stream);
   mb::permute(dispatch.permute, calls.workspace, stream);
