@@ -71,6 +71,13 @@ inline Losses losses_of(const mb::GlobalBatchLoss& balancer, int experts, int k)
 inline Losses losses_of(const mb::ZLoss& balancer, int, int) {
   return {oracle::z_loss(balancer.coefficient)};
 }
+inline Losses losses_of(const mb::ProportionalBias&, int, int) {
+  return {};
+}
+template <class Loss>
+Losses losses_of(const mb::DeviceLoss<Loss>& balancer, int experts, int k) {
+  return {oracle::device_loss(losses_of(balancer.loss, experts, k).front(), experts, balancer.devices)};
+}
 /// By recursion, not by for_each_part: under nvcc that would take this host-only code for device code.
 template <class... Parts>
 Losses losses_of(const mb::Combine<Parts...>& balancer, int experts, int k) {

@@ -47,6 +47,36 @@ TEST_CASE("errors: options that no balancer has are refused by their names") {
           "GlobalBatchLoss.window is 2; allowed: step, micro_batch");
   refuses(mb::Combine{mb::ZLoss{}, mb::LossFreeBias{.centring = mb::Centring(3)}},
           "LossFreeBias.centring is 3; allowed: none, bias, step");
+  refuses(mb::ProportionalBias{.unit = mb::ErrorUnit(3)},
+          "ProportionalBias.unit is 3; allowed: mean_load, total_load, token");
+  refuses(mb::ProportionalBias{.centring = mb::Centring(3)}, "ProportionalBias.centring is 3; allowed: none, bias, step");
+  refuses(mb::ProportionalBias{.update_rate = std::numeric_limits<float>::infinity()},
+          "ProportionalBias.update_rate is inf; allowed: finite numbers");
+  refuses(mb::DeviceLoss{mb::AuxLoss{.scale = mb::LossScale(9)}, 2},
+          "AuxLoss.scale is 9; allowed: per_assignment, per_token");
+}
+
+TEST_CASE("errors: devices that do not divide the experts are refused by each call that reads them") {
+  const HostEngine engine;
+  for (const int devices : {-1, 0, 5, 48}) {
+    const mb::Router router{mb::Softmax{}, mb::TopK<2>{},
+                            mb::Combine{mb::ZLoss{}, mb::LossFreeBias{}, mb::DeviceLoss{mb::AuxLoss{}, devices}}};
+    Inputs inputs = normal_inputs(59, 4, 24, 2);
+    inputs.bias = normal_bias(60, 24);
+    inputs.load = zero_load(24);
+    Memory<HostEngine> memory = memory_for(engine, router, inputs);
+    const auto refuses = [&](const std::string& call, const auto& f) {
+      const std::string message = "moe_balance: " + call + ": DeviceLoss.devices is " + std::to_string(devices) +
+                                  "; allowed: a divisor of the 24 experts";
+      CHECK_THROWS_WITH_AS(f(), message.c_str(), mb::InvalidArgument);
+    };
+    refuses("forward", [&] { router.forward(memory.forward_args(), memory.workspace(), engine.place()); });
+    refuses("backward", [&] { router.backward(memory.backward_args(), memory.workspace(), engine.place()); });
+    refuses("loss", [&] { router.loss(memory.loss_args(), memory.workspace(), engine.place()); });
+    CHECK(memory.outcome().load == inputs.load);
+    const mb::ForwardArgs args = memory.forward_args();
+    router.update(args.bias, args.load, memory.workspace(), engine.place());  // reads no loss
+  }
 }
 
 TEST_CASE("errors: more sequences than a call takes need more saved memory than there is") {

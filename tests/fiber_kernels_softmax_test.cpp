@@ -18,6 +18,14 @@ TEST_CASE("fibers = CPU: softmax, replay, no losses, so that tokens without expe
   check_same_as_host(mb::Router{mb::Softmax{}, mb::Replay{mb::TopK<3>{}}}, {32, 64, 100, 256, 512});
 }
 
+TEST_CASE("fibers = CPU: losses over devices, a bias in proportion") {
+  check_same_as_host(
+      mb::Router{mb::Softmax{}, mb::TopK<4>{},
+                 mb::Combine{mb::ProportionalBias{.centring = mb::Centring::step}, mb::DeviceLoss{mb::AuxLoss{}, 4},
+                             mb::DeviceLoss{mb::SequenceLoss{.coefficient = 0.1f}, 2}}},
+      {4, 60, 256, 1024});
+}
+
 TEST_CASE("fibers = CPU: losses that count a plain top-k") {
   check_same_as_host(
       mb::Router{mb::Softmax{}, mb::TopK<4>{}, mb::Combine{mb::LossFreeBias{}, mb::FromPlainTopK{mb::AuxLoss{}}}},

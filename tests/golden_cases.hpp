@@ -319,13 +319,13 @@ inline void bias_update(Subject& subject, const Json& recorded, Comparison& comp
   }
 }
 
-/// Of the rules of a bias that were recorded, the two that are LossFreeBias's. The others, steps in proportion to the excess and SMEBU, which keeps a
-/// momentum, are not offered.
+/// The rules of a bias that were recorded, but for SMEBU, which keeps a momentum and is not offered.
 inline void bias_controllers(Subject& subject, const Json& recorded, Comparison& comparison) {
   const Json& config = recorded.at("config");
   const Json& expected = recorded.at("expected").at("bias_per_step");
-  for (const char* rule : {"sign", "sign_centred"}) {
+  for (const char* rule : {"sign", "sign_centred", "proportional"}) {
     BiasTask task;
+    task.proportional = std::string(rule) == "proportional";
     task.experts = config.at("experts");
     task.update_rate = config.at("update_rate");
     task.centres_step = std::string(rule) == "sign_centred";

@@ -50,7 +50,9 @@ class OracleSubject : public Subject {
         const std::vector<double> row(bias.begin() + first, bias.begin() + first + task.experts);
         const std::vector<std::int64_t> load(counts.begin() + first, counts.begin() + first + task.experts);
         const oracle::Centring centring = task.centres_step ? oracle::Centring::step : oracle::Centring::none;
-        const std::vector<double> next = oracle::next_bias(row, load, task.update_rate, centring);
+        const std::vector<double> next =
+            task.proportional ? oracle::proportional_bias(row, load, task.update_rate, oracle::Unit::mean_load, centring)
+                              : oracle::next_bias(row, load, task.update_rate, centring);
         std::copy(next.begin(), next.end(), bias.begin() + first);
       }
       result.push_back(narrowed(bias));

@@ -306,8 +306,19 @@ class RouterSubject : public Subject {
 
   std::vector<std::vector<float>> biases(const BiasTask& task) override {
     const mb::Centring centring = task.centres_step ? mb::Centring::step : mb::Centring::none;
-    const mb::Router router{mb::Sigmoid{}, mb::TopK<1>{},
-                            mb::LossFreeBias{.update_rate = task.update_rate, .centring = centring}};
+    if (task.proportional)
+      return biases_by(mb::ProportionalBias{.update_rate = task.update_rate, .centring = centring}, task);
+    return biases_by(mb::LossFreeBias{.update_rate = task.update_rate, .centring = centring}, task);
+  }
+
+  PermuteAnswer permute(const PermuteTask& task) override { return permute_on(engine_, task); }
+  CapacityAnswer limit(const CapacityTask& task) override { return limit_on(engine_, task); }
+  PlacementAnswer place(const PlacementTask& task) override { return place_on(engine_, task); }
+
+ private:
+  template <class Balancer>
+  std::vector<std::vector<float>> biases_by(const Balancer& balancer, const BiasTask& task) {
+    const mb::Router router{mb::Sigmoid{}, mb::TopK<1>{}, balancer};
     using Floats = typename Engine::template Array<float>;
     using Counts = typename Engine::template Array<std::int64_t>;
     const auto size = static_cast<std::size_t>(task.layers) * static_cast<std::size_t>(task.experts);
@@ -326,11 +337,6 @@ class RouterSubject : public Subject {
     return result;
   }
 
-  PermuteAnswer permute(const PermuteTask& task) override { return permute_on(engine_, task); }
-  CapacityAnswer limit(const CapacityTask& task) override { return limit_on(engine_, task); }
-  PlacementAnswer place(const PlacementTask& task) override { return place_on(engine_, task); }
-
- private:
   Engine engine_;
 };
 

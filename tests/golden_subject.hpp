@@ -50,11 +50,12 @@ struct Answer {
   std::vector<float> grad_logits_of_loss;  ///< where there is a loss
 };
 
-/// Sign-rule bias updates over some steps, all layers in one block.
+/// Bias updates over some steps, all layers in one block.
 struct BiasTask {
   int layers = 1;
   int experts = 0;
   float update_rate = 1e-3f;
+  bool proportional = false;                               ///< steps in proportion to the relative error, not its sign alone
   bool centres_step = false;                               ///< the mean of a layer's steps is taken off them
   std::vector<std::vector<std::int64_t>> counts_per_step;  ///< [steps][layers * experts]
 };

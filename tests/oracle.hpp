@@ -472,6 +472,23 @@ inline Loss global_batch_loss(double coefficient, int experts, int k, bool per_t
   };
   return loss;
 }
+/// Over devices that hold equal blocks of experts: sum_d f'_d P'_d, f'_d the mean of the experts' f, P'_d the sum of their P.
+inline Loss device_loss(const Loss& of_experts, int experts, int devices) {
+  Loss loss;
+  loss.scope = of_experts.scope;
+  loss.slope = [=](int expert, const std::vector<Int>& counts, Int tokens) {
+    const auto device_of = [&](int e) { return static_cast<Int>(e) * devices / experts; };
+    double sum = 0;
+    int members = 0;
+    for (int e = 0; e < experts; ++e) {
+      if (device_of(e) != device_of(expert)) continue;
+      sum += of_experts.slope(e, counts, tokens);
+      ++members;
+    }
+    return sum / members;
+  };
+  return loss;
+}
 inline Loss z_loss(double coefficient) {
   Loss loss;
   loss.scope = Loss::Scope::token;
@@ -760,6 +777,30 @@ inline std::vector<double> next_bias(const std::vector<double>& bias, const std:
   std::vector<double> result;
   for (std::size_t e = 0; e < bias.size(); ++e) result.push_back(bias[e] + step[e]);
   if (centring == Centring::bias) centre(result);
+  return result;
+}
+
+/// b_i += rate * (mean - c_i) / unit; then the step or the bias has its mean taken away. No counts at all: no step.
+enum class Unit { mean_load, total_load, token };
+inline std::vector<double> proportional_bias(const std::vector<double>& bias, const std::vector<Int>& counts, double rate,
+                                             Unit unit, Centring centring) {
+  const double all = static_cast<double>(std::accumulate(counts.begin(), counts.end(), Int{0}));
+  if (all == 0) return bias;
+  const double mean = all / static_cast<double>(bias.size());
+  const double divisor = unit == Unit::mean_load ? mean : unit == Unit::total_load ? all : 1.0;
+  std::vector<double> result;
+  double steps = 0, sum = 0;
+  for (std::size_t e = 0; e < bias.size(); ++e) {
+    const double step = rate * (mean - static_cast<double>(counts[e])) / divisor;
+    result.push_back(bias[e] + step);
+    steps += step;
+    sum += result.back();
+  }
+  const double drift = (centring == Centring::step   ? steps
+                        : centring == Centring::bias ? sum
+                                                     : 0.0) /
+                       static_cast<double>(bias.size());
+  for (double& value : result) value -= drift;
   return result;
 }
 

@@ -1,5 +1,7 @@
-// How evenly experts are used, from tokens per expert. Definitions: FORMULAS.md of the project, section Metrics.
+// How evenly experts are used, from tokens per expert.
 #pragma once
+
+#include <moe_balance/metrics/load_metrics.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -16,11 +18,8 @@ using LayerCounts = std::vector<ExpertCounts>;   ///< [layers][experts]
   return std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
 }
 
-/// (max_i c_i - mean) / mean: 0 when all experts get the same number of tokens.
 [[nodiscard]] inline double max_vio(const ExpertCounts& counts) {
-  const double mean = static_cast<double>(total(counts)) / static_cast<double>(counts.size());
-  if (mean == 0) return 0;
-  return (static_cast<double>(*std::max_element(counts.begin(), counts.end())) - mean) / mean;
+  return moe_balance::load_metrics({counts.data(), static_cast<std::int64_t>(counts.size())}).max_violation;
 }
 
 /// The share of the tokens that each expert gets; the shares sum to `chosen_per_token`.

@@ -3,10 +3,12 @@
 
 #include <moe_balance/balancer/aux_loss.hpp>
 #include <moe_balance/balancer/combine.hpp>
+#include <moe_balance/balancer/device_loss.hpp>
 #include <moe_balance/balancer/from_plain_top_k.hpp>
 #include <moe_balance/balancer/global_batch_loss.hpp>
 #include <moe_balance/balancer/loss_free_bias.hpp>
 #include <moe_balance/balancer/no_balancer.hpp>
+#include <moe_balance/balancer/proportional_bias.hpp>
 #include <moe_balance/balancer/sequence_loss.hpp>
 #include <moe_balance/balancer/z_loss.hpp>
 #include <moe_balance/compiled_router.hpp>
@@ -21,6 +23,7 @@
 #include <moe_balance/dispatch/route_and_permute.hpp>
 #include <moe_balance/engine/host.hpp>
 #include <moe_balance/memory.hpp>
+#include <moe_balance/metrics/load_metrics.hpp>
 #include <moe_balance/placement/placement.hpp>
 #include <moe_balance/presets.hpp>
 #include <moe_balance/router.hpp>

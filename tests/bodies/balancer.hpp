@@ -167,6 +167,93 @@ TEST_CASE_TEMPLATE_DEFINE("GlobalBatchLoss: a backward after later forwards stil
   CHECK(late.loss == prompt.loss);
 }
 
+TEST_CASE_TEMPLATE_DEFINE("DeviceLoss: every loss over one to E devices, with padding and ragged sequences", Engine,
+                          device_loss_agreement) {
+  Inputs inputs = normal_inputs(90, 48, 24, 4, 1.0);
+  inputs.active = Random(91).flags(48, 0.3);
+  inputs.load = random_load(92, 24, 50);
+  inputs.sequences = 4;
+  inputs.layout = mb::Sequences::Layout::offsets;
+  inputs.offsets = {0, 5, 5, 40, 48};
+  for (const int devices : {1, 2, 6, 24}) {
+    CAPTURE(devices);
+    agrees(Engine(), mb::Softmax{}, mb::TopK<4>{}, inputs, mb::DeviceLoss{mb::AuxLoss{.coefficient = 0.5f}, devices});
+    agrees(Engine(), mb::Sigmoid{}, mb::TopK<4>{}, inputs,
+           mb::Combine{mb::DeviceLoss{mb::SequenceLoss{.coefficient = 0.5f}, devices}, mb::AuxLoss{.coefficient = 0.3f}});
+    agrees(Engine(), mb::Softmax{}, mb::TopK<4>{}, inputs,
+           mb::DeviceLoss{mb::GlobalBatchLoss{.coefficient = 0.5f, .scale = mb::LossScale::per_token}, devices});
+  }
+}
+
+TEST_CASE_TEMPLATE_DEFINE("DeviceLoss of a device per expert is its loss, bit for bit", Engine, device_loss_of_experts) {
+  const Inputs inputs = normal_inputs(93, 40, 24, 4, 1.0);
+  const mb::AuxLoss loss{.coefficient = 0.5f};
+  const mb::DeviceLoss devices{loss, 24};
+  CHECK(same_bits(train(Engine(), mb::Router{mb::Softmax{}, mb::TopK<4>{}, devices}, inputs),
+                  train(Engine(), mb::Router{mb::Softmax{}, mb::TopK<4>{}, loss}, inputs)));
+}
+
+TEST_CASE_TEMPLATE_DEFINE("DeviceLoss: equally busy devices cost the coefficient, whatever their experts do", Engine,
+                          device_loss_balanced) {
+  Inputs inputs = rows_of_constant(16, 8, -10.0);
+  for (std::size_t t = 0; t < 16; ++t)
+    inputs.logits[t * 8 + (t % 2 == 0 ? 1 : 6)] = 10.0;  // expert 1 of device 0, 6 of device 1
+  const mb::DeviceLoss device_loss{mb::AuxLoss{.coefficient = 0.5f}, 2};
+  CHECK(agrees(Engine(), mb::Softmax{}, mb::TopK<1>{}, inputs, device_loss).loss == doctest::Approx(0.5).epsilon(2e-6));
+  CHECK(agrees(Engine(), mb::Softmax{}, mb::TopK<1>{}, inputs, device_loss.loss).loss > 1.9f);
+  for (std::size_t t = 0; t < 16; ++t) inputs.logits[t * 8 + 2] = 11.0;  // all on device 0
+  CHECK(agrees(Engine(), mb::Softmax{}, mb::TopK<1>{}, inputs, device_loss).loss > 0.8f);
+}
+
+TEST_CASE_TEMPLATE_DEFINE("ProportionalBias: b += u (mean - c) / unit, for every unit and centring", Engine,
+                          bias_proportional) {
+  using Pair = std::pair<mb::ErrorUnit, oracle::Unit>;
+  for (const auto& [unit, meaning] :
+       {Pair{mb::ErrorUnit::mean_load, oracle::Unit::mean_load}, Pair{mb::ErrorUnit::total_load, oracle::Unit::total_load},
+        Pair{mb::ErrorUnit::token, oracle::Unit::token}}) {
+    for (const auto& [centring, centre] :
+         {std::pair{mb::Centring::none, oracle::Centring::none}, std::pair{mb::Centring::bias, oracle::Centring::bias},
+          std::pair{mb::Centring::step, oracle::Centring::step}}) {
+      CAPTURE(static_cast<int>(unit));
+      CAPTURE(static_cast<int>(centring));
+      const mb::Router router{mb::Sigmoid{}, mb::TopK<4>{},
+                              mb::ProportionalBias{.update_rate = 0.01f, .unit = unit, .centring = centring}};
+      for (const int experts : {1, 3, 60, 2048}) {
+        CAPTURE(experts);
+        const std::vector<float> bias = normal_bias(94, experts);
+        std::vector<std::int64_t> load = random_load(95, static_cast<std::size_t>(experts), 20);
+        load[0] = 300;
+        const std::vector<double> want =
+            oracle::proportional_bias({bias.begin(), bias.end()}, load, static_cast<double>(0.01f), meaning, centre);
+        const Updated updated = update(Engine(), router, bias, load);
+        double largest = 0;  // the drift has the roundings of all
+        for (const float value : bias) largest = std::max(largest, std::abs(static_cast<double>(value)));
+        const double common = centring == mb::Centring::none ? 0.0 : 0.1 * largest;
+        double worst = 0;
+        for (std::size_t e = 0; e < bias.size(); ++e) {
+          const double own = std::abs(want[e]) + std::abs(want[e] - static_cast<double>(bias[e]));
+          worst = std::max(worst, std::abs(static_cast<double>(updated.bias[e]) - want[e]) / (own + common));
+        }
+        CHECK(worst <= 5e-7);  // two divisions, the step, the sum and the drift
+        CHECK(updated.load == zero_load(experts));
+      }
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE_DEFINE("ProportionalBias: exact at the mean, without tokens and frozen; int64 counts", Engine,
+                          bias_at_rest) {
+  const mb::Router router{mb::Sigmoid{}, mb::TopK<4>{}, mb::ProportionalBias{.update_rate = 0.5f}};
+  CHECK(update(Engine(), router, {0, 0, 0, 0}, {1, 2, 2, 3}).bias == std::vector<float>{0.25f, 0, 0, -0.25f});
+  CHECK(update(Engine(), router, {1, 2, 3, 4}, {0, 0, 0, 0}).bias == std::vector<float>{1, 2, 3, 4});
+  const std::int64_t many = std::int64_t{1} << 50;
+  CHECK(update(Engine(), router, {0, 0, 0, 0}, {2 * many, many, many, 0}).bias == std::vector<float>{-0.5f, 0, 0, 0.5f});
+  const mb::Router frozen{mb::Sigmoid{}, mb::TopK<4>{}, mb::ProportionalBias{.update_rate = 0.5f, .frozen = true}};
+  const Updated updated = update(Engine(), frozen, {1, 2, 3, 4}, {9, 0, 0, 3});
+  CHECK(updated.bias == std::vector<float>{1, 2, 3, 4});
+  CHECK(updated.load == zero_load(4));
+}
+
 TEST_CASE_TEMPLATE_DEFINE("LossFreeBias: b += u sign(mean - c), exactly, and the load is cleared", Engine, bias_sign_rule) {
   const mb::Router router{mb::Sigmoid{}, mb::TopK<4>{}, mb::LossFreeBias{.update_rate = 1e-3f}};
   for (const int experts : {1, 2, 7, 64, 257, 2048}) {
@@ -236,9 +323,9 @@ TEST_CASE_TEMPLATE_DEFINE("LossFreeBias: centring takes the mean of the bias, or
   }
 }
 
-TEST_CASE_TEMPLATE_DEFINE("LossFreeBias: balances a skewed router within a few hundred steps", Engine, bias_balances) {
-  const Engine engine;
-  const mb::Router router{mb::Sigmoid{}, mb::TopK<4>{}, mb::LossFreeBias{.update_rate = 5e-3f}};
+/// `router` moves a bias from 0 until the skewed batch that it sees again and again is spread evenly.
+template <class Engine, class Router>
+void check_balances(const Engine& engine, const Router& router) {
   Inputs inputs = normal_inputs(82, 256, 16, 4, 2.0);
   inputs.backward = false;
   inputs.bias.assign(16, 0.0f);
@@ -254,6 +341,12 @@ TEST_CASE_TEMPLATE_DEFINE("LossFreeBias: balances a skewed router within a few h
   const double after = max_violation(train(engine, router, inputs).counts);
   CHECK(before > 0.5);
   CHECK(after < 0.15);
+}
+
+TEST_CASE_TEMPLATE_DEFINE("LossFreeBias and ProportionalBias balance a skewed router within a few hundred steps", Engine,
+                          bias_balances) {
+  check_balances(Engine(), mb::Router{mb::Sigmoid{}, mb::TopK<4>{}, mb::LossFreeBias{.update_rate = 5e-3f}});
+  check_balances(Engine(), mb::Router{mb::Sigmoid{}, mb::TopK<4>{}, mb::ProportionalBias{.update_rate = 2e-2f}});
 }
 
 TEST_CASE_TEMPLATE_DEFINE("ZLoss: mean over active tokens of the squared log-sum-exp", Engine, z_loss_value) {

@@ -39,6 +39,8 @@ void every_policy() {
   call(mb::Router{mb::SoftmaxOverSelected{}, mb::TopK<4>{}, mb::AuxLoss{.scale = mb::LossScale::per_token}});
   call(mb::Router{mb::Sigmoid{}, mb::GroupLimitedTopK<8>{}, mb::LossFreeBias{.centring = mb::Centring::step}});
   call(mb::Router{mb::SqrtSoftplus{}, mb::Replay{mb::TopK<2>{}}, mb::SequenceLoss{}});
+  call(mb::Router{mb::Softmax{}, mb::TopK<2>{},
+                  mb::Combine{mb::ProportionalBias{.unit = mb::ErrorUnit::token}, mb::DeviceLoss{mb::AuxLoss{}, 2}}});
   call(mb::Router{mb::Identity{}, mb::WithCapacity<mb::TopK<2>>{.pad = true}, mb::ZLoss{}});
   call(mb::Router{mb::Softmax{}, mb::TopK<2>{}, mb::FromPlainTopK{mb::GlobalBatchLoss{}}, mb::SingleDevice{}});
 }

@@ -89,6 +89,18 @@ void check_options(const char* call, const Balancer& balancer) {
     balancer.check(call);
   }
 }
+/// The same before a call that routes among so many experts, for parts that have check(call, experts), too.
+template <class Balancer>
+void check_options(const char* call, const Balancer& balancer, int experts) {
+  if constexpr (CombinedBalancer<Balancer>) {
+    check_options(call, balancer.first, experts);
+    if constexpr (requires { balancer.rest; }) check_options(call, balancer.rest, experts);
+  } else if constexpr (requires { balancer.check(call, experts); }) {
+    balancer.check(call, experts);
+  } else {
+    check_options(call, balancer);
+  }
+}
 
 /// What a balancer, elementary or combined, is made of.
 template <class Balancer>

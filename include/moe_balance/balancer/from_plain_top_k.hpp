@@ -22,6 +22,8 @@ struct FromPlainTopK {
 
   /// As the loss, if it has that.
   void check(const char* call) const { check_options(call, loss); }
+  /// As the loss, if it has that.
+  void check(const char* call, int experts) const { check_options(call, loss, experts); }
 
   [[nodiscard]] MOEB_INLINE float slope(int expert, const LoadView& load) const { return loss.slope(expert, load); }
 };
