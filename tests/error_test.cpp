@@ -73,7 +73,8 @@ TEST_CASE("errors: devices that do not divide the experts are refused by each ca
     refuses("forward", [&] { router.forward(memory.forward_args(), memory.workspace(), engine.place()); });
     refuses("backward", [&] { router.backward(memory.backward_args(), memory.workspace(), engine.place()); });
     refuses("loss", [&] { router.loss(memory.loss_args(), memory.workspace(), engine.place()); });
-    CHECK(memory.outcome().load == inputs.load);
+    const Outcome untouched = memory_for(engine, router, inputs).outcome();
+    CHECK(same_bits(memory.outcome(), untouched));
     const mb::ForwardArgs args = memory.forward_args();
     router.update(args.bias, args.load, memory.workspace(), engine.place());  // reads no loss
   }
@@ -91,6 +92,9 @@ TEST_CASE("errors: more sequences than a call takes need more saved memory than 
   CHECK(sequence_loss.saved_bytes({.experts = 2048, .sequences = most}) == 8 * (1 + 2 * 2048 + most * (1 + 2 * 2048)));
   CHECK(sequence_loss.saved_bytes({.experts = std::numeric_limits<int>::max(), .sequences = most}) == SIZE_MAX);
   CHECK(sequence_loss.saved_bytes({.experts = 1 << 30, .sequences = std::int64_t{1} << 30}) == SIZE_MAX);
+  CHECK(sequence_loss.saved_bytes({.experts = 64, .sequences = -5}) == SIZE_MAX);
+  CHECK(sequence_loss.saved_bytes({.experts = -5, .sequences = 1}) == SIZE_MAX);
+  CHECK(mb::Router{mb::Softmax{}, mb::TopK<2>{}, mb::LossFreeBias{}}.saved_bytes({.experts = -5, .sequences = -5}) == 0);
 }
 
 }  // namespace testing

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <numeric>
 #include <tuple>
 #include <vector>
@@ -20,10 +21,10 @@ namespace {
 using Counts = std::vector<std::int64_t>;
 
 mb::LoadMetrics metrics_of(const Counts& counts) {
-  return mb::load_metrics({counts.data(), static_cast<std::int64_t>(counts.size())});
+  return mb::load_metrics(counts);
 }
 mb::LoadMetrics metrics_of_ranks(const Counts& counts, std::int64_t ranks) {
-  return mb::rank_load_metrics({counts.data(), static_cast<std::int64_t>(counts.size())}, ranks);
+  return mb::rank_load_metrics(counts, ranks);
 }
 
 doctest::Approx near(double value) {
@@ -65,6 +66,20 @@ TEST_CASE("metrics of an even load, of one expert with everything, of no tokens"
   CHECK(single.max_violation == 0);
   CHECK(single.entropy == 1);
   CHECK(single.gini == 0);
+}
+
+TEST_CASE("metrics of many tokens and of many experts") {
+  const std::int64_t most = std::numeric_limits<std::int64_t>::max();
+  CHECK(metrics_of({most, 0}).max_violation == 1);
+  const Counts large(38, 32765273825611337);  // whose mean is no double
+  CHECK(metrics_of(large).max_violation == 0);
+  CHECK(metrics_of(large).min_over_mean == 1);
+  CHECK(metrics_of(large).gini == 0);
+  Counts many(1000000, 100);
+  CHECK(metrics_of(many).entropy == 1);
+  many[7] = 101;
+  CHECK(metrics_of(many).max_violation == doctest::Approx(0.01).epsilon(1e-5).scale(0));
+  CHECK(metrics_of(many).entropy < 1);
 }
 
 TEST_CASE("metrics of four experts, by hand") {
@@ -159,8 +174,12 @@ TEST_CASE("metrics refuse what is no load, by name") {
                        mb::InvalidArgument);
   CHECK_THROWS_WITH_AS((void)metrics_of({}), "moe_balance: load_metrics: counts.size is 0; allowed: 1 or more experts",
                        mb::InvalidArgument);
-  CHECK_THROWS_WITH_AS((void)mb::load_metrics({nullptr, 3}),
-                       "moe_balance: load_metrics: counts.data is null; allowed: a pointer to host memory",
+  const std::int64_t most = std::numeric_limits<std::int64_t>::max();
+  CHECK_THROWS_WITH_AS((void)metrics_of({most, 0, 1}),
+                       "moe_balance: load_metrics: counts[2] is 1; allowed: counts with a sum that fits int64",
+                       mb::InvalidArgument);
+  CHECK_THROWS_WITH_AS((void)metrics_of_ranks({most, 1, 0, 0}, 2),
+                       "moe_balance: rank_load_metrics: counts[1] is 1; allowed: counts with a sum that fits int64",
                        mb::InvalidArgument);
   CHECK_THROWS_WITH_AS((void)metrics_of_ranks({1, 2, 3}, 2),
                        "moe_balance: rank_load_metrics: ranks is 2; allowed: a divisor of the 3 experts",

@@ -19,7 +19,7 @@ using LayerCounts = std::vector<ExpertCounts>;   ///< [layers][experts]
 }
 
 [[nodiscard]] inline double max_vio(const ExpertCounts& counts) {
-  return moe_balance::load_metrics({counts.data(), static_cast<std::int64_t>(counts.size())}).max_violation;
+  return moe_balance::load_metrics(counts).max_violation;
 }
 
 /// The share of the tokens that each expert gets; the shares sum to `chosen_per_token`.

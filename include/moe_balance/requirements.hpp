@@ -138,10 +138,25 @@ template <class P>
   return true;
 }
 
+/// `check` of a balancer, where it is one function.
+template <class B>
+concept NamesOneCheck = requires {
+  &B::check;
+};
+template <class B>
+concept HasBalancerCheck = requires(const B balancer) {
+  {balancer.check("")};
+}
+|| requires(const B balancer) {
+  {balancer.check("", 1)};
+};
+
 template <class B>
 [[nodiscard]] constexpr bool of_balancer() {
   static_assert(std::is_trivially_copyable_v<B>,
                 "the balancer must satisfy std::is_trivially_copyable: kernels take it by value");
+  static_assert(HasBalancerCheck<B> || !NamesOneCheck<B>,
+                "the balancer's check is neither: balancer.check(call) const, nor: balancer.check(call, experts) const");
   // A part with a wrong signature would be left out without a word where the balancer has another.
   static_assert(LossBalancer<B> || !NamesSlope<B>,
                 "the balancer's slope is not: balancer.slope(expert, load) const -> float");

@@ -56,8 +56,8 @@ struct Router {
     return {scoring, top_k, balancer, other};
   }
 
-  /// Bytes of SavedRef for one forward of this shape; 0 where the balancer has no loss, the largest number there is for more sequences,
-  /// or more experts in as many, than a call takes.
+  /// Bytes of SavedRef for one forward of this shape; 0 where the balancer has no loss, the largest number there is for more sequences
+  /// (or more experts in as many) than a call takes, and for fewer than none.
   [[nodiscard]] std::size_t saved_bytes(const Shape& shape) const { return checks().saved_bytes(shape); }
 
   /// Bytes of Workspace for any call of this shape.

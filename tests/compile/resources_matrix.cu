@@ -20,7 +20,8 @@ using UsualTier = std::make_integer_sequence<int, mb::usual_tier_count>;
 using LossAndZ = mb::Combine<mb::GlobalBatchLoss, mb::ZLoss>;
 using BiasAndLoss = mb::Combine<mb::LossFreeBias, mb::SequenceLoss>;
 using BiasAndPlainLoss = mb::Combine<mb::LossFreeBias, mb::FromPlainTopK<mb::SequenceLoss>>;
-using EveryPart = mb::Combine<mb::AuxLoss, mb::SequenceLoss, mb::GlobalBatchLoss, mb::ZLoss, mb::LossFreeBias>;
+using EveryPart =
+    mb::Combine<mb::DeviceLoss<mb::AuxLoss>, mb::SequenceLoss, mb::GlobalBatchLoss, mb::ZLoss, mb::LossFreeBias>;
 using EveryPartPlain =
     mb::Combine<mb::FromPlainTopK<mb::AuxLoss>, mb::FromPlainTopK<mb::SequenceLoss>, mb::ZLoss, mb::LossFreeBias>;
 

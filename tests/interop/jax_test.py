@@ -93,6 +93,8 @@ def inputs(dtype, tokens=TOKENS, seed=0):
 def options(name, bias, load):
     moe = MOE[name]
     sizes = moe.sizes(TOKENS, EXPERTS)
+    assert [moe.sizes(TOKENS, experts, sequences).saved_bytes for experts, sequences in ((0, 1), (4096, 1), (EXPERTS, 0), (EXPERTS, -5))] == [0] * 4
+    assert MOE["sigmoid"].sizes(TOKENS, EXPERTS, 2**60).saved_bytes == 0  # has a loss of sequences
     return {"bias": bias if sizes.has_bias else None, "load": from_int32(load) if sizes.needs_load else None,
             "sequences": 3 if name == "sigmoid" else 1}
 

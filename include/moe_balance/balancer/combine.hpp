@@ -89,7 +89,7 @@ void check_options(const char* call, const Balancer& balancer) {
     balancer.check(call);
   }
 }
-/// The same before a call that routes among so many experts, for parts that have check(call, experts), too.
+/// The same before a call that routes among so many experts: a part's check(call, experts) takes the place of its check(call).
 template <class Balancer>
 void check_options(const char* call, const Balancer& balancer, int experts) {
   if constexpr (CombinedBalancer<Balancer>) {

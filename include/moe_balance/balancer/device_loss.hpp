@@ -7,22 +7,51 @@
 
 #include <moe_balance/balancer/aux_loss.hpp>
 #include <moe_balance/balancer/combine.hpp>
+#include <moe_balance/balancer/global_batch_loss.hpp>
+#include <moe_balance/balancer/sequence_loss.hpp>
 #include <moe_balance/concepts.hpp>
 #include <moe_balance/error.hpp>
 #include <moe_balance/numeric/math.hpp>
+#include <moe_balance/requirements.hpp>
+
+#include <cstdint>
+#include <type_traits>
 
 MOEB_NAMESPACE_BEGIN
+
+/// slope(expert, load) is proportional to load.count(expert). Of the library's own classes, each for itself: one derived from them may do otherwise.
+template <class Loss>
+inline constexpr bool is_proportional_to_count =
+    std::is_same_v<Loss, AuxLoss> || std::is_same_v<Loss, SequenceLoss> || std::is_same_v<Loss, GlobalBatchLoss>;
+
+/// The mean of a loss's slopes over the experts from `first` to `first + size`.
+template <class Loss>
+[[nodiscard]] MOEB_INLINE float mean_slope(const Loss& loss, int first, int size, const LoadView& load) {
+  float sum = 0.0f;
+  if constexpr (is_proportional_to_count<Loss>) {  // one slope, of an expert that has the tokens of all
+    std::int64_t count = 0;
+    for (int i = first; i < first + size; ++i) count += load.count(i);
+    LoadView joined = load;
+    joined.counts = &count;
+    sum = loss.slope(0, joined);
+  } else {
+    for (int i = first; i < first + size; ++i) sum = add(sum, loss.slope(i, load));
+  }
+  return div(sum, static_cast<float>(size));
+}
 
 template <class Loss = AuxLoss>
 struct DeviceLoss {
   static_assert(LossBalancer<Loss>, "the loss of DeviceLoss lacks: balancer.slope(expert, load) const -> float");
+  static_assert(requirements::of_balancer<Loss>());
   static_assert(!BiasBalancer<Loss> && !TokenLossBalancer<Loss>,
                 "DeviceLoss would leave out the loss's next_bias or token_loss: give them to Combine beside it");
   static constexpr bool counts_plain_top_k = moe_balance::counts_plain_top_k<Loss>;
   static constexpr LossScope scope = loss_scope<Loss>;
 
-  Loss loss{};      ///< what is averaged over a device's experts; its coefficient is that of the whole
-  int devices = 1;  ///< D, a divisor of the experts: ranks of expert parallelism, or nodes
+  Loss loss{};  ///< what is averaged over a device's experts; its coefficient is that of the whole
+  int devices =
+      0;  ///< D, a divisor of the experts, to be given: ranks of expert parallelism, or nodes. With 1 the loss is constant
 
   /// Without the experts, as in update: the loss's own options. Errors: InvalidArgument.
   void check(const char* call) const { check_options(call, loss); }
@@ -35,10 +64,7 @@ struct DeviceLoss {
 
   [[nodiscard]] MOEB_INLINE float slope(int expert, const LoadView& load) const {
     const int share = load.experts() / devices;
-    const int first = expert / share * share;
-    float sum = 0.0f;
-    for (int i = first; i < first + share; ++i) sum = add(sum, loss.slope(i, load));
-    return div(sum, static_cast<float>(share));
+    return mean_slope(loss, expert / share * share, share, load);
   }
 };
 template <class Loss>

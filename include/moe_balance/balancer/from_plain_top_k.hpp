@@ -7,12 +7,14 @@
 
 #include <moe_balance/balancer/combine.hpp>
 #include <moe_balance/concepts.hpp>
+#include <moe_balance/requirements.hpp>
 
 MOEB_NAMESPACE_BEGIN
 
 template <class Loss>
 struct FromPlainTopK {
   static_assert(LossBalancer<Loss>, "the loss of FromPlainTopK lacks: balancer.slope(expert, load) const -> float");
+  static_assert(requirements::of_balancer<Loss>());
   static_assert(!BiasBalancer<Loss> && !TokenLossBalancer<Loss>,
                 "FromPlainTopK would leave out the loss's next_bias or token_loss: give them to Combine beside it");
   static constexpr bool counts_plain_top_k = true;

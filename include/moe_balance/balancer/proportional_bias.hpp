@@ -30,7 +30,7 @@ struct ProportionalBias {
 
   [[nodiscard]] MOEB_INLINE float next_bias(float bias, int expert, const LoadView& load) const {
     const std::int64_t error = load.total() - load.count(expert) * load.experts();  // E (mean - c_i), exact
-    if (error == 0) return bias;
+    if (frozen || error == 0) return bias;
     const auto experts = static_cast<float>(load.experts());
     const auto total = static_cast<float>(load.total());
     float units = static_cast<float>(error);

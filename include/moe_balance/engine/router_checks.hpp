@@ -33,10 +33,10 @@ struct RouterChecks {
   [[nodiscard]] std::size_t saved_bytes(const Shape& shape) const {
     constexpr std::int64_t most_sequences = std::numeric_limits<std::int32_t>::max();
     constexpr std::int64_t most_sums = std::numeric_limits<std::int64_t>::max() / 64;  // so that their bytes fit int64
-    const std::int64_t sequences = std::max<std::int64_t>(shape.sequences, 1);
-    if (Traits::reads_sequences && (sequences > most_sequences || shape.experts > most_sums / sequences)) {
-      return std::numeric_limits<std::size_t>::max();
-    }
+    const bool is_taken = shape.experts >= 0 && (!Traits::reads_sequences ||
+                                                 (shape.sequences >= 0 && shape.sequences <= most_sequences &&
+                                                  shape.experts <= most_sums / std::max<std::int64_t>(shape.sequences, 1)));
+    if (SavedLayout<Balancer>::is_used && !is_taken) return std::numeric_limits<std::size_t>::max();
     return static_cast<std::size_t>(SavedLayout<Balancer>{shape.experts, shape.sequences}.words()) * sizeof(std::int64_t);
   }
 

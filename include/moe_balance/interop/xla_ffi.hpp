@@ -45,6 +45,7 @@
 #include <moe_balance/interop/xla_dispatch.hpp>
 #include <moe_balance/router.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -78,7 +79,7 @@ struct Handled {
 /// Bytes of `saved`, whose size does not depend on the tokens; 0 for what no call takes.
 template <const auto& router>
 [[nodiscard]] std::int64_t saved_bytes_of(std::int64_t experts, std::int64_t sequences) {
-  if (experts < 1 || experts > max_experts) return 0;
+  if (experts < 1 || experts > max_experts || sequences < 1) return 0;
   const std::size_t bytes = router.saved_bytes({.tokens = 0, .experts = static_cast<int>(experts), .sequences = sequences});
   return bytes == std::numeric_limits<std::size_t>::max() ? 0 : static_cast<std::int64_t>(bytes);
 }
@@ -260,7 +261,9 @@ struct Sizes {
 template <const auto& router>
 [[nodiscard]] Sizes sizes(std::int64_t tokens, std::int64_t experts, std::int64_t sequences, std::int64_t align) {
   using RouterT = typename Handled<router>::RouterT;
-  const Shape shape{.tokens = tokens, .experts = static_cast<int>(experts), .sequences = sequences};
+  const Shape shape{.tokens = tokens,
+                    .experts = static_cast<int>(std::clamp<std::int64_t>(experts, 0, max_experts)),
+                    .sequences = sequences};
   Sizes result{.top_k = RouterT::k,
                .losses = RouterT::loss_count,
                .has_bias = Handled<router>::has_bias,

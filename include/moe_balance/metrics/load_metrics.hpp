@@ -1,17 +1,16 @@
 // How evenly experts, or the ranks that hold them, are used: numbers for logs, from tokens per expert. On the host; counts of a GPU are copied first.
 //
-//   const mb::LoadMetrics metrics = mb::load_metrics({counts.data(), experts});
+//   const mb::LoadMetrics metrics = mb::load_metrics(counts);  // a std::vector<std::int64_t>, say
 //   log(metrics.max_violation, mb::expected_max_violation(tokens, experts, top_k));  // the second is what chance alone gives
 #pragma once
 
 #include <moe_balance/error.hpp>
-#include <moe_balance/views.hpp>
 
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <numeric>
+#include <span>
 #include <vector>
 
 MOEB_NAMESPACE_BEGIN
@@ -28,57 +27,69 @@ struct LoadMetrics {
   std::int64_t starved = 0;  ///< experts with less than a tenth of the mean
 };
 
-/// `counts`: tokens per expert, host memory, none negative, with a sum that fits int64. Errors: InvalidArgument.
-[[nodiscard]] inline LoadMetrics load_metrics(VectorView<const std::int64_t> counts) {
-  const char* const call = "load_metrics";
-  MOEB_EXPECTS(counts.size >= 1, call, "counts.size", counts.size, "1 or more experts");
-  MOEB_EXPECTS(counts.data != nullptr, call, "counts.data", "null", "a pointer to host memory");
-  std::vector<std::int64_t> sorted(counts.data, counts.data + counts.size);
-  for (std::size_t i = 0; i < sorted.size(); ++i) {
-    MOEB_EXPECTS(sorted[i] >= 0, call, ArgumentName("counts", static_cast<std::int64_t>(i)), sorted[i], "0 or more tokens");
+/// \cond
+// Tokens per expert, summed over blocks of `share` experts and put into ascending order; `total` is their sum.
+[[nodiscard]] inline std::vector<std::int64_t> sorted_loads(const char* call, std::span<const std::int64_t> counts,
+                                                            std::size_t share, std::int64_t& total) {
+  std::vector<std::int64_t> loads(counts.size() / share);
+  total = 0;
+  for (std::size_t e = 0; e < counts.size(); ++e) {
+    MOEB_EXPECTS(counts[e] >= 0, call, ArgumentName("counts", static_cast<std::int64_t>(e)), counts[e], "0 or more tokens");
+    MOEB_EXPECTS(!__builtin_add_overflow(total, counts[e], &total), call,
+                 ArgumentName("counts", static_cast<std::int64_t>(e)), counts[e], "counts with a sum that fits int64");
+    loads[e / share] += counts[e];
   }
-  std::sort(sorted.begin(), sorted.end());
-  LoadMetrics metrics;
-  metrics.total = std::accumulate(sorted.begin(), sorted.end(), std::int64_t{0});
-  if (metrics.total == 0) return metrics;
+  std::sort(loads.begin(), loads.end());
+  return loads;
+}
 
-  const auto experts = static_cast<double>(sorted.size());
-  const double mean = static_cast<double>(metrics.total) / experts;
-  metrics.max_violation = static_cast<double>(sorted.back()) / mean - 1;
-  metrics.min_over_mean = static_cast<double>(sorted.front()) / mean;
-  double squares = 0, entropy = 0, ranked = 0;
-  for (std::size_t i = 0; i < sorted.size(); ++i) {
-    const double load = static_cast<double>(sorted[i]) / mean;  // 1 where all are even
+[[nodiscard]] inline LoadMetrics metrics_of_sorted(const std::vector<std::int64_t>& loads, std::int64_t total) {
+  LoadMetrics metrics;
+  metrics.total = total;
+  if (loads.front() == loads.back()) return metrics;
+  const auto experts = static_cast<double>(loads.size());
+  const double mean = static_cast<double>(total) / experts;
+  metrics.max_violation = static_cast<double>(loads.back()) / mean - 1;
+  metrics.min_over_mean = static_cast<double>(loads.front()) / mean;
+  double squares = 0, divergence = 0, ranked = 0;
+  for (std::size_t i = 0; i < loads.size(); ++i) {
+    const double load = static_cast<double>(loads[i]) / mean;  // 1 where all are even
     squares += (load - 1) * (load - 1);
-    if (load > 0) entropy -= load / experts * std::log(load / experts);
+    if (load > 0) divergence += load * std::log(load);
     ranked += (2 * static_cast<double>(i + 1) - experts - 1) * load;
     if (load < 0.1) ++metrics.starved;
   }
   metrics.variation = std::sqrt(squares / experts);
-  if (sorted.size() > 1) metrics.entropy = std::clamp(entropy / std::log(experts), 0.0, 1.0);
+  metrics.entropy = std::clamp(1 - divergence / (experts * std::log(experts)), 0.0, 1.0);
   metrics.gini = ranked / (experts * experts);
   return metrics;
+}
+/// \endcond
+
+/// `counts`: tokens per expert, one expert or more, in host memory; none negative, with a sum that fits int64. Errors: InvalidArgument.
+[[nodiscard]] inline LoadMetrics load_metrics(std::span<const std::int64_t> counts) {
+  const char* const call = "load_metrics";
+  MOEB_EXPECTS(!counts.empty(), call, "counts.size", counts.size(), "1 or more experts");
+  std::int64_t total = 0;
+  const std::vector<std::int64_t> loads = sorted_loads(call, counts, 1, total);
+  return metrics_of_sorted(loads, total);
 }
 
 /// The same over `ranks` ranks of expert parallelism that hold equal blocks of experts, the first block on rank 0: how long the others wait for the
 /// busiest. Errors: InvalidArgument.
-[[nodiscard]] inline LoadMetrics rank_load_metrics(VectorView<const std::int64_t> counts, std::int64_t ranks) {
+[[nodiscard]] inline LoadMetrics rank_load_metrics(std::span<const std::int64_t> counts, std::int64_t ranks) {
   const char* const call = "rank_load_metrics";
-  MOEB_EXPECTS(counts.size >= 1, call, "counts.size", counts.size, "1 or more experts");
-  MOEB_EXPECTS(counts.data != nullptr, call, "counts.data", "null", "a pointer to host memory");
-  MOEB_EXPECTS(ranks >= 1 && counts.size % ranks == 0, call, "ranks", ranks, "a divisor of the ", counts.size, " experts");
-  const std::int64_t share = counts.size / ranks;
-  std::vector<std::int64_t> loads(static_cast<std::size_t>(ranks));
-  for (std::int64_t e = 0; e < counts.size; ++e) {
-    MOEB_EXPECTS(counts.data[e] >= 0, call, ArgumentName("counts", e), counts.data[e], "0 or more tokens");
-    loads[static_cast<std::size_t>(e / share)] += counts.data[e];
-  }
-  return load_metrics({loads.data(), ranks});
+  MOEB_EXPECTS(!counts.empty(), call, "counts.size", counts.size(), "1 or more experts");
+  const auto experts = static_cast<std::int64_t>(counts.size());
+  MOEB_EXPECTS(ranks >= 1 && experts % ranks == 0, call, "ranks", ranks, "a divisor of the ", experts, " experts");
+  std::int64_t total = 0;
+  const std::vector<std::int64_t> loads = sorted_loads(call, counts, static_cast<std::size_t>(experts / ranks), total);
+  return metrics_of_sorted(loads, total);
 }
 
 /// About the MaxVio of `tokens` tokens that choose `top_k` of `experts` experts evenly and at random: c sqrt((1 - K / E) E / (T K)), with c the mean of
-/// the largest of E normal numbers. No balancer gets a single batch below it; where an expert expects less than about ten tokens, chance gives
-/// more. 0 without tokens. Errors: InvalidArgument.
+/// the largest of E normal numbers: an average over batches, below which no balancer can be expected to stay in a batch that it has not seen. Where an
+/// expert expects few tokens chance gives more, where K is near E less. 0 without tokens. Errors: InvalidArgument.
 [[nodiscard]] inline double expected_max_violation(std::int64_t tokens, std::int64_t experts, std::int64_t top_k) {
   const char* const call = "expected_max_violation";
   MOEB_EXPECTS(tokens >= 0, call, "tokens", tokens, "0 or more");
