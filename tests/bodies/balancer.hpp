@@ -184,6 +184,9 @@ TEST_CASE_TEMPLATE_DEFINE(
     agrees(Engine(), mb::Softmax{}, mb::TopK<4>{}, inputs,
            mb::DeviceLoss{mb::GlobalBatchLoss{.coefficient = 0.5f, .scale = mb::LossScale::per_token}, devices});
   }
+  // A loss of which nothing is known but its slopes: here over nodes of three devices.
+  agrees(Engine(), mb::Softmax{}, mb::TopK<4>{}, inputs,
+         mb::DeviceLoss{mb::DeviceLoss{mb::AuxLoss{.coefficient = 0.5f}, 12}, 4});
 }
 
 TEST_CASE_TEMPLATE_DEFINE("DeviceLoss of a device per expert is its loss, bit for bit", Engine, device_loss_of_experts) {

@@ -1,7 +1,7 @@
 // DeviceLoss<Loss>: another loss over devices instead of experts: sum_d f'_d P'_d, with f'_d the mean of the loss's slopes over the experts of device d
 // and P'_d the sum of their mean probabilities. It asks devices to be equally busy and leaves the experts of one to specialise.
 // With AuxLoss: coefficient * sum_d f'_d P'_d of DeepSeekMoE, whose value for balanced devices is the coefficient.
-// Experts lie on devices in equal blocks, the first E / D on device 0, as expert parallelism places them.
+// Experts lie on devices in equal blocks, the first E / D on device 0, as expert parallelism places them. With one device the loss is constant.
 // Source: DeepSeekMoE, arXiv 2401.06066, section 3.3 (device-level balance loss); DeepSeek-V2, arXiv 2405.04434, eq. (26)-(28).
 #pragma once
 
@@ -49,9 +49,8 @@ struct DeviceLoss {
   static constexpr bool counts_plain_top_k = moe_balance::counts_plain_top_k<Loss>;
   static constexpr LossScope scope = loss_scope<Loss>;
 
-  Loss loss{};  ///< what is averaged over a device's experts; its coefficient is that of the whole
-  int devices =
-      0;  ///< D, a divisor of the experts, to be given: ranks of expert parallelism, or nodes. With 1 the loss is constant
+  Loss loss{};      ///< what is averaged over a device's experts; its coefficient is that of the whole
+  int devices = 0;  ///< D, to be given, a divisor of the experts: ranks of expert parallelism, or nodes
 
   /// Without the experts, as in update: the loss's own options. Errors: InvalidArgument.
   void check(const char* call) const { check_options(call, loss); }

@@ -15,11 +15,10 @@
 
 MOEB_NAMESPACE_BEGIN
 
-/// Of one layer. Without tokens all are as of an even load.
+/// Of one layer. Without tokens all are as of an even load. MaxVio is Wang et al.'s, arXiv 2408.15664, eq. (4).
 struct LoadMetrics {
-  std::int64_t total = 0;  ///< tokens of all experts
-  double max_violation =
-      0;  ///< MaxVio = (largest count - mean) / mean: 0 to experts - 1. Wang et al. 2024, arXiv 2408.15664, eq. (4)
+  std::int64_t total = 0;    ///< tokens of all experts
+  double max_violation = 0;  ///< MaxVio = (largest count - mean) / mean: 0 to experts - 1
   double min_over_mean = 1;  ///< smallest count / mean: 0 to 1
   double variation = 0;      ///< coefficient of variation: standard deviation (of all experts, not of a sample) / mean
   double entropy = 1;        ///< of the experts' shares, divided by log(experts): 0 (one expert has all) to 1
