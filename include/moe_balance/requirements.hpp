@@ -138,16 +138,17 @@ template <class P>
   return true;
 }
 
-/// `check` of a balancer, where it is one function.
+/// A balancer's `check`, where it is one function.
 template <class B>
 concept NamesOneCheck = requires {
   &B::check;
 };
 template <class B>
-concept HasBalancerCheck = requires(const B balancer) {
+concept HasCheckOfCall = requires(const B balancer) {
   {balancer.check("")};
-}
-|| requires(const B balancer) {
+};
+template <class B>
+concept HasCheckOfExperts = requires(const B balancer) {
   {balancer.check("", 1)};
 };
 
@@ -155,7 +156,7 @@ template <class B>
 [[nodiscard]] constexpr bool of_balancer() {
   static_assert(std::is_trivially_copyable_v<B>,
                 "the balancer must satisfy std::is_trivially_copyable: kernels take it by value");
-  static_assert(HasBalancerCheck<B> || !NamesOneCheck<B>,
+  static_assert(HasCheckOfCall<B> || HasCheckOfExperts<B> || !NamesOneCheck<B>,
                 "the balancer's check is neither: balancer.check(call) const, nor: balancer.check(call, experts) const");
   // A part with a wrong signature would be left out without a word where the balancer has another.
   static_assert(LossBalancer<B> || !NamesSlope<B>,

@@ -2,7 +2,7 @@
 // and P'_d the sum of their mean probabilities. It asks devices to be equally busy and leaves the experts of one to specialise.
 // With AuxLoss: coefficient * sum_d f'_d P'_d of DeepSeekMoE, whose value for balanced devices is the coefficient.
 // Experts lie on devices in equal blocks, the first E / D on device 0, as expert parallelism places them. With one device the loss is constant.
-// Source: DeepSeekMoE, arXiv 2401.06066, section 3.3 (device-level balance loss); DeepSeek-V2, arXiv 2405.04434, eq. (26)-(28).
+// Source: DeepSeekMoE, arXiv 2401.06066, section 3.3 (device-level balance loss); DeepSeek-V2, arXiv 2405.04434, section 2.2.3.
 #pragma once
 
 #include <moe_balance/balancer/aux_loss.hpp>

@@ -1,5 +1,5 @@
 // ProportionalBias: LossFreeBias with steps in proportion to the error instead of steps of one size: b_i += update_rate * (mean - c_i) / unit.
-// Biases near balance come to rest, which a sign rule's never do; far from it one popular expert may fall by update_rate * (E - 1) in a step.
+// Near balance the steps are small, which a sign rule's never are; far from it one popular expert may fall by update_rate * (E - 1) in a step.
 // Source: Wang et al. 2024, arXiv 2408.15664, the variant of its ablations (its error in tokens); it recommends the sign.
 #pragma once
 

@@ -15,7 +15,7 @@
 
 MOEB_NAMESPACE_BEGIN
 
-/// Of one layer. Without tokens all are as of an even load. MaxVio is Wang et al.'s, arXiv 2408.15664, eq. (4).
+/// Of one layer. Without tokens all are as of an even load. MaxVio is Wang et al.'s, arXiv 2408.15664.
 struct LoadMetrics {
   std::int64_t total = 0;    ///< tokens of all experts
   double max_violation = 0;  ///< MaxVio = (largest count - mean) / mean: 0 to experts - 1
