@@ -74,6 +74,12 @@ inline Losses losses_of(const mb::ZLoss& balancer, int, int) {
 inline Losses losses_of(const mb::ProportionalBias&, int, int) {
   return {};
 }
+inline Losses losses_of(const mb::SmebuBias&, int, int) {
+  return {};
+}
+inline Losses losses_of(const mb::PidBias&, int, int) {
+  return {};
+}
 template <class Loss>
 Losses losses_of(const mb::DeviceLoss<Loss>& balancer, int experts, int k) {
   return {oracle::device_loss(losses_of(balancer.loss, experts, k).front(), experts, balancer.devices)};

@@ -65,5 +65,6 @@ TEST_CASE_TEMPLATE_INVOKE(custom_losses, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(custom_resolution, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(custom_combination, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(custom_bias, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(custom_bias_memory, HostEngine);
 
 }  // namespace testing

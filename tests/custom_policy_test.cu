@@ -11,5 +11,6 @@ TEST_CASE_TEMPLATE_INVOKE(custom_losses, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(custom_resolution, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(custom_combination, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(custom_bias, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(custom_bias_memory, CudaEngine);
 
 }  // namespace testing

@@ -50,8 +50,20 @@ TEST_CASE("errors: options that no balancer has are refused by their names") {
   refuses(mb::ProportionalBias{.unit = mb::ErrorUnit(3)},
           "ProportionalBias.unit is 3; allowed: mean_load, total_load, token");
   refuses(mb::ProportionalBias{.centring = mb::Centring(3)}, "ProportionalBias.centring is 3; allowed: none, bias, step");
-  refuses(mb::ProportionalBias{.update_rate = std::numeric_limits<float>::infinity()},
-          "ProportionalBias.update_rate is inf; allowed: finite numbers");
+  constexpr float infinity = std::numeric_limits<float>::infinity();
+  constexpr float nan = std::numeric_limits<float>::quiet_NaN();
+  refuses(mb::ProportionalBias{.update_rate = infinity}, "ProportionalBias.update_rate is inf; allowed: finite numbers");
+  refuses(mb::SmebuBias{.update_rate = nan}, "SmebuBias.update_rate is nan; allowed: finite numbers");
+  refuses(mb::SmebuBias{.momentum = 1.0f}, "SmebuBias.momentum is 1.000000; allowed: 0 to below 1");
+  refuses(mb::SmebuBias{.momentum = nan}, "SmebuBias.momentum is nan; allowed: 0 to below 1");
+  refuses(mb::SmebuBias{.momentum = -0.5f}, "SmebuBias.momentum is -0.500000; allowed: 0 to below 1");
+  refuses(mb::SmebuBias{.slope = infinity}, "SmebuBias.slope is inf; allowed: finite numbers");
+  refuses(mb::SmebuBias{.centring = mb::Centring(3)}, "SmebuBias.centring is 3; allowed: none, bias, step");
+  refuses(mb::Combine{mb::ZLoss{}, mb::PidBias{.proportional = nan}},
+          "PidBias.proportional is nan; allowed: finite numbers");
+  refuses(mb::PidBias{.integral = infinity}, "PidBias.integral is inf; allowed: finite numbers");
+  refuses(mb::PidBias{.derivative = -infinity}, "PidBias.derivative is -inf; allowed: finite numbers");
+  refuses(mb::PidBias{.centring = mb::Centring(3)}, "PidBias.centring is 3; allowed: none, bias, step");
   refuses(mb::DeviceLoss{mb::AuxLoss{.scale = mb::LossScale(9)}, 2},
           "AuxLoss.scale is 9; allowed: per_assignment, per_token");
 }

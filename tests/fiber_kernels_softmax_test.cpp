@@ -26,6 +26,11 @@ TEST_CASE("fibers = CPU: losses over devices, a bias in proportion") {
       {4, 60, 256, 1024});
 }
 
+TEST_CASE("fibers = CPU: biases whose rules keep something") {
+  check_same_as_host(mb::Router{mb::Softmax{}, mb::TopK<4>{}, mb::SmebuBias{}}, {4, 60, 256});
+  check_same_as_host(mb::Router{mb::Softmax{}, mb::TopK<4>{}, mb::PidBias{.integral = 1e-3f, .derivative = 1e-2f}}, {33});
+}
+
 TEST_CASE("fibers = CPU: losses that count a plain top-k") {
   check_same_as_host(
       mb::Router{mb::Softmax{}, mb::TopK<4>{}, mb::Combine{mb::LossFreeBias{}, mb::FromPlainTopK{mb::AuxLoss{}}}},

@@ -323,16 +323,30 @@ inline void bias_update(Subject& subject, const Json& recorded, Comparison& comp
 inline void bias_controllers(Subject& subject, const Json& recorded, Comparison& comparison) {
   const Json& config = recorded.at("config");
   const Json& expected = recorded.at("expected").at("bias_per_step");
-  for (const char* rule : {"sign", "sign_centred", "proportional"}) {
+  for (const auto& recorded_rule : expected.items()) {
+    const std::string& rule = recorded_rule.key();
     BiasTask task;
-    task.proportional = std::string(rule) == "proportional";
     task.experts = config.at("experts");
     task.update_rate = config.at("update_rate");
-    task.centres_step = std::string(rule) == "sign_centred";
+    if (rule == "proportional") {
+      task.rule = BiasTask::Rule::proportional;
+    } else if (rule == "smebu") {
+      const Json& options = config.at("smebu");
+      task.rule = BiasTask::Rule::smebu;
+      task.update_rate = options.at("rate");
+      task.momentum = options.at("momentum");
+      task.slope = options.at("slope");
+      task.centres_step = true;
+    } else if (rule == "sign_centred") {
+      task.centres_step = true;
+    } else if (rule != "sign") {
+      throw NotOffered("rule " + rule);
+    }
     task.counts_per_step = recorded.at("inputs").at("counts_per_step").get<std::vector<std::vector<std::int64_t>>>();
     const auto want = expected.at(rule).get<std::vector<std::vector<double>>>();
     const std::vector<std::vector<float>> got = subject.biases(task);
-    for (std::size_t step = 0; step < want.size(); ++step) comparison.close(rule, got.at(step), want[step], value_tolerance);
+    for (std::size_t step = 0; step < want.size(); ++step)
+      comparison.close(rule.c_str(), got.at(step), want[step], value_tolerance);
   }
 }
 

@@ -43,17 +43,24 @@ class OracleSubject : public Subject {
 
   std::vector<std::vector<float>> biases(const BiasTask& task) override {
     std::vector<double> bias(static_cast<std::size_t>(task.layers * task.experts), 0.0);
+    std::vector<double> kept = bias;
     std::vector<std::vector<float>> result;
     for (const std::vector<std::int64_t>& counts : task.counts_per_step) {
       for (std::ptrdiff_t layer = 0; layer < task.layers; ++layer) {
         const std::ptrdiff_t first = layer * task.experts;
-        const std::vector<double> row(bias.begin() + first, bias.begin() + first + task.experts);
+        std::vector<double> row(bias.begin() + first, bias.begin() + first + task.experts);
         const std::vector<std::int64_t> load(counts.begin() + first, counts.begin() + first + task.experts);
         const oracle::Centring centring = task.centres_step ? oracle::Centring::step : oracle::Centring::none;
-        const std::vector<double> next =
-            task.proportional ? oracle::proportional_bias(row, load, task.update_rate, oracle::Unit::mean_load, centring)
-                              : oracle::next_bias(row, load, task.update_rate, centring);
-        std::copy(next.begin(), next.end(), bias.begin() + first);
+        if (task.rule == BiasTask::Rule::smebu) {
+          std::vector<double> means(kept.begin() + first, kept.begin() + first + task.experts);
+          oracle::Smebu{task.update_rate, task.momentum, task.slope, centring}.step(row, means, load);
+          std::copy(means.begin(), means.end(), kept.begin() + first);
+        } else if (task.rule == BiasTask::Rule::proportional) {
+          row = oracle::proportional_bias(row, load, task.update_rate, oracle::Unit::mean_load, centring);
+        } else {
+          row = oracle::next_bias(row, load, task.update_rate, centring);
+        }
+        std::copy(row.begin(), row.end(), bias.begin() + first);
       }
       result.push_back(narrowed(bias));
     }

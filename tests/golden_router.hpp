@@ -306,8 +306,14 @@ class RouterSubject : public Subject {
 
   std::vector<std::vector<float>> biases(const BiasTask& task) override {
     const mb::Centring centring = task.centres_step ? mb::Centring::step : mb::Centring::none;
-    if (task.proportional)
+    if (task.rule == BiasTask::Rule::proportional)
       return biases_by(mb::ProportionalBias{.update_rate = task.update_rate, .centring = centring}, task);
+    if (task.rule == BiasTask::Rule::smebu) {
+      return biases_by(
+          mb::SmebuBias{
+              .update_rate = task.update_rate, .momentum = task.momentum, .slope = task.slope, .centring = centring},
+          task);
+    }
     return biases_by(mb::LossFreeBias{.update_rate = task.update_rate, .centring = centring}, task);
   }
 
@@ -322,16 +328,19 @@ class RouterSubject : public Subject {
     using Floats = typename Engine::template Array<float>;
     using Counts = typename Engine::template Array<std::int64_t>;
     const auto size = static_cast<std::size_t>(task.layers) * static_cast<std::size_t>(task.experts);
-    Floats bias(engine_, std::vector<float>(size, 0.0f));
+    constexpr int memory = mb::bias_memory<Balancer>;
+    Floats bias(engine_, std::vector<float>((1 + memory) * size, 0.0f));
     const std::size_t bytes = router.workspace_bytes(mb::Shape{.tokens = 0, .experts = task.experts});
     typename Engine::template Array<std::max_align_t> scratch(engine_, std::vector<std::max_align_t>(bytes / 16 + 1));
     std::vector<std::vector<float>> result;
     for (const std::vector<std::int64_t>& counts : task.counts_per_step) {
       Counts load(engine_, counts);
-      router.update(mb::BiasRef{bias.data(), task.experts, task.layers}, mb::LoadRef{load.data(), task.experts, task.layers},
-                    mb::Workspace{scratch.data(), bytes}, engine_.place());
+      router.update(mb::BiasRef(bias.data(), task.experts, task.layers).with_memory(memory),
+                    mb::LoadRef{load.data(), task.experts, task.layers}, mb::Workspace{scratch.data(), bytes},
+                    engine_.place());
       engine_.wait();
       result.push_back(bias.values());
+      result.back().resize(size);
       if (load.values() != std::vector<std::int64_t>(size, 0)) throw std::runtime_error("update left counts in the load");
     }
     return result;

@@ -55,7 +55,10 @@ struct BiasTask {
   int layers = 1;
   int experts = 0;
   float update_rate = 1e-3f;
-  bool proportional = false;                               ///< steps in proportion to the relative error, not its sign alone
+  enum class Rule { sign, proportional, smebu };
+  Rule rule = Rule::sign;                                  ///< proportional: to the error relative to the mean
+  float momentum = 0;                                      ///< of smebu
+  float slope = 0;                                         ///< of smebu
   bool centres_step = false;                               ///< the mean of a layer's steps is taken off them
   std::vector<std::vector<std::int64_t>> counts_per_step;  ///< [steps][layers * experts]
 };

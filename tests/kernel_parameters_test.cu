@@ -81,7 +81,7 @@ TEST_CASE("rule 8: and so do the structs inside them") {
   using AnyMatrix = mb::AnyMatrix;
   check_echo<AnyMatrix, &AnyMatrix::data, &AnyMatrix::type, &AnyMatrix::rows, &AnyMatrix::columns, &AnyMatrix::stride>();
   using mb::BiasRef;
-  check_echo<BiasRef, &BiasRef::data, &BiasRef::experts, &BiasRef::layers, &BiasRef::stride>();
+  check_echo<BiasRef, &BiasRef::data, &BiasRef::experts, &BiasRef::layers, &BiasRef::stride, &BiasRef::memory>();
   using mb::LoadRef;
   check_echo<LoadRef, &LoadRef::counts, &LoadRef::experts, &LoadRef::layers, &LoadRef::stride, &LoadRef::experts_of_layer>();
   using mb::SavedView;

@@ -804,4 +804,47 @@ inline std::vector<double> proportional_bias(const std::vector<double>& bias, co
   return result;
 }
 
+/// As published: d = rate tanh(slope (mean - c) / mean), less its mean where steps are centred; m = momentum m + (1 - momentum) d; b += m.
+/// No counts at all: nothing moves.
+struct Smebu {
+  double rate = 0, momentum = 0, slope = 0;
+  Centring centring = Centring::step;
+
+  void step(std::vector<double>& bias, std::vector<double>& m, const std::vector<Int>& counts) const {
+    const double all = static_cast<double>(std::accumulate(counts.begin(), counts.end(), Int{0}));
+    if (all == 0) return;
+    const double mean = all / static_cast<double>(bias.size());
+    std::vector<double> d;
+    for (const Int count : counts) d.push_back(rate * std::tanh(slope * (mean - static_cast<double>(count)) / mean));
+    const auto centre = [](std::vector<double>& values) {
+      const double middle = std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+      for (double& value : values) value -= middle;
+    };
+    if (centring == Centring::step) centre(d);
+    for (std::size_t e = 0; e < bias.size(); ++e) {
+      m[e] = momentum * m[e] + (1 - momentum) * d[e];
+      bias[e] += m[e];
+    }
+    if (centring == Centring::bias) centre(bias);
+  }
+};
+
+/// b += kp e_n + ki (e_1 + ... + e_n) + kd (e_n - e_(n-1)), from the counts of all steps, e = (mean - c) / mean.
+inline std::vector<double> pid_bias(std::vector<double> bias, const std::vector<std::vector<Int>>& counts_per_step,
+                                    double kp, double ki, double kd) {
+  for (std::size_t e = 0; e < bias.size(); ++e) {
+    std::vector<double> errors;
+    for (const std::vector<Int>& counts : counts_per_step) {
+      const double mean =
+          static_cast<double>(std::accumulate(counts.begin(), counts.end(), Int{0})) / static_cast<double>(bias.size());
+      errors.push_back((mean - static_cast<double>(counts[e])) / mean);
+    }
+    for (std::size_t n = 0; n < errors.size(); ++n) {
+      bias[e] += kp * errors[n] + kd * (errors[n] - (n == 0 ? 0.0 : errors[n - 1]));
+      for (std::size_t i = 0; i <= n; ++i) bias[e] += ki * errors[i];
+    }
+  }
+  return bias;
+}
+
 }  // namespace oracle

@@ -11,6 +11,17 @@ namespace testing {
 
 namespace {
 
+/// The message of the StateError that load_state raises; empty where it raises none.
+std::string refusal_of(const std::string& text, const mb::BiasRef& bias, const mb::LoadRef& load) {
+  std::istringstream in(text);
+  try {
+    (void)mb::load_state(in, bias, load);
+  } catch (const mb::StateError& error) {
+    return error.what();
+  }
+  return {};
+}
+
 struct State {
   std::vector<float> bias;
   Counts load;
@@ -44,12 +55,7 @@ struct State {
   [[nodiscard]] std::string refusal(const std::string& text) {
     const std::vector<float> bias_before = bias;
     const Counts load_before = load;
-    std::string message;
-    try {
-      (void)read(text);
-    } catch (const mb::StateError& error) {
-      message = error.what();
-    }
+    const std::string message = refusal_of(text, bias_ref(), load_ref());
     CHECK(std::memcmp(bias.data(), bias_before.data(), bias.size() * sizeof(float)) == 0);
     CHECK(load == load_before);
     return message;
@@ -159,9 +165,55 @@ TEST_CASE("what is no state, of another version or another shape is refused") {
   CHECK(contains(target.refusal(std::string(1000, 'x')), "this is no state of moe_balance"));
   std::string newer = state.saved(1);
   newer.resize(newer.size() - 8);
-  newer[8] = 2;
+  newer[8] = 3;
   State same(3, 2, 3);
-  CHECK(contains(same.refusal(with_checksum(newer)), "the state has version 2; allowed: 1"));
+  CHECK(contains(same.refusal(with_checksum(newer)), "the state has version 3; allowed: 1, 2"));
+}
+
+TEST_CASE("what a rule keeps lies behind the bias, in a layout of version 2") {
+  const float tables[] = {1.0f, -2.5f, 0.5f, 4.0f};
+  std::vector<float> bias(std::begin(tables), std::end(tables));
+  Counts load{3, -1};
+  const mb::BiasRef bias_ref = mb::BiasRef(bias.data(), 2).with_memory(1);
+  std::string want = "MOEBSTAT";
+  append(want, 2, 4);
+  append(want, 2, 4);
+  append(want, 1, 8);
+  append(want, 7, 8);
+  append(want, 1, 4);
+  for (const std::uint64_t bits : {0x3f800000u, 0xc0200000u, 0x3f000000u, 0x40800000u}) append(want, bits, 4);
+  append(want, 3, 8);
+  append(want, ~std::uint64_t{0}, 8);
+  std::ostringstream out;
+  mb::save_state(out, bias_ref, {load.data(), 2}, 7);
+  CHECK(out.str() == with_checksum(want));
+
+  bias.assign(4, 9.0f);
+  std::istringstream in(out.str());
+  CHECK(mb::load_state(in, bias_ref, {load.data(), 2}) == 7);
+  CHECK(bias == std::vector<float>(std::begin(tables), std::end(tables)));
+
+  const auto refusal = [&](const std::string& text, int memory) {
+    const std::vector<float> before = bias;
+    const std::string message = refusal_of(text, mb::BiasRef(bias.data(), 2).with_memory(memory), {load.data(), 2});
+    CHECK(bias == before);
+    return message;
+  };
+  CHECK(contains(refusal(out.str(), 0), "the state keeps 1 values for each bias; allowed: 0"));
+  CHECK(contains(refusal(out.str(), 2), "the state keeps 1 values for each bias; allowed: 2"));
+  CHECK(contains(refusal(State(2, 1, 2).saved(1), 1), "the state keeps 0 values for each bias; allowed: 1"));
+  for (std::size_t length = 32; length < out.str().size(); ++length) {
+    CHECK(contains(refusal(out.str().substr(0, length), 1), "the state ends after " + std::to_string(length) + " bytes"));
+  }
+  for (std::size_t i = 32; i < out.str().size(); ++i) {
+    std::string changed = out.str();
+    changed[i] = static_cast<char>(changed[i] ^ 4);
+    CHECK(contains(refusal(changed, 1), i < 36 ? "values for each bias; allowed: 1" : "is corrupted"));
+  }
+  for (const int memory : {-1, 9}) {
+    CHECK_THROWS_AS(mb::save_state(out, mb::BiasRef(bias.data(), 2).with_memory(memory), {load.data(), 2}, 7),
+                    mb::InvalidArgument);
+  }
 }
 
 TEST_CASE("a header with huge numbers, or one of the other byte order, is refused before memory is taken for it") {
@@ -212,24 +264,26 @@ TEST_CASE("memory of a size that no place has is not there") {
   CHECK_THROWS_AS(mb::Load(2, (std::int64_t{1} << 60) + 1), std::bad_alloc);
   CHECK_THROWS_AS(mb::Load(2000000000, std::int64_t{1} << 62), std::bad_alloc);
   CHECK(mb::Bias(0).ref().experts == 0);
+  const mb::Router pid{mb::Sigmoid{}, mb::TopK<1>{}, mb::PidBias{}};
+  CHECK_THROWS_AS(mb::Bias(pid, 4, (std::int64_t{1} << 59) + 1), std::bad_alloc);  // three tables of it wrap around
 }
 
-TEST_CASE("training resumes bit for bit, also from the middle of a step") {
+template <class Balancer>
+void check_resumes(const Balancer& balancer) {
   constexpr int steps = 12;
-  const mb::Router router{mb::Sigmoid{}, mb::TopK<rank_k>{},
-                          mb::LossFreeBias{.update_rate = 1e-3f, .centring = mb::Centring::bias}};
+  const mb::Router router{mb::Sigmoid{}, mb::TopK<rank_k>{}, balancer};
   const auto micro_batch = [&](std::int64_t index, mb::BiasRef bias, mb::LoadRef load) {
     const std::vector<float> logits = Random(static_cast<std::uint64_t>(index)).normals(30 * rank_experts);
     RankCall(router, logits, 0, 30).forward(bias, load);
     if (index % 2 == 1) router.update(bias, load, {}, mb::Host{});
   };
-  const mb::Bias straight(rank_experts);
+  const mb::Bias straight(router, rank_experts);
   const mb::Load straight_load(rank_experts);
   for (std::int64_t i = 0; i < 2 * steps; ++i) micro_batch(i, straight.ref(), straight_load.ref());
 
   std::string file;
   for (std::int64_t i = 0; i < 2 * steps; ++i) {  // a new process for every micro-batch
-    const mb::Bias bias(rank_experts);
+    const mb::Bias bias(router, rank_experts);
     const mb::Load load(rank_experts);
     std::int64_t next = 0;
     if (!file.empty()) {
@@ -242,12 +296,17 @@ TEST_CASE("training resumes bit for bit, also from the middle of a step") {
     mb::save_state(out, bias.ref(), load.ref(), next + 1);
     file = out.str();
   }
-  const mb::Bias resumed(rank_experts);
+  const mb::Bias resumed(router, rank_experts);
   const mb::Load resumed_load(rank_experts);
   std::istringstream in(file);
   CHECK(mb::load_state(in, resumed.ref(), resumed_load.ref()) == 2 * steps);
-  CHECK(std::memcmp(resumed.data(), straight.data(), rank_experts * sizeof(float)) == 0);
+  CHECK(std::memcmp(resumed.data(), straight.data(), (1 + mb::bias_memory<Balancer>)*rank_experts * sizeof(float)) == 0);
   CHECK(*std::max_element(straight.data(), straight.data() + rank_experts) > 0.0f);
+}
+
+TEST_CASE("training resumes bit for bit, also from the middle of a step") {
+  check_resumes(mb::LossFreeBias{.update_rate = 1e-3f, .centring = mb::Centring::bias});
+  check_resumes(mb::SmebuBias{.update_rate = 1e-3f});
 }
 
 }  // namespace testing

@@ -18,9 +18,7 @@ static_assert(mb::ElementwiseScoring<Bell>);
 
 /// A scoring that is not a number for half of its logits.
 struct NanBelowZero {
-  MOEB_HOST_DEVICE float operator()(float logit) const {
-    return logit > 0 ? logit : NAN;
-  }
+  MOEB_HOST_DEVICE float operator()(float logit) const { return logit > 0 ? logit : NAN; }
   MOEB_HOST_DEVICE float derivative(float /*logit*/, float /*score*/) const { return 1.0f; }
 };
 
@@ -64,6 +62,19 @@ struct ProportionalBias {
   }
 };
 static_assert(mb::BiasBalancer<ProportionalBias>);
+
+/// A bias rule of the user's own with memory: against the mean of the last two steps' loads, of which it keeps the older one, and the number of steps.
+struct TwoStepBias {
+  static constexpr int memory = 2;
+  float update_rate = 0.5f;
+  MOEB_HOST_DEVICE mb::BiasStep<2> next_bias(float bias, int expert, const mb::LoadView& load,
+                                             const float (&kept)[2]) const {
+    const float share = load.share(expert) * static_cast<float>(load.experts());
+    const float mean = kept[1] == 0.0f ? share : 0.5f * (share + kept[0]);
+    return {bias + update_rate * (1.0f - mean), {share, kept[1] + 1.0f}};
+  }
+};
+static_assert(mb::BiasBalancer<TwoStepBias> && mb::bias_memory<TwoStepBias> == 2);
 
 /// A loss per token of the user's own: the log-sum-exp itself.
 struct LinearZLoss {

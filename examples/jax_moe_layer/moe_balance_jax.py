@@ -29,7 +29,7 @@ class Sizes(ctypes.Structure):
     """struct moe_balance::xla::Sizes."""
     _fields_ = [(name, ctypes.c_int64) for name in (
         "top_k", "losses", "has_bias", "needs_load", "reads_global_batch", "reads_step", "has_capacity", "saved_bytes", "workspace_bytes",
-        "permutation_rows", "permutation_workspace")]
+        "permutation_rows", "permutation_workspace", "bias_memory")]
 
 
 class Status(NamedTuple):
@@ -152,10 +152,13 @@ class MoeBalance:
     # ---- state ---------------------------------------------------------------------------------------------------------------
 
     def new_bias(self, experts, layers=None):
-        """float32 [E] or [L, E] of zeros; empty where the router has no bias."""
-        if not self.sizes(0, experts).has_bias:
+        """float32 [E] or [L, E] of zeros; empty where the router has no bias. Where its rule keeps n values for each bias, [1 + n, E] or [1 + n, L, E]:
+        `forward` and `route` read bias[0] or bias[0, l]."""
+        sizes = self.sizes(0, experts)
+        if not sizes.has_bias:
             return left_out()
-        return jnp.zeros((experts,) if layers is None else (layers, experts), jnp.float32)
+        tables = (1 + sizes.bias_memory,) if sizes.bias_memory else ()
+        return jnp.zeros(tables + ((experts,) if layers is None else (layers, experts)), jnp.float32)
 
     def new_load(self, experts, layers=None):
         """int32 [E, 2] or [L, E, 2] of zeros."""

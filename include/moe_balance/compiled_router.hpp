@@ -27,6 +27,8 @@ class CompiledRouter {
   static constexpr int k = RouterT::k;
   /// Balancing losses, the length of LossArgs::part_values.
   static constexpr int loss_count = RouterT::loss_count;
+  /// Values that the balancer's rule keeps for each bias.
+  static constexpr int bias_memory = RouterT::bias_memory;
 
   /// Its options stay run-time values.
   RouterT router{};

@@ -168,11 +168,40 @@ concept LossBalancer = std::is_trivially_copyable_v<B> && requires(const B balan
   { balancer.slope(0, load) } -> std::convertible_to<float>;
 };
 
-/// A selection bias per expert and its rule: the next bias from the present one and the step's counts.
+/// What a rule with memory returns: the next bias, and what it will find in its memory in the next step.
+template <int Values>
+struct BiasStep {
+  float bias;            ///< the next one
+  float memory[Values];  ///< 0 before the first step
+};
+/// Without memory.
+template <>
+struct BiasStep<0> {
+  float bias;  ///< the next one
+};
+
+/// A rule that knows nothing but the present bias and the step's counts.
 template <class B>
-concept BiasBalancer = std::is_trivially_copyable_v<B> && requires(const B balancer, const LoadView load) {
+concept MemorylessBias = requires(const B balancer, const LoadView load) {
   { balancer.next_bias(0.0f, 0, load) } -> std::convertible_to<float>;
 };
+/// A rule that keeps B::memory values for each bias from step to step, 0 at first.
+template <class B>
+concept BiasWithMemory = requires(const B balancer, const LoadView load, const float (&memory)[B::memory]) {
+  requires B::memory >= 1 && B::memory <= max_bias_memory;
+  { balancer.next_bias(0.0f, 0, load, memory) } -> std::same_as<BiasStep<B::memory>>;
+};
+
+/// A selection bias per expert and its rule: the next bias from the present one, the step's counts and what the rule has kept.
+template <class B>
+concept BiasBalancer = std::is_trivially_copyable_v<B> &&(MemorylessBias<B> || BiasWithMemory<B>);
+
+/// Values that the rule of a balancer keeps for each bias, BiasRef::memory. Of a combination its bias's.
+template <class B>
+inline constexpr int bias_memory = 0;
+template <class B>
+  requires BiasWithMemory<B>
+inline constexpr int bias_memory<B> = B::memory;
 
 /// A loss per token that depends on its logits through their log-sum-exp; `token_slope` is its derivative.
 template <class B>

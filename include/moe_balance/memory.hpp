@@ -4,6 +4,7 @@
 #include <moe_balance/shape.hpp>
 #include <moe_balance/views.hpp>
 
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -64,27 +65,41 @@ class Buffer {
   std::size_t size_;
 };
 
-/// Elements of a table; more than any place has where sizes are below 0 or their product would not fit.
-[[nodiscard]] inline std::size_t elements_of(int experts, std::int64_t layers) {
+/// Elements of tables; more than any place has where sizes are below 0 or their product would not fit.
+[[nodiscard]] inline std::size_t elements_of(int experts, std::int64_t layers, int tables = 1) {
   std::int64_t elements = 0;
-  const bool fits = experts >= 0 && layers >= 0 && !__builtin_mul_overflow(layers, experts, &elements);
+  const bool fits = experts >= 0 && layers >= 0 && !__builtin_mul_overflow(layers, experts, &elements) &&
+                    !__builtin_mul_overflow(elements, tables, &elements);
   return fits ? static_cast<std::size_t>(elements) : std::numeric_limits<std::size_t>::max();
 }
 
-/// Bias of `layers` layers, all 0 at first.
+/// A router, which knows what the rule of its bias keeps.
+template <class R>
+concept KnowsItsBias = requires {
+  { R::bias_memory } -> std::convertible_to<int>;
+};
+
+/// Bias of `layers` layers, and what its rule keeps, all 0 at first.
 template <class Place = Host>
 class Bias {
  public:
-  /// [layers, experts], zeroed. Errors: as Buffer; std::bad_alloc also for negative sizes.
-  explicit Bias(int experts, std::int64_t layers = 1, const Place& place = {})
-      : buffer_(elements_of(experts, layers), place), experts_(experts), layers_(layers) {}
-  /// For the calls of a router; valid as long as this object.
-  [[nodiscard]] BiasRef ref() const { return {buffer_.data(), experts_, layers_}; }
-  /// [layers, experts], in the place.
+  /// [layers, experts], zeroed: for rules without memory. Errors: as Buffer; std::bad_alloc also for negative sizes.
+  explicit Bias(int experts, std::int64_t layers = 1, const Place& place = {}) : Bias(0, experts, layers, place) {}
+  /// The same for the rule of `router`, whatever it keeps: [1 + memory, layers, experts].
+  template <KnowsItsBias Router>
+  Bias(const Router& /*router*/, int experts, std::int64_t layers = 1, const Place& place = {})
+      : Bias(Router::bias_memory, experts, layers, place) {}
+  /// For update and, of one layer, the other calls of a router; valid as long as this object.
+  [[nodiscard]] BiasRef ref() const { return BiasRef(buffer_.data(), experts_, layers_).with_memory(memory_); }
+  /// The biases [layers, experts], and behind them what the rule keeps, in the place.
   [[nodiscard]] float* data() const { return buffer_.data(); }
 
  private:
+  Bias(int memory, int experts, std::int64_t layers, const Place& place)
+      : buffer_(elements_of(experts, layers, 1 + memory), place), memory_(memory), experts_(experts), layers_(layers) {}
+
   Buffer<float, Place> buffer_;
+  int memory_;
   int experts_;
   std::int64_t layers_;
 };

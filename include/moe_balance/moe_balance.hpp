@@ -8,8 +8,10 @@
 #include <moe_balance/balancer/global_batch_loss.hpp>
 #include <moe_balance/balancer/loss_free_bias.hpp>
 #include <moe_balance/balancer/no_balancer.hpp>
+#include <moe_balance/balancer/pid_bias.hpp>
 #include <moe_balance/balancer/proportional_bias.hpp>
 #include <moe_balance/balancer/sequence_loss.hpp>
+#include <moe_balance/balancer/smebu_bias.hpp>
 #include <moe_balance/balancer/z_loss.hpp>
 #include <moe_balance/compiled_router.hpp>
 #include <moe_balance/dispatch/capacity.hpp>
@@ -24,6 +26,7 @@
 #include <moe_balance/engine/host.hpp>
 #include <moe_balance/memory.hpp>
 #include <moe_balance/metrics/load_metrics.hpp>
+#include <moe_balance/metrics/routing_metrics.hpp>
 #include <moe_balance/placement/placement.hpp>
 #include <moe_balance/presets.hpp>
 #include <moe_balance/router.hpp>
@@ -34,6 +37,7 @@
 #include <moe_balance/scoring/sqrt_softplus.hpp>
 #include <moe_balance/state.hpp>
 #include <moe_balance/sync/single_device.hpp>
+#include <moe_balance/topk/forced_experts.hpp>
 #include <moe_balance/topk/group_limited_top_k.hpp>
 #include <moe_balance/topk/replay.hpp>
 #include <moe_balance/topk/top_k.hpp>

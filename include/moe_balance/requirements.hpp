@@ -161,8 +161,10 @@ template <class B>
   // A part with a wrong signature would be left out without a word where the balancer has another.
   static_assert(LossBalancer<B> || !NamesSlope<B>,
                 "the balancer's slope is not: balancer.slope(expert, load) const -> float");
-  static_assert(BiasBalancer<B> || !NamesNextBias<B>,
-                "the balancer's next_bias is not: balancer.next_bias(bias, expert, load) const -> float");
+  static_assert(
+      BiasBalancer<B> || !NamesNextBias<B>,
+      "the balancer's next_bias is neither: balancer.next_bias(bias, expert, load) const -> float, nor, with static "
+      "constexpr int memory of 1 to 8: balancer.next_bias(bias, expert, load, memory) const -> BiasStep<memory>");
   if constexpr (HasTokenLoss<B>) {
     static_assert(TokenLossBalancer<B>,
                   "the balancer has token_loss and lacks: balancer.token_slope(log_sum_exp) const -> float");

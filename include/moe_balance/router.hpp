@@ -44,6 +44,8 @@ struct Router {
   static constexpr int k = TopKT::k;
   /// Balancing losses, the length of LossArgs::part_values.
   static constexpr int loss_count = Traits::losses + Traits::token_losses;
+  /// Values that the balancer's rule keeps for each bias: update takes BiasRef::with_memory(bias_memory).
+  static constexpr int bias_memory = Traits::bias_memory;
 
   Scoring scoring{};    ///< from logits to scores
   TopKT top_k{};        ///< from scores to K experts and their weights

@@ -2,11 +2,12 @@
 //
 // Layout, all little-endian, without gaps:
 //   0   8 bytes  "MOEBSTAT"
-//   8   uint32   version of the layout: 1
+//   8   uint32   version of the layout: 1; 2 where the bias's rule keeps something
 //   12  uint32   experts, E
 //   16  uint64   layers, L
 //   24  int64    step
-//   32  float32  bias [L, E]
+//   32  uint32   of version 2 only: values that the rule keeps for each bias, N
+//   ..  float32  bias [L, E] and, of version 2, what its rule keeps [N, L, E]
 //   ..  int64    load [L, E]
 //   ..  uint64   FNV-1a (64 bits) of all bytes before it
 //
@@ -34,11 +35,19 @@ class StateBytes {
   static constexpr std::size_t magic_bytes = 8;
   static constexpr std::size_t header_bytes = 32;
   static constexpr std::uint32_t version = 1;
+  static constexpr std::uint32_t version_with_memory = 2;
 
-  [[nodiscard]] static std::size_t total_bytes(std::int64_t experts, std::int64_t layers) {
-    const auto cells = static_cast<std::size_t>(experts * layers);
-    return header_bytes + cells * (sizeof(float) + sizeof(std::int64_t)) + sizeof(std::uint64_t);
+  /// Bytes before the bias.
+  [[nodiscard]] static std::size_t bias_offset(const BiasRef& bias) {
+    return header_bytes + (bias.memory > 0 ? sizeof(std::uint32_t) : 0);
   }
+  [[nodiscard]] static std::size_t total_bytes(const BiasRef& bias) {
+    const auto cells = static_cast<std::size_t>(bias.experts * bias.layers);
+    const std::size_t bytes_of_cell = (1 + static_cast<std::size_t>(bias.memory)) * sizeof(float) + sizeof(std::int64_t);
+    return bias_offset(bias) + cells * bytes_of_cell + sizeof(std::uint64_t);
+  }
+  /// The rows of the bias and, behind them, those of what its rule keeps.
+  [[nodiscard]] static std::int64_t rows_of(const BiasRef& bias) { return bias.layers * (1 + bias.memory); }
 
   [[nodiscard]] char* data() { return bytes_.data(); }
   [[nodiscard]] std::size_t size() const { return bytes_.size(); }
@@ -79,6 +88,8 @@ inline void check_state_arguments(const char* call, const BiasRef& bias, const L
   MOEB_EXPECTS(bias.experts >= 1 && bias.experts <= max_experts && bias.layers >= 1 && bias.layers <= most_layers, call,
                "bias", std::to_string(bias.layers) + " x " + std::to_string(bias.experts), "1 to ", most_layers,
                " layers of 1 to ", max_experts, " experts");
+  MOEB_EXPECTS(bias.memory >= 0 && bias.memory <= max_bias_memory, call, "bias.memory", std::to_string(bias.memory), "0 to ",
+               max_bias_memory);
   MOEB_EXPECTS(load.experts == bias.experts, call, "load.experts", std::to_string(load.experts),
                std::to_string(bias.experts));
   MOEB_EXPECTS(load.layers == bias.layers, call, "load.layers", std::to_string(load.layers), std::to_string(bias.layers));
@@ -87,18 +98,19 @@ inline void check_state_arguments(const char* call, const BiasRef& bias, const L
   MOEB_EXPECTS(load.stride >= load.experts, call, "load.stride", std::to_string(load.stride), least);
 }
 
-/// Writes bias and load, in host memory, and the number of steps done, and flushes the stream, whose header (`fstream`, say) the caller includes. A
+/// Writes the bias with what its rule keeps and the load, in host memory, and the number of steps done, and flushes the stream, whose header (`fstream`, say) the caller includes. A
 /// router without a bias passes a bias of zeros. Errors: InvalidArgument; StateError when the stream does not take it, on a full disk, say.
 template <class Traits>
 void save_state(std::basic_ostream<char, Traits>& out, const BiasRef& bias, const LoadRef& load, std::int64_t step) {
   check_state_arguments("save_state", bias, load);
   StateBytes bytes;
   bytes.append_magic();
-  bytes.append(StateBytes::version);
+  bytes.append(bias.memory > 0 ? StateBytes::version_with_memory : StateBytes::version);
   bytes.append(static_cast<std::uint32_t>(bias.experts));
   bytes.append(static_cast<std::uint64_t>(bias.layers));
   bytes.append(static_cast<std::uint64_t>(step));
-  for (std::int64_t l = 0; l < bias.layers; ++l) {
+  if (bias.memory > 0) bytes.append(static_cast<std::uint32_t>(bias.memory));
+  for (std::int64_t l = 0; l < StateBytes::rows_of(bias); ++l) {
     for (int e = 0; e < bias.experts; ++e) bytes.append(std::bit_cast<std::uint32_t>(bias.layer(l).data[e]));
   }
   for (std::int64_t l = 0; l < load.layers; ++l) {
@@ -133,21 +145,29 @@ template <class Traits>
   read_state_bytes(in, bytes, StateBytes::header_bytes);
   if (!bytes.has_magic()) fail("this is no state of moe_balance: it does not begin with MOEBSTAT");
   const auto version = bytes.at<std::uint32_t>(8);
-  if (version != StateBytes::version) fail("the state has version " + std::to_string(version) + "; allowed: 1");
+  const bool has_memory = version == StateBytes::version_with_memory;
+  if (version != StateBytes::version && !has_memory) {
+    fail("the state has version " + std::to_string(version) + "; allowed: 1, 2");
+  }
   const auto experts = bytes.at<std::uint32_t>(12);
   const auto layers = bytes.at<std::uint64_t>(16);
   if (experts != static_cast<std::uint32_t>(bias.experts) || layers != static_cast<std::uint64_t>(bias.layers)) {
     fail("the state has " + std::to_string(layers) + " layers of " + std::to_string(experts) +
          " experts; allowed: " + std::to_string(bias.layers) + " layers of " + std::to_string(bias.experts));
   }
-  const std::size_t total = StateBytes::total_bytes(bias.experts, bias.layers);
-  read_state_bytes(in, bytes, total - StateBytes::header_bytes);
+  if (has_memory) read_state_bytes(in, bytes, sizeof(std::uint32_t));
+  const std::uint32_t memory = has_memory ? bytes.at<std::uint32_t>(StateBytes::header_bytes) : 0;
+  if (memory != static_cast<std::uint32_t>(bias.memory)) {
+    fail("the state keeps " + std::to_string(memory) + " values for each bias; allowed: " + std::to_string(bias.memory));
+  }
+  const std::size_t total = StateBytes::total_bytes(bias);
+  read_state_bytes(in, bytes, total - bytes.size());
   const std::size_t checked = total - sizeof(std::uint64_t);
   if (bytes.checksum(checked) != bytes.at<std::uint64_t>(checked))
     fail("the state is corrupted: its checksum does not match");
 
-  std::size_t offset = StateBytes::header_bytes;
-  for (std::int64_t l = 0; l < bias.layers; ++l) {
+  std::size_t offset = StateBytes::bias_offset(bias);
+  for (std::int64_t l = 0; l < StateBytes::rows_of(bias); ++l) {
     for (int e = 0; e < bias.experts; ++e, offset += sizeof(float)) {
       bias.layer(l).data[e] = std::bit_cast<float>(bytes.at<std::uint32_t>(offset));
     }

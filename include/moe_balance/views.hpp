@@ -119,6 +119,9 @@ using AnyMatrix = BasicAnyMatrix<false>;
 /// A matrix that a call only reads.
 using ConstAnyMatrix = BasicAnyMatrix<true>;
 
+/// The most values that a rule may keep for each bias.
+inline constexpr int max_bias_memory = 8;
+
 /// The selection bias of one or of all layers: float [layers, experts], row l at data + l * stride. Owned by the caller, kept
 /// across steps, checkpointed. forward and route read one layer (`layer(l)`), update writes all of them.
 struct BiasRef {
@@ -126,6 +129,7 @@ struct BiasRef {
   int experts = 0;          ///< E; of the longest layer
   std::int64_t layers = 1;  ///< L
   std::int64_t stride = 0;  ///< elements from layer to layer, at least `experts`
+  int memory = 0;  ///< what its rule keeps for each bias, in as many further tables [layers, experts]; see with_memory
 
   /// None: for routers and calls that need none.
   constexpr BiasRef() = default;
@@ -140,6 +144,13 @@ struct BiasRef {
   /// One layer that has fewer experts than the longest.
   [[nodiscard]] MOEB_HOST_DEVICE constexpr BiasRef layer(std::int64_t index, int its_experts) const {
     return {data + index * stride, its_experts, 1, stride};
+  }
+  /// The same with the memory of its rule, `values` (bias_memory<Balancer>) for each bias: value n of layer l and expert e lies
+  /// at data[((n + 1) * layers + l) * stride + e], so that all is one float32 table [1 + values, layers, experts]. At first all are 0.
+  [[nodiscard]] MOEB_HOST_DEVICE constexpr BiasRef with_memory(int values) const {
+    BiasRef result = *this;
+    result.memory = values;
+    return result;
   }
 };
 

@@ -8,7 +8,7 @@
 
 namespace testing {
 
-/// Runs update on one layer and returns bias and load as they lie there afterwards.
+/// Runs update and returns the bias, with what its rule keeps behind it, and the load as they lie there afterwards.
 struct Updated {
   std::vector<float> bias;
   std::vector<std::int64_t> load;
@@ -22,7 +22,8 @@ Updated update(const Engine& engine, const Router& router, std::vector<float> bi
   const std::size_t bytes = router.workspace_bytes(mb::Shape{.tokens = 0, .experts = experts});
   typename Engine::template Array<std::max_align_t> scratch(
       engine, std::vector<std::max_align_t>(bytes / sizeof(std::max_align_t) + 1));
-  const mb::BiasRef bias_ref = bias.empty() ? mb::BiasRef{} : mb::BiasRef{bias_memory.data(), experts, layers};
+  const mb::BiasRef bias_ref =
+      bias.empty() ? mb::BiasRef{} : mb::BiasRef(bias_memory.data(), experts, layers).with_memory(Router::bias_memory);
   router.update(bias_ref, mb::LoadRef{load_memory.data(), experts, layers}, mb::Workspace{scratch.data(), bytes},
                 engine.place());
   engine.wait();
@@ -261,6 +262,156 @@ TEST_CASE_TEMPLATE_DEFINE("ProportionalBias: exact at the mean, without tokens a
   CHECK(updated.load == zero_load(4));
 }
 
+/// The largest of |got - want|, by what an expert has of its own and, for what steps that cancel leave, a tenth of the largest; NaN counts as infinite.
+inline double worst_error(const std::vector<float>& start, const std::vector<float>& got, const std::vector<double>& want) {
+  double largest = 0;
+  for (const double value : want) largest = std::max(largest, std::abs(value));
+  double worst = 0;
+  for (std::size_t e = 0; e < want.size(); ++e) {
+    const double difference = std::abs(static_cast<double>(got[e]) - want[e]);
+    if (difference == 0) continue;
+    const double error =
+        difference / (std::abs(want[e]) + std::abs(want[e] - static_cast<double>(start[e])) + 0.1 * largest);
+    if (!(error <= worst)) worst = std::isnan(error) ? std::numeric_limits<double>::infinity() : error;
+  }
+  return worst;
+}
+
+TEST_CASE_TEMPLATE_DEFINE("SmebuBias: the published steps, centred before their running mean, for every centring", Engine,
+                          bias_smebu) {
+  for (const auto& [centring, meaning] :
+       {std::pair{mb::Centring::step, oracle::Centring::step}, std::pair{mb::Centring::bias, oracle::Centring::bias},
+        std::pair{mb::Centring::none, oracle::Centring::none}}) {
+    CAPTURE(static_cast<int>(centring));
+    const mb::Router router{mb::Sigmoid{}, mb::TopK<4>{},
+                            mb::SmebuBias{.update_rate = 0.02f, .momentum = 0.75f, .slope = 1.5f, .centring = centring}};
+    const oracle::Smebu published{static_cast<double>(0.02f), 0.75, 1.5, meaning};
+    for (const int experts : {1, 3, 60, 2048}) {
+      CAPTURE(experts);
+      constexpr std::size_t layers = 3;
+      const auto row = static_cast<std::size_t>(experts);
+      const std::vector<float> start = normal_bias(120, experts * static_cast<int>(layers));
+      std::vector<float> state = start;
+      state.resize(2 * start.size(), 0.0f);
+      std::vector<std::vector<double>> want, means(layers, std::vector<double>(row, 0.0));
+      for (std::size_t l = 0; l < layers; ++l) {
+        const auto first = start.begin() + static_cast<std::ptrdiff_t>(l * row);
+        want.emplace_back(first, first + experts);
+      }
+      for (std::uint64_t step = 0; step < 4; ++step) {
+        std::vector<std::int64_t> load = random_load(121 + step, row * layers, 20);
+        load[0] += 300;
+        load[row] += 1;
+        for (std::size_t l = 0; l < layers; ++l) {
+          const auto first = load.begin() + static_cast<std::ptrdiff_t>(l * row);
+          published.step(want[l], means[l], {first, first + experts});
+        }
+        const Updated updated = update(Engine(), router, state, load, layers);
+        CHECK(updated.load == zero_load(experts * static_cast<int>(layers)));
+        state = updated.bias;
+      }
+      for (std::size_t l = 0; l < layers; ++l) {
+        const auto at = static_cast<std::ptrdiff_t>(l * row);
+        const std::vector<float> bias(state.begin() + at, state.begin() + at + experts);
+        // Four steps, each with a drift that has the roundings of all.
+        CHECK(worst_error({start.begin() + at, start.begin() + at + experts}, bias, want[l]) <= 1e-6);
+        if (centring == mb::Centring::step) continue;  // means are kept before centring
+        const auto kept = static_cast<std::ptrdiff_t>(start.size()) + at;
+        // Four roundings of steps of 0.02, by a tenth of that.
+        CHECK(worst_error(std::vector<float>(row), {state.begin() + kept, state.begin() + kept + experts}, means[l]) <=
+              2e-6);
+      }
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE_DEFINE("PidBias: error, sum of errors and its change, over steps and layers", Engine, bias_pid) {
+  const mb::PidBias rule{.proportional = 0.02f, .integral = 0.003f, .derivative = -0.01f};
+  const mb::Router router{mb::Sigmoid{}, mb::TopK<4>{}, rule};
+  for (const int experts : {1, 3, 60, 2048}) {
+    CAPTURE(experts);
+    const std::vector<float> start = normal_bias(130, 2 * experts);
+    std::vector<float> state = start;
+    state.resize(3 * start.size(), 0.0f);
+    std::vector<std::vector<std::int64_t>> loads[2];
+    const std::ptrdiff_t firsts[] = {0, experts};
+    for (std::uint64_t step = 0; step < 4; ++step) {
+      const std::vector<std::int64_t> load = random_load(131 + step, start.size(), 20);
+      for (int l = 0; l < 2; ++l) loads[l].emplace_back(load.begin() + firsts[l], load.begin() + firsts[l] + experts);
+      state = update(Engine(), router, state, load, 2).bias;
+    }
+    for (int l = 0; l < 2; ++l) {
+      const std::vector<float> before(start.begin() + firsts[l], start.begin() + firsts[l] + experts);
+      const std::vector<double> want =
+          oracle::pid_bias({before.begin(), before.end()}, loads[l], static_cast<double>(rule.proportional),
+                           static_cast<double>(rule.integral), static_cast<double>(rule.derivative));
+      CHECK(worst_error(before, {state.begin() + firsts[l], state.begin() + firsts[l] + experts}, want) <= 1e-6);
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE_DEFINE("rules with memory: by hand, without tokens, frozen; counts up to 2^50", Engine,
+                          bias_with_memory_at_rest) {
+  const mb::PidBias pid{.proportional = 1.0f, .integral = 0.5f, .derivative = 0.25f};
+  const mb::Router router{mb::Sigmoid{}, mb::TopK<4>{}, pid};
+  // Biases, sums of errors, last errors. Errors 0.5, 0, 0, -0.5.
+  const std::vector<float> state{1, 2, 3, 4, 0.5f, 0, 1, 0, -0.5f, 0, 2, 0};
+  CHECK(update(Engine(), router, state, {1, 2, 2, 3}).bias == std::vector<float>{1 + 0.5f + 0.5f + 0.25f, 2, 3 + 0.5f - 0.5f,
+                                                                                 4 - 0.5f - 0.25f - 0.125f, 1, 0, 1, -0.5f,
+                                                                                 0.5f, 0, 0, -0.5f});
+  CHECK(update(Engine(), router, state, {0, 0, 0, 0}).bias == state);
+  const std::int64_t many = std::int64_t{1} << 50;
+  CHECK(update(Engine(), router, std::vector<float>(12), {2 * many, many, many, 0}).bias ==
+        std::vector<float>{-1.75f, 0, 0, 1.75f, -1, 0, 0, 1, -1, 0, 0, 1});
+  const mb::Router frozen{mb::Sigmoid{}, mb::TopK<4>{},
+                          mb::Combine{mb::AuxLoss{}, mb::PidBias{.integral = 0.5f, .frozen = true}}};
+  const Updated updated = update(Engine(), frozen, state, {9, 0, 0, 3});
+  CHECK(updated.bias == state);
+  CHECK(updated.load == zero_load(4));
+
+  // A tanh of 10 and more is 1: a step of update_rate, halved by the running mean, for whoever has too few.
+  const mb::Router smebu{mb::Sigmoid{}, mb::TopK<4>{},
+                         mb::SmebuBias{.update_rate = 0.5f, .slope = 20.0f, .centring = mb::Centring::none}};
+  CHECK(update(Engine(), smebu, {1, 2, 3, 4, 0, 0, 0, 0.25f}, {1, 2, 2, 3}).bias ==
+        std::vector<float>{1.25f, 2, 3, 4 - 0.125f, 0.25f, 0, 0, -0.125f});
+  CHECK(update(Engine(), smebu, {1, 2, 3, 4, 0, 0.5f, 0, 0.25f}, {0, 0, 0, 0}).bias ==
+        std::vector<float>{1, 2, 3, 4, 0, 0.5f, 0, 0.25f});
+}
+
+TEST_CASE_TEMPLATE_DEFINE("rules with memory: layers apart and of fewer experts leave what lies between as it is", Engine,
+                          bias_with_memory_apart) {
+  const Engine engine;
+  const mb::Router router{mb::Sigmoid{}, mb::TopK<4>{}, mb::PidBias{.proportional = 1.0f, .integral = 0.5f}};
+  constexpr int experts = 4, layers = 2, stride = 6;
+  std::vector<float> values(3 * layers * stride, 9.0f);
+  for (std::size_t row = 0; row < 3 * layers; ++row)
+    std::fill_n(values.begin() + static_cast<std::ptrdiff_t>(row * stride), experts, 0.0f);
+  typename Engine::template Array<float> bias(engine, values);
+  typename Engine::template Array<std::int64_t> load(engine, {1, 2, 2, 3, 2, 0, 7, 0});
+  typename Engine::template Array<std::int32_t> experts_of_layer(engine, {4, 2});
+  mb::LoadRef load_ref{load.data(), experts, layers};
+  load_ref.experts_of_layer = experts_of_layer.data();
+  router.update(mb::BiasRef(bias.data(), experts, layers, stride).with_memory(2), load_ref, {}, engine.place());
+  engine.wait();
+  CHECK(bias.values() == std::vector<float>{0.75f, 0, 0, -0.75f, 9, 9, -1.5f, 1.5f, 0, 0, 9, 9,    // biases
+                                            0.5f,  0, 0, -0.5f,  9, 9, -1,    1,    0, 0, 9, 9,    // sums of errors
+                                            0.5f,  0, 0, -0.5f,  9, 9, -1,    1,    0, 0, 9, 9});  // last errors
+  CHECK(load.values() == std::vector<std::int64_t>(8, 0));
+}
+
+TEST_CASE_TEMPLATE_DEFINE("PidBias with one factor is ProportionalBias, bit for bit", Engine, bias_pid_proportional) {
+  const std::vector<float> bias = normal_bias(140, 60);
+  const std::vector<std::int64_t> load = random_load(141, 60, 20);
+  std::vector<float> state = bias;
+  state.resize(180, 0.0f);
+  std::vector<float> moved =
+      update(Engine(), mb::Router{mb::Sigmoid{}, mb::TopK<4>{}, mb::PidBias{.proportional = 0.25f}}, state, load).bias;
+  moved.resize(60);
+  CHECK(moved ==
+        update(Engine(), mb::Router{mb::Sigmoid{}, mb::TopK<4>{}, mb::ProportionalBias{.update_rate = 0.25f}}, bias, load)
+            .bias);
+}
+
 TEST_CASE_TEMPLATE_DEFINE("LossFreeBias: b += u sign(mean - c), exactly, and the load is cleared", Engine, bias_sign_rule) {
   const mb::Router router{mb::Sigmoid{}, mb::TopK<4>{}, mb::LossFreeBias{.update_rate = 1e-3f}};
   for (const int experts : {1, 2, 7, 64, 257, 2048}) {
@@ -337,6 +488,7 @@ void check_balances(const Engine& engine, const Router& router) {
   Inputs inputs = normal_inputs(82, 256, 16, 4, 2.0);
   inputs.backward = false;
   inputs.bias.assign(16, 0.0f);
+  std::vector<float> state(16 * (1 + Router::bias_memory), 0.0f);
   inputs.load = zero_load(16);
   const auto max_violation = [](const std::vector<std::int64_t>& counts) {
     return static_cast<double>(*std::max_element(counts.begin(), counts.end())) / 64.0 - 1;
@@ -344,17 +496,20 @@ void check_balances(const Engine& engine, const Router& router) {
   const double before = max_violation(train(engine, router, inputs).counts);
   for (int step = 0; step < 200; ++step) {
     const Outcome outcome = train(engine, router, inputs);
-    inputs.bias = update(engine, router, inputs.bias, outcome.load).bias;
+    state = update(engine, router, state, outcome.load).bias;
+    inputs.bias.assign(state.begin(), state.begin() + 16);
   }
   const double after = max_violation(train(engine, router, inputs).counts);
   CHECK(before > 0.5);
   CHECK(after < 0.15);
 }
 
-TEST_CASE_TEMPLATE_DEFINE("LossFreeBias and ProportionalBias balance a skewed router within a few hundred steps", Engine,
-                          bias_balances) {
+TEST_CASE_TEMPLATE_DEFINE("every rule balances a skewed router within a few hundred steps", Engine, bias_balances) {
   check_balances(Engine(), mb::Router{mb::Sigmoid{}, mb::TopK<4>{}, mb::LossFreeBias{.update_rate = 5e-3f}});
   check_balances(Engine(), mb::Router{mb::Sigmoid{}, mb::TopK<4>{}, mb::ProportionalBias{.update_rate = 2e-2f}});
+  check_balances(Engine(), mb::Router{mb::Sigmoid{}, mb::TopK<4>{}, mb::SmebuBias{.update_rate = 5e-3f}});
+  check_balances(Engine(), mb::Router{mb::Sigmoid{}, mb::TopK<4>{},
+                                      mb::PidBias{.proportional = 2e-2f, .integral = 1e-4f, .derivative = 5e-3f}});
 }
 
 TEST_CASE_TEMPLATE_DEFINE("ZLoss: mean over active tokens of the squared log-sum-exp", Engine, z_loss_value) {

@@ -72,4 +72,20 @@ TEST_CASE_TEMPLATE_DEFINE("a user's own bias rule moves the bias", Engine, custo
   CHECK(load.values() == std::vector<std::int64_t>(8, 0));
 }
 
+TEST_CASE_TEMPLATE_DEFINE("a user's own bias rule keeps what it likes from step to step", Engine, custom_bias_memory) {
+  const Engine engine;
+  const mb::Router router{mb::Sigmoid{}, mb::TopK<4>{}, mb::Combine{mb::AuxLoss{}, users::TwoStepBias{.update_rate = 0.5f}}};
+  typename Engine::template Array<float> bias(engine, std::vector<float>(12));
+  const mb::BiasRef bias_ref = mb::BiasRef(bias.data(), 4).with_memory(router.bias_memory);
+  const auto step = [&](const std::vector<std::int64_t>& counts) {
+    typename Engine::template Array<std::int64_t> load(engine, counts);
+    router.update(bias_ref, mb::LoadRef{load.data(), 4}, {}, engine.place());
+    engine.wait();
+  };
+  step({4, 2, 1, 1});
+  CHECK(bias.values() == std::vector<float>{-0.5f, 0, 0.25f, 0.25f, 2, 1, 0.5f, 0.5f, 1, 1, 1, 1});
+  step({8, 0, 0, 0});
+  CHECK(bias.values() == std::vector<float>{-1.5f, 0.25f, 0.625f, 0.625f, 4, 0, 0, 0, 2, 2, 2, 2});
+}
+
 }  // namespace testing

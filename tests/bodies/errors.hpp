@@ -410,6 +410,18 @@ TEST_CASE_TEMPLATE_DEFINE("contract 14: update refuses bad arguments", Engine, e
   refuses("bias.layers", "1;", {bias.data(), 16, 1}, good_load);
   refuses("bias.stride", "8;", {bias.data(), 16, 2, 8}, good_load);
   refuses("bias", "memory that load shares", {reinterpret_cast<float*>(load.data() + 31), 16, 2}, good_load);
+  refuses("bias.memory", "1;", mb::BiasRef(bias.data(), 8, 1).with_memory(1), {load.data(), 8, 1});
+  const mb::Router pid{mb::Sigmoid{}, mb::TopK<2>{}, mb::PidBias{}};
+  for (const int memory : {0, 1, 3}) {
+    check_message("update", "bias.memory", (std::to_string(memory) + "; allowed: 2").c_str(), [&] {
+      pid.update(mb::BiasRef(bias.data(), 8, 1).with_memory(memory), {load.data(), 8, 1}, {}, engine.place());
+    });
+  }
+  // What the rule keeps lies behind the bias: three tables of 8, of which the last runs into the load's memory.
+  check_message("update", "bias", "memory that load shares", [&] {
+    pid.update(mb::BiasRef(reinterpret_cast<float*>(load.data()) - 16, 8, 1).with_memory(2), {load.data(), 8, 1}, {},
+               engine.place());
+  });
   check_message("start_update", "load.layers", "0;", [&] {
     error_router().start_update({load.data(), 16, 0}, {}, engine.place());
   });

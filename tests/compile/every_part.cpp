@@ -41,6 +41,8 @@ void every_policy() {
   call(mb::Router{mb::SqrtSoftplus{}, mb::Replay{mb::TopK<2>{}}, mb::SequenceLoss{}});
   call(mb::Router{mb::Softmax{}, mb::TopK<2>{},
                   mb::Combine{mb::ProportionalBias{.unit = mb::ErrorUnit::token}, mb::DeviceLoss{mb::AuxLoss{}, 2}}});
+  call(mb::Router{mb::Softmax{}, mb::TopK<2>{}, mb::SmebuBias{.momentum = 0.25f}});
+  call(mb::Router{mb::Softmax{}, mb::TopK<2>{}, mb::Combine{mb::PidBias{.integral = 1e-3f}, mb::ZLoss{}}});
   call(mb::Router{mb::Identity{}, mb::WithCapacity<mb::TopK<2>>{.pad = true}, mb::ZLoss{}});
   call(mb::Router{mb::Softmax{}, mb::TopK<2>{}, mb::FromPlainTopK{mb::GlobalBatchLoss{}}, mb::SingleDevice{}});
 }
@@ -68,6 +70,11 @@ void owning_buffers() {
   forward.bias = bias.ref().layer(1);
   forward.load = load.ref().layer(1, 7);
   router.forward(forward, {workspace.data(), workspace.bytes()}, mb::Host{});
+  const mb::Router pid{mb::Softmax{}, mb::TopK<2>{}, mb::Combine{mb::PidBias{}, mb::ZLoss{}}};
+  const mb::Bias one_layer{pid, 8};
+  const mb::Bias of_preset{router, 8, 2};
+  const mb::Bias of_compiled{mb::CompiledRouter<mb::presets::Switch<>>{}, 8, 2, mb::Host{}};
+  pid.update(one_layer.ref(), load.ref().layer(0), {}, mb::Host{});
 }
 
 std::size_t route_and_permute(const mb::RouteArgs& args, const mb::PermutationArgs& order) {

@@ -55,6 +55,11 @@ bool kernels_for_usual_calls() {
   return (kernels_exist<true, Problem>(UsualTier{}) && ...);
 }
 
+template <class... Balancer>
+bool updates_exist() {
+  return ((mb::moe_balance_update<mb::UpdateProblem<Balancer>> != nullptr) && ...);
+}
+
 }  // namespace
 
 bool all_kernels_exist();
@@ -70,5 +75,6 @@ bool all_kernels_exist() {
   const bool usual_backward =
       kernels_for_usual_calls<Backward<mb::NoBalancer>, Backward<mb::ZLoss>, Backward<mb::GlobalBatchLoss>,
                               Backward<BiasAndLoss>, Backward<LossAndZ>, Backward<EveryPart>>();
-  return any_call && usual_forward && usual_backward;
+  const bool update = updates_exist<mb::LossFreeBias, mb::ProportionalBias, mb::SmebuBias, mb::PidBias>();
+  return any_call && usual_forward && usual_backward && update;
 }

@@ -10,6 +10,8 @@ constexpr mb::Router softmax{mb::Softmax{}, mb::TopK<2>{},
 constexpr mb::Router sigmoid{mb::Sigmoid{}, mb::GroupLimitedTopK<4>{.groups = 4, .groups_kept = 2, .scaling_factor = 2.5f},
                              mb::Combine{mb::LossFreeBias{.update_rate = 0.125f}, mb::SequenceLoss{.coefficient = 0.5f}}};
 constexpr mb::Router global_batch{mb::Softmax{}, mb::TopK<2>{}, mb::GlobalBatchLoss{.coefficient = 0.5f}};
+constexpr mb::Router momentum{mb::Softmax{}, mb::TopK<2>{},
+                              mb::SmebuBias{.update_rate = 0.25f, .momentum = 0.75f, .centring = mb::Centring::none}};
 constexpr mb::Router selected{mb::SoftmaxOverSelected{}, mb::TopK<3>{}};
 constexpr mb::Router capacity{mb::Softmax{}, mb::WithCapacity<mb::TopK<2>>{.capacity_factor = 0.75},
                               mb::AuxLoss{.coefficient = 0.5f}};
@@ -18,6 +20,7 @@ constexpr mb::Router capacity{mb::Softmax{}, mb::WithCapacity<mb::TopK<2>>{.capa
 MOEB_XLA_HANDLERS(softmax, softmax, mb::Host)
 MOEB_XLA_HANDLERS(sigmoid, sigmoid, mb::Host)
 MOEB_XLA_HANDLERS(global_batch, global_batch, mb::Host)
+MOEB_XLA_HANDLERS(momentum, momentum, mb::Host)
 MOEB_XLA_HANDLERS(selected, selected, mb::Host)
 MOEB_XLA_HANDLERS(capacity, capacity, mb::Host)
 // One handler by itself, through XLA's own macro.

@@ -291,6 +291,23 @@ def test_update_moves_the_bias_by_its_rule_and_clears_the_load():
     same(MOE["global_batch"].update(None, from_int32(load[0]))[1], MOE["global_batch"].new_load(EXPERTS))
 
 
+def test_update_keeps_what_a_rule_keeps_behind_the_bias():
+    moe = MoeBalance(sys.argv[1], "momentum")
+    assert moe.new_bias(EXPERTS).shape == (2, EXPERTS)
+    bias = moe.new_bias(EXPERTS, layers=3) + jax.random.normal(jax.random.key(3), (2, 3, EXPERTS))
+    load = jax.random.randint(jax.random.key(4), (3, EXPERTS), 0, 9)
+    mean = load.mean(axis=1, keepdims=True)
+    momentum = 0.75 * bias[1] + 0.25 * 0.25 * jnp.tanh(2 * (mean - load) / mean)
+    new_bias, new_load = jax.jit(moe.update)(bias, from_int32(load))
+    near(new_bias, jnp.stack([bias[0] + momentum, momentum]), 1e-6)
+    same(new_load, moe.new_load(EXPERTS, layers=3))
+    same(moe.update(bias[:, 1], from_int32(load[1]))[0], new_bias[:, 1])
+    logits = jax.random.normal(jax.random.key(5), (TOKENS, EXPERTS))
+    assert (moe.route(logits, bias=new_bias[0, 1]).counts == moe.forward(logits, bias=new_bias[0, 1], load=from_int32(load[1])).counts).all()
+    for wrong, words in ((bias[0], "bias.rank is 2; allowed: 3"), (bias[:1], "bias.tables is 1; allowed: 2"), (bias[:, :2], "bias.layers is 2; allowed: 3")):
+        raises(RUNTIME, ["INVALID_ARGUMENT: moe_balance: update: " + words], lambda: moe.update(wrong, from_int32(load)))
+
+
 def test_operands_are_left_as_they_were():
     moe = MOE["sigmoid"]
     logits, bias, load, _, _ = inputs(jnp.float32)

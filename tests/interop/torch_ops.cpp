@@ -7,6 +7,7 @@ TORCH_LIBRARY(moeb_test, m) {
   namespace mb = moe_balance;
   mb::pytorch::define_ops<routers::plain>(m, "plain_");
   mb::pytorch::define_ops<routers::balanced>(m, "balanced_");
+  mb::pytorch::define_ops<routers::momentum>(m, "momentum_");
   mb::pytorch::define_ops<routers::sequence>(m, "sequence_");
   mb::pytorch::define_ops<routers::global_batch>(m, "global_batch_");
   mb::pytorch::define_ops<routers::capacity>(m, "capacity_");

@@ -15,6 +15,8 @@ inline const mb::Router sequence{mb::Sigmoid{},
                                  mb::GroupLimitedTopK<2>{.groups = 4, .groups_kept = 2, .scaling_factor = 2.5f},
                                  mb::SequenceLoss{.coefficient = 1.0f}};
 inline const mb::Router global_batch{mb::Softmax{}, mb::TopK<2>{}, mb::GlobalBatchLoss{.coefficient = 1.0f}};
+inline const mb::Router momentum{mb::Softmax{}, mb::TopK<2>{},
+                                 mb::SmebuBias{.update_rate = 0.25f, .momentum = 0.75f, .centring = mb::Centring::none}};
 inline const mb::Router capacity{mb::Softmax{},
                                  mb::WithCapacity<mb::TopK<2>>{.capacity_factor = 0.75, .selection = {.renormalise = true}},
                                  mb::AuxLoss{.coefficient = 1.0f}};

@@ -250,6 +250,29 @@ class Routing(unittest.TestCase):
         ops.global_batch_update(None, load := torch.ones(EXPERTS, dtype=torch.int64))
         self.assertTrue((load == 0).all())
 
+    def test_update_keeps_what_a_rule_keeps_behind_the_bias(self):
+        for shape in ((EXPERTS,), (3, EXPERTS)):
+            counts = torch.randint(0, 9, shape, generator=torch.Generator().manual_seed(1))
+            bias = torch.linspace(-1, 1, 2 * counts.numel()).reshape((2, *shape))
+            mean = counts.double().mean(-1, keepdim=True)
+            momentum = 0.75 * bias[1].double() + 0.25 * 0.25 * torch.tanh(2 * (mean - counts) / mean)
+            want = torch.stack([bias[0].double() + momentum, momentum]).float()
+            ops.momentum_update(bias, load := counts.clone())
+            torch.testing.assert_close(bias, want)
+            self.assertTrue((load == 0).all())
+        ids, weights, counts = ops.momentum_route(logits := torch.randn(6, EXPERTS), bias[0, 1])
+        self.assertEqual(ids.tolist(), (logits.softmax(1) + bias[0, 1]).topk(2).indices.tolist())
+        load = torch.ones((3, EXPERTS), dtype=torch.int64)
+        for wrong, message in ((bias[0], r"update: bias.shape\[0\] is 3; allowed: 2"), (bias[:1], r"update: bias.shape\[0\] is 1; allowed: 2"),
+                               (torch.zeros(2, 4, EXPERTS)[:, :3], r"update: bias.strides\[0\] is \d+; allowed: \d+"),
+                               (torch.zeros(2, 4, EXPERTS), "update: bias.layers is 4; allowed: 3"),
+                               (torch.zeros(2, 3, EXPERTS)[..., ::2], r"update: bias.strides\[1\] is 2; allowed: 1"),
+                               (torch.tensor(1.0), r"update: bias.shape\[0\] is 0; allowed: 2"),
+                               (torch.zeros(2), "update: bias.ndim is 1; allowed: 2")):
+            with self.assertRaisesRegex((RuntimeError, ValueError), message):
+                ops.momentum_update(wrong, load)
+        self.assertTrue((load == 1).all())
+
     def test_autograd_sees_that_update_changes_bias_and_load(self):
         bias, load, factors = torch.linspace(0.1, 0.8, EXPERTS), torch.arange(EXPERTS), torch.ones(EXPERTS, requires_grad=True)
         product = (factors * bias).sum()

@@ -164,7 +164,9 @@ StepOutputs run_step(const Router& router, const StepInputs& in, const Place& pl
                              .part_values = out.losses.data() + 1},
                 {}, place);
   }
-  router.update({out.bias.data(), e}, {out.load.data(), e}, {}, place);
+  constexpr int memory = Router::bias_memory;
+  for (int n = 0; n < memory; ++n) out.bias.insert(out.bias.end(), in.bias.rbegin(), in.bias.rend());
+  router.update(mb::BiasRef(out.bias.data(), e).with_memory(memory), {out.load.data(), e}, {}, place);
   return out;
 }
 

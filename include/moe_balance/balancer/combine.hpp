@@ -106,6 +106,7 @@ void check_options(const char* call, const Balancer& balancer, int experts) {
 template <class Balancer>
 struct BalancerTraits {
   static constexpr int biases = BiasBalancer<Balancer> ? 1 : 0;
+  static constexpr int bias_memory = moe_balance::bias_memory<Balancer>;
   static constexpr int losses = LossBalancer<Balancer> ? 1 : 0;
   static constexpr int token_losses = TokenLossBalancer<Balancer> ? 1 : 0;
   static constexpr bool reads_sequences = losses == 1 && loss_scope<Balancer> == LossScope::sequence;
@@ -120,6 +121,7 @@ struct BalancerTraits<Combine<First, Rest...>> {
   using A = BalancerTraits<First>;
   using B = BalancerTraits<Combine<Rest...>>;
   static constexpr int biases = A::biases + B::biases;
+  static constexpr int bias_memory = A::bias_memory + B::bias_memory;
   static constexpr int losses = A::losses + B::losses;
   static constexpr int token_losses = A::token_losses + B::token_losses;
   static constexpr bool reads_sequences = A::reads_sequences || B::reads_sequences;

@@ -16,12 +16,20 @@ MOEB_NAMESPACE_BEGIN
 /// What Router::update subtracts so that biases do not drift together: nothing, the mean of the new biases, or the mean of the steps.
 enum class Centring : std::uint8_t { none, bias, step };
 
-/// The options that rules of a bias share; `policy` is the rule's name. Errors: InvalidArgument.
-inline void check_bias_options(const char* call, const char* policy, float update_rate, Centring centring) {
-  MOEB_EXPECTS(is_finite(update_rate), call, ArgumentName(policy, "update_rate"), std::to_string(update_rate),
-               "finite numbers");
+/// A factor of a step. Errors: InvalidArgument.
+inline void check_rate(const char* call, const ArgumentName& name, float rate) {
+  MOEB_EXPECTS(is_finite(rate), call, name, std::to_string(rate), "finite numbers");
+}
+/// `policy` is the rule's name. Errors: InvalidArgument.
+inline void check_centring(const char* call, const char* policy, Centring centring) {
   MOEB_EXPECTS(centring <= Centring::step, call, ArgumentName(policy, "centring"), static_cast<int>(centring),
                "none, bias, step");
+}
+
+/// (mean - c_i) / mean, from an exact numerator. Of a load that is not empty.
+[[nodiscard]] MOEB_INLINE float relative_error(int expert, const LoadView& load) {
+  const std::int64_t error = load.total() - load.count(expert) * load.experts();
+  return div(static_cast<float>(error), static_cast<float>(load.total()));
 }
 
 struct LossFreeBias {
@@ -30,7 +38,10 @@ struct LossFreeBias {
   bool frozen = false;                 ///< update leaves the bias as it is (and still clears the load)
 
   /// Errors: InvalidArgument.
-  void check(const char* call) const { check_bias_options(call, "LossFreeBias", update_rate, centring); }
+  void check(const char* call) const {
+    check_rate(call, {"LossFreeBias", "update_rate"}, update_rate);
+    check_centring(call, "LossFreeBias", centring);
+  }
 
   [[nodiscard]] MOEB_INLINE float next_bias(float bias, int expert, const LoadView& load) const {
     const std::int64_t excess = load.count(expert) * load.experts() - load.total();  // E (c_i - mean), exact

@@ -23,7 +23,8 @@ struct ProportionalBias {
 
   /// Errors: InvalidArgument.
   void check(const char* call) const {
-    check_bias_options(call, "ProportionalBias", update_rate, centring);
+    check_rate(call, {"ProportionalBias", "update_rate"}, update_rate);
+    check_centring(call, "ProportionalBias", centring);
     MOEB_EXPECTS(unit <= ErrorUnit::token, call, ArgumentName("ProportionalBias", "unit"), static_cast<int>(unit),
                  "mean_load, total_load, token");
   }

@@ -140,7 +140,7 @@ struct RouterChecks {
     const Validator check{call};
     check_options(call, balancer);
     check.load_of_layers(load, on_host);
-    if constexpr (Traits::biases > 0) check.bias_of_layers(bias, load);
+    if constexpr (Traits::biases > 0) check.bias_of_layers(bias, load, Traits::bias_memory);
   }
 };
 

@@ -80,7 +80,8 @@ template <bool Const>
 }
 [[nodiscard]] inline ByteRows bytes_of(const BiasRef& view) {
   constexpr std::int64_t element = sizeof(float);
-  return {"bias", view.data, view.layers, view.experts * element, view.stride * element};
+  const std::int64_t rows = view.layers * (1 + view.memory);
+  return {"bias", view.data, rows, view.experts * element, view.stride * element};
 }
 [[nodiscard]] inline ByteRows bytes_of(const LoadRef& view) {
   constexpr std::int64_t element = sizeof(std::int64_t);
@@ -177,6 +178,7 @@ struct Validator {
     pointer("bias.data", view.data, alignof(float));
     range("bias.experts", view.experts, experts, experts, "the experts of logits");
     range("bias.layers", view.layers, 1, 1, "one layer: bias.layer(l)");
+    range("bias.memory", view.memory, 0, max_bias_memory);
   }
 
   void load(const LoadRef& view, std::int64_t experts, bool required) const {
@@ -199,11 +201,12 @@ struct Validator {
     }
   }
 
-  void bias_of_layers(const BiasRef& view, const LoadRef& load) const {
+  void bias_of_layers(const BiasRef& view, const LoadRef& load, int memory) const {
     pointer("bias.data", view.data, alignof(float));
     range("bias.experts", view.experts, load.experts, load.experts, "the experts of load");
     range("bias.layers", view.layers, load.layers, load.layers, "the layers of load");
     range("bias.stride", view.stride, view.experts, std::numeric_limits<std::int32_t>::max());
+    range("bias.memory", view.memory, memory, memory, "what the balancer's rule keeps for each bias");
     const std::int64_t bytes = load.layers * std::int64_t{sizeof(std::int32_t)};
     apart({bytes_of(view), bytes_of(load)}, {ByteRows("load.experts_of_layer", load.experts_of_layer, bytes)});
   }

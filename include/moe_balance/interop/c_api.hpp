@@ -83,6 +83,8 @@ template <class Matrix>
 
 template <class PresetT>
 class AnyRouter final : public moeb_router {
+  static_assert(PresetT::Traits::bias_memory == 0, "moeb_update takes biases only, not what their rule keeps");
+
  public:
   [[nodiscard]] int k() const override { return PresetT::k; }
   [[nodiscard]] bool has_bias() const override { return PresetT::Traits::biases > 0; }

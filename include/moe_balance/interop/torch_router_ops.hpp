@@ -19,7 +19,8 @@ namespace torch_ops MOEB_HIDDEN {
 ///   forward  the same, the value of the balancing loss (0 without one), and what backward needs. Weights and loss have a gradient. `load` is read by
 ///            a GlobalBatchLoss only: the step's counts so far, to which this call's are added first unless accumulate is False.
 ///   backward the gradient of the logits.
-///   update   once per optimizer step: moves bias [L, E] or [E] and clears load, of the same shape, in place.
+///   update   once per optimizer step: moves bias [L, E] or [E] and clears load, of the same shape, in place. A rule that keeps n values for each bias has
+///            them behind it, zeros at first: [1 + n, L, E] or [1 + n, E], of which forward reads bias[0, l] or bias[0].
 ///   sizes    K, and that saved has saved_words + T * saved_words_per_token elements: what tracing without data needs.
 inline constexpr const char* router_schemas[] = {
     "route(Tensor logits, Tensor? bias=None, Tensor? active=None) -> (Tensor experts, Tensor weights, Tensor counts)",
@@ -106,10 +107,7 @@ struct RouterOps {
     const MatrixView<std::int64_t> counts = views.template layers<std::int64_t>("load", load);
     const LoadRef load_ref{counts.data, static_cast<int>(counts.columns), counts.rows, counts.stride};
     BiasRef bias_ref;
-    if (bias.has_value()) {
-      const MatrixView<float> view = views.template layers<float>("bias", *bias);
-      bias_ref = {view.data, static_cast<int>(view.columns), view.rows, view.stride};
-    }
+    if (bias.has_value()) bias_ref = views.biases("bias", *bias, RouterT::Traits::bias_memory);
     Api::run(load, [&](const auto& place) { router.update(bias_ref, load_ref, Workspace{}, place); });
   }
 

@@ -138,6 +138,32 @@ class Views {
     const VectorView<T> layer = vector<T>(name, tensor);
     return {layer.data, 1, layer.size};
   }
+  /// The biases of layers; where their rule keeps something for each, it lies behind them: [1 + memory, L, E], or [1 + memory, E] of one layer.
+  [[nodiscard]] BiasRef biases(const char* name, const Tensor& tensor, int memory) const {
+    if (memory == 0) {
+      const MatrixView<float> view = layers<float>(name, tensor);
+      return {view.data, static_cast<int>(view.columns), view.rows, view.stride};
+    }
+    TensorView view = at_first(name, tensor);
+    const bool many = view.ndim == 3;
+    const std::int64_t layer_count = many ? view.shape[1] : 1;
+    std::int64_t shape[] = {view.ndim > 0 ? view.shape[0] : 0, many ? view.shape[2] : 0};
+    std::int64_t strides[] = {0, 0};
+    Validator{call_}.range({name, "shape[0]"}, shape[0], 1 + memory, 1 + memory, "the biases and what their rule keeps");
+    if (many) {
+      strides[0] = view.strides[1];
+      strides[1] = view.strides[2];
+      if (layer_count > 0)
+        Validator{call_}.range({name, "strides[0]"}, view.strides[0], layer_count * strides[0], layer_count * strides[0],
+                               "tables behind one another");
+      shape[0] *= layer_count;
+      view.ndim = 2;
+      view.shape = shape;
+      view.strides = strides;
+    }
+    const MatrixView<float> rows = matrix_of_dlpack<float>(call_, name, view);
+    return BiasRef(rows.data, static_cast<int>(rows.columns), layer_count, rows.stride).with_memory(memory);
+  }
 
  private:
   /// The tensor's view, for dlpack.hpp as if it lay on the CPU once its device has been checked.

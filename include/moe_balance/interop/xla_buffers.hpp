@@ -74,6 +74,18 @@ struct Reader {
     return {data_of<T>(buffer), buffer.dimensions()[0]};
   }
 
+  /// Biases of one layer or of many, and behind them what their rule keeps for each: [1 + memory, E] or [1 + memory, L, E]; without memory [E] or [L, E].
+  [[nodiscard]] BiasRef biases_of(const char* name, const Operand& buffer, bool many, int memory) const {
+    expect_element<float>(name, buffer);
+    const ffi::AnyBuffer::Dimensions sizes = buffer.dimensions();
+    expect_rank(name, sizes.size(), std::size_t{1} + (many ? 1 : 0) + (memory > 0 ? 1 : 0));
+    if (memory > 0) {
+      Validator{call}.range({name, "tables"}, sizes[0], 1 + memory, 1 + memory, "the biases and what their rule keeps");
+    }
+    const std::int64_t layers = many ? sizes[sizes.size() - 2] : 1;
+    return BiasRef(data_of<float>(buffer), static_cast<int>(sizes.back()), layers).with_memory(memory);
+  }
+
   [[nodiscard]] AnyMatrix optional_matrix(const char* name, const Operand& buffer) const {
     return is_empty(buffer) ? AnyMatrix{} : matrix(name, buffer);
   }

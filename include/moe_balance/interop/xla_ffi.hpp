@@ -20,6 +20,7 @@
 //                     grad_loss F32 [], saved, active?
 //   loss              saved, global_counts int64 [E]                          saved with these counts, loss, losses
 //   update            bias? F32 [E] or [L,E], load int64 [E] or [L,E]         new bias?, new load
+//                     (bias [1+n,E] or [1+n,L,E] where its rule keeps n values for each)
 //   permutation       experts S32 [T,K]                                       offsets int64 [E+1], row_of_slot int64 [T,K], slot_of_row int64 [R],
 //                                                                             counts int64 [E], status, workspace U8
 //   permute           hidden [T,H], row_of_slot?, slot_of_row, scale? [T,K]   permuted [R,H], status
@@ -71,6 +72,7 @@ struct Handled {
       std::is_same_v<std::remove_cvref_t<decltype(router.sync)>, SingleDevice>,
       "XLA may drop or repeat a call, which a sum over ranks does not survive: let XLA sum the load before update");
   static constexpr bool has_bias = Traits::biases > 0;
+  static constexpr int bias_memory = Traits::bias_memory;
   static constexpr bool reads_global_batch = Traits::reads_global_batch;
   static constexpr bool needs_load = has_bias || reads_global_batch;
   static constexpr bool has_capacity = looks_across_tokens<Selection>;
@@ -204,13 +206,12 @@ template <const auto& router, class Place, class Tag = EngineTagOf<Place>>
 }
 
 /// One layer or many: [E] or [L, E].
-template <class Ref, class T>
-[[nodiscard]] Ref layers_of(const Reader& read, const char* name, const Operand& buffer, bool many) {
+[[nodiscard]] inline LoadRef load_of(const Reader& read, const char* name, const Operand& buffer, bool many) {
   if (many) {
-    const MatrixView<T> view = read.matrix_of<T>(name, buffer);
+    const MatrixView<std::int64_t> view = read.matrix_of<std::int64_t>(name, buffer);
     return {view.data, static_cast<int>(view.columns), view.rows};
   }
-  const VectorView<T> view = read.vector_of<T>(name, buffer);
+  const VectorView<std::int64_t> view = read.vector_of<std::int64_t>(name, buffer);
   return {view.data, static_cast<int>(view.size)};
 }
 
@@ -222,15 +223,16 @@ template <const auto& router, class Place, class Tag = EngineTagOf<Place>>
     const Place there = with_threads(read.call, place, *threads);
     const std::size_t words = load.element_type() == ffi::S64 ? 1 : 2;
     const bool many = load.dimensions().size() >= 1 + words;
-    const LoadRef old_counts = layers_of<LoadRef, std::int64_t>(read, "load", load, many);
-    const LoadRef counts = layers_of<LoadRef, std::int64_t>(read, "new load", *new_load, many);
+    const LoadRef old_counts = load_of(read, "load", load, many);
+    const LoadRef counts = load_of(read, "new load", *new_load, many);
     const Validator check{read.call};
     check.range("new load.layers", counts.layers, old_counts.layers, old_counts.layers, "the layers of load");
     check.range("new load.experts", counts.experts, old_counts.experts, old_counts.experts, "the experts of load");
     BiasRef biases{};
     if (!Reader::is_empty(bias)) {
-      const BiasRef old_biases = layers_of<BiasRef, float>(read, "bias", bias, many);
-      biases = layers_of<BiasRef, float>(read, "new bias", *new_bias, many);
+      constexpr int memory = Handled<router>::bias_memory;
+      const BiasRef old_biases = read.biases_of("bias", bias, many, memory);
+      biases = read.biases_of("new bias", *new_bias, many, memory);
       check.range("bias.layers", old_biases.layers, counts.layers, counts.layers, "the layers of load");
       check.range("bias.experts", old_biases.experts, counts.experts, counts.experts, "the experts of load");
       check.range("new bias.layers", biases.layers, counts.layers, counts.layers, "the layers of load");
@@ -255,6 +257,7 @@ struct Sizes {
   std::int64_t workspace_bytes = 0;        ///< of route, forward and backward
   std::int64_t permutation_rows = 0;       ///< R, for these ids and `align`
   std::int64_t permutation_workspace = 0;  ///< bytes
+  std::int64_t bias_memory = 0;            ///< values that the rule keeps for each bias, in tables behind them
 };
 
 /// 0 for what no call takes. For callers in C: throws nothing.
@@ -271,7 +274,8 @@ template <const auto& router>
                .reads_global_batch = Handled<router>::reads_global_batch,
                .reads_step = count_windows(router.balancer).step > 0,
                .has_capacity = Handled<router>::has_capacity,
-               .saved_bytes = saved_bytes_of<router>(experts, sequences)};
+               .saved_bytes = saved_bytes_of<router>(experts, sequences),
+               .bias_memory = Handled<router>::bias_memory};
   try {
     result.workspace_bytes = static_cast<std::int64_t>(router.workspace_bytes(shape));
     result.permutation_rows = permutation_rows(tokens, RouterT::k, experts, align);

@@ -2,7 +2,7 @@
 // Float versions are accurate to 2 units in the last place (tested); results below the smallest normal number become 0.
 // Double versions are for checks on the CPU and use the C library, by the compiler's names for it: <cmath> would be a tenth of what a file with one
 // router takes to compile.
-// Polynomials: log, S. Moshier's Cephes Mathematical Library, single precision; exp, the least relative error of 1 + r + r^2 q(r) for q of degree 4
+// Polynomials: log and tanh, S. Moshier's Cephes Mathematical Library, single precision; exp, the least relative error of 1 + r + r^2 q(r) for q of degree 4
 // (2^-28 where |r| <= ln(2) / 2).
 #pragma once
 
@@ -133,6 +133,21 @@ template <class Value>
 [[nodiscard]] MOEB_INLINE float sigmoid(float x) {
   const float exponential = choose(x > 87.33f, 0.0f, exp_in_range(-x));
   const float result = choose(x < -87.33f, 0.0f, reciprocal_in_range(add(1.0f, exponential)));
+  return choose(x != x, x, result);
+}
+
+/// Hyperbolic tangent, accurate for the smallest x; 1 or -1 from |x| = 9.011 on.
+[[nodiscard]] MOEB_INLINE float tanh(float x) {
+  const float magnitude = choose(x < 0.0f, -x, x);
+  const float squared = mul(x, x);
+  float p = fma(-5.70498872745e-3f, squared, 2.06390887954e-2f);
+  p = fma(p, squared, -5.37397155531e-2f);
+  p = fma(p, squared, 1.33314422036e-1f);
+  p = fma(p, squared, -3.33332819422e-1f);
+  const float near_zero = fma(mul(p, squared), x, x);
+  const float exponential = exp_in_range(choose(magnitude < 10.0f, mul(2.0f, magnitude), 20.0f));
+  const float far = sub(1.0f, mul(2.0f, reciprocal_in_range(add(exponential, 1.0f))));
+  const float result = choose(magnitude < 0.625f, near_zero, choose(x < 0.0f, -far, far));
   return choose(x != x, x, result);
 }
 

@@ -1,4 +1,4 @@
-// The step of a bias balancer: from one layer's counts to its next bias, then the counts are cleared. One tile serves one layer.
+// The step of a bias balancer: from one layer's counts to its next bias and what its rule keeps, then the counts are cleared. One tile serves one layer.
 #pragma once
 
 #include <moe_balance/balancer/loss_free_bias.hpp>
@@ -30,29 +30,54 @@ template <class Part>
   }
 }
 
+/// The biases of one layer; value n that the rule keeps for bias[i] is bias[(n + 1) * table + i].
+struct BiasRow {
+  float* bias;
+  std::int64_t table;
+};
+
+/// The rule's step for one expert, and nothing written.
+template <class Part>
+[[nodiscard]] MOEB_INLINE BiasStep<bias_memory<Part>> next_step(const Part& part, const BiasRow& row, std::int64_t expert,
+                                                                const LoadView& load) {
+  constexpr int values = bias_memory<Part>;
+  const float bias = row.bias[expert];
+  if constexpr (values == 0) {
+    return {static_cast<float>(part.next_bias(bias, static_cast<int>(expert), load))};
+  } else {
+    float memory[values];
+    for (int n = 0; n < values; ++n) memory[n] = row.bias[(n + 1) * row.table + expert];
+    return part.next_bias(bias, static_cast<int>(expert), load, memory);
+  }
+}
+
 /// What is subtracted from every new bias.
 template <class Part, class TileT>
-[[nodiscard]] MOEB_INLINE float common_drift(const Part& part, const TileT& tile, const float* bias, const LoadView& load) {
+[[nodiscard]] MOEB_INLINE float common_drift(const Part& part, const TileT& tile, const BiasRow& row, const LoadView& load) {
   const Centring centring = centring_of(part);
   if (centring == Centring::none) return 0.0f;
   const double sum = strided_sum(tile, load.experts(), [&](std::int64_t i) MOEB_LAMBDA {
-    const float next = part.next_bias(bias[i], static_cast<int>(i), load);
-    return static_cast<double>(centring == Centring::bias ? next : sub(next, bias[i]));
+    const float next = next_step(part, row, i, load).bias;
+    return static_cast<double>(centring == Centring::bias ? next : sub(next, row.bias[i]));
   });
   return static_cast<float>(div(sum, static_cast<double>(load.experts())));
 }
 
 template <class Part, class TileT>
-MOEB_INLINE void step_bias(const Part& part, const TileT& tile, float* bias, const LoadView& load) {
+MOEB_INLINE void step_bias(const Part& part, const TileT& tile, const BiasRow& row, const LoadView& load) {
   if constexpr (requires { part.frozen; }) {
     static_assert(std::is_same_v<std::remove_cvref_t<decltype(part.frozen)>, bool>,
                   "the balancer's frozen, which the library reads, is not a bool");
     if (part.frozen) return;
   }
-  const float drift = common_drift(part, tile, bias, load);
+  const float drift = common_drift(part, tile, row, load);
   tile.barrier();
   for (int i = tile.lane(); i < load.experts(); i += TileT::width) {
-    bias[i] = sub(part.next_bias(bias[i], i, load), drift);
+    const BiasStep<bias_memory<Part>> step = next_step(part, row, i, load);
+    row.bias[i] = sub(step.bias, drift);
+    if constexpr (bias_memory < Part >> 0) {
+      for (int n = 0; n < bias_memory<Part>; ++n) row.bias[(n + 1) * row.table + i] = step.memory[n];
+    }
   }
 }
 
@@ -76,9 +101,9 @@ MOEB_INLINE void update_layer(const Problem& problem, const TileT& tile, std::in
     load.assignments = integer_sum(tile, experts, [&](std::int64_t i) MOEB_LAMBDA { return counts[i]; });
     load.assignments_per_token = problem.top_k;
     load.rank_count = problem.ranks;
-    float* bias = problem.bias.layer(layer).data;
+    const BiasRow row{problem.bias.layer(layer).data, problem.bias.layers * problem.bias.stride};
     for_each_part(problem.balancer, [&](const auto& part) MOEB_LAMBDA {
-      if constexpr (BiasBalancer<std::remove_cvref_t<decltype(part)>>) step_bias(part, tile, bias, load);
+      if constexpr (BiasBalancer<std::remove_cvref_t<decltype(part)>>) step_bias(part, tile, row, load);
     });
   }
   tile.barrier();
