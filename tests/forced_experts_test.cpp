@@ -132,7 +132,7 @@ TEST_CASE("forced ids refuse what they cannot do, by name, and write nothing") {
     CHECK(table.ids == Ids(8, -7));
   };
   std::int32_t* const ids = table.ids.data();
-  refuses("force_round_robin: experts is 3; allowed: 4 (the columns of ids) or more",
+  refuses("force_round_robin: experts is 3; allowed: 4 (the columns of ids) to 1048576",
           [&] { mb::force_round_robin(table.view(), 3); });
   refuses("force_round_robin: first_slot is -1; allowed: 0 or more", [&] { mb::force_round_robin(table.view(), 4, -1); });
   refuses("force_uniform: first_token is -1; allowed: 0 or more", [&] { mb::force_uniform(table.view(), 4, 1, -1); });
@@ -149,7 +149,15 @@ TEST_CASE("forced ids refuse what they cannot do, by name, and write nothing") {
           [&] { mb::force_max_violation(table.view(), 8, 1.1); });
   refuses("force_max_violation: max_violation is nan; allowed: 0 to 1.000000 (experts / K - 1)",
           [&] { mb::force_max_violation(table.view(), 8, std::numeric_limits<double>::quiet_NaN()); });
+  refuses("force_uniform: experts is 1048577; allowed: 4 (the columns of ids) to 1048576",
+          [&] { mb::force_uniform(table.view(), 1048577, 1); });
   mb::force_uniform({nullptr, 0, 4}, 4, 1);  // no tokens
+  Table last(2, 3);                          // tokens whose numbers end before those of the type
+  mb::force_uniform(last.view(), 8, 1, std::numeric_limits<std::int64_t>::max());
+  (void)last.counts(8);
+  Table float_limit(9, 3);
+  mb::force_max_violation(float_limit.view(), 8, static_cast<double>(8.0f / 3 - 1));
+  CHECK(float_limit.counts(8)[0] == 9);
 }
 
 }  // namespace testing

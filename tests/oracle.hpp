@@ -767,6 +767,7 @@ inline std::vector<double> next_bias(const std::vector<double>& bias, const std:
                                      Centring centring) {
   const Int experts = static_cast<Int>(bias.size());
   const Int all = std::accumulate(counts.begin(), counts.end(), Int{0});
+  if (all == 0) return bias;
   std::vector<double> step;
   for (const Int count : counts) step.push_back(all > count * experts ? rate : all < count * experts ? -rate : 0.0);
   const auto centre = [](std::vector<double>& values) {

@@ -214,6 +214,17 @@ TEST_CASE("exp is accurate to 2 units in the last place, and exact at 0, beyond 
   CHECK(mb::exp_of_difference_or_zero(std::nanf("")) == 0.0f);
 }
 
+TEST_CASE("tanh is accurate to 2 units in the last place, odd, and 1 beyond its range") {
+  const auto exact = [](double x) { return std::tanh(x); };
+  const auto tanh = [](float x) { return mb::tanh(x); };
+  CHECK(largest_error(1.18e-38f, 20.0f, 1009, tanh, exact) <= 2);
+  CHECK(largest_error(-0.01f, -9.5f, 101, tanh, exact) <= 2);
+  for (const float x : {0.0f, 1e-40f, 0.3f, 0.625f, 2.0f, 9.0f, 50.0f}) CHECK(mb::tanh(-x) == -mb::tanh(x));
+  for (const float x : {9.011f, 10.0f, 50.0f, 3e38f, static_cast<float>(HUGE_VALF)}) CHECK(mb::tanh(x) == 1.0f);
+  CHECK(mb::tanh(0.0f) == 0.0f);
+  CHECK(std::isnan(mb::tanh(std::nanf(""))));
+}
+
 TEST_CASE("exp of a difference never exceeds 1") {
   // Near 0, where a polynomial's error could; probabilities rank as keys of which none is above 2.
   std::int64_t above = 0;

@@ -210,7 +210,29 @@ TEST_CASE("what a rule keeps lies behind the bias, in a layout of version 2") {
     changed[i] = static_cast<char>(changed[i] ^ 4);
     CHECK(contains(refusal(changed, 1), i < 36 ? "values for each bias; allowed: 1" : "is corrupted"));
   }
+  std::string of_no_values = out.str().substr(0, out.str().size() - 8);
+  of_no_values[32] = 0;
+  for (const int memory : {0, 1}) {
+    CHECK(
+        contains(refusal(with_checksum(of_no_values), memory), "the state has version 2 and keeps no values for each bias"));
+  }
+  // On with another rule: what an older one saved, and nothing behind it.
+  State plain(2, 1, 2);
+  std::istringstream older(plain.saved(3));
+  bias = {9, 9, 0, 0};
+  CHECK(mb::load_state(older, bias_ref.with_memory(0), {load.data(), 2}) == 3);
+  CHECK(bias == std::vector<float>{plain.bias[0], plain.bias[1], 0, 0});
+  // A layer alone, of two.
+  std::vector<float> layers{1, 2, 3, 4, 5, 6, 7, 8};
+  std::ostringstream one;
+  mb::save_state(one, mb::BiasRef(layers.data(), 2, 2).with_memory(1).layer(1), {load.data(), 2}, 1);
+  std::istringstream of_one(one.str());
+  CHECK(mb::load_state(of_one, bias_ref, {load.data(), 2}) == 1);
+  CHECK(bias == std::vector<float>{3, 4, 7, 8});
   for (const int memory : {-1, 9}) {
+    std::istringstream same(out.str());
+    CHECK_THROWS_AS((void)mb::load_state(same, mb::BiasRef(bias.data(), 2).with_memory(memory), {load.data(), 2}),
+                    mb::InvalidArgument);
     CHECK_THROWS_AS(mb::save_state(out, mb::BiasRef(bias.data(), 2).with_memory(memory), {load.data(), 2}, 7),
                     mb::InvalidArgument);
   }
@@ -265,7 +287,9 @@ TEST_CASE("memory of a size that no place has is not there") {
   CHECK_THROWS_AS(mb::Load(2000000000, std::int64_t{1} << 62), std::bad_alloc);
   CHECK(mb::Bias(0).ref().experts == 0);
   const mb::Router pid{mb::Sigmoid{}, mb::TopK<1>{}, mb::PidBias{}};
-  CHECK_THROWS_AS(mb::Bias(pid, 4, (std::int64_t{1} << 59) + 1), std::bad_alloc);  // three tables of it wrap around
+  constexpr std::int64_t layers =
+      3074457345618258603;  // of 2 experts fit, and three tables of these wrap around to a few bytes
+  CHECK_THROWS_AS(mb::Bias(pid, 2, layers), std::bad_alloc);
 }
 
 template <class Balancer>

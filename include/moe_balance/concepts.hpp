@@ -196,7 +196,7 @@ concept BiasWithMemory = requires(const B balancer, const LoadView load, const f
 template <class B>
 concept BiasBalancer = std::is_trivially_copyable_v<B> &&(MemorylessBias<B> || BiasWithMemory<B>);
 
-/// Values that the rule of a balancer keeps for each bias, BiasRef::memory. Of a combination its bias's.
+/// Values that an elementary balancer's rule keeps for each bias; of any balancer BalancerTraits and Router::bias_memory say it.
 template <class B>
 inline constexpr int bias_memory = 0;
 template <class B>

@@ -81,7 +81,8 @@ struct Preset : Router<ScoringOf<M>, TopKOf<M>, Balancer, Sync> {
     static_assert(
         BalancerPolicy<Other> || SyncPolicy<Other>,
         "the Sync lacks: sync.ranks() const -> int; or the balancer lacks one of: balancer.slope(expert, load) const -> "
-        "float; balancer.next_bias(bias, expert, load) const -> float; balancer.token_loss and token_slope");
+        "float; balancer.next_bias(bias, expert, load) const -> float (or, with memory, BiasStep); balancer.token_loss and "
+        "token_slope");
   }
 
  private:

@@ -174,7 +174,8 @@ template <class B>
   } else {
     static_assert(BalancerPolicy<B>,
                   "the balancer lacks one of: balancer.slope(expert, load) const -> float; balancer.next_bias(bias, expert, "
-                  "load) const -> float; balancer.token_loss(log_sum_exp) and token_slope; using is_idle = void");
+                  "load) const -> float (or, with memory, BiasStep); balancer.token_loss(log_sum_exp) and token_slope; "
+                  "using is_idle = void");
   }
   return true;
 }

@@ -98,8 +98,9 @@ inline void check_state_arguments(const char* call, const BiasRef& bias, const L
   MOEB_EXPECTS(load.stride >= load.experts, call, "load.stride", std::to_string(load.stride), least);
 }
 
-/// Writes the bias with what its rule keeps and the load, in host memory, and the number of steps done, and flushes the stream, whose header (`fstream`, say) the caller includes. A
-/// router without a bias passes a bias of zeros. Errors: InvalidArgument; StateError when the stream does not take it, on a full disk, say.
+/// Writes the bias with what its rule keeps and the load, in host memory, and the number of steps done, and flushes the stream, whose header (`fstream`,
+/// say) the caller includes. A router without a bias passes a bias of zeros. Errors: InvalidArgument; StateError when the stream does not take it, on a
+/// full disk, say.
 template <class Traits>
 void save_state(std::basic_ostream<char, Traits>& out, const BiasRef& bias, const LoadRef& load, std::int64_t step) {
   check_state_arguments("save_state", bias, load);
@@ -134,8 +135,9 @@ void read_state_bytes(std::basic_istream<char, Traits>& in, StateBytes& bytes, s
   }
 }
 
-/// Reads what save_state wrote into bias and load, in host memory, and returns the step. Reads its own bytes only, so that a state may lie
-/// inside a larger file. The caller includes the stream's header. Errors: InvalidArgument; StateError for what is no state, of another version or shape, truncated or
+/// Reads what save_state wrote into bias and load, in host memory, and returns the step. Reads its own bytes only, so that a state may lie inside a
+/// larger file. The caller includes the stream's header. A bias may go on with another rule: `bias.with_memory(0)` takes what a rule without memory saved
+/// and leaves the tables behind it, zeros, as they are. Errors: InvalidArgument; StateError for what is no state, of another version or shape, truncated or
 /// corrupted. Nothing is written then.
 template <class Traits>
 [[nodiscard]] std::int64_t load_state(std::basic_istream<char, Traits>& in, const BiasRef& bias, const LoadRef& load) {
@@ -157,6 +159,7 @@ template <class Traits>
   }
   if (has_memory) read_state_bytes(in, bytes, sizeof(std::uint32_t));
   const std::uint32_t memory = has_memory ? bytes.at<std::uint32_t>(StateBytes::header_bytes) : 0;
+  if (has_memory && memory == 0) fail("the state has version 2 and keeps no values for each bias; allowed: 1 to 8");
   if (memory != static_cast<std::uint32_t>(bias.memory)) {
     fail("the state keeps " + std::to_string(memory) + " values for each bias; allowed: " + std::to_string(bias.memory));
   }

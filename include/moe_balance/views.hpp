@@ -139,13 +139,14 @@ struct BiasRef {
   /// Layers that lie `layer_stride` elements apart.
   MOEB_HOST_DEVICE constexpr BiasRef(float* pointer, int expert_count, std::int64_t layer_count, std::int64_t layer_stride)
       : data(pointer), experts(expert_count), layers(layer_count), stride(layer_stride) {}
-  /// One layer, for forward and route.
+  /// One layer, with what its rule keeps: for forward, route, and an update of it alone.
   [[nodiscard]] MOEB_HOST_DEVICE constexpr BiasRef layer(std::int64_t index) const { return layer(index, experts); }
   /// One layer that has fewer experts than the longest.
   [[nodiscard]] MOEB_HOST_DEVICE constexpr BiasRef layer(std::int64_t index, int its_experts) const {
-    return {data + index * stride, its_experts, 1, stride};
+    // Of one layer a stride leads from table to table.
+    return BiasRef(data + index * stride, its_experts, 1, memory == 0 ? stride : layers * stride).with_memory(memory);
   }
-  /// The same with the memory of its rule, `values` (bias_memory<Balancer>) for each bias: value n of layer l and expert e lies
+  /// The same with the memory of its rule, `values` (Router::bias_memory) for each bias: value n of layer l and expert e lies
   /// at data[((n + 1) * layers + l) * stride + e], so that all is one float32 table [1 + values, layers, experts]. At first all are 0.
   [[nodiscard]] MOEB_HOST_DEVICE constexpr BiasRef with_memory(int values) const {
     BiasRef result = *this;

@@ -143,6 +143,8 @@ TEST_CASE_TEMPLATE_DEFINE("contract 14: forward refuses wrong rows, columns and 
   refuses("weights.stride", "0;", [](mb::ForwardArgs& args) { args.weights.stride = 0; });
   refuses("bias.experts", "15;", [](mb::ForwardArgs& args) { args.bias.experts = 15; });
   refuses("bias.layers", "2;", [](mb::ForwardArgs& args) { args.bias.layers = 2; });
+  refuses("bias.memory", "-1;", [](mb::ForwardArgs& args) { args.bias.memory = -1; });
+  refuses("bias.memory", "9;", [](mb::ForwardArgs& args) { args.bias.memory = 9; });
   refuses("load.experts", "17;", [](mb::ForwardArgs& args) { args.load.experts = 17; });
   refuses("load.layers", "0;", [](mb::ForwardArgs& args) { args.load.layers = 0; });
   refuses("saved.bytes", std::to_string(8).c_str(), [](mb::ForwardArgs& args) { args.saved.bytes = 8; });

@@ -262,13 +262,23 @@ class Routing(unittest.TestCase):
             self.assertTrue((load == 0).all())
         ids, weights, counts = ops.momentum_route(logits := torch.randn(6, EXPERTS), bias[0, 1])
         self.assertEqual(ids.tolist(), (logits.softmax(1) + bias[0, 1]).topk(2).indices.tolist())
+        one = bias.clone()  # a layer alone, as it lies among all, and as a row
+        for layer in (one[:, 1:2], one[:, 1]):
+            ops.momentum_update(layer, counts := torch.randint(0, 9, layer.shape[1:], generator=torch.Generator().manual_seed(2)))
+        self.assertTrue((one[:, 1] != bias[:, 1]).any() and (one[:, ::2] == bias[:, ::2]).all())
+        alone = bias[:, 1].clone()
+        for _ in range(2):
+            ops.momentum_update(alone, torch.randint(0, 9, (EXPERTS,), generator=torch.Generator().manual_seed(2)))
+        self.assertTrue(torch.equal(alone, one[:, 1]))
         load = torch.ones((3, EXPERTS), dtype=torch.int64)
         for wrong, message in ((bias[0], r"update: bias.shape\[0\] is 3; allowed: 2"), (bias[:1], r"update: bias.shape\[0\] is 1; allowed: 2"),
                                (torch.zeros(2, 4, EXPERTS)[:, :3], r"update: bias.strides\[0\] is \d+; allowed: \d+"),
                                (torch.zeros(2, 4, EXPERTS), "update: bias.layers is 4; allowed: 3"),
-                               (torch.zeros(2, 3, EXPERTS)[..., ::2], r"update: bias.strides\[1\] is 2; allowed: 1"),
-                               (torch.tensor(1.0), r"update: bias.shape\[0\] is 0; allowed: 2"),
-                               (torch.zeros(2), "update: bias.ndim is 1; allowed: 2")):
+                               (torch.zeros(2, 3, EXPERTS)[..., ::2], r"update: bias.strides\[2\] is 2; allowed: 1"),
+                               (torch.zeros(2, 3, EXPERTS).double(), "update: bias.dtype is float64; allowed: float32"),
+                               (torch.tensor(1.0), "update: bias.ndim is 0; allowed: 2 to 3"),
+                               (torch.zeros(2), "update: bias.ndim is 1; allowed: 2 to 3"),
+                               (torch.zeros(2, 1, 3, EXPERTS), "update: bias.ndim is 4; allowed: 2 to 3")):
             with self.assertRaisesRegex((RuntimeError, ValueError), message):
                 ops.momentum_update(wrong, load)
         self.assertTrue((load == 1).all())

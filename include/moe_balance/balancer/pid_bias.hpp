@@ -14,7 +14,7 @@ MOEB_NAMESPACE_BEGIN
 struct PidBias {
   static constexpr int memory = 2;     ///< the sum of errors; the last error
   float proportional = 1e-3f;          ///< of the error of this step, in units of scores
-  float integral = 0.0f;               ///< of the sum of all errors
+  float integral = 0.0f;               ///< of the sum of all errors, which is kept whatever this is, and without a bound
   float derivative = 0.0f;             ///< of this error less the last one, which is 0 before the first step
   Centring centring = Centring::none;  ///< against a common drift, which only roundings cause: these steps sum to 0
   bool frozen = false;                 ///< update leaves bias and memory as they are (and still clears the load)
@@ -27,16 +27,14 @@ struct PidBias {
     check_centring(call, "PidBias", centring);
   }
 
-  /// Without counts nothing moves.
   [[nodiscard]] MOEB_INLINE BiasStep<2> next_bias(float bias, int expert, const LoadView& load,
                                                   const float (&kept)[2]) const {
-    if (load.total() == 0) return {bias, {kept[0], kept[1]}};
     const float error = relative_error(expert, load);
     const float sum = add(kept[0], error);
-    float step = mul(proportional, error);
-    step = fma(integral, sum, step);
-    step = fma(derivative, sub(error, kept[1]), step);
-    return {add(bias, step), {sum, error}};
+    float next = fma(proportional, error, bias);  // ProportionalBias's, bit for bit
+    next = fma(integral, sum, next);
+    next = fma(derivative, sub(error, kept[1]), next);
+    return {next, {sum, error}};
   }
 };
 static_assert(BiasBalancer<PidBias>);

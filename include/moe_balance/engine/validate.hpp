@@ -206,7 +206,8 @@ struct Validator {
     range("bias.experts", view.experts, load.experts, load.experts, "the experts of load");
     range("bias.layers", view.layers, load.layers, load.layers, "the layers of load");
     range("bias.stride", view.stride, view.experts, std::numeric_limits<std::int32_t>::max());
-    range("bias.memory", view.memory, memory, memory, "what the balancer's rule keeps for each bias");
+    range("bias.memory", view.memory, memory, memory,
+          "what the balancer's rule keeps for each bias: Bias{router, experts}, with_memory");
     const std::int64_t bytes = load.layers * std::int64_t{sizeof(std::int32_t)};
     apart({bytes_of(view), bytes_of(load)}, {ByteRows("load.experts_of_layer", load.experts_of_layer, bytes)});
   }

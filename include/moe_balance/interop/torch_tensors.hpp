@@ -145,22 +145,25 @@ class Views {
       return {view.data, static_cast<int>(view.columns), view.rows, view.stride};
     }
     TensorView view = at_first(name, tensor);
-    const bool many = view.ndim == 3;
-    const std::int64_t layer_count = many ? view.shape[1] : 1;
-    std::int64_t shape[] = {view.ndim > 0 ? view.shape[0] : 0, many ? view.shape[2] : 0};
-    std::int64_t strides[] = {0, 0};
-    Validator{call_}.range({name, "shape[0]"}, shape[0], 1 + memory, 1 + memory, "the biases and what their rule keeps");
-    if (many) {
-      strides[0] = view.strides[1];
-      strides[1] = view.strides[2];
-      if (layer_count > 0)
-        Validator{call_}.range({name, "strides[0]"}, view.strides[0], layer_count * strides[0], layer_count * strides[0],
-                               "tables behind one another");
+    const Validator check{call_};
+    check.range({name, "ndim"}, view.ndim, 2, 3, "the biases of one layer or of many, and what their rule keeps");
+    check.range({name, "shape[0]"}, view.shape[0], 1 + memory, 1 + memory, "the biases and what their rule keeps");
+    std::int64_t layer_count = 1;
+    std::int64_t shape[] = {view.shape[0], view.shape[view.ndim - 1]};
+    std::int64_t strides[] = {view.strides[0], view.strides[view.ndim - 1]};
+    if (view.ndim == 3 && view.shape[1] != 1) {  // of one layer, its stride means nothing
+      layer_count = view.shape[1];
       shape[0] *= layer_count;
-      view.ndim = 2;
-      view.shape = shape;
-      view.strides = strides;
+      strides[0] = view.strides[1];
+      check.range({name, "strides[2]"}, shape[1] > 1 ? strides[1] : 1, 1, 1, "rows must be contiguous");
+      if (layer_count > 0) {
+        const std::int64_t table = layer_count * strides[0];
+        check.range({name, "strides[0]"}, view.strides[0], table, table, "tables behind one another");
+      }
     }
+    view.ndim = 2;
+    view.shape = shape;
+    view.strides = strides;
     const MatrixView<float> rows = matrix_of_dlpack<float>(call_, name, view);
     return BiasRef(rows.data, static_cast<int>(rows.columns), layer_count, rows.stride).with_memory(memory);
   }

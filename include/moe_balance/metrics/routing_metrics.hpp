@@ -126,7 +126,7 @@ class Specialisation {
     check("domain", domain, domains_);
     return tokens_[static_cast<std::size_t>(domain)];
   }
-  /// The share of a domain's tokens that has the expert: 0 to 1, and over all experts K in sum; 0 for a domain without tokens. Errors: InvalidArgument.
+  /// The share of a domain's tokens that has the expert: 0 to 1, and over all experts K in sum where no slot is empty; 0 for a domain without tokens. Errors: InvalidArgument.
   [[nodiscard]] double share(int expert, int domain) const {
     check("expert", expert, experts_);
     const std::int64_t all = tokens(domain);

@@ -63,6 +63,7 @@ template <class Part, class TileT>
   return static_cast<float>(div(sum, static_cast<double>(load.experts())));
 }
 
+/// Nothing moves in a step without counts, not even by centring or by what a rule has kept.
 template <class Part, class TileT>
 MOEB_INLINE void step_bias(const Part& part, const TileT& tile, const BiasRow& row, const LoadView& load) {
   if constexpr (requires { part.frozen; }) {
@@ -70,6 +71,7 @@ MOEB_INLINE void step_bias(const Part& part, const TileT& tile, const BiasRow& r
                   "the balancer's frozen, which the library reads, is not a bool");
     if (part.frozen) return;
   }
+  if (load.total() == 0) return;
   const float drift = common_drift(part, tile, row, load);
   tile.barrier();
   for (int i = tile.lane(); i < load.experts(); i += TileT::width) {

@@ -4,7 +4,8 @@
 //   mb::force_max_violation(ids, experts, 1.5);  // the busiest expert has 2.5 times the mean
 //   router.forward({..., .replay = {.experts = ids}}, workspace, place);  // mb::Replay{mb::TopK<8>{}}
 //
-// The same as Megatron-Core's moe_router_force_load_balancing (uniform) and more; the ids are the same on every machine.
+// Takes the place of Megatron-Core's moe_router_force_load_balancing, which chooses by random logits: there weights come from these, and groups limit the
+// choice; here weights are those of the router's own scores, and ids know no groups. They are the same on every machine.
 #pragma once
 
 #include <moe_balance/concepts.hpp>
@@ -22,7 +23,9 @@ inline void check_forced(const char* call, const MatrixView<std::int32_t>& ids, 
   MOEB_EXPECTS(ids.rows >= 0 && ids.rows <= most_tokens, call, ArgumentName("ids", "rows"), ids.rows, "0 to ", most_tokens);
   MOEB_EXPECTS(ids.columns >= 1 && ids.columns <= max_top_k, call, ArgumentName("ids", "columns"), ids.columns, "1 to ",
                max_top_k);
-  MOEB_EXPECTS(experts >= ids.columns, call, "experts", experts, ids.columns, " (the columns of ids) or more");
+  constexpr int most_experts = 1 << 20;
+  MOEB_EXPECTS(experts >= ids.columns && experts <= most_experts, call, "experts", experts, ids.columns,
+               " (the columns of ids) to ", most_experts);
   MOEB_EXPECTS(ids.rows == 0 || ids.data != nullptr, call, ArgumentName("ids", "data"), "null",
                "a pointer to the caller's memory, on the host");
   MOEB_EXPECTS(ids.stride >= ids.columns, call, ArgumentName("ids", "stride"), ids.stride, ids.columns, " or more");
@@ -51,17 +54,18 @@ inline void force_round_robin(const MatrixView<std::int32_t>& ids, int experts, 
   }
 }
 
-/// Any K experts with the same chance, for each token anew: the ids of token t depend on seed and first_token + t alone. Counts vary as chance has it
+/// Any K experts with the same chance, for each token anew: the ids of token t depend on seed, E, K and first_token + t alone. Counts vary as chance has it
 /// (expected_max_violation). Errors: InvalidArgument.
 inline void force_uniform(const MatrixView<std::int32_t>& ids, int experts, std::uint64_t seed,
                           std::int64_t first_token = 0) {
   check_forced("force_uniform", ids, experts);
   MOEB_EXPECTS(first_token >= 0, "force_uniform", "first_token", first_token, "0 or more");
   for (std::int64_t t = 0; t < ids.rows; ++t) {
-    const std::uint64_t stream = mixed_bits(mixed_bits(seed) + static_cast<std::uint64_t>(first_token + t));
+    const std::uint64_t stream =
+        mixed_bits(mixed_bits(seed) + static_cast<std::uint64_t>(first_token) + static_cast<std::uint64_t>(t));
     std::int32_t* const row = ids.data + t * ids.stride;
     // Floyd's sampling: the k-th choice is among the first E - K + k + 1, and the last of these where it is taken already. The multiplication takes a number
-    // below `among` from 32 bits, uneven by less than 2^-20. Then a place for it at random: slots are ranks.
+    // below `among` from 32 bits, uneven by less than E / 2^32. Then a place for it at random: slots are ranks.
     for (std::int64_t k = 0; k < ids.columns; ++k) {
       const auto among = static_cast<std::uint64_t>(experts - ids.columns + k + 1);
       const std::uint64_t bits = mixed_bits(stream + static_cast<std::uint64_t>(k));
@@ -84,10 +88,12 @@ inline void force_max_violation(const MatrixView<std::int32_t>& ids, int experts
   const char* const call = "force_max_violation";
   check_forced(call, ids, experts);
   const double most = static_cast<double>(experts) / static_cast<double>(ids.columns) - 1;
-  MOEB_EXPECTS(max_violation >= 0 && max_violation <= most, call, "max_violation", std::to_string(max_violation), "0 to ",
-               std::to_string(most), " (experts / K - 1)");
+  constexpr double of_a_float = 1 + 1e-6;  // a limit that went through one
+  MOEB_EXPECTS(max_violation >= 0 && max_violation <= most * of_a_float, call, "max_violation",
+               std::to_string(max_violation), "0 to ", std::to_string(most), " (experts / K - 1)");
   const double mean_share = static_cast<double>(ids.columns) / experts;  // of the tokens, that an expert has on average
-  const double share = (1 + max_violation) * mean_share;
+  const double wanted = (1 + max_violation) * mean_share;
+  const double share = wanted < 1 ? wanted : 1;
   int next = 0;  // of the others
   const auto busiest_before = [&](std::int64_t tokens) {
     const auto count = static_cast<std::int64_t>(share * static_cast<double>(tokens) + 0.5);
