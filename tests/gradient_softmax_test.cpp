@@ -1,4 +1,4 @@
-// CONTRACT.md line 11 on the CPU, scorings of a whole row.
+// CONTRACT.md line 11 on the CPU, scorings of a whole row; logits at the ends of their range.
 #include "engine_host.hpp"
 
 #include "bodies/gradient.hpp"
@@ -7,5 +7,6 @@ namespace testing {
 
 TEST_CASE_TEMPLATE_INVOKE(contract_11_softmax, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(contract_11_over_selected, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(contract_11_extremes_softmax, HostEngine);
 
 }  // namespace testing

@@ -1,4 +1,4 @@
-// CONTRACT.md line 11 on a GPU, scorings of a whole row.
+// CONTRACT.md line 11 on a GPU, scorings of a whole row; logits at the ends of their range.
 #include "engine_cuda.cuh"
 
 #include "bodies/gradient.hpp"
@@ -7,5 +7,6 @@ namespace testing {
 
 TEST_CASE_TEMPLATE_INVOKE(contract_11_softmax, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(contract_11_over_selected, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(contract_11_extremes_softmax, CudaEngine);
 
 }  // namespace testing

@@ -55,6 +55,16 @@ bool kernels_for_usual_calls() {
   return (kernels_exist<true, Problem>(UsualTier{}) && ...);
 }
 
+/// The largest K, which leaves the fewest registers, among more experts than resources.cu has.
+bool kernels_of_largest_k_exist() {
+  using LargestK = Forward<mb::TopK<32>, mb::FromPlainTopK<mb::GlobalBatchLoss>>;
+  if constexpr (!mb::is_over_selected<Scoring>)
+    return true;
+  else
+    return kernel_exists<mb::cuda_tier_count - 2, false, LargestK>() &&
+           kernel_exists<mb::cuda_tier_count - 1, false, LargestK>();
+}
+
 template <class... Balancer>
 bool updates_exist() {
   return ((mb::moe_balance_update<mb::UpdateProblem<Balancer>> != nullptr) && ...);
@@ -76,5 +86,5 @@ bool all_kernels_exist() {
       kernels_for_usual_calls<Backward<mb::NoBalancer>, Backward<mb::ZLoss>, Backward<mb::GlobalBatchLoss>,
                               Backward<BiasAndLoss>, Backward<LossAndZ>, Backward<EveryPart>>();
   const bool update = updates_exist<mb::LossFreeBias, mb::ProportionalBias, mb::SmebuBias, mb::PidBias>();
-  return any_call && usual_forward && usual_backward && update;
+  return any_call && usual_forward && usual_backward && kernels_of_largest_k_exist() && update;
 }
