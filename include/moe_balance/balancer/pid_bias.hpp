@@ -27,6 +27,7 @@ struct PidBias {
     check_centring(call, "PidBias", centring);
   }
 
+  /// See BiasBalancer.
   [[nodiscard]] MOEB_INLINE BiasStep<2> next_bias(float bias, int expert, const LoadView& load,
                                                   const float (&kept)[2]) const {
     const float error = relative_error(expert, load);

@@ -30,6 +30,7 @@ struct SmebuBias {
                  "0 to below 1");
   }
 
+  /// See BiasBalancer.
   [[nodiscard]] MOEB_INLINE BiasStep<1> next_bias(float bias, int expert, const LoadView& load,
                                                   const float (&kept)[1]) const {
     const float step = mul(update_rate, tanh(mul(slope, relative_error(expert, load))));
