@@ -14,6 +14,7 @@ TEST_CASE_TEMPLATE_INVOKE(global_batch, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(global_batch_late, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(device_loss_agreement, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(device_loss_of_experts, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(device_loss_of_window, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(device_loss_balanced, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(bias_proportional, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(bias_at_rest, HostEngine);

@@ -14,6 +14,7 @@ TEST_CASE_TEMPLATE_INVOKE(global_batch, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(global_batch_late, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(device_loss_agreement, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(device_loss_of_experts, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(device_loss_of_window, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(device_loss_balanced, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(bias_proportional, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(bias_at_rest, CudaEngine);

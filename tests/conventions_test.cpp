@@ -7,6 +7,7 @@ namespace testing {
 
 TEST_CASE_TEMPLATE_INVOKE(plain_top_k_micro_batch, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(plain_top_k_sequence, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(plain_top_k_devices, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(plain_top_k_global_batch, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(plain_top_k_bias, HostEngine);
 

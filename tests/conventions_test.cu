@@ -7,6 +7,7 @@ namespace testing {
 
 TEST_CASE_TEMPLATE_INVOKE(plain_top_k_micro_batch, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(plain_top_k_sequence, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(plain_top_k_devices, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(plain_top_k_global_batch, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(plain_top_k_bias, CudaEngine);
 

@@ -198,6 +198,18 @@ TEST_CASE_TEMPLATE_DEFINE("DeviceLoss of a device per expert is its loss, bit fo
                   train(Engine(), mb::Router{mb::Softmax{}, mb::TopK<4>{}, loss}, inputs)));
 }
 
+TEST_CASE_TEMPLATE_DEFINE("DeviceLoss of a global batch that is one micro-batch is that of the micro-batch", Engine,
+                          device_loss_of_window) {
+  Inputs inputs = normal_inputs(93, 40, 24, 4, 1.0);
+  inputs.load = random_load(94, 24, 50);
+  const mb::DeviceLoss of_batch{mb::GlobalBatchLoss{.coefficient = 0.5f, .window = mb::GlobalBatchWindow::micro_batch}, 6};
+  const Outcome batch = train(Engine(), mb::Router{mb::Softmax{}, mb::TopK<4>{}, of_batch}, inputs);
+  const Outcome micro_batch =
+      train(Engine(), mb::Router{mb::Softmax{}, mb::TopK<4>{}, mb::DeviceLoss{mb::AuxLoss{.coefficient = 0.5f}, 6}}, inputs);
+  CHECK(batch.loss == micro_batch.loss);
+  CHECK(batch.grad_bytes == micro_batch.grad_bytes);
+}
+
 TEST_CASE_TEMPLATE_DEFINE("DeviceLoss: equally busy devices cost the coefficient, whatever their experts do", Engine,
                           device_loss_balanced) {
   Inputs inputs = rows_of_constant(16, 8, -10.0);

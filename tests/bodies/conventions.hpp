@@ -42,6 +42,9 @@ TEST_CASE_TEMPLATE_DEFINE("conventions: f from a plain top-k, micro-batch loss",
 TEST_CASE_TEMPLATE_DEFINE("conventions: f from a plain top-k, sequence loss", Engine, plain_top_k_sequence) {
   check_plain_top_k<Engine>(mb::Softmax{}, mb::SequenceLoss{.coefficient = 0.5f});
 }
+TEST_CASE_TEMPLATE_DEFINE("conventions: f from a plain top-k, loss over devices", Engine, plain_top_k_devices) {
+  check_plain_top_k<Engine>(mb::Softmax{}, mb::DeviceLoss{mb::AuxLoss{.coefficient = 0.5f}, 6});
+}
 TEST_CASE_TEMPLATE_DEFINE("conventions: f from a plain top-k, global-batch loss: load accumulates the plain counts", Engine,
                           plain_top_k_global_batch) {
   const mb::GlobalBatchLoss loss{.coefficient = 0.5f};

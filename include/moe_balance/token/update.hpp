@@ -72,13 +72,14 @@ MOEB_INLINE void step_bias(const Part& part, const TileT& tile, const BiasRow& r
     if (part.frozen) return;
   }
   if (load.total() == 0) return;
+  constexpr int values = bias_memory<Part>;
   const float drift = common_drift(part, tile, row, load);
   tile.barrier();
   for (int i = tile.lane(); i < load.experts(); i += TileT::width) {
-    const BiasStep<bias_memory<Part>> step = next_step(part, row, i, load);
+    const BiasStep<values> step = next_step(part, row, i, load);
     row.bias[i] = sub(step.bias, drift);
-    if constexpr (bias_memory < Part >> 0) {
-      for (int n = 0; n < bias_memory<Part>; ++n) row.bias[(n + 1) * row.table + i] = step.memory[n];
+    if constexpr (values > 0) {
+      for (int n = 0; n < values; ++n) row.bias[(n + 1) * row.table + i] = step.memory[n];
     }
   }
 }
