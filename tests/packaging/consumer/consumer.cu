@@ -1,4 +1,5 @@
 // Only has to compile and link: the machine may have no GPU.
+#define MOE_BALANCE_CUDA_MAX_EXPERTS 8  // Mixtral's
 #include <moe_balance/moe_balance.cuh>
 
 namespace mb = moe_balance;
