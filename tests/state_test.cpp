@@ -73,6 +73,16 @@ void append(std::string& text, std::uint64_t value, int bytes) {
   }
 }
 
+/// The 32 bytes that every version begins with.
+std::string header_of(std::uint64_t version, std::uint64_t experts, std::uint64_t layers, std::uint64_t step) {
+  std::string text = "MOEBSTAT";
+  append(text, version, 4);
+  append(text, experts, 4);
+  append(text, layers, 8);
+  append(text, step, 8);
+  return text;
+}
+
 std::string with_checksum(std::string text) {
   std::uint64_t hash = 0xcbf29ce484222325u;
   for (const char byte : text) {
@@ -89,11 +99,7 @@ TEST_CASE("a state has the documented layout") {
   State state(2, 1, 2);
   state.bias = {1.0f, -2.5f};
   state.load = {3, -1};
-  std::string want = "MOEBSTAT";
-  append(want, 1, 4);
-  append(want, 2, 4);
-  append(want, 1, 8);
-  append(want, 0x0102030405, 8);
+  std::string want = header_of(1, 2, 1, 0x0102030405);
   append(want, 0x3f800000, 4);
   append(want, 0xc0200000, 4);
   append(want, 3, 8);
@@ -175,11 +181,7 @@ TEST_CASE("what a rule keeps lies behind the bias, in a layout of version 2") {
   std::vector<float> bias(std::begin(tables), std::end(tables));
   Counts load{3, -1};
   const mb::BiasRef bias_ref = mb::BiasRef(bias.data(), 2).with_memory(1);
-  std::string want = "MOEBSTAT";
-  append(want, 2, 4);
-  append(want, 2, 4);
-  append(want, 1, 8);
-  append(want, 7, 8);
+  std::string want = header_of(2, 2, 1, 7);
   append(want, 1, 4);
   for (const std::uint64_t bits : {0x3f800000u, 0xc0200000u, 0x3f000000u, 0x40800000u}) append(want, bits, 4);
   append(want, 3, 8);
@@ -241,11 +243,7 @@ TEST_CASE("what a rule keeps lies behind the bias, in a layout of version 2") {
 TEST_CASE("a header with huge numbers, or one of the other byte order, is refused before memory is taken for it") {
   State target(3, 2, 3);
   for (const std::uint64_t huge : {~std::uint64_t{0}, std::uint64_t{1} << 62, std::uint64_t{1} << 32 | 2}) {
-    std::string text = "MOEBSTAT";
-    append(text, 1, 4);
-    append(text, huge % (std::uint64_t{1} << 32), 4);
-    append(text, huge, 8);
-    append(text, 7, 8);
+    const std::string text = header_of(1, huge % (std::uint64_t{1} << 32), huge, 7);
     CHECK(contains(target.refusal(with_checksum(text)), "allowed: 2 layers of 3"));
   }
   State state(3, 2, 3);

@@ -139,7 +139,8 @@ struct BiasRef {
   /// Layers that lie `layer_stride` elements apart.
   MOEB_HOST_DEVICE constexpr BiasRef(float* pointer, int expert_count, std::int64_t layer_count, std::int64_t layer_stride)
       : data(pointer), experts(expert_count), layers(layer_count), stride(layer_stride) {}
-  /// One layer, with what its rule keeps: for forward, route, and an update of it alone.
+  /// One layer, with what its rule keeps: for forward, route, and an update of it alone. `with_memory` comes before it: a layer that has none yet does not
+  /// know how far its tables lie apart.
   [[nodiscard]] MOEB_HOST_DEVICE constexpr BiasRef layer(std::int64_t index) const { return layer(index, experts); }
   /// One layer that has fewer experts than the longest.
   [[nodiscard]] MOEB_HOST_DEVICE constexpr BiasRef layer(std::int64_t index, int its_experts) const {

@@ -1,5 +1,5 @@
 // The kernels that real models run, for the checks that need no GPU: registers, spills, stack, symbols. Registers are checked of those for up to 512
-// experts, which no published model of these K exceeds: those for more are half of the time, and resources_matrix.cu has them.
+// experts (DeepSeek-V3 has 256): those for more took 43% of the time (docs/design.md), and resources_matrix.cu has these tiers.
 #include <moe_balance/moe_balance.cuh>
 
 namespace mb = moe_balance;
