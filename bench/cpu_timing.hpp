@@ -73,7 +73,7 @@ void time_on_host(benchmark::State& state, const Router& router, const Problem& 
     const auto start = std::chrono::steady_clock::now();
     for (auto _ : state) step.run(host);
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    const double bytes = bytes_of(problem, Router::k);
+    const double bytes = bytes_of(problem, Router::k, router.load_bins());
     const auto calls = static_cast<double>(state.iterations());
     state.SetItemsProcessed(state.iterations() * problem.tokens);
     state.SetBytesProcessed(static_cast<std::int64_t>(calls * bytes));

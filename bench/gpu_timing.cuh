@@ -278,7 +278,7 @@ template <class Router>
 void add_on_gpu(const std::string& name, const Router& router, Work work, const std::vector<int>& typical) {
   const auto add_one = [&](const Problem& problem, bool by_default, Cache cache, Launch launch) {
     add_case(name_of(problem, name), by_default, cache, launch, [=](benchmark::State& state) {
-      time_steps(state, bytes_of(problem, Router::k), problem.tokens, cache, launch,
+      time_steps(state, bytes_of(problem, Router::k, router.load_bins()), problem.tokens, cache, launch,
                  [&](std::uint64_t seed, cudaStream_t stream) {
                    return Step<Router, cudaStream_t>(router, problem, seed, stream);
                  });

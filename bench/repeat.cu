@@ -86,7 +86,7 @@ class Run {
         logits_(given.logits.size(), place),
         grad_weights_(given.grad_weights.size(), place),
         bias_(problem.experts, 1, place),
-        load_(problem.experts, 1, place),
+        load_(router, problem.experts, 1, place),
         saved_(router, shape(), place),
         workspace_(router.workspace_bytes(shape()), place),
         weights_(given.grad_weights.size(), place),
@@ -99,7 +99,7 @@ class Run {
 
   /// Every output's bytes after one forward and one backward into poisoned memory: ids, weights, load, saved sums, gradient.
   [[nodiscard]] std::vector<std::vector<std::byte>> outputs() const {
-    const std::size_t load_bytes = static_cast<std::size_t>(problem_.experts) * sizeof(std::int64_t);
+    const std::size_t load_bytes = static_cast<std::size_t>(load_.ref().row_size()) * sizeof(std::int64_t);
     Copy<Place>::fill(load_.data(), 0, load_bytes, place_);
     for (const auto& [data, bytes] : poisoned()) {
       if (bytes > 0) Copy<Place>::fill(data, 0xa5, bytes, place_);
@@ -218,6 +218,9 @@ template <class Router>
   good = check_router(mb::Router{mb::Sigmoid{}, mb::GroupLimitedTopK<8>{.groups = 8, .groups_kept = 4},
                                  mb::Combine{mb::LossFreeBias{}, mb::AuxLoss{}}},
                       "sigmoid_groups_top8", options, stream) &&
+         good;
+  good = check_router(mb::Router{mb::Sigmoid{}, mb::TopK<8>{}, mb::QuantileBias{.bins = 200}}, "sigmoid_top8_quantile", options,
+                      stream) &&
          good;
   return check_router(mb::Router{mb::SoftmaxOverSelected{}, mb::TopK<4>{}}, "softmax_over_selected_top4", options, stream) &&
          good;

@@ -42,18 +42,19 @@ struct Problem {
 }
 
 /// Bytes that the work must move: inputs read once, outputs written once. K ids of 4 bytes and K float32 weights per token; vectors
-/// of E elements are left out, except for update, which reads and writes nothing else.
-[[nodiscard]] inline double bytes_of(const Problem& problem, int k) {
+/// of E elements are left out, except for update, which reads and writes nothing else, and so are histograms of `bins` in forward, whose cells stay in cache.
+[[nodiscard]] inline double bytes_of(const Problem& problem, int k, int bins) {
   const double rows = static_cast<double>(problem.tokens);
   const double matrix = rows * problem.experts * static_cast<double>(mb::size_of(problem.type));
-  if (problem.work == Work::update) return rows * problem.experts * 2 * (8 + 4);  // load: read, cleared; bias: read, written
+  if (problem.work == Work::update)  // load: read, cleared; bias: read, written
+    return rows * problem.experts * 2 * (8 * (1 + bins) + 4);
   return matrix * (problem.work == Work::backward ? 2 : 1) + rows * k * 8;
 }
 
 /// Whether `router` accepts this number of experts.
 template <class Router>
 [[nodiscard]] bool serves(const Router& router, int experts) {
-  if (experts < Router::k) return false;
+  if (experts < Router::k + (Router::Traits::reads_margins ? 1 : 0)) return false;
   try {
     router.top_k.check("benchmark", experts);
     return true;

@@ -51,8 +51,8 @@ class Step {
         grad_logits_(problem.work == Work::backward ? bytes(elements()) : 0, place),
         weights_(choices(), place),
         ids_(choices(), place),
-        bias_(problem.experts, layers(), place),
-        load_(problem.experts, layers(), place),
+        bias_(router, problem.experts, layers(), place),
+        load_(router, problem.experts, layers(), place),
         saved_(router, shape(), place),
         workspace_(router.workspace_bytes(shape()), place) {
     Filler<Place>::fill(logits_.data(), problem.type, elements(), seed, place);

@@ -24,7 +24,7 @@ struct Inputs {
   mb::DataType grad_type = mb::DataType::float32;
   std::vector<double> logits;                ///< [T, E], rounded to logits_type on the way in
   std::vector<float> bias;                   ///< [E]
-  std::vector<std::int64_t> load;            ///< [E], what lies in the load before the call
+  std::vector<std::int64_t> load;            ///< [E] or [(1 + bins) * E], what lies in the load before the call
   std::vector<std::uint8_t> active;          ///< [T]
   std::vector<std::int32_t> replay_experts;  ///< [T, K]
   std::vector<std::uint8_t> replay_tokens;   ///< [T]
@@ -46,7 +46,7 @@ struct Outcome {
   std::vector<double> weights;        ///< [T, K]
   Bytes weights_bytes;
   std::vector<std::int64_t> counts;  ///< [E]
-  std::vector<std::int64_t> load;    ///< [E] or empty
+  std::vector<std::int64_t> load;    ///< as the inputs', or empty
   std::vector<float> bias;           ///< as it lies there after the calls
   std::vector<double> grad_logits;   ///< [T, E] or empty
   Bytes grad_bytes;
@@ -133,7 +133,10 @@ class Memory {
   mb::ForwardArgs forward_args() {
     mb::ForwardArgs args;
     fill_selection(args);
-    if (!inputs_.load.empty()) args.load = mb::LoadRef{load_.data(), inputs_.experts};
+    if (!inputs_.load.empty()) {
+      const int bins = static_cast<int>(inputs_.load.size()) / inputs_.experts - 1;
+      args.load = mb::LoadRef(load_.data(), inputs_.experts).with_bins(bins);
+    }
     args.saved = saved();
     args.sequences = sequences();
     args.accumulate = inputs_.accumulate;

@@ -20,6 +20,25 @@ TEST_CASE_TEMPLATE_INVOKE(capacity_route, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(capacity_router_overlap, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(capacity_pad, HostEngine);
 
+TEST_CASE("capacity: margins are those of the demand, whatever is dropped") {
+  const mb::QuantileBias rule{.bins = 25};
+  const mb::Router limited{mb::Sigmoid{}, mb::WithCapacity<mb::TopK<3>>{.capacity_factor = 0.6}, rule};
+  Inputs inputs = normal_inputs(75, 90, 20, 3, 1.5);
+  inputs.bias = normal_bias(76, 20);
+  inputs.load = std::vector<std::int64_t>(20 * 26, 0);
+  inputs.backward = false;
+  const Outcome demand = train(HostEngine(), mb::Router{mb::Sigmoid{}, mb::TopK<3>{}, rule}, inputs);
+  Memory<HostEngine> memory = memory_for(HostEngine(), limited, inputs);
+  std::vector<std::int32_t> chosen(90 * 3);
+  mb::ForwardArgs args = memory.forward_args();
+  args.chosen = {chosen.data(), 90, 3};
+  limited.forward(args, memory.workspace(), mb::Host{});
+  const Outcome outcome = memory.outcome();
+  CHECK(outcome.load == demand.load);
+  CHECK(outcome.experts != demand.experts);
+  CHECK(chosen == demand.experts);
+}
+
 TEST_CASE("capacity: any number of threads gives the same result") {
   for (const mb::DropBy drop : {mb::DropBy::score, mb::DropBy::position}) {
     CapacityProblem p = capacity_problem(71, 20000, 4, 8, 5000, 20);

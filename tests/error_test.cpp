@@ -26,6 +26,7 @@ TEST_CASE_TEMPLATE_INVOKE(errors_backward, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(errors_one, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(errors_loss, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(errors_update, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(errors_margins, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(errors_none, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(router_overlaps, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(router_overlaps_in_part, HostEngine);
@@ -64,6 +65,18 @@ TEST_CASE("errors: options that no balancer has are refused by their names") {
   refuses(mb::PidBias{.integral = infinity}, "PidBias.integral is inf; allowed: finite numbers");
   refuses(mb::PidBias{.derivative = -infinity}, "PidBias.derivative is -inf; allowed: finite numbers");
   refuses(mb::PidBias{.centring = mb::Centring(3)}, "PidBias.centring is 3; allowed: none, bias, step");
+  refuses(mb::QuantileBias{.momentum = 1.0f}, "QuantileBias.momentum is 1.000000; allowed: 0 to below 1");
+  refuses(mb::QuantileBias{.momentum = nan}, "QuantileBias.momentum is nan; allowed: 0 to below 1");
+  refuses(mb::QuantileBias{.momentum = -0.5f}, "QuantileBias.momentum is -0.500000; allowed: 0 to below 1");
+  refuses(mb::QuantileBias{.low = nan}, "QuantileBias.low is nan; allowed: finite numbers");
+  refuses(mb::QuantileBias{.low = -infinity}, "QuantileBias.low is -inf; allowed: finite numbers");
+  const std::string above = "; allowed: more than low, which is 0.500000, by a finite number";
+  refuses(mb::QuantileBias{.low = 0.5f, .high = 0.5f}, "QuantileBias.high is 0.500000" + above);
+  refuses(mb::QuantileBias{.low = 0.5f, .high = nan}, "QuantileBias.high is nan" + above);
+  refuses(mb::QuantileBias{.low = 0.5f, .high = infinity}, "QuantileBias.high is inf" + above);
+  refuses(mb::QuantileBias{.bins = 0}, "QuantileBias.bins is 0; allowed: 1 to 65536");
+  refuses(mb::QuantileBias{.bins = 65537}, "QuantileBias.bins is 65537; allowed: 1 to 65536");
+  refuses(mb::QuantileBias{.centring = mb::Centring(3)}, "QuantileBias.centring is 3; allowed: none, bias, step");
   refuses(mb::DeviceLoss{mb::AuxLoss{.scale = mb::LossScale(9)}, 2},
           "AuxLoss.scale is 9; allowed: per_assignment, per_token");
 }

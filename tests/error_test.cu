@@ -22,6 +22,7 @@ TEST_CASE_TEMPLATE_INVOKE(errors_backward, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(errors_one, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(errors_loss, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(errors_update, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(errors_margins, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(errors_none, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(router_overlaps, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(router_overlaps_in_part, CudaEngine);

@@ -33,6 +33,7 @@ TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_sizes, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_sums, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_replay, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_capacity, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_margins, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_errors, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(route_and_permute_overlaps, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_overlaps, FiberEngine);

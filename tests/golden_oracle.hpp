@@ -67,6 +67,22 @@ class OracleSubject : public Subject {
     return result;
   }
 
+  QuantileAnswer balance_quantiles(const QuantileTask& task) override {
+    oracle::Problem problem;
+    problem.tokens = task.tokens;
+    problem.experts = task.experts;
+    problem.k = task.k;
+    problem.scoring = oracle::identity();
+    problem.logits.assign(task.scores.begin(), task.scores.end());
+    for (const float beta : task.beta) problem.bias.push_back(-static_cast<double>(beta));
+    const std::vector<double> quantile = oracle::quantiles(oracle::margins(problem).of_token, task.k, task.experts);
+    const std::vector<double> next =
+        oracle::quantile_bias(problem.bias, quantile, static_cast<double>(task.ema), oracle::Centring::bias);
+    QuantileAnswer answer{oracle::choose(problem), narrowed(quantile), {}};
+    for (const double bias : next) answer.next_beta.push_back(static_cast<float>(-bias));
+    return answer;
+  }
+
   PermuteAnswer permute(const PermuteTask& task) override {
     PermuteAnswer answer;
     std::vector<double> combined(static_cast<std::size_t>(task.tokens) * static_cast<std::size_t>(task.hidden), 0.0);

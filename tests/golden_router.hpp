@@ -317,11 +317,47 @@ class RouterSubject : public Subject {
     return biases_by(mb::LossFreeBias{.update_rate = task.update_rate, .centring = centring}, task);
   }
 
+  QuantileAnswer balance_quantiles(const QuantileTask& task) override {
+    return task.k == 1 ? quantiles_of<1>(task) : quantiles_of<2>(task);
+  }
+
   PermuteAnswer permute(const PermuteTask& task) override { return permute_on(engine_, task); }
   CapacityAnswer limit(const CapacityTask& task) override { return limit_on(engine_, task); }
   PlacementAnswer place(const PlacementTask& task) override { return place_on(engine_, task); }
 
  private:
+  /// Recorded quantiles lie between -1.16 and 1.38; a margin outside the bins counts as at their end, which moves no other. Half a bin is 2e-5, of which a
+  /// tenth, 1 - ema, reaches the bias: 2e-6, what the recorded values are compared by.
+  template <int K>
+  QuantileAnswer quantiles_of(const QuantileTask& task) {
+    if (task.k != K) throw NotOffered("top_k " + std::to_string(task.k));
+    const mb::QuantileBias rule{.momentum = task.ema, .low = -1.2f, .high = 1.4f, .bins = 65536};
+    const mb::Router router{mb::SoftmaxOverSelected{}, mb::TopK<K>{}, rule};
+    std::vector<float> bias_values;
+    for (const float beta : task.beta) bias_values.push_back(-beta);
+    const auto slots = static_cast<std::size_t>(task.tokens * K);
+    typename Engine::template Array<float> scores(engine_, task.scores), bias(engine_, bias_values);
+    typename Engine::template Array<float> weights(engine_, std::vector<float>(slots));
+    typename Engine::template Array<std::int32_t> experts(engine_, std::vector<std::int32_t>(slots, -7));
+    const auto cells = static_cast<std::size_t>(task.experts) * static_cast<std::size_t>(1 + rule.bins);
+    typename Engine::template Array<std::int64_t> load(engine_, std::vector<std::int64_t>(cells, 0));
+    const mb::BiasRef bias_ref(bias.data(), task.experts);
+    const mb::LoadRef load_ref = mb::LoadRef(load.data(), task.experts).with_bins(rule.bins);
+    mb::ForwardArgs args;
+    args.logits = mb::MatrixView<const float>(scores.data(), task.tokens, task.experts);
+    args.experts = {experts.data(), task.tokens, K};
+    args.weights = mb::MatrixView<float>(weights.data(), task.tokens, K);
+    args.bias = bias_ref;
+    args.load = load_ref;
+    router.forward(args, {}, engine_.place());
+    router.update(bias_ref, load_ref, {}, engine_.place());
+    engine_.wait();
+    const std::vector<std::int32_t> ids = experts.values();
+    QuantileAnswer answer{{ids.begin(), ids.end()}, {}, {}};
+    for (const float value : bias.values()) answer.next_beta.push_back(-value);
+    return answer;
+  }
+
   template <class Balancer>
   std::vector<std::vector<float>> biases_by(const Balancer& balancer, const BiasTask& task) {
     const mb::Router router{mb::Sigmoid{}, mb::TopK<1>{}, balancer};

@@ -63,6 +63,22 @@ struct BiasTask {
   std::vector<std::vector<std::int64_t>> counts_per_step;  ///< [steps][layers * experts]
 };
 
+/// One step of quantile balancing: scores rank as they are, beside a bias of -beta.
+struct QuantileTask {
+  int tokens = 0;
+  int experts = 0;
+  int k = 1;
+  float ema = 0;
+  std::vector<float> scores;
+  std::vector<float> beta;
+};
+
+struct QuantileAnswer {
+  std::vector<int> experts;
+  std::vector<float> quantile;  ///< empty: of a subject that does not say it
+  std::vector<float> next_beta;
+};
+
 /// Hidden states to their experts' rows and back.
 struct PermuteTask {
   int tokens = 0;
@@ -122,6 +138,7 @@ struct Subject {
   virtual std::string name() const = 0;
   virtual Answer answer(const Task& task) = 0;
   virtual std::vector<std::vector<float>> biases(const BiasTask& task) = 0;
+  virtual QuantileAnswer balance_quantiles(const QuantileTask& task) = 0;
   virtual PermuteAnswer permute(const PermuteTask& task) = 0;
   virtual CapacityAnswer limit(const CapacityTask& task) = 0;
   virtual PlacementAnswer place(const PlacementTask& task) = 0;

@@ -174,6 +174,20 @@ std::vector<float> gathered(const Sync& sync, float value) {
   return values;
 }
 
+/// All tokens in one call.
+template <class Router>
+void forward_as(const Router& whole, const std::vector<float>& logits, const mb::BiasRef& bias, const mb::LoadRef& load) {
+  RankCall(whole, logits, 0, static_cast<int>(logits.size()) / rank_experts).forward(bias, load);
+}
+/// The tokens of the router's rank, micro-batch by micro-batch.
+template <class Router>
+void forward_as(const Router& router, const Split& split, const std::vector<float>& logits, const mb::BiasRef& bias,
+                const mb::LoadRef& load) {
+  const int rank = router.sync.rank();
+  for (int m = 0; m < split.micro_batches(); ++m)
+    RankCall(router, logits, split.first(m, rank), split.of(m, rank)).forward(bias, load);
+}
+
 template <class Sync>
 void check_biases(const Sync& sync, const Sync& alone, const Split& split) {
   constexpr int layers = 3;
@@ -188,12 +202,8 @@ void check_biases(const Sync& sync, const Sync& alone, const Split& split) {
     for (int layer = 0; layer < layers; ++layer) {
       const std::vector<float> logits = Random(static_cast<std::uint64_t>(100 * step + layer + 7))
                                             .normals(static_cast<std::size_t>(split.total() * rank_experts));
-      RankCall everything(whole, logits, 0, split.total());
-      everything.forward(whole_bias.ref().layer(layer), whole_load.ref().layer(layer));
-      for (int m = 0; m < split.micro_batches(); ++m) {
-        RankCall part(router, logits, split.first(m, sync.rank()), split.of(m, sync.rank()));
-        part.forward(bias.ref().layer(layer), load.ref().layer(layer));
-      }
+      forward_as(whole, logits, whole_bias.ref().layer(layer), whole_load.ref().layer(layer));
+      forward_as(router, split, logits, bias.ref().layer(layer), load.ref().layer(layer));
       std::vector<double>& next = want[static_cast<std::size_t>(layer)];
       next = oracle::next_bias(next, oracle_counts(logits, 0, split.total(), next, oracle::sigmoid()), rate,
                                oracle::Centring::none);
@@ -210,6 +220,34 @@ void check_biases(const Sync& sync, const Sync& alone, const Split& split) {
       CHECK(std::bit_cast<std::uint32_t>(got) == std::bit_cast<std::uint32_t>(whole_bias.data()[layer * rank_experts + e]));
       CHECK(static_cast<double>(got) == want[static_cast<std::size_t>(layer)][static_cast<std::size_t>(e)]);
     }
+  }
+}
+
+/// Histograms of margins add up over ranks and micro-batches: the biases are those of a rank that has all tokens.
+template <class Sync>
+void check_quantiles(const Sync& sync, const Sync& alone, const Split& split) {
+  constexpr int layers = 2, bins = 50;
+  const mb::QuantileBias balancer{.momentum = 0.5f, .bins = bins};
+  const mb::Router router{mb::Sigmoid{}, mb::TopK<rank_k>{}, balancer, sync};
+  const mb::Router whole{mb::Sigmoid{}, mb::TopK<rank_k>{}, balancer, alone};
+  const mb::Bias bias(router, rank_experts, layers), whole_bias(whole, rank_experts, layers);
+  const mb::Load load(router, rank_experts, layers), whole_load(whole, rank_experts, layers);
+  constexpr std::size_t cells = rank_experts * layers * (1 + bins);
+  for (int step = 0; step < 5; ++step) {
+    for (int layer = 0; layer < layers; ++layer) {
+      const std::vector<float> logits = Random(static_cast<std::uint64_t>(100 * step + layer + 9))
+                                            .normals(static_cast<std::size_t>(split.total() * rank_experts));
+      forward_as(whole, logits, whole_bias.ref().layer(layer), whole_load.ref().layer(layer));
+      forward_as(router, split, logits, bias.ref().layer(layer), load.ref().layer(layer));
+    }
+    CHECK(sum_of(sync, Counts(load.data(), load.data() + cells)) == Counts(whole_load.data(), whole_load.data() + cells));
+    whole.update(whole_bias.ref(), whole_load.ref(), {}, mb::Host{});
+    router.update(bias.ref(), load.ref(), {}, mb::Host{});
+    CHECK(Counts(load.data(), load.data() + cells) == Counts(cells, 0));
+    const auto all = static_cast<std::ptrdiff_t>(rank_experts * layers);
+    const std::vector<float> own(bias.data(), bias.data() + all);
+    CHECK(own == std::vector<float>(whole_bias.data(), whole_bias.data() + all));
+    CHECK(own != std::vector<float>(own.size(), 0.0f));
   }
 }
 
@@ -428,6 +466,8 @@ void check_all_identities(const Sync& sync, const Sync& alone) {
   }
   check_biases(sync, alone, splits[1]);
   check_biases(sync, alone, splits[3]);
+  check_quantiles(sync, alone, splits[1]);
+  check_quantiles(sync, alone, splits[3]);
   check_bias_beside_loss(sync);
   check_window(sync);
   check_every_third(sync);

@@ -830,6 +830,62 @@ struct Smebu {
   }
 };
 
+/// The margins of each token that has them, of all its experts: score (or logit, where those rank) without the bias, minus the best score + bias of those
+/// that are not among the K best. A token has none where that is not finite, or where a logit is NaN or +infinity.
+struct Margins {
+  std::vector<std::vector<double>> of_token;
+  std::vector<std::vector<double>> size;  ///< |score| + |threshold|, by which they are inexact
+};
+inline Margins margins(const Problem& problem) {
+  Problem without_bias = problem;
+  without_bias.bias.clear();
+  Margins result;
+  for (Int t = 0; t < problem.tokens; ++t) {
+    if (!problem.is_active(t)) continue;
+    const std::vector<double> ranking = ranking_of_row(problem, t);
+    const double threshold = ranking[static_cast<std::size_t>(order_of(ranking)[static_cast<std::size_t>(problem.k)])];
+    bool is_broken = !std::isfinite(threshold);
+    for (int e = 0; e < problem.experts; ++e)
+      is_broken = is_broken || !(problem.logit(t, e) < std::numeric_limits<double>::infinity());
+    if (is_broken) continue;
+    result.of_token.emplace_back();
+    result.size.emplace_back();
+    for (const double score : ranking_of_row(without_bias, t)) {
+      result.of_token.back().push_back(score - threshold);
+      result.size.back().push_back(std::abs(score) + std::abs(threshold));
+    }
+  }
+  return result;
+}
+
+/// Quantile balancing by exact quantiles: beta = -b goes to momentum beta + (1 - momentum) q, where q is the (T K / E + 1)-th largest of the expert's
+/// margins; then the mean is taken away. `margins` [tokens][E].
+inline std::vector<double> quantiles(const std::vector<std::vector<double>>& margins, int k, int experts) {
+  const std::size_t larger = margins.size() * static_cast<std::size_t>(k) / static_cast<std::size_t>(experts);
+  std::vector<double> result;
+  for (std::size_t e = 0; e < static_cast<std::size_t>(experts); ++e) {
+    std::vector<double> column;
+    for (const std::vector<double>& row : margins) column.push_back(row[e]);
+    std::sort(column.begin(), column.end(), [](double a, double b) { return a > b; });
+    result.push_back(column[larger]);
+  }
+  return result;
+}
+inline std::vector<double> quantile_bias(std::vector<double> bias, const std::vector<double>& quantile, double momentum,
+                                         Centring centring) {
+  double drift = 0;
+  for (std::size_t e = 0; e < bias.size(); ++e) {
+    const double next = momentum * bias[e] - (1 - momentum) * quantile[e];
+    drift += (centring == Centring::none   ? 0.0
+              : centring == Centring::bias ? next
+                                           : next - bias[e]) /
+             static_cast<double>(bias.size());
+    bias[e] = next;
+  }
+  for (double& value : bias) value -= drift;
+  return bias;
+}
+
 /// b += kp e_n + ki (e_1 + ... + e_n) + kd (e_n - e_(n-1)), from the counts of all steps, e = (mean - c) / mean.
 inline std::vector<double> pid_bias(std::vector<double> bias, const std::vector<std::vector<Int>>& counts_per_step,
                                     double kp, double ki, double kd) {

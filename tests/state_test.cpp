@@ -240,6 +240,28 @@ TEST_CASE("what a rule keeps lies behind the bias, in a layout of version 2") {
   }
 }
 
+TEST_CASE("histograms of margins are not saved, and whoever has some says that none has to be") {
+  const mb::Router router{mb::Sigmoid{}, mb::TopK<1>{}, mb::QuantileBias{.bins = 4}};
+  const mb::Bias bias(router, 3, 2);
+  const mb::Load load(router, 3, 2);
+  bias.data()[4] = 0.5f;
+  std::stringstream stream;
+  const std::string message =
+      "load.bins is 4; allowed: 0: histograms of margins are not saved, load.with_bins(0) says that none has to be";
+  CHECK_THROWS_WITH_AS(mb::save_state(stream, bias.ref(), load.ref(), 9), ("moe_balance: save_state: " + message).c_str(),
+                       mb::InvalidArgument);
+  mb::save_state(stream, bias.ref(), load.ref().with_bins(0), 9);
+  const mb::Bias resumed(router, 3, 2);
+  CHECK_THROWS_WITH_AS((void)mb::load_state(stream, resumed.ref(), load.ref()),
+                       ("moe_balance: load_state: " + message).c_str(), mb::InvalidArgument);
+  load.data()[0] = load.data()[15] = load.data()[17] = 3;  // expert 0 of both layers, the last one of layer 1
+  load.data()[3] = load.data()[18] = 8;                    // histograms of both
+  CHECK(mb::load_state(stream, resumed.ref(), load.ref().with_bins(0)) == 9);
+  CHECK(load.data()[0] + load.data()[15] + load.data()[17] == 0);
+  CHECK(load.data()[3] + load.data()[18] == 16);
+  CHECK(resumed.data()[4] == 0.5f);
+}
+
 TEST_CASE("a header with huge numbers, or one of the other byte order, is refused before memory is taken for it") {
   State target(3, 2, 3);
   for (const std::uint64_t huge : {~std::uint64_t{0}, std::uint64_t{1} << 62, std::uint64_t{1} << 32 | 2}) {

@@ -29,7 +29,7 @@ class Sizes(ctypes.Structure):
     """struct moe_balance::xla::Sizes."""
     _fields_ = [(name, ctypes.c_int64) for name in (
         "top_k", "losses", "has_bias", "needs_load", "reads_global_batch", "reads_step", "has_capacity", "saved_bytes", "workspace_bytes",
-        "permutation_rows", "permutation_workspace", "bias_memory")]
+        "permutation_rows", "permutation_workspace", "bias_memory", "load_bins")]
 
 
 class Status(NamedTuple):
@@ -161,8 +161,10 @@ class MoeBalance:
         return jnp.zeros(tables + ((experts,) if layers is None else (layers, experts)), jnp.float32)
 
     def new_load(self, experts, layers=None):
-        """int32 [E, 2] or [L, E, 2] of zeros."""
-        return jnp.zeros((experts, 2) if layers is None else (layers, experts, 2), jnp.int32)
+        """int32 [E, 2] or [L, E, 2] of zeros. Where the bias's rule reads margins in n bins, each E is (1 + n) * E: counts [E] and behind them
+        histograms [E, n]."""
+        row = (1 + self.sizes(0, experts).load_bins) * experts
+        return jnp.zeros((row, 2) if layers is None else (layers, row, 2), jnp.int32)
 
     # ---- routing -------------------------------------------------------------------------------------------------------------
 
@@ -183,9 +185,9 @@ class MoeBalance:
                 axis_name=None):
         """Training: weights and loss that can be differentiated in the logits [T, E], and the load with this call's tokens added.
 
-        bias float32 [E] and load int32 [E, 2], where the router has a bias or a global-batch loss; active bool [T]: False marks padding; sequences: equal
-        sequences in the batch, one behind the other or, with token_major, interleaved; axis_name: the mesh axes under shard_map whose devices share
-        the batch, for a global-batch loss: each device's loss then reads the counts of all, and their mean is that of the whole batch. Recomputation (jax.checkpoint) counts no token twice, as long
+        bias float32 [E] and load int32 [E, 2], where the router has a bias or a global-batch loss (load as new_load makes it, one layer); active bool [T]:
+        False marks padding; sequences: equal sequences in the batch, one behind the other or, with token_major, interleaved; axis_name: the mesh axes
+        under shard_map whose devices share the batch, for a global-batch loss: each device's loss then reads the counts of all, and their mean is that of the whole batch. Recomputation (jax.checkpoint) counts no token twice, as long
         as the load is taken from the results.
         """
         logits = matrix("forward", "logits", logits)
@@ -197,7 +199,7 @@ class MoeBalance:
         expect(axis_name is None or sizes.reads_global_batch, "forward", "axis_name", axis_name, "None: no loss reads other devices' counts")
         options = Options(np.dtype(weights_dtype or weights_type(logits)), sequences, token_major, axis_name)
         return forward(self, options, logits, optional("forward", "bias", bias, experts if sizes.has_bias else 0, left_out()),
-                       optional("forward", "load", load, 2 * experts if sizes.needs_load else 0, jnp.zeros((0, 2), jnp.int32)),
+                       optional("forward", "load", load, 2 * (1 + sizes.load_bins) * experts if sizes.needs_load else 0, jnp.zeros((0, 2), jnp.int32)),
                        optional("forward", "active", active, tokens, left_out(jnp.bool_)))
 
     def update(self, bias, load):
@@ -252,7 +254,7 @@ def forward_and_saved(moe, options, logits, bias, load, active):
     ids, weights, loss, losses, counts, load, saved, chosen, kept, status, _ = moe.call(
         "forward", results, logits, bias, load, active, aliases={2: 5}, sequences=options.sequences, token_major=options.token_major)
     if options.axis_name is not None:
-        total = from_int32(jax.lax.psum(as_int32(load if sizes.reads_step else counts), options.axis_name))
+        total = from_int32(jax.lax.psum(as_int32(load[:experts] if sizes.reads_step else counts), options.axis_name))
         results = [shape(jnp.uint8, sizes.saved_bytes), shape(jnp.float32), shape(jnp.float32, sizes.losses)]
         saved, loss, losses = moe.call("loss", results, saved, total, aliases={0: 0}, sequences=options.sequences)
     routing = Routing(ids, weights, loss, losses, as_int32(counts), load, as_int32(kept), status_of(status))

@@ -30,11 +30,12 @@ def register_router(namespace, prefix=""):
 
     @torch.library.register_fake(name + "forward")
     def _(logits, bias=None, load=None, accumulate=True, active=None, sequences=1):
-        routed = routing("forward", logits, bias=(bias, 1), load=(load, 1), active=(active, 1))
         tokens, experts = logits.shape
-        _, words, words_per_token = sizes(experts, sequences)
+        _, words, words_per_token, load_bins = sizes(experts, sequences)
+        ids, weights, _ = routing("forward", logits, bias=(bias, 1), load=(load, 1), active=(active, 1))
+        counts = logits.new_empty((1 + load_bins) * experts, dtype=torch.int64)
         saved = logits.new_empty(words + tokens * words_per_token, dtype=torch.int64)
-        return (*routed, logits.new_empty((), dtype=torch.float32), saved)
+        return ids, weights, counts, logits.new_empty((), dtype=torch.float32), saved
 
     @torch.library.register_fake(name + "backward")
     def _(logits, experts, saved, grad_weights, grad_loss, active=None, sequences=1):

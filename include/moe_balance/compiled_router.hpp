@@ -38,6 +38,8 @@ class CompiledRouter {
   /// A router with other options.
   explicit CompiledRouter(const RouterT& its_router) : router(its_router) {}
 
+  /// See Router::load_bins.
+  [[nodiscard]] constexpr int load_bins() const { return router.load_bins(); }
   /// See Router::saved_bytes.
   [[nodiscard]] std::size_t saved_bytes(const Shape& shape) const { return router.saved_bytes(shape); }
   /// See Router::workspace_bytes.

@@ -159,6 +159,51 @@ struct LoadView {
   }
 };
 
+/// Where a margin of a given rank lies: in a bin, and how far in it.
+struct MarginPosition {
+  int bin;     ///< 0: of the smallest margins
+  float part;  ///< above 0 and below 1, from the bin's lower edge
+};
+
+/// What one layer's experts lacked, or had to spare, in a step, for rules that read margins. A token's threshold is the best ranking value (score + bias) that
+/// it left unchosen; an expert's margin is its score, without the bias, minus that: with a bias below -margin the token goes elsewhere, above it comes.
+/// Each active token has one margin for each expert, in the bin that the rule's `bin_of` says; none where a logit is NaN or +infinity, or the threshold is
+/// infinite because fewer than K + 1 logits are above -infinity.
+struct MarginView {
+  const std::int64_t* histogram = nullptr;  ///< bin b of expert e at histogram[e * bins + b], where the balancer runs
+  int bin_count = 0;                        ///< see bins()
+  std::int64_t token_count = 0;             ///< see tokens()
+
+  /// Bins of each expert.
+  [[nodiscard]] MOEB_INLINE int bins() const { return bin_count; }
+  /// Tokens that have margins, the same for all experts.
+  [[nodiscard]] MOEB_INLINE std::int64_t tokens() const { return token_count; }
+  /// Margins of an expert in a bin.
+  [[nodiscard]] MOEB_INLINE std::int64_t count(int bin, int expert) const {
+    return histogram[static_cast<std::int64_t>(expert) * bin_count + bin];
+  }
+  /// Where the expert's margin lies that `larger` others rank before, 0 to tokens() - 1, as if those of a bin were evenly spread over it.
+  [[nodiscard]] MOEB_INLINE MarginPosition position(int expert, std::int64_t larger) const {
+    int end = bin_count;  // the bins from here on hold `above`
+    std::int64_t above = 0;
+    constexpr int together = 8;  // that are read before the sum is waited for
+    MOEB_NO_UNROLL
+    for (; end >= together; end -= together) {
+      std::int64_t sum = 0;
+      MOEB_UNROLL
+      for (int i = 1; i <= together; ++i) sum += count(end - i, expert);
+      if (above + sum > larger) break;
+      above += sum;
+    }
+    MOEB_NO_UNROLL
+    for (; end > 1 && above + count(end - 1, expert) <= larger; --end) above += count(end - 1, expert);
+    const int bin = end > 0 ? end - 1 : 0;
+    const auto in_bin = static_cast<float>(count(bin, expert));
+    const float before = add(static_cast<float>(larger - above), 0.5f);
+    return {bin, in_bin > before ? sub(1.0f, div(before, in_bin)) : 0.5f};
+  }
+};
+
 /// Which counts a loss reads.
 enum class LossScope : std::uint8_t { micro_batch, sequence, global_batch };
 
@@ -192,9 +237,20 @@ concept BiasWithMemory = requires(const B balancer, const LoadView load, const f
   { balancer.next_bias(0.0f, 0, load, memory) } -> std::same_as<BiasStep<B::memory>>;
 };
 
-/// A selection bias per expert and its rule: the next bias from the present one, the step's counts and what the rule has kept.
+/// The most bins that a rule may count each expert's margins in.
+inline constexpr int max_bins = 1 << 16;
+/// A rule that reads how the step's margins were distributed: `bins`, 1 to max_bins, of which `bin_of(margin)` says one, the nearest where it says
+/// none that there is. A margin may be -infinity, where the logit is; another that is no number the scoring has made of numbers.
 template <class B>
-concept BiasBalancer = std::is_trivially_copyable_v<B> &&(MemorylessBias<B> || BiasWithMemory<B>);
+concept BiasFromMargins = requires(const B balancer, const LoadView load, const MarginView margins) {
+  { balancer.bins } -> std::convertible_to<int>;
+  { balancer.bin_of(0.0f) } -> std::convertible_to<int>;
+  { balancer.next_bias(0.0f, 0, load, margins) } -> std::convertible_to<float>;
+};
+
+/// A selection bias per expert and its rule: the next bias from the present one, the step's counts and what the rule has kept, or the step's margins.
+template <class B>
+concept BiasBalancer = std::is_trivially_copyable_v<B> &&(MemorylessBias<B> || BiasWithMemory<B> || BiasFromMargins<B>);
 
 /// Values that an elementary balancer's rule keeps for each bias; of any balancer BalancerTraits and Router::bias_memory say it.
 template <class B>

@@ -78,6 +78,11 @@ template <class R>
 concept KnowsItsBias = requires {
   { R::bias_memory } -> std::convertible_to<int>;
 };
+/// A router, which knows whether its rule reads margins.
+template <class R>
+concept KnowsItsLoad = requires(const R router) {
+  { router.load_bins() } -> std::convertible_to<int>;
+};
 
 /// Bias of `layers` layers, and what its rule keeps, all 0 at first.
 template <class Place = Host>
@@ -104,20 +109,27 @@ class Bias {
   std::int64_t layers_;
 };
 
-/// Accumulated counts of `layers` layers, all 0 at first.
+/// Accumulated counts of `layers` layers, and the histograms of a rule that reads margins, all 0 at first.
 template <class Place = Host>
 class Load {
  public:
-  /// [layers, experts], zeroed. Errors: as Buffer; std::bad_alloc also for negative sizes.
-  explicit Load(int experts, std::int64_t layers = 1, const Place& place = {})
-      : buffer_(elements_of(experts, layers), place), experts_(experts), layers_(layers) {}
+  /// [layers, experts], zeroed: for rules that read counts. Errors: as Buffer; std::bad_alloc also for negative sizes.
+  explicit Load(int experts, std::int64_t layers = 1, const Place& place = {}) : Load(0, experts, layers, place) {}
+  /// The same for the rule of `router`, whatever it reads: [layers, (1 + bins) * experts].
+  template <KnowsItsLoad Router>
+  Load(const Router& router, int experts, std::int64_t layers = 1, const Place& place = {})
+      : Load(router.load_bins(), experts, layers, place) {}
   /// For the calls of a router; valid as long as this object.
-  [[nodiscard]] LoadRef ref() const { return {buffer_.data(), experts_, layers_}; }
-  /// [layers, experts], in the place.
+  [[nodiscard]] LoadRef ref() const { return LoadRef(buffer_.data(), experts_, layers_).with_bins(bins_); }
+  /// What ref() describes, in the place.
   [[nodiscard]] std::int64_t* data() const { return buffer_.data(); }
 
  private:
+  Load(int bins, int experts, std::int64_t layers, const Place& place)
+      : buffer_(elements_of(experts, layers, 1 + bins), place), bins_(bins), experts_(experts), layers_(layers) {}
+
   Buffer<std::int64_t, Place> buffer_;
+  int bins_;
   int experts_;
   std::int64_t layers_;
 };

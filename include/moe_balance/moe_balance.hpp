@@ -10,6 +10,7 @@
 #include <moe_balance/balancer/no_balancer.hpp>
 #include <moe_balance/balancer/pid_bias.hpp>
 #include <moe_balance/balancer/proportional_bias.hpp>
+#include <moe_balance/balancer/quantile_bias.hpp>
 #include <moe_balance/balancer/sequence_loss.hpp>
 #include <moe_balance/balancer/smebu_bias.hpp>
 #include <moe_balance/balancer/z_loss.hpp>

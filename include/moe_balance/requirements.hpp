@@ -164,7 +164,8 @@ template <class B>
   static_assert(
       BiasBalancer<B> || !NamesNextBias<B>,
       "the balancer's next_bias is neither: balancer.next_bias(bias, expert, load) const -> float, nor, with static "
-      "constexpr int memory of 1 to 8: balancer.next_bias(bias, expert, load, memory) const -> BiasStep<memory>");
+      "constexpr int memory of 1 to 8: balancer.next_bias(bias, expert, load, memory) const -> BiasStep<memory>, nor, "
+      "with int bins and bin_of(margin) const -> int: balancer.next_bias(bias, expert, load, margins) const -> float");
   if constexpr (HasTokenLoss<B>) {
     static_assert(TokenLossBalancer<B>,
                   "the balancer has token_loss and lacks: balancer.token_slope(log_sum_exp) const -> float");
@@ -172,10 +173,11 @@ template <class B>
     static_assert(TokenLossBalancer<B>,
                   "the balancer has token_loss or token_slope and lacks: balancer.token_loss(log_sum_exp) const -> float");
   } else {
-    static_assert(BalancerPolicy<B>,
-                  "the balancer lacks one of: balancer.slope(expert, load) const -> float; balancer.next_bias(bias, expert, "
-                  "load) const -> float (or, with memory, BiasStep); balancer.token_loss(log_sum_exp) and token_slope; "
-                  "using is_idle = void");
+    static_assert(
+        BalancerPolicy<B>,
+        "the balancer lacks one of: balancer.slope(expert, load) const -> float; balancer.next_bias(bias, expert, "
+        "load) const -> float (with memory: BiasStep; or from margins); balancer.token_loss(log_sum_exp) and token_slope; "
+        "using is_idle = void");
   }
   return true;
 }

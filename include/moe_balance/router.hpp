@@ -35,6 +35,8 @@ struct Router {
   /// What the balancer is made of.
   using Traits = BalancerTraits<Balancer>;
   static_assert(Traits::biases <= 1, "at most one part of a balancer may have a bias");
+  static_assert(!Traits::reads_margins || has_margins<TopKT>,
+                "a rule that reads margins (BiasFromMargins) needs a plain top-k: no groups, no replayed ids");
   static_assert(Traits::plain_losses == 0 || Traits::plain_losses == Traits::losses,
                 "either all losses count a plain top-k (FromPlainTopK) or none does");
   static_assert(Traits::plain_losses == 0 || Traits::biases == 0 || !Traits::reads_global_batch,
@@ -57,6 +59,9 @@ struct Router {
   [[nodiscard]] constexpr Router<Scoring, TopKT, Balancer, Other> with_sync(const Other& other) const {
     return {scoring, top_k, balancer, other};
   }
+
+  /// Bins of each expert's histogram of margins: update and an accumulating forward take LoadRef::with_bins(load_bins()). 0 but for QuantileBias and the like.
+  [[nodiscard]] constexpr int load_bins() const { return bins_of(balancer); }
 
   /// Bytes of SavedRef for one forward of this shape; 0 where the balancer has no loss, the largest number there is for more sequences
   /// (or more experts in as many) than a call takes, and for fewer than none.
@@ -86,8 +91,8 @@ struct Router {
     plain.forward_named("route", forward_args, workspace, place, false);
   }
 
-  /// Training: route, and the sums that balancing needs. With `accumulate` adds this call's counts to `load`; say so exactly once per token
-  /// (not in evaluation, not when activations are recomputed).
+  /// Training: route, and the sums that balancing needs. With `accumulate` adds this call's counts, and margins where the rule reads those, to `load`; say so
+  /// exactly once per token (not in evaluation, not when activations are recomputed).
   /// A GlobalBatchLoss reads `load` as it stands after this call, summed over ranks: each of its forwards starts that sum, with `accumulate` or
   /// not and for T = 0, too, so that all ranks must call forward equally often and in the same order. backward and loss await it;
   /// until one of them has run, or another forward with the same `saved`, that memory must stay alive.
@@ -154,11 +159,12 @@ struct Router {
   }
 
   /// The first half of update: starts the sum of `load` over ranks, after the step's last forward, so that it runs beside the backward pass.
-  /// One sum for all layers where they lie together (load.stride == load.experts), one for each otherwise. Until finish_update no
+  /// One sum for all layers where they lie together (load.stride == load.row_size()), one for each otherwise. Until finish_update no
   /// forward may accumulate into this load.
   template <EnginePlace Place, class Tag = EngineTagOf<Place>>
   void start_update(LoadRef load, Workspace /*workspace*/, const Place& place) const {
-    Validator{"start_update"}.load_of_layers(load, Engine<Place>::serves_float64);
+    check_options("start_update", balancer);
+    Validator{"start_update"}.load_of_layers(load, Engine<Place>::serves_float64, load_bins());
     if constexpr (Traits::biases > 0) {
       static_assert(requirements::of_sync_on<Sync, Place>() && SyncPolicyOn<Sync, Place>);
       for_each_sum(load, [&](std::int64_t* counts, std::int64_t n) { sync.start(counts, n, place); });
@@ -193,13 +199,13 @@ struct Router {
     f(float{});
   }
 
-  /// One sum for all layers; one each where they lie apart, so that what lies between them stays as it is.
+  /// One sum for all layers, with their histograms; one each where they lie apart, so that what lies between them stays as it is.
   template <class Function>
   static void for_each_sum(const LoadRef& load, const Function& f) {
-    const bool together = load.stride == load.experts;
+    const bool together = load.stride == load.row_size();
     const std::int64_t sums = together ? 1 : load.layers;
     for (std::int64_t i = 0; i < sums; ++i) {
-      f(load.layer(i).counts, together ? load.layers * load.experts : std::int64_t{load.experts});
+      f(load.layer(i).counts, (together ? load.layers : 1) * load.row_size());
     }
   }
 
@@ -246,6 +252,9 @@ struct Router {
     in_real_type<Place>(args.logits.type,
                         [&](auto real) { Engine<Place>::template forward<decltype(real)>(problem, totals, place); });
 
+    if constexpr (Traits::reads_margins) {
+      if (args.accumulate && args.logits.rows > 0 && counts_margins(balancer)) count_margins(args, problem.experts, place);
+    }
     if constexpr (looks_across_tokens<TopKT>) top_k.after_forward(args, workspace, place);
 
     if constexpr (Traits::reads_global_batch) {
@@ -255,6 +264,23 @@ struct Router {
       }
       sync.start(saved.global_counts, experts, place);
     }
+  }
+
+  /// Adds the margins of a call that has routed, to these ids, to the histograms of its load.
+  template <class Place, class Tag = EngineTagOf<Place>>
+  void count_margins(const ForwardArgs& args, const MatrixView<std::int32_t>& ids, const Place& place) const {
+    const MarginProblem<Scoring, TopKT, Balancer> problem{scoring,
+                                                          top_k,
+                                                          balancer,
+                                                          args.logits,
+                                                          ids,
+                                                          args.bias.data,
+                                                          args.active,
+                                                          args.tokens_on_device,
+                                                          args.load.counts + args.load.experts,
+                                                          rows_hold_quads(args.logits)};
+    in_real_type<Place>(args.logits.type,
+                        [&](auto real) { Engine<Place>::template count_margins<decltype(real)>(problem, place); });
   }
 
   /// Clears what a forward call adds up in, or has its kernel do that where the engine offers it: a launch less.

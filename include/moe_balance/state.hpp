@@ -12,7 +12,7 @@
 //   ..  uint64   FNV-1a (64 bits) of all bytes before it
 //
 // Bias is the same on all ranks; load is each rank's own. After Router::update load is 0, so that one file serves all ranks, any number of
-// them; in the middle of a step each rank needs its own.
+// them; in the middle of a step each rank needs its own. Histograms of margins (QuantileBias), 0 after an update, are not saved: load.with_bins(0).
 #pragma once
 
 #include <moe_balance/engine/tuning.hpp>
@@ -90,6 +90,8 @@ inline void check_state_arguments(const char* call, const BiasRef& bias, const L
                " layers of 1 to ", max_experts, " experts");
   MOEB_EXPECTS(bias.memory >= 0 && bias.memory <= max_bias_memory, call, "bias.memory", std::to_string(bias.memory), "0 to ",
                max_bias_memory);
+  MOEB_EXPECTS(load.bins == 0, call, "load.bins", std::to_string(load.bins),
+               "0: histograms of margins are not saved, load.with_bins(0) says that none has to be");
   MOEB_EXPECTS(load.experts == bias.experts, call, "load.experts", std::to_string(load.experts),
                std::to_string(bias.experts));
   MOEB_EXPECTS(load.layers == bias.layers, call, "load.layers", std::to_string(load.layers), std::to_string(bias.layers));

@@ -164,9 +164,10 @@ struct LoadRef {
   std::int64_t* counts = nullptr;  ///< layer 0, expert 0
   int experts = 0;                 ///< E; of the longest layer
   std::int64_t layers = 1;         ///< L
-  std::int64_t stride = 0;         ///< elements from layer to layer, at least `experts`
+  std::int64_t stride = 0;         ///< elements from layer to layer, at least `experts`, or what they have with histograms
   const std::int32_t* experts_of_layer =
-      nullptr;  ///< [layers], each 1 to experts; where the call runs; null: all have `experts`
+      nullptr;   ///< [layers], each 1 to experts; where the call runs; null: all have `experts`
+  int bins = 0;  ///< of a histogram of margins for each expert, behind the counts of each layer; see with_bins
 
   /// None: for routers and calls that need none.
   constexpr LoadRef() = default;
@@ -181,7 +182,25 @@ struct LoadRef {
   [[nodiscard]] MOEB_HOST_DEVICE constexpr LoadRef layer(std::int64_t index) const { return layer(index, experts); }
   /// One layer that has fewer experts than the longest.
   [[nodiscard]] MOEB_HOST_DEVICE constexpr LoadRef layer(std::int64_t index, int its_experts) const {
-    return {counts + index * stride, its_experts, 1, stride};
+    LoadRef result(counts + index * stride, its_experts, 1, stride);
+    result.bins = bins;
+    return result;
+  }
+  /// The same with the histograms of a rule that reads margins, of `count` (Router::load_bins) bins for each expert: a layer's row has the counts of its
+  /// experts and behind them [experts, bins], bin b of expert e at counts[experts + e * bins + b]. Layers that lay one behind the other do so with their
+  /// histograms: all is one int64 table [layers, (1 + bins) * experts]. At first all are 0.
+  [[nodiscard]] MOEB_HOST_DEVICE constexpr LoadRef with_bins(int count) const {
+    LoadRef result = *this;
+    result.bins = count;
+    if (stride == experts) result.stride = row_size(count);
+    return result;
+  }
+  /// Elements of the longest layer's row.
+  [[nodiscard]] MOEB_HOST_DEVICE constexpr std::int64_t row_size() const { return row_size(bins); }
+
+ private:
+  [[nodiscard]] MOEB_HOST_DEVICE constexpr std::int64_t row_size(int count) const {
+    return (1 + std::int64_t{count}) * experts;
   }
 };
 

@@ -1,6 +1,7 @@
 // Each balancer: the value of its loss, what it accumulates, how it moves the bias.
 #pragma once
 
+#include "../margins.hpp"
 #include "everything.hpp"
 
 #include <numeric>
@@ -16,7 +17,8 @@ struct Updated {
 template <class Engine, class Router>
 Updated update(const Engine& engine, const Router& router, std::vector<float> bias, std::vector<std::int64_t> load,
                std::int64_t layers = 1) {
-  const int experts = static_cast<int>(static_cast<std::int64_t>(load.size()) / layers);
+  const int bins = router.load_bins();
+  const int experts = static_cast<int>(static_cast<std::int64_t>(load.size()) / layers / (1 + bins));
   typename Engine::template Array<float> bias_memory(engine, bias);
   typename Engine::template Array<std::int64_t> load_memory(engine, load);
   const std::size_t bytes = router.workspace_bytes(mb::Shape{.tokens = 0, .experts = experts});
@@ -24,8 +26,8 @@ Updated update(const Engine& engine, const Router& router, std::vector<float> bi
       engine, std::vector<std::max_align_t>(bytes / sizeof(std::max_align_t) + 1));
   const mb::BiasRef bias_ref =
       bias.empty() ? mb::BiasRef{} : mb::BiasRef(bias_memory.data(), experts, layers).with_memory(Router::bias_memory);
-  router.update(bias_ref, mb::LoadRef{load_memory.data(), experts, layers}, mb::Workspace{scratch.data(), bytes},
-                engine.place());
+  router.update(bias_ref, mb::LoadRef(load_memory.data(), experts, layers).with_bins(bins),
+                mb::Workspace{scratch.data(), bytes}, engine.place());
   engine.wait();
   return {bias_memory.values(), load_memory.values()};
 }
@@ -537,24 +539,24 @@ TEST_CASE_TEMPLATE_DEFINE("LossFreeBias: centring takes the mean of the bias, or
 
 /// `router` moves a bias from 0 until the skewed batch that it sees again and again is spread evenly.
 template <class Engine, class Router>
-void check_balances(const Engine& engine, const Router& router) {
+void check_balances(const Engine& engine, const Router& router, int steps = 200, double most = 0.15) {
   Inputs inputs = normal_inputs(82, 256, 16, 4, 2.0);
   inputs.backward = false;
   inputs.bias.assign(16, 0.0f);
   std::vector<float> state(16 * (1 + Router::bias_memory), 0.0f);
-  inputs.load = zero_load(16);
+  inputs.load = zero_load(16 * (1 + router.load_bins()));
   const auto max_violation = [](const std::vector<std::int64_t>& counts) {
     return static_cast<double>(*std::max_element(counts.begin(), counts.end())) / 64.0 - 1;
   };
   const double before = max_violation(train(engine, router, inputs).counts);
-  for (int step = 0; step < 200; ++step) {
+  for (int step = 0; step < steps; ++step) {
     const Outcome outcome = train(engine, router, inputs);
     state = update(engine, router, state, outcome.load).bias;
     inputs.bias.assign(state.begin(), state.begin() + 16);
   }
   const double after = max_violation(train(engine, router, inputs).counts);
   CHECK(before > 0.5);
-  CHECK(after < 0.15);
+  CHECK(after < most);
 }
 
 TEST_CASE_TEMPLATE_DEFINE("every rule balances a skewed router within a few hundred steps", Engine, bias_balances) {
@@ -563,6 +565,204 @@ TEST_CASE_TEMPLATE_DEFINE("every rule balances a skewed router within a few hund
   check_balances(Engine(), mb::Router{mb::Sigmoid{}, mb::TopK<4>{}, mb::SmebuBias{.update_rate = 5e-3f}});
   check_balances(Engine(), mb::Router{mb::Sigmoid{}, mb::TopK<4>{},
                                       mb::PidBias{.proportional = 2e-2f, .integral = 1e-4f, .derivative = 5e-3f}});
+}
+
+TEST_CASE_TEMPLATE_DEFINE("QuantileBias balances a skewed router within a few steps", Engine, quantile_balances) {
+  check_balances(Engine(), mb::Router{mb::Sigmoid{}, mb::TopK<4>{}, mb::QuantileBias{.momentum = 0.5f}}, 12, 0.1);
+  check_balances(Engine(), mb::Router{mb::Sigmoid{}, mb::TopK<4>{}, mb::QuantileBias{.momentum = 0.0f}}, 6, 0.1);
+}
+
+/// A load [layers, (1 + bins) * experts] without counts whose histograms have these bins' counts, [bins][layers * experts], the smallest margins first.
+inline std::vector<std::int64_t> load_of_margins(const std::vector<std::vector<std::int64_t>>& bins,
+                                                 std::size_t layers = 1) {
+  std::vector<std::int64_t> load;
+  const std::size_t experts = bins.front().size() / layers;
+  for (std::size_t l = 0; l < layers; ++l) {
+    load.insert(load.end(), experts, 0);
+    for (std::size_t e = 0; e < experts; ++e) {
+      for (const std::vector<std::int64_t>& bin : bins) load.push_back(bin[l * experts + e]);
+    }
+  }
+  return load;
+}
+
+TEST_CASE_TEMPLATE_DEFINE("QuantileBias: by hand; without tokens, frozen, a full bin, counts up to 2^50", Engine,
+                          quantile_by_hand) {
+  const mb::QuantileBias rule{.momentum = 0.0f, .bins = 4, .centring = mb::Centring::none};
+  const mb::Router router{mb::Sigmoid{}, mb::TopK<1>{}, rule};
+  // Eight tokens, two experts: the fifth largest. Of expert 0 the first of two between -0.5 and 0, of expert 1 the fifth of eight from -1 to -0.5.
+  const std::vector<std::vector<std::int64_t>> bins{{2, 8}, {2, 0}, {3, 0}, {1, 0}};
+  const Updated updated = update(Engine(), router, {5, 5}, load_of_margins(bins));
+  CHECK(updated.bias == std::vector<float>{0.125f, 0.78125f});
+  CHECK(updated.load == zero_load(10));
+  const mb::QuantileBias half{.momentum = 0.5f, .bins = 4, .centring = mb::Centring::none};
+  const mb::Router slower{mb::Sigmoid{}, mb::TopK<1>{}, half};
+  CHECK(update(Engine(), slower, {1, -2}, load_of_margins(bins)).bias == std::vector<float>{0.5625f, -0.609375f});
+  const mb::Router centred{mb::Sigmoid{}, mb::TopK<1>{}, mb::QuantileBias{.momentum = 0.0f, .bins = 4}};
+  CHECK(update(Engine(), centred, {5, 5}, load_of_margins(bins)).bias == std::vector<float>{-0.328125f, 0.328125f});
+  // With the mean of all steps, -4.546875, taken away.
+  mb::QuantileBias of_steps = rule;
+  of_steps.centring = mb::Centring::step;
+  CHECK(update(Engine(), mb::Router{mb::Sigmoid{}, mb::TopK<1>{}, of_steps}, {5, 5}, load_of_margins(bins)).bias ==
+        std::vector<float>{4.671875f, 5.328125f});
+  // The top bin, and margins all in one bin: the quarter of them is where a quarter of it lies.
+  CHECK(update(Engine(), router, {0, 0, 0, 0}, load_of_margins({{0, 0, 0, 8}, {0, 0, 0, 0}, {0, 8, 0, 0}, {8, 0, 8, 0}}))
+            .bias == std::vector<float>{-0.84375f, -0.34375f, -0.84375f, 0.65625f});
+  const std::int64_t many = std::int64_t{1} << 50;
+  CHECK(update(Engine(), router, {0, 0}, load_of_margins({{many, 0}, {0, 0}, {0, 0}, {many, 2 * many}})).bias ==
+        std::vector<float>{0.5f, -0.75f});
+  CHECK(update(Engine(), centred, {1, 2}, zero_load(10)).bias == std::vector<float>{1, 2});
+  std::vector<std::int64_t> counts_alone = zero_load(10);
+  counts_alone[0] = 3;  // of tokens that had no finite threshold, say
+  CHECK(update(Engine(), centred, {1, 2}, counts_alone).bias == std::vector<float>{1, 2});
+  CHECK(update(Engine(), centred, {1, 2}, counts_alone).load == zero_load(10));
+  const mb::QuantileBias still{.bins = 4, .frozen = true};
+  const Updated left = update(Engine(), mb::Router{mb::Sigmoid{}, mb::TopK<1>{}, mb::Combine{mb::AuxLoss{}, still}}, {1, 2},
+                              load_of_margins(bins));
+  CHECK(left.bias == std::vector<float>{1, 2});
+  CHECK(left.load == zero_load(10));
+}
+
+TEST_CASE_TEMPLATE_DEFINE("QuantileBias: within a bin of the exact quantile, layer by layer, for every centring", Engine,
+                          quantile_near_exact) {
+  for (const auto& [centring, meaning] :
+       {std::pair{mb::Centring::bias, oracle::Centring::bias}, std::pair{mb::Centring::step, oracle::Centring::step},
+        std::pair{mb::Centring::none, oracle::Centring::none}}) {
+    CAPTURE(static_cast<int>(centring));
+    for (const int bins : {1, 2, 7, 64, 1021}) {
+      CAPTURE(bins);
+      const mb::QuantileBias rule{.momentum = 0.25f, .low = -0.75f, .high = 0.5f, .bins = bins, .centring = centring};
+      const mb::Router router{mb::Sigmoid{}, mb::TopK<3>{}, rule};
+      for (const int experts : {4, 5, 60, 300}) {
+        CAPTURE(experts);
+        constexpr int layers = 2, tokens = 50;
+        const auto row = static_cast<std::size_t>(experts);
+        const std::vector<float> start = normal_bias(150, layers * experts);
+        std::vector<std::vector<std::int64_t>> counts(static_cast<std::size_t>(bins), zero_load(layers * experts));
+        std::vector<std::vector<double>> want;
+        Random random(151);
+        for (int l = 0; l < layers; ++l) {
+          std::vector<std::vector<double>> margins;
+          for (int t = 0; t < tokens; ++t) {
+            margins.emplace_back();
+            for (std::size_t e = 0; e < row; ++e) {
+              const double margin = -0.75 + 1.25 * random.uniform();
+              const auto bin = static_cast<std::size_t>((margin + 0.75) / 1.25 * bins);
+              ++counts[bin][static_cast<std::size_t>(l) * row + e];
+              margins.back().push_back(margin);
+            }
+          }
+          const auto first = start.begin() + l * experts;
+          want.push_back(
+              oracle::quantile_bias({first, first + experts}, oracle::quantiles(margins, 3, experts), 0.25, meaning));
+        }
+        const Updated updated = update(Engine(), router, start, load_of_margins(counts, layers), layers);
+        CHECK(updated.load == zero_load(layers * experts * (1 + bins)));
+        double worst = 0;
+        for (std::size_t i = 0; i < start.size(); ++i) {
+          const double error = std::abs(static_cast<double>(updated.bias[i]) - want[i / row][i % row]);
+          if (!(error <= worst)) worst = error;  // NaN, too
+        }
+        // Three quarters of a bin, once for the expert and, where something is centred, once for the mean.
+        const double of_bins = 0.75 * 1.25 / bins * (centring == mb::Centring::none ? 1 : 2);
+        CHECK(worst <= of_bins + 1e-6);
+      }
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE_DEFINE("QuantileBias: forward counts each micro-batch's margins where it accumulates, beside losses",
+                          Engine, quantile_forward) {
+  const mb::QuantileBias rule{.low = -0.5f, .high = 0.5f, .bins = 20};
+  const mb::Combine balancer{mb::GlobalBatchLoss{.coefficient = 0.5f}, rule, mb::ZLoss{.coefficient = 0.1f}};
+  const mb::Router router{mb::Sigmoid{}, mb::TopK<4>{}, balancer};
+  constexpr int experts = 24;
+  std::vector<std::int64_t> load = zero_load(experts * 21);
+  std::vector<std::int64_t> sum(load.size() - experts, 0);
+  for (std::uint64_t micro_batch = 0; micro_batch < 3; ++micro_batch) {
+    Inputs inputs = normal_inputs(160 + micro_batch, 33, experts, 4, static_cast<double>(micro_batch));
+    inputs.bias = normal_bias(161, experts);
+    inputs.active = Random(162 + micro_batch).flags(33, 0.3);
+    if (micro_batch == 1) inputs = with_types(inputs, mb::DataType::bfloat16, mb::DataType::float32, mb::DataType::bfloat16);
+    if (micro_batch == 2) inputs.row_padding = 3;
+    inputs.load = load;
+    inputs.accumulate = false;
+    CHECK(agrees(Engine(), mb::Sigmoid{}, mb::TopK<4>{}, inputs, balancer).load == load);
+    inputs.accumulate = true;
+    const Outcome outcome = agrees(Engine(), mb::Sigmoid{}, mb::TopK<4>{}, inputs, balancer);
+    std::vector<std::int64_t> added(outcome.load.begin() + experts, outcome.load.end());
+    for (std::size_t i = 0; i < added.size(); ++i) {
+      added[i] -= load[experts + i];
+      sum[i] += added[i];
+    }
+    check_histogram(added, problem_of(mb::Sigmoid{}, mb::TopK<4>{}, inputs), bins_of_width(rule));
+    load = outcome.load;
+  }
+  CHECK(sum == std::vector<std::int64_t>(load.begin() + experts, load.end()));
+  mb::QuantileBias still = rule;
+  still.frozen = true;
+  Inputs counted = normal_inputs(164, 33, experts, 4);
+  counted.bias = normal_bias(161, experts);
+  counted.load = zero_load(experts * 21);
+  const std::vector<std::int64_t> without_margins =
+      train(Engine(),
+            mb::Router{mb::Sigmoid{}, mb::TopK<4>{},
+                       mb::Combine{mb::GlobalBatchLoss{.coefficient = 0.5f}, still, mb::ZLoss{}}},
+            counted)
+          .load;
+  CHECK(std::accumulate(without_margins.begin(), without_margins.end(), std::int64_t{0}) == 33 * 4);
+  Inputs none = normal_inputs(163, 0, experts, 4);
+  none.bias = normal_bias(161, experts);
+  none.load = load;
+  CHECK(train(Engine(), router, none).load == load);
+}
+
+TEST_CASE_TEMPLATE_DEFINE("QuantileBias: each layer counts in its own rows, also those of fewer experts", Engine,
+                          quantile_layers) {
+  const Engine engine;
+  const mb::QuantileBias rule{.momentum = 0.5f, .bins = 16};
+  const mb::Router router{mb::Sigmoid{}, mb::TopK<2>{}, rule};
+  constexpr int experts = 12, layers = 3;
+  const std::int32_t of_layer[layers] = {12, 7, 10};
+  const std::vector<float> start = normal_bias(170, layers * experts);
+  typename Engine::template Array<float> bias(engine, start);
+  typename Engine::template Array<std::int64_t> load(engine, zero_load(layers * experts * 17));
+  typename Engine::template Array<std::int32_t> experts_of_layer(engine, {12, 7, 10});
+  mb::LoadRef all = mb::LoadRef(load.data(), experts, layers).with_bins(16);
+  all.experts_of_layer = experts_of_layer.data();
+  std::vector<std::vector<float>> alone;
+  for (int l = 0; l < layers; ++l) {
+    const int own = of_layer[l];
+    Inputs inputs = normal_inputs(171 + static_cast<std::uint64_t>(l), 40, own, 2, 1.0);
+    inputs.bias.assign(start.begin() + l * experts, start.begin() + l * experts + own);
+    inputs.load = zero_load(own * 17);
+    inputs.backward = false;
+    alone.push_back(update(engine, router, inputs.bias, train(engine, router, inputs).load).bias);
+    Memory<Engine> memory = memory_for(engine, router, inputs);
+    mb::ForwardArgs args = memory.forward_args();
+    args.load = all.layer(l, own);
+    router.forward(args, memory.workspace(), engine.place());
+    (void)memory.outcome();
+    const std::vector<std::int64_t> so_far = load.values();
+    std::int64_t margins = 0;
+    for (int i = 0; i < layers * experts * 17; ++i) {
+      const int layer = i / (experts * 17), place = i % (experts * 17);
+      const std::int64_t cell = so_far[static_cast<std::size_t>(i)];
+      if (layer > l || place >= of_layer[layer] * 17) CHECK(cell == 0);
+      if (layer == l && place >= own) margins += cell;
+    }
+    CHECK(margins == 40 * own);
+  }
+  router.update(mb::BiasRef(bias.data(), experts, layers), all, {}, engine.place());
+  engine.wait();
+  const std::vector<float> moved = bias.values();
+  for (int l = 0; l < layers; ++l) {
+    const auto first = moved.begin() + l * experts;
+    CHECK(std::vector<float>(first, first + of_layer[l]) == alone[static_cast<std::size_t>(l)]);
+    CHECK(std::vector<float>(first + of_layer[l], first + experts) ==
+          std::vector<float>(start.begin() + l * experts + of_layer[l], start.begin() + (l + 1) * experts));
+  }
+  CHECK(load.values() == zero_load(layers * experts * 17));
 }
 
 TEST_CASE_TEMPLATE_DEFINE("ZLoss: mean over active tokens of the squared log-sum-exp", Engine, z_loss_value) {

@@ -434,6 +434,55 @@ TEST_CASE_TEMPLATE_DEFINE("contract 14: update refuses bad arguments", Engine, e
   CHECK(load.values() == std::vector<std::int64_t>(32, 7));
 }
 
+TEST_CASE_TEMPLATE_DEFINE("contract 14: a load without the histograms that the rule reads, or with others, is refused",
+                          Engine, errors_margins) {
+  const Engine engine;
+  const mb::Router router{mb::Sigmoid{}, mb::TopK<4>{}, mb::QuantileBias{.bins = 3}};
+  Inputs inputs = normal_inputs(97, 6, 8, 4);
+  inputs.bias = normal_bias(98, 8);
+  inputs.load = std::vector<std::int64_t>(32, 5);
+  inputs.backward = false;
+  const auto refuses = [&](const char* argument, const char* value, const auto& spoil) {
+    refuses_forward(engine, router, inputs, argument, value, spoil);
+  };
+  refuses("load.bins", "0; allowed: 3 (the bins that the balancer's rule reads: Load{router, experts}, with_bins)",
+          [](mb::ForwardArgs& args) { args.load.bins = 0; });
+  refuses("load.bins", "4; allowed: 3", [](mb::ForwardArgs& args) { args.load.bins = 4; });
+  refuses("load.counts", "null", [](mb::ForwardArgs& args) { args.load = {}; });
+  refuses("logits.columns", "4; allowed: 5 to 2048 (experts to leave unchosen, for the margins)",
+          [](mb::ForwardArgs& args) { args.logits.columns = args.bias.experts = args.load.experts = 4; });
+  // The last expert's histogram.
+  refuses("counts", "memory that load shares", [](mb::ForwardArgs& args) { args.counts = args.load.counts + 31; });
+  Memory<Engine> no_more_experts = memory_for(engine, router, inputs);
+  mb::ForwardArgs args = no_more_experts.forward_args();
+  args.logits.columns = args.bias.experts = args.load.experts = 4;
+  args.accumulate = false;  // counts no margins
+  CHECK_NOTHROW(router.forward(args, {}, engine.place()));
+  engine.wait();
+
+  typename Engine::template Array<float> bias(engine, std::vector<float>(16, 0.5f));
+  typename Engine::template Array<std::int64_t> load(engine, std::vector<std::int64_t>(64, 7));
+  const mb::BiasRef bias_ref(bias.data(), 8, 2);
+  const auto refuses_update = [&](const char* argument, const char* value, const mb::LoadRef& load_ref) {
+    check_message("update", argument, value, [&] { router.update(bias_ref, load_ref, {}, engine.place()); });
+    check_message("start_update", argument, value, [&] { router.start_update(load_ref, {}, engine.place()); });
+  };
+  const mb::LoadRef all = mb::LoadRef(load.data(), 8, 2).with_bins(3);
+  CHECK(all.stride == 32);
+  refuses_update("load.bins", "0; allowed: 3", all.with_bins(0));
+  refuses_update("load.bins", "4; allowed: 3", all.with_bins(4));
+  mb::LoadRef narrow = all;
+  narrow.stride = 31;
+  refuses_update("load.stride", "31; allowed: 32 to 2147483647 (from what a layer has with its histograms on)", narrow);
+  check_message("update", "load.bins", "3; allowed: 0", [&] { error_router().update(bias_ref, all, {}, engine.place()); });
+  check_message("update", "bias", "memory that load shares", [&] {
+    router.update({reinterpret_cast<float*>(load.data() + 63), 8, 2}, all, {}, engine.place());
+  });
+  engine.wait();
+  CHECK(bias.values() == std::vector<float>(16, 0.5f));
+  CHECK(load.values() == std::vector<std::int64_t>(64, 7));
+}
+
 TEST_CASE_TEMPLATE_DEFINE("contract 14: what is right but unusual is accepted", Engine, errors_none) {
   const Engine engine;
   // A view of no rows may be null, whatever its stride.

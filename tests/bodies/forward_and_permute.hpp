@@ -6,6 +6,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <numeric>
 #include <vector>
@@ -169,6 +170,21 @@ TEST_CASE_TEMPLATE_DEFINE("forward_and_permute: a capacity, whose rows are those
   const TrainedAndPermuted result = trained_and_permuted(Engine{}, router, inputs, true);
   const auto sum = [](const std::vector<std::int64_t>& counts) { return std::accumulate(counts.begin(), counts.end(), 0L); };
   CHECK(sum(result.outcome.counts) > sum(result.counts));  // what was chosen, and what stayed
+}
+
+TEST_CASE_TEMPLATE_DEFINE("forward_and_permute counts margins, too", Engine, forward_and_permute_margins) {
+  const mb::Router router{mb::Sigmoid{}, mb::TopK<4>{}, mb::QuantileBias{.bins = 30}};
+  Inputs inputs = full_inputs(36, 150, 40, 4, 1.0);
+  inputs.loss_parts = 0;
+  inputs.load.resize(40 * 31, 2);
+  check_fused<Engine>(router, inputs);
+  const std::vector<std::int64_t> load = trained_and_permuted(Engine{}, router, inputs, true).outcome.load;
+  const auto active = std::count_if(inputs.active.begin(), inputs.active.end(), [](std::uint8_t a) { return a != 0; });
+  for (std::size_t e = 0; e < 40; ++e) {
+    std::int64_t margins = 0;
+    for (std::size_t b = 1; b <= 30; ++b) margins += load[b * 40 + e] - 2;
+    CHECK(margins == active);
+  }
 }
 
 TEST_CASE_TEMPLATE_DEFINE("forward_and_permute refuses counts that have a place of their own", Engine,

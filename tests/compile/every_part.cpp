@@ -43,6 +43,7 @@ void every_policy() {
                   mb::Combine{mb::ProportionalBias{.unit = mb::ErrorUnit::token}, mb::DeviceLoss{mb::AuxLoss{}, 2}}});
   call(mb::Router{mb::Softmax{}, mb::TopK<2>{}, mb::SmebuBias{.momentum = 0.25f}});
   call(mb::Router{mb::Softmax{}, mb::TopK<2>{}, mb::Combine{mb::PidBias{.integral = 1e-3f}, mb::ZLoss{}}});
+  call(mb::Router{mb::Softmax{}, mb::TopK<2>{}, mb::Combine{mb::QuantileBias{.low = -0.1f, .high = 0.1f}, mb::ZLoss{}}});
   call(mb::Router{mb::Identity{}, mb::WithCapacity<mb::TopK<2>>{.pad = true}, mb::ZLoss{}});
   call(mb::Router{mb::Softmax{}, mb::TopK<2>{}, mb::FromPlainTopK{mb::GlobalBatchLoss{}}, mb::SingleDevice{}});
 }
@@ -75,6 +76,10 @@ void owning_buffers() {
   const mb::Bias of_preset{router, 8, 2};
   const mb::Bias of_compiled{mb::CompiledRouter<mb::presets::Switch<>>{}, 8, 2, mb::Host{}};
   pid.update(one_layer.ref(), load.ref().layer(0), {}, mb::Host{});
+  const mb::Router quantile{mb::Sigmoid{}, mb::TopK<2>{}, mb::QuantileBias{.bins = 8}};
+  const mb::Load histograms{quantile, 8, 2};
+  const mb::Load of_compiled_router{mb::CompiledRouter<mb::presets::Switch<>>{}, 8, 2, mb::Host{}};
+  quantile.update(bias.ref(), histograms.ref(), {}, mb::Host{});
 }
 
 std::size_t route_and_permute(const mb::RouteArgs& args, const mb::PermutationArgs& order) {

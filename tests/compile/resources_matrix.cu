@@ -3,6 +3,8 @@
 // What differs in numbers alone is one kernel: for any call LossFreeBias is NoBalancer with a bias pointer, and the scopes of a loss differ in a flush.
 // EveryPart has all balancers at once, EveryPartPlain counts a plain selection beside them; Replay of GroupLimitedTopK has both selections' code.
 // Kernels for usual calls have no register to spare, and few tiers have one for all parts at once: they are compiled with fewer parts, too.
+// MOE_BALANCE_FEW_KINDS: of a scoring that leaves more registers than another one that works like it (docs/design.md, "Proof without a GPU"), tiers that have
+// usual kernels, and what takes most there.
 #include <moe_balance/moe_balance.cuh>
 
 #include <utility>
@@ -14,7 +16,12 @@ namespace {
 using Scoring = mb::MOE_BALANCE_SCORING;
 using TopK = mb::TopK<8>;
 using Groups = mb::GroupLimitedTopK<8>;
-using AnyTier = std::make_integer_sequence<int, mb::cuda_tier_count>;
+#if defined(MOE_BALANCE_FEW_KINDS)
+constexpr bool every_kind = false;
+#else
+constexpr bool every_kind = true;
+#endif
+using AnyTier = std::make_integer_sequence<int, every_kind ? mb::cuda_tier_count : mb::usual_tier_count>;
 using UsualTier = std::make_integer_sequence<int, mb::usual_tier_count>;
 
 using LossAndZ = mb::Combine<mb::GlobalBatchLoss, mb::ZLoss>;
@@ -65,6 +72,12 @@ bool kernels_of_largest_k_exist() {
            kernel_exists<mb::cuda_tier_count - 1, false, LargestK>();
 }
 
+/// What QuantileBias counts margins with.
+template <int... Tier>
+bool margin_kernels_exist(std::integer_sequence<int, Tier...> /*tiers*/) {
+  return ((mb::moe_balance_margins<Tier, mb::MarginProblem<Scoring, TopK, mb::QuantileBias>> != nullptr) && ...);
+}
+
 template <class... Balancer>
 bool updates_exist() {
   return ((mb::moe_balance_update<mb::UpdateProblem<Balancer>> != nullptr) && ...);
@@ -74,17 +87,19 @@ bool updates_exist() {
 
 bool all_kernels_exist();
 bool all_kernels_exist() {
-  const bool any_call =
-      kernels_for_any_call<Forward<TopK, mb::NoBalancer>, Forward<TopK, EveryPart>,
-                           Forward<mb::Replay<Groups>, EveryPartPlain>, Backward<mb::NoBalancer>, Backward<EveryPart>>();
-  const bool usual_forward =
-      kernels_for_usual_calls<Forward<TopK, mb::NoBalancer>, Forward<TopK, mb::AuxLoss>, Forward<TopK, LossAndZ>,
-                              Forward<TopK, BiasAndLoss>, Forward<TopK, BiasAndPlainLoss>, Forward<TopK, EveryPart>,
-                              Forward<Groups, mb::LossFreeBias>, Forward<Groups, BiasAndLoss>,
-                              Forward<mb::Replay<Groups>, EveryPart>>();
-  const bool usual_backward =
-      kernels_for_usual_calls<Backward<mb::NoBalancer>, Backward<mb::ZLoss>, Backward<mb::GlobalBatchLoss>,
-                              Backward<BiasAndLoss>, Backward<LossAndZ>, Backward<EveryPart>>();
-  const bool update = updates_exist<mb::LossFreeBias, mb::ProportionalBias, mb::SmebuBias, mb::PidBias>();
-  return any_call && usual_forward && usual_backward && kernels_of_largest_k_exist() && update;
+  const bool any_call = kernels_for_any_call<Forward<TopK, EveryPart>, Forward<mb::Replay<Groups>, EveryPartPlain>,
+                                             Backward<EveryPart>>();
+  const bool usual_forward = kernels_for_usual_calls<Forward<TopK, mb::NoBalancer>, Forward<TopK, BiasAndLoss>,
+                                                     Forward<Groups, BiasAndLoss>, Forward<mb::Replay<Groups>, EveryPart>>();
+  const bool usual_backward = kernels_for_usual_calls<Backward<mb::NoBalancer>, Backward<BiasAndLoss>, Backward<EveryPart>>();
+  bool others = true;
+  if constexpr (every_kind) {
+    others = kernels_for_any_call<Forward<TopK, mb::NoBalancer>, Backward<mb::NoBalancer>>() &&
+             kernels_for_usual_calls<Forward<TopK, mb::AuxLoss>, Forward<TopK, LossAndZ>, Forward<TopK, BiasAndPlainLoss>,
+                                     Forward<TopK, EveryPart>, Forward<Groups, mb::LossFreeBias>>() &&
+             kernels_for_usual_calls<Backward<mb::ZLoss>, Backward<mb::GlobalBatchLoss>, Backward<LossAndZ>>();
+  }
+  const bool update = updates_exist<mb::LossFreeBias, mb::ProportionalBias, mb::SmebuBias, mb::PidBias, mb::QuantileBias>();
+  return any_call && usual_forward && usual_backward && others && kernels_of_largest_k_exist() &&
+         margin_kernels_exist(AnyTier{}) && update;
 }

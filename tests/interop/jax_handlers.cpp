@@ -12,6 +12,12 @@ constexpr mb::Router sigmoid{mb::Sigmoid{}, mb::GroupLimitedTopK<4>{.groups = 4,
 constexpr mb::Router global_batch{mb::Softmax{}, mb::TopK<2>{}, mb::GlobalBatchLoss{.coefficient = 0.5f}};
 constexpr mb::Router momentum{mb::Softmax{}, mb::TopK<2>{},
                               mb::SmebuBias{.update_rate = 0.25f, .momentum = 0.75f, .centring = mb::Centring::none}};
+constexpr mb::Router quantile{mb::Sigmoid{}, mb::TopK<2>{}, mb::QuantileBias{.momentum = 0.75f, .bins = 64}};
+constexpr mb::Router quantile_global_batch{
+    mb::Softmax{}, mb::TopK<2>{},
+    mb::Combine{mb::GlobalBatchLoss{.coefficient = 0.5f},
+                mb::QuantileBias{.momentum = 0.75f, .low = -0.5f, .high = 0.75f, .bins = 10}}};
+mb::Router no_bins{mb::Sigmoid{}, mb::TopK<2>{}, mb::QuantileBias{.bins = 0}};
 constexpr mb::Router selected{mb::SoftmaxOverSelected{}, mb::TopK<3>{}};
 constexpr mb::Router capacity{mb::Softmax{}, mb::WithCapacity<mb::TopK<2>>{.capacity_factor = 0.75},
                               mb::AuxLoss{.coefficient = 0.5f}};
@@ -21,6 +27,9 @@ MOEB_XLA_HANDLERS(softmax, softmax, mb::Host)
 MOEB_XLA_HANDLERS(sigmoid, sigmoid, mb::Host)
 MOEB_XLA_HANDLERS(global_batch, global_batch, mb::Host)
 MOEB_XLA_HANDLERS(momentum, momentum, mb::Host)
+MOEB_XLA_HANDLERS(quantile, quantile, mb::Host)
+MOEB_XLA_HANDLERS(quantile_global_batch, quantile_global_batch, mb::Host)
+MOEB_XLA_HANDLERS(no_bins, no_bins, mb::Host)
 MOEB_XLA_HANDLERS(selected, selected, mb::Host)
 MOEB_XLA_HANDLERS(capacity, capacity, mb::Host)
 // One handler by itself, through XLA's own macro.

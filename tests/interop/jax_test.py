@@ -308,6 +308,136 @@ def test_update_keeps_what_a_rule_keeps_behind_the_bias():
         raises(RUNTIME, ["INVALID_ARGUMENT: moe_balance: update: " + words], lambda: moe.update(wrong, from_int32(load)))
 
 
+RANGES = {"quantile": (-1.0, 1.0, 64), "quantile_global_batch": (-0.5, 0.75, 10)}  # low, high, bins of routers whose rule reads margins
+
+
+def scores_in_numpy(name, logits):
+    x = np.asarray(logits, np.float64)
+    powers = np.exp(x)
+    return 1 / (1 + np.exp(-x)) if name == "quantile" else powers / powers.sum(axis=1, keepdims=True)
+
+
+def margins_of(name, logits, bias):
+    """What each expert's score has over the best ranking value that its token leaves unchosen: [T, E]."""
+    scores = scores_in_numpy(name, logits)
+    return scores - np.sort(scores + np.asarray(bias), axis=1)[:, -3, None]
+
+
+def load_of(name, logits, bias, active):
+    """Tokens per expert, and behind them all how many of an expert's margins lie in each bin: int32 [(1 + bins) * E]."""
+    low, high, bins = RANGES[name]
+    logits = np.asarray(logits)[np.asarray(active)]
+    index = np.clip(np.floor((margins_of(name, logits, bias) - low) * bins / (high - low)), 0, bins - 1).astype(int)
+    chosen = np.argsort(-(scores_in_numpy(name, logits) + np.asarray(bias)), axis=1)[:, :2]
+    return np.concatenate([np.bincount(chosen.reshape(-1), minlength=EXPERTS), *(np.bincount(each, minlength=bins) for each in index.T)]).astype(np.int32)
+
+
+def bias_from_margins(name, bias, load):
+    """The next bias [E] from a layer's load: each bin's margins evenly spread over it, and of all the (T K / E + 1)-th largest."""
+    low, high, bins = RANGES[name]
+    quantiles = []
+    for histogram in load[EXPERTS:].reshape(EXPERTS, bins):
+        margins = np.concatenate([low + (high - low) * (b + (np.arange(n) + 0.5) / n) / bins for b, n in enumerate(histogram) if n > 0])
+        quantiles.append(np.sort(margins)[::-1][len(margins) * 2 // EXPERTS])
+    moved = 0.75 * np.asarray(bias, np.float64) - 0.25 * np.array(quantiles)
+    return moved - moved.mean()
+
+
+def test_a_load_has_its_margins_behind_the_counts():
+    for name, (low, high, bins) in RANGES.items():
+        moe = MoeBalance(sys.argv[1], name)
+        load = moe.new_load(EXPERTS, layers=3)
+        assert load.shape == (3, (1 + bins) * EXPERTS, 2) and moe.new_load(EXPERTS).shape == load.shape[1:]
+        assert moe.sizes(TOKENS, EXPERTS).load_bins == bins and MOE["sigmoid"].sizes(TOKENS, EXPERTS).load_bins == 0
+        bias = 0.5 * jax.random.normal(jax.random.key(6), (3, EXPERTS))
+        forward = jax.jit(lambda logits, bias, load, active: moe.forward(logits, bias=bias, load=load, active=active))
+        wanted, lowest = np.zeros(load.shape[:2], np.int32), low
+        for layer in range(3):
+            for seed in range(2):  # micro-batches
+                logits, _, _, active, _ = inputs(jnp.float32, seed=10 * layer + seed)
+                logits = logits * (0.5 + layer)
+                routing = forward(logits, bias[layer], load[layer], active)
+                load = load.at[layer].set(routing.load)
+                wanted[layer] += load_of(name, logits, bias[layer], active)
+                lowest = min(lowest, margins_of(name, logits, bias[layer]).min())
+                same(routing.counts, load_of(name, logits, bias[layer], active)[:EXPERTS])
+        same(as_int32(load), wanted, name)
+        assert lowest < low, "no margin lies outside"
+        next_bias = np.stack([bias_from_margins(name, bias[layer], wanted[layer]) for layer in range(3)])
+        for update in (moe.update, jax.jit(moe.update), jax.jit(moe.update, donate_argnums=(0, 1))):
+            new_bias, new_load = update(bias + 0, load + 0)
+            near(new_bias, next_bias, 1e-5, name)
+            same(new_load, moe.new_load(EXPERTS, layers=3))
+        one, its_load = moe.update(bias[1], load[1])
+        same(one, new_bias[1])
+        same(its_load, moe.new_load(EXPERTS))
+
+
+def test_handlers_copy_a_load_with_margins_that_is_not_aliased():
+    logits, bias, _, _, _ = inputs(jnp.float32)
+    results = []
+    for moe in (MoeBalance(sys.argv[1], "quantile"), Unaliased(sys.argv[1], "quantile")):
+        load = moe.new_load(EXPERTS) + jnp.array([1, 0], jnp.int32)
+        results.append((moe.forward(logits, bias=bias, load=load).load, *moe.update(bias, load)))
+        same(load, jnp.zeros((65 * EXPERTS, 2), jnp.int32).at[..., 0].set(1))
+    for aliased, copied in zip(*results):
+        same(copied, aliased)
+    same(as_int32(results[0][0]), 1 + load_of("quantile", logits, bias, np.ones(TOKENS, bool)))
+
+
+def test_a_load_without_its_margins_is_refused():
+    logits, bias, _, _, _ = inputs(jnp.float32)
+    moe = MoeBalance(sys.argv[1], "quantile_global_batch")
+    load, biases = moe.new_load(EXPERTS, layers=3), moe.new_bias(EXPERTS, layers=3)
+    for words, call in (
+            ("forward: load.size is 16; allowed: 176 (a count and bins for each of the experts of logits)",
+             lambda: moe.forward(logits, bias=bias, load=load[0, :EXPERTS])),
+            ("forward: load.rank is 2; allowed: 1", lambda: moe.forward(logits, bias=bias, load=load)),
+            ("forward: load.dtype is F32", lambda: moe.forward(logits, bias=bias, load=jnp.ones(11 * EXPERTS))),
+            ("forward: logits.columns is 2; allowed: 3 to 2048 (experts to leave unchosen",
+             lambda: moe.forward(logits[:, :2], bias=bias[:2], load=moe.new_load(2))),
+            ("update: load.columns is 16; allowed: a multiple of 11: for each expert a count and the bins that the balancer's rule reads",
+             lambda: moe.update(biases, load[:, :EXPERTS])),
+            ("update: load.columns is 175; allowed: a multiple of 11", lambda: moe.update(bias, load[0, 1:])),
+            ("update: bias.experts is 16; allowed: 15 (the experts of load)", lambda: moe.update(biases, load[:, 11:])),
+            ("update: bias.layers is 3; allowed: 2 (the layers of load)", lambda: moe.update(biases, load[:2])),
+            ("update: load.rank is 3; allowed: 2", lambda: moe.update(bias, load[None])),
+            ("update: bias.rank is 1; allowed: 2", lambda: moe.update(bias, load))):
+        raises(RUNTIME, ["INVALID_ARGUMENT: moe_balance: " + words], jax.jit(call))
+    raises(ValueError, [f"forward: load.size is 0; allowed: {11 * 2 * EXPERTS}"], lambda: moe.forward(logits, bias=bias, load=load[0, :0]))
+    wrong = MoeBalance(sys.argv[1], "no_bins")
+    for call, operands in ((wrong.forward, (logits, bias)), (wrong.update, (bias,))):
+        raises(RUNTIME, ["INVALID_ARGUMENT: moe_balance: ", "QuantileBias.bins is 0; allowed: 1 to 65536"],
+               lambda: call(*operands, from_int32(jnp.ones(EXPERTS))))
+
+
+def test_a_global_batch_loss_reads_the_counts_before_the_margins():
+    moe = MoeBalance(sys.argv[1], "quantile_global_batch")
+    logits, bias, counts, _, _ = inputs(jnp.float32)
+    load = from_int32(jax.random.randint(jax.random.key(7), (3, 11 * EXPERTS), 0, 30)).at[1, :EXPERTS].set(from_int32(counts))
+    ids, every = best(jax.nn.softmax(logits) + bias, 2), jnp.ones(TOKENS)
+    value, slope = jax.value_and_grad(lambda x: loss_of("global_batch", x, ids, every, counts, 1))(logits)
+
+    def loss(logits):
+        routing = moe.forward(logits, bias=bias, load=load[1])
+        return routing.loss, routing
+
+    (mine, routing), its_slope = jax.jit(jax.value_and_grad(loss, has_aux=True))(logits)
+    near(mine, value, 2e-6)
+    near(its_slope, slope, 3e-6)
+    same(as_int32(routing.load), as_int32(load[1]) + load_of("quantile_global_batch", logits, bias, np.ones(TOKENS, bool)))
+
+    halves = jnp.stack([load[1] // 3, load[1] - load[1] // 3])  # of two devices
+
+    def step(logits, load):
+        routing = moe.forward(logits, bias=bias, load=load[0], axis_name="data")
+        return routing.loss[None], routing.load[None]
+
+    losses, loads = on_two_devices(step, (True, True), (True, True))(logits, halves)
+    near(losses.mean(), value, 2e-6)
+    same(as_int32(loads.sum(axis=0)), as_int32(routing.load))
+
+
 def test_operands_are_left_as_they_were():
     moe = MOE["sigmoid"]
     logits, bias, load, _, _ = inputs(jnp.float32)
@@ -724,6 +854,20 @@ def test_float64_takes_int64_arrays_as_they_are():
     new_bias, new_load = moe.call("update", shapes, bias, load)
     same(new_bias, moe.update(bias, from_int32(load))[0])
     same(new_load, jnp.zeros_like(load))
+    moe = MoeBalance(sys.argv[1], "quantile")
+    logits = inputs(jnp.float32)[0]
+    load = jnp.zeros((2, 65 * EXPERTS), jnp.int64)
+    pairs = moe.new_load(EXPERTS, layers=2)
+    for layer in range(2):
+        load = load.at[layer].set(moe.forward(logits, bias=bias[layer], load=load[layer]).load)
+        pairs = pairs.at[layer].set(moe.forward(logits, bias=bias[layer], load=pairs[layer]).load)
+    assert load.dtype == jnp.int64 and load.any()
+    same(load, as_int32(pairs).astype(jnp.int64))
+    for its_bias, its_load, its_pairs in ((bias, load, pairs), (bias[1], load[1], pairs[1])):
+        new_bias, new_load = moe.update(its_bias, its_load)
+        same(new_bias, moe.update(its_bias, its_pairs)[0])
+        same(new_load, jnp.zeros_like(its_load))
+    moe = MOE["sigmoid"]
     large = jnp.array([[2**33] + [0] * (EXPERTS - 1)])
     pairs = jnp.stack([large & 0xffffffff, large >> 32], axis=-1).astype(jnp.int32)
     same(moe.update(bias[:1], pairs)[0], jnp.where(large > 0, -0.125, 0.125).astype(jnp.float32))

@@ -8,6 +8,8 @@ TORCH_LIBRARY(moeb_test, m) {
   mb::pytorch::define_ops<routers::plain>(m, "plain_");
   mb::pytorch::define_ops<routers::balanced>(m, "balanced_");
   mb::pytorch::define_ops<routers::momentum>(m, "momentum_");
+  mb::pytorch::define_ops<routers::quantile>(m, "quantile_");
+  mb::pytorch::define_ops<routers::quantile_global_batch>(m, "quantile_global_batch_");
   mb::pytorch::define_ops<routers::sequence>(m, "sequence_");
   mb::pytorch::define_ops<routers::global_batch>(m, "global_batch_");
   mb::pytorch::define_ops<routers::capacity>(m, "capacity_");

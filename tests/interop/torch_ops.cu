@@ -5,7 +5,7 @@
 namespace {
 
 namespace mb = moe_balance;
-const mb::Router balanced{mb::Sigmoid{}, mb::TopK<2>{}, mb::AuxLoss{}};
+const mb::Router balanced{mb::Sigmoid{}, mb::TopK<2>{}, mb::Combine{mb::QuantileBias{}, mb::GlobalBatchLoss{}}};
 
 }  // namespace
 

@@ -9,6 +9,8 @@ STABLE_TORCH_LIBRARY(moeb_test, m) {
   mb::pytorch_stable::define_ops<routers::plain>(m, "plain_");
   mb::pytorch_stable::define_ops<routers::balanced>(m, "balanced_");
   mb::pytorch_stable::define_ops<routers::momentum>(m, "momentum_");
+  mb::pytorch_stable::define_ops<routers::quantile>(m, "quantile_");
+  mb::pytorch_stable::define_ops<routers::quantile_global_batch>(m, "quantile_global_batch_");
   mb::pytorch_stable::define_ops<routers::sequence>(m, "sequence_");
   mb::pytorch_stable::define_ops<routers::global_batch>(m, "global_batch_");
   mb::pytorch_stable::define_ops<routers::capacity>(m, "capacity_");
@@ -20,6 +22,8 @@ STABLE_TORCH_LIBRARY_IMPL(moeb_test, CPU, m) {
   mb::pytorch_stable::implement_ops<routers::plain>(m, "plain_");
   mb::pytorch_stable::implement_ops<routers::balanced>(m, "balanced_");
   mb::pytorch_stable::implement_ops<routers::momentum>(m, "momentum_");
+  mb::pytorch_stable::implement_ops<routers::quantile>(m, "quantile_");
+  mb::pytorch_stable::implement_ops<routers::quantile_global_batch>(m, "quantile_global_batch_");
   mb::pytorch_stable::implement_ops<routers::sequence>(m, "sequence_");
   mb::pytorch_stable::implement_ops<routers::global_batch>(m, "global_batch_");
   mb::pytorch_stable::implement_ops<routers::capacity>(m, "capacity_");

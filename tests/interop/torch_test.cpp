@@ -17,6 +17,8 @@ namespace {
 // An object that changes while the program runs, as a schedule of coefficients would.
 mb::Router scaled{mb::Softmax{}, mb::TopK<2>{.renormalise = true}};
 using Scaled = mb::pytorch::Ops<scaled>;
+mb::Router quantile{mb::Sigmoid{}, mb::TopK<2>{}, mb::QuantileBias{.momentum = 0.0f}};
+using Quantile = mb::pytorch::Ops<quantile>;
 
 using ForwardSchema = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>(
     const at::Tensor&, const c10::optional<at::Tensor>&, const c10::optional<at::Tensor>&, bool,
@@ -64,6 +66,25 @@ TEST_CASE("through the dispatcher weights and loss have the gradients of the for
   CHECK(torch::allclose(x.grad(), y.grad(), 1e-6, 2e-8));
 }
 
+TEST_CASE(
+    "counts of a rule that reads margins have as many bins behind them as the router has when it is called, and move the "
+    "bias where they say") {
+  const at::Tensor x = logits_far_from_ties();
+  const at::Tensor margins = torch::sigmoid(x) - std::get<0>(torch::sigmoid(x).topk(3, 1)).select(1, 2).unsqueeze(1);
+  // Of 10 tokens, each with 2 of 8 experts, two margins are larger than the one that the bias undoes.
+  const at::Tensor quantiles = std::get<0>(margins.topk(3, 0)).select(0, 2);
+  for (const int bins : {1, 20, 4000}) {
+    quantile.balancer.bins = bins;
+    const at::Tensor bias = torch::zeros({8});
+    const auto [ids, weights, counts, loss, saved] = Quantile::forward(x, bias, {}, true, {}, 1);
+    CHECK(counts.sizes() == at::IntArrayRef({(1 + bins) * 8}));
+    CHECK(counts.slice(0, 8).view({8, bins}).sum(1).eq(10).all().item<bool>());
+    Quantile::update(bias, counts);
+    CHECK(torch::allclose(bias.to(torch::kDouble), quantiles.mean() - quantiles, 0, 4.0 / bins));
+    CHECK_FALSE(counts.any().item<bool>());
+  }
+}
+
 #ifdef INTRA_OP_PARALLEL
 TEST_CASE("parts of a call run on PyTorch's own threads, which it has already") {
   const int threads_before = at::get_num_threads();
@@ -107,6 +128,14 @@ TEST_CASE("errors are InvalidArgument and leave state alone") {
                        "moe_balance: update: bias.layers is 1; allowed: 2 (the layers of load)", mb::InvalidArgument);
   CHECK(torch::equal(bias, torch::ones({8})));
   CHECK(torch::equal(load, torch::ones({2, 8}, torch::kLong)));
+  for (const int bins : {-5, 0, 65537}) {
+    quantile.balancer.bins = bins;
+    const std::string is = ": QuantileBias.bins is " + std::to_string(bins) + "; allowed: 1 to 65536";
+    CHECK_THROWS_WITH_AS(Quantile::forward(torch::zeros({3, 8}), bias, {}, true, {}, 1),
+                         ("moe_balance: forward" + is).c_str(), mb::InvalidArgument);
+    CHECK_THROWS_WITH_AS(Quantile::update(bias, load), ("moe_balance: update" + is).c_str(), mb::InvalidArgument);
+    CHECK_THROWS_WITH_AS(Quantile::sizes(8, 1), ("moe_balance: sizes" + is).c_str(), mb::InvalidArgument);
+  }
   CHECK_THROWS_WITH_AS(Scaled::route(torch::zeros({3, 8}).to_sparse(), {}, {}), doctest::Contains("allowed: strided"),
                        c10::Error);
 }

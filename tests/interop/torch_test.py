@@ -22,6 +22,8 @@ import torch.utils.checkpoint
 ops = None
 stable = len(sys.argv) > 2
 ROUTERS = ("plain", "balanced", "sequence", "global_batch", "capacity")
+SCORES = {"quantile": torch.sigmoid, "quantile_global_batch": functools.partial(torch.softmax, dim=1)}  # of routers whose rule reads margins
+RANGES = {"quantile": (-1.0, 1.0, 64), "quantile_global_batch": (-0.5, 0.75, 10)}  # low, high, bins
 TOKENS, EXPERTS, K = 12, 8, 2
 OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 
@@ -103,6 +105,34 @@ def state_of(router, seed=3):
     bias = 0.02 * torch.rand(EXPERTS, generator=generator) if router in ("balanced", "sequence") else None
     load = torch.randint(1, 9, (EXPERTS,), generator=generator) if router == "global_batch" else None
     return bias, load
+
+
+def margins_of(router, x, bias):
+    """What each expert's score has over the best ranking value that its token leaves unchosen: [T, E]."""
+    scores = SCORES[router](x.double())
+    return scores - (scores + bias).sort(1, descending=True).values[:, K, None]
+
+
+def counts_of(router, x, bias):
+    """Tokens per expert, and behind them all how many of an expert's margins lie in each bin: [(1 + bins) * E]."""
+    low, high, bins = RANGES[router]
+    index = ((margins_of(router, x, bias) - low) * bins / (high - low)).floor().long().clamp(0, bins - 1)
+    chosen = (SCORES[router](x.double()) + bias).topk(K, 1).indices
+    return torch.cat([torch.bincount(chosen.flatten(), minlength=EXPERTS), *(torch.bincount(index[:, e], minlength=bins) for e in range(EXPERTS))])
+
+
+def spread_margins(router, histogram):
+    """As many margins as each bin has, evenly spread over it, of one expert, largest first."""
+    low, high, bins = RANGES[router]
+    return sorted((low + (high - low) * (b + (i + 0.5) / n) / bins for b, n in enumerate(histogram.tolist()) for i in range(n)), reverse=True)
+
+
+def bias_from_margins(router, bias, load):
+    """The next bias [E] from a layer's load."""
+    margins = [spread_margins(router, histogram) for histogram in load[EXPERTS:].reshape(EXPERTS, -1)]
+    tokens = len(margins[0])
+    moved = 0.75 * bias.double() - 0.25 * torch.tensor([its[tokens * K // EXPERTS] for its in margins], dtype=torch.float64)
+    return moved - moved.mean()
 
 
 class Routing(unittest.TestCase):
@@ -283,6 +313,106 @@ class Routing(unittest.TestCase):
                 ops.momentum_update(wrong, load)
         self.assertTrue((load == 1).all())
 
+    def test_counts_of_a_rule_that_reads_margins_have_their_histograms_behind_them(self):
+        active = torch.arange(TOKENS) % 5 != 3
+        for router, (low, high, bins) in RANGES.items():
+            load = torch.zeros((1 + bins) * EXPERTS, dtype=torch.int64)
+            margins = []
+            for bias, scale in ((torch.zeros(EXPERTS), 1), (torch.zeros(EXPERTS), 4), (torch.linspace(-0.8, 0.8, EXPERTS), 4)):
+                x = scale * smooth_logits(3)
+                ids, _, counts, _, _ = op(router, "forward")(x, bias, load)
+                self.assertEqual(counts.dtype, torch.int64)
+                self.assertTrue(torch.equal(counts, counts_of(router, x, bias)))
+                self.assertTrue((counts[EXPERTS:].reshape(EXPERTS, bins).sum(1) == TOKENS).all())
+                self.assertTrue(torch.equal(op(router, "route")(x, bias)[2], counts[:EXPERTS]))
+                masked = op(router, "forward")(x, bias, load, active=active)[2]
+                self.assertTrue(torch.equal(masked, counts_of(router, x[active], bias)))
+                again = op(router, "forward")(x, bias, load, accumulate=False)[2]
+                self.assertTrue(torch.equal(again[:EXPERTS], counts[:EXPERTS]) and not again[EXPERTS:].any())
+                self.assertFalse(op(router, "forward")(x[:0], bias, load)[2].any())
+                margins.append(margins_of(router, x, bias))
+            self.assertFalse(load.any())
+        self.assertTrue(torch.cat(margins).min() < low and torch.cat(margins).max() > high, "no margin lies outside")
+
+    def test_two_threads_count_the_margins_of_one(self):
+        logits, bias = smooth_logits(9, dtype=torch.float32).repeat(5000, 1), torch.linspace(-0.2, 0.2, EXPERTS)
+        alone = ops.quantile_forward(logits, bias)[2]
+        torch.set_num_threads(2)
+        try:
+            together = ops.quantile_forward(logits, bias)[2]
+        finally:
+            torch.set_num_threads(1)
+        self.assertTrue(torch.equal(alone, together))
+        self.assertTrue(torch.equal(alone, 5000 * counts_of("quantile", logits[:TOKENS], bias)))
+
+    def test_update_reads_the_margins_behind_the_load_of_each_layer(self):
+        for router, (low, high, bins) in RANGES.items():
+            load = torch.zeros(3, (1 + bins) * EXPERTS, dtype=torch.int64)
+            bias = torch.linspace(-0.1, 0.1, 3 * EXPERTS).reshape(3, EXPERTS)
+            margins = []
+            for layer in range(3):
+                batches = [(1 + layer) * smooth_logits(5 * layer + seed, TOKENS + seed) for seed in range(2)]
+                for x in batches:
+                    load[layer] += op(router, "forward")(x, bias[layer], load[layer])[2]
+                self.assertTrue(torch.equal(load[layer], sum(counts_of(router, x, bias[layer]) for x in batches)))
+                margins.append(torch.cat([margins_of(router, x, bias[layer]) for x in batches]).clamp(low, high))
+            want = torch.stack([bias_from_margins(router, bias[layer], load[layer]) for layer in range(3)])
+            exact = [m.sort(0, descending=True).values[len(m) * K // EXPERTS] for m in margins]
+            for layer, quantile in enumerate(exact):  # the oracle's, which knows bins only, lies in the same bin
+                moved = 0.75 * bias[layer].double() - 0.25 * quantile
+                self.assertLess((moved - moved.mean() - want[layer]).abs().max().item(), 0.25 * (high - low) / bins)
+            one, apart = bias[1].clone(), bias.clone()
+            wide = torch.full((3, (1 + bins) * EXPERTS + 5), 7)
+            wide[:, :-5] = load
+            op(router, "update")(one, load[1].clone())
+            op(router, "update")(apart, wide[:, :-5])  # what lies between the layers stays
+            op(router, "update")(bias, load)
+            torch.testing.assert_close(bias.double(), want, rtol=0, atol=1e-6)
+            self.assertTrue(torch.equal(one, bias[1]) and torch.equal(apart, bias))
+            self.assertTrue(not load.any() and not wide[:, :-5].any() and (wide[:, -5:] == 7).all())
+
+    def test_a_global_batch_loss_reads_the_counts_before_the_margins(self):
+        x, bias = smooth_logits(6), torch.linspace(0, 0.02, EXPERTS)
+        load = torch.randint(1, 9, (3, 11 * EXPERTS), generator=torch.Generator().manual_seed(4))
+        before = load.clone()
+        y, z = (x.clone().requires_grad_() for _ in range(2))
+        _, _, counts, loss, saved = ops.quantile_global_batch_forward(y, bias, load[1])
+        want = Expected("global_batch", z, bias, load[1, :EXPERTS])
+        self.assertTrue(torch.equal(counts, counts_of("quantile_global_batch", x, bias)) and torch.equal(load, before))
+        torch.testing.assert_close(loss.double(), want.loss, rtol=1e-6, atol=1e-7)
+        loss.backward()
+        want.loss.backward()
+        torch.testing.assert_close(y.grad, z.grad, rtol=1e-6, atol=2e-8)
+        load[1] += counts
+        _, _, _, again, saved_again = ops.quantile_global_batch_forward(x, bias, load[1], accumulate=False)
+        self.assertTrue(torch.equal(again, loss) and torch.equal(saved_again, saved))
+
+    def test_a_load_without_its_margins_is_refused(self):
+        x, bias = smooth_logits(0), torch.zeros(3, EXPERTS)
+        load = torch.ones(3, 11 * EXPERTS, dtype=torch.int64)
+        forward = lambda load: lambda: ops.quantile_global_batch_forward(x, bias[0], load)
+        update = lambda load, bias=bias: lambda: ops.quantile_global_batch_update(bias, load)
+        multiple = "allowed: a multiple of 11: for each expert a count and the bins that the balancer's rule reads"
+        for call, message in (
+                (forward(load[0, :EXPERTS]), "forward: load.size is 8; allowed: 88"),
+                (forward(load[:1]), "forward: load.ndim is 2; allowed: 1"),
+                (forward(load[0].repeat(2)[::2]), "forward: load.strides[0] is 2; allowed: 1"),
+                (forward(load[0].int()), "forward: load.dtype is int32; allowed: int64"),
+                (forward(None), "forward: load.counts is null"),
+                (update(load[:, :EXPERTS]), "update: load.columns is 8; " + multiple),
+                (update(load[0, 1:], bias[0]), "update: load.columns is 87; " + multiple),
+                (update(load[:, 11:]), "update: bias.experts is 8; allowed: 7"),
+                (update(load[:2]), "update: bias.layers is 3; allowed: 2 (the layers of load)"),
+                (update(load[..., ::2]), "update: load.strides[1] is 2; allowed: 1: rows must be contiguous"),
+                (update(load[None]), "update: load.ndim is 3; allowed: 2"),
+                (update(load, torch.zeros(2, 3, EXPERTS)), "update: bias.ndim is 3; allowed: 2"),
+                (update(load.double()), "update: load.dtype is float64; allowed: int64"),
+                (lambda: ops.quantile_forward(x[:, :2], bias[0, :2]), "forward: logits.columns is 2; allowed: 3 to 2048 (experts to leave unchosen")):
+            with self.subTest(message=message), self.assertRaises((RuntimeError, ValueError)) as raised:
+                call()
+            self.assertIn("moe_balance: " + message, str(raised.exception))
+        self.assertTrue((load == 1).all() and (bias == 0).all())
+
     def test_autograd_sees_that_update_changes_bias_and_load(self):
         bias, load, factors = torch.linspace(0.1, 0.8, EXPERTS), torch.arange(EXPERTS), torch.ones(EXPERTS, requires_grad=True)
         product = (factors * bias).sum()
@@ -314,6 +444,18 @@ class Routing(unittest.TestCase):
         shapes = layer(torch.empty(TOKENS, EXPERTS, device="meta"), bias.to("meta"))
         self.assertEqual([(r.shape, r.dtype) for r in real], [(s.shape, s.dtype) for s in shapes])
         self.assertTrue(all(s.is_meta for s in shapes))
+
+    def test_counts_with_margins_have_their_shape_without_data(self):
+        for router, (_, _, bins) in RANGES.items():
+            x, bias = torch.empty(TOKENS, EXPERTS, device="meta"), torch.empty(EXPERTS, device="meta")
+            load = torch.empty(3, (1 + bins) * EXPERTS, dtype=torch.int64, device="meta")
+            counts = op(router, "forward")(x, bias, load[1])[2]
+            self.assertTrue(counts.is_meta)
+            self.assertEqual((tuple(counts.shape), counts.dtype), (((1 + bins) * EXPERTS,), torch.int64))
+            self.assertEqual(op(router, "sizes")(EXPERTS)[3], bins)
+            with self.assertRaisesRegex((ValueError, RuntimeError), "load.ndim is 2; allowed: 1"):
+                ops.quantile_global_batch_forward(x, bias, load)
+        self.assertEqual(ops.balanced_sizes(EXPERTS)[3], 0)
 
 
 class Dispatch(unittest.TestCase):
@@ -460,7 +602,9 @@ class Tracing(unittest.TestCase):
         # Not traced by opcheck, which adds up all outputs and cannot add floats to counts; the next test traces them.
         checks = [(ops.balanced_forward, (x, bias)), (ops.global_batch_forward, (x, None, load)), (ops.capacity_forward, (x,)),
                   (ops.sequence_forward, (x, None, None, True, None, 3)), (ops.plain_route, (x.detach(),)),
-                  (ops.balanced_update, (bias, torch.ones(EXPERTS, dtype=torch.int64)))]
+                  (ops.balanced_update, (bias, torch.ones(EXPERTS, dtype=torch.int64))),
+                  (ops.quantile_forward, (x, bias)), (ops.quantile_update, (bias, torch.ones(65 * EXPERTS, dtype=torch.int64))),
+                  (ops.quantile_global_batch_forward, (x, bias, torch.ones(3, 11 * EXPERTS, dtype=torch.int64)[1]))]
         ids = ops.plain_route(x)[0]
         _, row_of_slot, slot_of_row, _ = ops.permutation(ids, EXPERTS, 4)
         factors = torch.rand(TOKENS, K, dtype=torch.float64, requires_grad=True)
@@ -491,6 +635,27 @@ class Tracing(unittest.TestCase):
                 function(x, hidden).backward()
                 gradients.append((x.grad, hidden.grad))
             for got, want in zip(*gradients):
+                self.assertTrue(torch.equal(got, want))
+
+    def test_compile_traces_a_step_that_counts_margins(self):
+        def step(x, bias, load):
+            _, weights, counts, loss, _ = ops.quantile_global_batch_forward(x, bias[1], load[1])
+            load[1] += counts
+            counted = load.clone()
+            ops.quantile_global_batch_update(bias, load)
+            return weights.sum() + loss, counted
+
+        compiled = torch.compile(step, backend="aot_eager", fullgraph=True, dynamic=True)
+        for tokens in (TOKENS, TOKENS + 4):
+            results = []
+            for function in (step, compiled):
+                x, bias, load = smooth_logits(1, tokens).requires_grad_(), torch.zeros(3, EXPERTS), torch.zeros(3, 11 * EXPERTS, dtype=torch.int64)
+                value, counted = function(x, bias, load)
+                value.backward()
+                results.append((value, counted, x.grad, bias, load))
+            self.assertTrue(bias[1].any() and not bias[::2].any() and not load.any())
+            self.assertTrue(torch.equal(counted[1], counts_of("quantile_global_batch", x.detach(), torch.zeros(EXPERTS))))
+            for got, want in zip(*results, strict=True):
                 self.assertTrue(torch.equal(got, want))
 
     def test_the_example_s_layer_can_be_copied_and_saved(self):
@@ -534,7 +699,7 @@ def main():
     if stable:
         sys.path.insert(0, sys.argv[2])
         moe_ops = importlib.import_module("moe_ops")
-        for router in ROUTERS:
+        for router in (*ROUTERS, *RANGES):
             moe_ops.register_router("moeb_test", router + "_")
         moe_ops.register_dispatch("moeb_test")
     print(f"PyTorch {torch.__version__}, {'the stable ABI' if stable else 'libtorch'}")

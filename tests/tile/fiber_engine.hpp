@@ -237,6 +237,20 @@ struct Engine<testing::FibersOfTiers<Tiers...>> {
     });
   }
 
+  template <class Real, class Problem>
+  static void count_margins(const Problem& problem, const Fibers& place) {
+    testing::end_kernel_before();
+    with_own_tier(static_cast<int>(problem.logits.columns), [&](auto index) {
+      constexpr int tier_index = decltype(index)::value;
+      constexpr CudaTier tier = small_block(cuda_tiers[tier_index]);
+      const GridShape grid(tier, Segments({}, problem.logits.rows), resident_blocks(tier, place));
+      testing::launch_fibers(place, grid.columns, grid.rows, tier.threads,
+                             margin_shared_bytes(tier) - place.faults.less_shared_bytes, [&](const FiberBlock& block) {
+                               margin_kernel<KernelConfig<tier_index>>(block, tile_of<tier.width>(block), problem);
+                             });
+    });
+  }
+
   template <class Problem>
   static void loss(const Problem& problem, const Fibers& place) {
     testing::launch_fibers(with_tile_faults(place), 1, 1, 32, 0,

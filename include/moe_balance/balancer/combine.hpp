@@ -107,6 +107,7 @@ template <class Balancer>
 struct BalancerTraits {
   static constexpr int biases = BiasBalancer<Balancer> ? 1 : 0;
   static constexpr int bias_memory = moe_balance::bias_memory<Balancer>;
+  static constexpr bool reads_margins = BiasFromMargins<Balancer>;
   static constexpr int losses = LossBalancer<Balancer> ? 1 : 0;
   static constexpr int token_losses = TokenLossBalancer<Balancer> ? 1 : 0;
   static constexpr bool reads_sequences = losses == 1 && loss_scope<Balancer> == LossScope::sequence;
@@ -122,12 +123,45 @@ struct BalancerTraits<Combine<First, Rest...>> {
   using B = BalancerTraits<Combine<Rest...>>;
   static constexpr int biases = A::biases + B::biases;
   static constexpr int bias_memory = A::bias_memory + B::bias_memory;
+  static constexpr bool reads_margins = A::reads_margins || B::reads_margins;
   static constexpr int losses = A::losses + B::losses;
   static constexpr int token_losses = A::token_losses + B::token_losses;
   static constexpr bool reads_sequences = A::reads_sequences || B::reads_sequences;
   static constexpr bool reads_global_batch = A::reads_global_batch || B::reads_global_batch;
   static constexpr int plain_losses = A::plain_losses + B::plain_losses;
 };
+
+/// Whether update leaves the part's bias as it is.
+template <class Part>
+[[nodiscard]] MOEB_INLINE constexpr bool is_frozen(const Part& part) {
+  if constexpr (requires { part.frozen; }) {
+    static_assert(std::is_same_v<std::remove_cvref_t<decltype(part.frozen)>, bool>,
+                  "the balancer's frozen, which the library reads, is not a bool");
+    return part.frozen;
+  } else {
+    return false;
+  }
+}
+
+/// The bins in which a balancer's rule counts margins; 0 where it reads none.
+template <class Balancer>
+[[nodiscard]] MOEB_INLINE constexpr int bins_of(const Balancer& balancer) {
+  int bins = 0;
+  for_each_part(balancer, [&](const auto& part) MOEB_LAMBDA {
+    if constexpr (BiasFromMargins<std::remove_cvref_t<decltype(part)>>) bins = static_cast<int>(part.bins);
+  });
+  return bins;
+}
+
+/// Whether forward counts margins: not for a bias that stays.
+template <class Balancer>
+[[nodiscard]] MOEB_INLINE constexpr bool counts_margins(const Balancer& balancer) {
+  bool counts = false;
+  for_each_part(balancer, [&](const auto& part) MOEB_LAMBDA {
+    if constexpr (BiasFromMargins<std::remove_cvref_t<decltype(part)>>) counts = !is_frozen(part);
+  });
+  return counts;
+}
 
 /// How many global-batch losses inside a balancer read the step, and how many the current micro-batch only.
 struct WindowCount {

@@ -197,8 +197,7 @@ struct WithCapacity {
                  kept_counts, scratch, region(args.status)});
     check.apart({kept_counts, scratch, region("logits", args.logits),
                  MemoryRegion("counts", args.counts, experts * 8, false),
-                 MemoryRegion("bias", args.bias.data, experts * 4, false),
-                 MemoryRegion("load", args.load.counts, experts * 8, false),
+                 MemoryRegion("bias", args.bias.data, experts * 4, false), MemoryRegion(bytes_of(args.load), false),
                  MemoryRegion("saved", args.saved.data, static_cast<std::int64_t>(args.saved.bytes), false),
                  MemoryRegion("active", args.active, args.logits.rows, false), region("replay.experts", args.replay.experts),
                  MemoryRegion("replay.tokens", args.replay.tokens, args.logits.rows, false),

@@ -120,6 +120,10 @@ struct Engine<CountingPlace<Place, Tag>> {
   static void forward(const Problem& problem, const Totals& totals, const Counting& counting) {
     DispatchEngine<Place>::forward_and_count(problem, totals, counting.histogram, counting.place);
   }
+  template <class Real, class Problem>
+  static void count_margins(const Problem& problem, const Counting& counting) {
+    Engine<Place>::template count_margins<Real>(problem, counting.place);
+  }
 };
 
 template <class Place, class Tag>

@@ -114,7 +114,7 @@ void check_apart_from_routing(const DispatchValidator& check, const Args& args, 
     apart({region("replay.experts", args.replay.experts), MemoryRegion("replay.tokens", args.replay.tokens, tokens, false)});
   }
   if constexpr (requires { args.load; }) {
-    apart({MemoryRegion("load", args.load.counts, experts * 8, true),
+    apart({MemoryRegion(bytes_of(args.load), true),
            MemoryRegion("saved", args.saved.data, static_cast<std::int64_t>(args.saved.bytes), true)});
     if constexpr (RouterT::Traits::reads_sequences) {
       check.sequences(args.sequences, tokens, false);

@@ -107,6 +107,21 @@ struct MOEB_HIDDEN CudaEngine {
     });
   }
 
+  template <class Real, class Problem>
+  static void count_margins(const Problem& problem, cudaStream_t stream) {
+    const Device device = current_device("forward");
+    with_tier<compiled_tiers>(static_cast<int>(problem.logits.columns), [&](auto index) {
+      constexpr CudaTier tier = cuda_tiers[decltype(index)::value];
+      constexpr std::size_t shared_bytes = margin_shared_bytes(tier);
+      const std::int64_t resident = device.resident_blocks(tier, KernelKind::any_call, tier.threads, shared_bytes);
+      launch("launching the count of margins", device, moe_balance_margins<decltype(index)::value, Problem>,
+             {.grid = grid_of(GridShape(tier, Segments({}, problem.logits.rows), resident)),
+              .threads = tier.threads,
+              .shared_bytes = shared_bytes},
+             stream, problem);
+    });
+  }
+
   template <class Problem>
   static void loss(const Problem& problem, cudaStream_t stream) {
     const Device device = current_device("loss");

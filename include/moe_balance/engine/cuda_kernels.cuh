@@ -106,6 +106,15 @@ __global__ void __launch_bounds__(cuda_tiers[Tier].threads,
   backward_kernel<KernelConfig<Tier, Usual>>(block, CudaTile<cuda_tiers[Tier].width>{}, problem);
 }
 
+template <int Tier, class Problem>
+__global__ void __launch_bounds__(cuda_tiers[Tier].threads, cuda_tiers[Tier].blocks_per_sm) MOEB_HIDDEN
+    moe_balance_margins(const __grid_constant__ Problem problem) {
+  extern __shared__ __align__(16) std::byte moe_balance_shared[];
+  const CudaBlock<cuda_tiers[Tier].threads> block{moe_balance_shared};
+  block.await_kernel_before();
+  margin_kernel<KernelConfig<Tier>>(block, CudaTile<cuda_tiers[Tier].width>{}, problem);
+}
+
 template <class Problem>
 __global__ void __launch_bounds__(32) MOEB_HIDDEN moe_balance_loss(const __grid_constant__ Problem problem) {
   CudaBlock<32>{nullptr}.await_kernel_before();

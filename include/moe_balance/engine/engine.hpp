@@ -5,6 +5,7 @@
 #include <moe_balance/token/backward.hpp>
 #include <moe_balance/token/forward.hpp>
 #include <moe_balance/token/loss.hpp>
+#include <moe_balance/token/margins.hpp>
 #include <moe_balance/token/totals.hpp>
 #include <moe_balance/token/update.hpp>
 

@@ -158,6 +158,15 @@ struct Engine<Host> {
     });
   }
 
+  template <class Real, class Problem>
+  static void count_margins(const Problem& problem, const Host& host) {
+    const int experts = static_cast<int>(problem.logits.columns);
+    const int threads = thread_count(host, problem.logits.rows, experts);
+    run_parallel(host, threads, [&](int part, int parts) {
+      run_loop<Real>(host, [&](InstructionSet /*set*/) MOEB_LAMBDA { margins_part<Real>(problem, experts, part, parts); });
+    });
+  }
+
   template <class Problem>
   static void loss(const Problem& problem, const Host& /*host*/) {
     evaluate_losses(problem, SerialTile{});
@@ -232,6 +241,22 @@ struct Engine<Host> {
         if (goes_side_by_side) side_by_side.carry(sink);
       }
       sink.flush(totals, segment, experts);
+    }
+  }
+
+  template <class Real, class Problem>
+  MOEB_INLINE static void margins_part(const Problem& problem, int experts, int part, int parts) {
+    const HostLayout layout{experts, 0};
+    alignas(64) float bias[max_experts];
+    for (int e = 0; e < max_experts; ++e) bias[e] = problem.bias != nullptr && e < experts ? problem.bias[e] : 0.0f;
+    const std::int64_t last = problem.logits.rows * (part + 1) / parts;
+    for (std::int64_t token = problem.logits.rows * part / parts; token < last; ++token) {
+      add_margins<Real>(problem, SerialTile{}, layout, token, bias, [&](std::int64_t* cell) MOEB_LAMBDA {
+        if (parts > 1)
+          AtomicAdd{}(cell, 1);
+        else
+          ++*cell;
+      });
     }
   }
 

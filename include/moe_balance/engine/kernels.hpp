@@ -4,6 +4,7 @@
 
 #include <moe_balance/engine/backward_kernel.hpp>
 #include <moe_balance/engine/forward_kernel.hpp>
+#include <moe_balance/engine/margin_kernel.hpp>
 
 #include <cstdint>
 

@@ -69,7 +69,10 @@ struct RouterChecks {
     check.type_beside_logits("weights", args.weights.type, args.logits.type);
     check.optional_pointer("counts", args.counts, alignof(std::int64_t));
     check.bias(args.bias, experts, needs_bias);
-    check.load(args.load, experts, load_is_read || (Traits::biases > 0 && args.accumulate));
+    check.load(args.load, experts, load_is_read || (Traits::biases > 0 && args.accumulate), bins_of(balancer));
+    if (Traits::reads_margins && args.accumulate) {
+      check.range("logits.columns", experts, k + 1, max_experts, "experts to leave unchosen, for the margins");
+    }
     check.optional_pointer("status", args.status, alignof(Status));
     check.optional_pointer("tokens_on_device", args.tokens_on_device, alignof(std::int64_t));
     if constexpr (is_replaying<TopKT>) {
@@ -139,7 +142,7 @@ struct RouterChecks {
   void update(const char* call, const BiasRef& bias, const LoadRef& load, bool on_host) const {
     const Validator check{call};
     check_options(call, balancer);
-    check.load_of_layers(load, on_host);
+    check.load_of_layers(load, on_host, bins_of(balancer));
     if constexpr (Traits::biases > 0) check.bias_of_layers(bias, load, Traits::bias_memory);
   }
 };

@@ -85,7 +85,7 @@ template <bool Const>
 }
 [[nodiscard]] inline ByteRows bytes_of(const LoadRef& view) {
   constexpr std::int64_t element = sizeof(std::int64_t);
-  return {"load", view.counts, view.layers, view.experts * element, view.stride * element};
+  return {"load", view.counts, view.layers, view.row_size() * element, view.stride * element};
 }
 [[nodiscard]] inline ByteRows bytes_of(const Sequences& view) {
   const bool is_read = view.layout == Sequences::Layout::offsets;
@@ -181,19 +181,26 @@ struct Validator {
     range("bias.memory", view.memory, 0, max_bias_memory);
   }
 
-  void load(const LoadRef& view, std::int64_t experts, bool required) const {
+  /// `bins`: of the histograms that the balancer's rule reads.
+  void load(const LoadRef& view, std::int64_t experts, bool required, int bins) const {
     if (!required && view.counts == nullptr) return;
     pointer("load.counts", view.counts, alignof(std::int64_t));
     range("load.experts", view.experts, experts, experts, "the experts of logits");
     range("load.layers", view.layers, 1, 1, "one layer: load.layer(l)");
+    load_bins(view, bins);
+  }
+  void load_bins(const LoadRef& view, int bins) const {
+    range("load.bins", view.bins, bins, bins, "the bins that the balancer's rule reads: Load{router, experts}, with_bins");
   }
 
   /// What layers have of their rows is read on the host only.
-  void load_of_layers(const LoadRef& view, bool on_host) const {
+  void load_of_layers(const LoadRef& view, bool on_host, int bins) const {
     pointer("load.counts", view.counts, alignof(std::int64_t));
     range("load.experts", view.experts, 1, max_experts);
     range("load.layers", view.layers, 1, std::numeric_limits<std::int32_t>::max());
-    range("load.stride", view.stride, view.experts, std::numeric_limits<std::int32_t>::max());
+    load_bins(view, bins);
+    range("load.stride", view.stride, view.row_size(), std::numeric_limits<std::int32_t>::max(),
+          bins > 0 ? "from what a layer has with its histograms on" : nullptr);
     optional_pointer("load.experts_of_layer", view.experts_of_layer, alignof(std::int32_t));
     if (!on_host || view.experts_of_layer == nullptr) return;
     for (std::int64_t l = 0; l < view.layers; ++l) {

@@ -84,6 +84,8 @@ template <class Matrix>
 template <class PresetT>
 class AnyRouter final : public moeb_router {
   static_assert(PresetT::Traits::bias_memory == 0, "moeb_update takes biases only, not what their rule keeps");
+  static_assert(!PresetT::Traits::reads_margins,
+                "moeb_forward and moeb_update take counts only, not the margins that the rule reads");
 
  public:
   [[nodiscard]] int k() const override { return PresetT::k; }

@@ -17,11 +17,14 @@ namespace torch_ops MOEB_HIDDEN {
 /// The operators of a router; a prefix may stand before their names. Each signature is also their documentation in Python.
 ///   route    ids [T, K], best first (-1: none), weights [T, K] and tokens per expert [E], without a gradient.
 ///   forward  the same, the value of the balancing loss (0 without one), and what backward needs. Weights and loss have a gradient. `load` is read by
-///            a GlobalBatchLoss only: the step's counts so far, to which this call's are added first unless accumulate is False.
+///            a GlobalBatchLoss only: the step's counts so far, to which this call's are added first unless accumulate is False. Of a rule that reads
+///            margins (QuantileBias) counts are [(1 + load_bins) * E]: tokens per expert [E] and behind them the margins' histograms [E, load_bins], which are
+///            0 without accumulate; what it takes as load is of that size.
 ///   backward the gradient of the logits.
 ///   update   once per optimizer step: moves bias [L, E] or [E] and clears load, of the same shape, in place. A rule that keeps n values for each bias has
-///            them behind it, zeros at first: [1 + n, L, E] or [1 + n, E], of which forward reads bias[0, l] or bias[0].
-///   sizes    K, and that saved has saved_words + T * saved_words_per_token elements: what tracing without data needs.
+///            them behind it, zeros at first: [1 + n, L, E] or [1 + n, E], of which forward reads bias[0, l] or bias[0]. Of a rule that reads margins load
+///            is [L, (1 + load_bins) * E] or [(1 + load_bins) * E], to whose rows the caller adds what forward returns as counts.
+///   sizes    K, that saved has saved_words + T * saved_words_per_token elements (what tracing without data needs), and the bins of margins, 0 without.
 inline constexpr const char* router_schemas[] = {
     "route(Tensor logits, Tensor? bias=None, Tensor? active=None) -> (Tensor experts, Tensor weights, Tensor counts)",
     "forward(Tensor logits, Tensor? bias=None, Tensor? load=None, bool accumulate=True, Tensor? active=None, "
@@ -29,7 +32,8 @@ inline constexpr const char* router_schemas[] = {
     "backward(Tensor logits, Tensor experts, Tensor saved, Tensor? grad_weights, Tensor? grad_loss, Tensor? active=None, "
     "int sequences=1) -> Tensor",
     "update(Tensor(a!)? bias, Tensor(b!) load) -> ()",
-    "sizes(int experts, int sequences=1) -> (int top_k, int saved_words, int saved_words_per_token)"};
+    "sizes(int experts, int sequences=1) -> (int top_k, int saved_words, int saved_words_per_token, "
+    "int load_bins)"};
 
 /// The operators of `router`, an object of static storage duration: what its fields are when a call is made counts.
 template <TensorApi Api, const auto& router>
@@ -58,18 +62,19 @@ struct RouterOps {
     const Saved layout(shape_of("forward", args.logits, sequences));
     const Tensor saved = Api::empty(logits, {layout.words()}, ScalarType::Long);
     const Tensor loss = Api::empty(logits, {}, ScalarType::Float);
-    Optional load_after;  // a load of the call's own, to which its counts are added
-    if (RouterT::Traits::reads_global_batch && load.has_value()) load_after = Api::clone(*load);
-    args.load = {views.template elements<std::int64_t>("load", load_after, args.logits.columns), routing.experts_count()};
-    args.accumulate = accumulate && load_after.has_value();
+    const LoadOfCall own_load(views, logits, load, routing);
+    args.load = own_load.ref();
+    args.accumulate = accumulate && args.load.counts != nullptr;
     args.saved = layout.sums(views.template vector<std::int64_t>("saved", saved).data);
     args.chosen = layout.chosen(args.saved);
     args.sequences.count = sequences;
     Api::run(logits, [&](const auto& place) {
+      own_load.begin(place);
       router.forward(args, routing.scratch(), place);
+      own_load.end(args.counts, place);
       write_loss(args, views.template element<float>("loss", loss), place);
     });
-    return {routing.experts, routing.weights, routing.counts, loss, saved};
+    return {routing.experts, routing.weights, own_load.added(routing), loss, saved};
   }
 
   static Tensor backward(const Tensor& logits, const Tensor& experts, const Tensor& saved, const Optional& grad_weights,
@@ -95,17 +100,17 @@ struct RouterOps {
     return grad_logits;
   }
 
-  static std::tuple<std::int64_t, std::int64_t, std::int64_t> sizes(std::int64_t experts, std::int64_t sequences) {
+  static std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t> sizes(std::int64_t experts,
+                                                                                  std::int64_t sequences) {
     Validator{"sizes"}.range("experts", experts, 1, max_experts);
     Validator{"sizes"}.range("sequences", sequences, 1, std::numeric_limits<std::int32_t>::max());
     const Saved layout({0, static_cast<int>(experts), RouterT::Traits::reads_sequences ? sequences : 1});
-    return {k, layout.words(), across_tokens ? Saved::words_of_ids : 0};
+    return {k, layout.words(), across_tokens ? Saved::words_of_ids : 0, load_bins("sizes")};
   }
 
   static void update(const Optional& bias, const Tensor& load) {
     const Views<Api> views("update", load);
-    const MatrixView<std::int64_t> counts = views.template layers<std::int64_t>("load", load);
-    const LoadRef load_ref{counts.data, static_cast<int>(counts.columns), counts.rows, counts.stride};
+    const LoadRef load_ref = load_of_layers("update", views, load);
     BiasRef bias_ref;
     if (bias.has_value()) bias_ref = views.biases("bias", *bias, RouterT::Traits::bias_memory);
     Api::run(load, [&](const auto& place) { router.update(bias_ref, load_ref, Workspace{}, place); });
@@ -160,6 +165,74 @@ struct RouterOps {
           workspace(scratch_for(of, {view.rows, static_cast<int>(view.columns)})),
           logits(view) {}
   };
+
+  /// The load of a forward call whose rule reads counts: a copy of the caller's, where a loss reads it, to which the call adds.
+  struct LoadOfCounts {
+    Optional copy;
+    LoadRef of_copy;
+
+    LoadOfCounts(const Views<Api>& views, const Tensor& /*logits*/, const Optional& load, const Routing& routing) {
+      if (RouterT::Traits::reads_global_batch && load.has_value()) copy = Api::clone(*load);
+      of_copy = {views.template elements<std::int64_t>("load", copy, routing.logits.columns), routing.experts_count()};
+    }
+    [[nodiscard]] const LoadRef& ref() const { return of_copy; }
+    [[nodiscard]] const Tensor& added(const Routing& routing) const { return routing.counts; }
+    template <class Place>
+    void begin(const Place& /*place*/) const {}
+    template <class Place>
+    void end(const std::int64_t* /*counts*/, const Place& /*place*/) const {}
+  };
+
+  /// The same of a rule that reads margins: what the call gives to be added to the caller's load. Meanwhile its counts are the step's, for a loss.
+  struct LoadOfMargins {
+    Tensor row;
+    LoadRef of_row;
+    const std::int64_t* so_far = nullptr;  ///< the caller's
+
+    LoadOfMargins(const Views<Api>& views, const Tensor& logits, const Optional& load, const Routing& routing) {
+      of_row = LoadRef(nullptr, routing.experts_count()).with_bins(load_bins("forward"));
+      row = Api::empty(logits, {of_row.row_size()}, ScalarType::Long);
+      of_row.counts = views.template vector<std::int64_t>("counts", row).data;
+      if (RouterT::Traits::reads_global_batch) {
+        so_far = views.template elements<const std::int64_t>("load", load, of_row.row_size());
+      }
+    }
+    [[nodiscard]] const LoadRef& ref() const { return of_row; }
+    [[nodiscard]] const Tensor& added(const Routing& /*routing*/) const { return row; }
+    template <class Place>
+    void begin(const Place& place) const {
+      if (count_windows(router.balancer).step > 0) {
+        Validator{"forward"}.pointer("load.counts", so_far, alignof(std::int64_t));
+      }
+      Engine<Place>::clear(of_row.counts, bytes_of(of_row.row_size()), place);
+      if (so_far != nullptr) Engine<Place>::copy(of_row.counts, so_far, bytes_of(of_row.experts), place);
+    }
+    template <class Place>
+    void end(const std::int64_t* counts, const Place& place) const {
+      Engine<Place>::copy(of_row.counts, counts, bytes_of(of_row.experts), place);
+    }
+
+   private:
+    [[nodiscard]] static std::size_t bytes_of(std::int64_t counts) {
+      return static_cast<std::size_t>(counts) * sizeof(std::int64_t);
+    }
+  };
+  using LoadOfCall = std::conditional_t<RouterT::Traits::reads_margins, LoadOfMargins, LoadOfCounts>;
+
+  /// Bins of margins; 0 where the rule reads none. An option out of range is refused before memory is allocated by it.
+  [[nodiscard]] static int load_bins(const char* call) {
+    if constexpr (RouterT::Traits::reads_margins) check_options(call, router.balancer);
+    return router.load_bins();
+  }
+  /// [L, E] or [E], each row with the histograms of its experts behind it.
+  [[nodiscard]] static LoadRef load_of_layers(const char* call, const Views<Api>& views, const Tensor& load) {
+    const int bins = load_bins(call);
+    const MatrixView<std::int64_t> rows = views.template layers<std::int64_t>("load", load);
+    MOEB_EXPECTS(rows.columns % (1 + bins) == 0, call, "load.columns", rows.columns, "a multiple of ", 1 + bins,
+                 ": for each expert a count and the bins that the balancer's rule reads");
+    const std::int64_t experts = rows.columns / (1 + bins);
+    return LoadRef(rows.data, static_cast<int>(experts), rows.rows, rows.stride).with_bins(bins);
+  }
 
   /// Sequences count for a balancer that reads them; memory is allocated by their number.
   [[nodiscard]] static Shape shape_of(const char* call, const ConstAnyMatrix& logits, std::int64_t sequences) {

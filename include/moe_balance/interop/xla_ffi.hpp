@@ -20,7 +20,8 @@
 //                     grad_loss F32 [], saved, active?
 //   loss              saved, global_counts int64 [E]                          saved with these counts, loss, losses
 //   update            bias? F32 [E] or [L,E], load int64 [E] or [L,E]         new bias?, new load
-//                     (bias [1+n,E] or [1+n,L,E] where its rule keeps n values for each)
+//                     (bias [1+n,E] or [1+n,L,E] where its rule keeps n values for each; where it reads margins in n bins, each E of a
+//                     load is (1+n)*E: counts [E] and behind them histograms [E,n])
 //   permutation       experts S32 [T,K]                                       offsets int64 [E+1], row_of_slot int64 [T,K], slot_of_row int64 [R],
 //                                                                             counts int64 [E], status, workspace U8
 //   permute           hidden [T,H], row_of_slot?, slot_of_row, scale? [T,K]   permuted [R,H], status
@@ -50,6 +51,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <string>
 #include <type_traits>
 
 MOEB_NAMESPACE_BEGIN
@@ -77,6 +79,13 @@ struct Handled {
   static constexpr bool needs_load = has_bias || reads_global_batch;
   static constexpr bool has_capacity = looks_across_tokens<Selection>;
 };
+
+/// Bins of the histograms that a load has behind its counts. Options out of range are refused by their names before sizes are compared with them.
+template <const auto& router>
+[[nodiscard]] int load_bins_of(const Reader& read) {
+  if constexpr (Handled<router>::Traits::reads_margins) check_options(read.call, router.balancer);
+  return router.load_bins();
+}
 
 /// Bytes of `saved`, whose size does not depend on the tokens; 0 for what no call takes.
 template <const auto& router>
@@ -146,16 +155,19 @@ template <const auto& router, class Place, class Tag = EngineTagOf<Place>>
     ForwardArgs args;
     fill(args, read, logits, bias, active, *experts, *weights, *counts, *kept_counts);
     const std::int64_t size = args.logits.columns;
-    const std::int64_t* old_load = read.optional_array<std::int64_t>("load", load, size, "the experts of logits");
+    LoadRef new_ref = LoadRef(nullptr, static_cast<int>(size)).with_bins(load_bins_of<router>(read));
+    const char* const what =
+        new_ref.bins > 0 ? "a count and bins for each of the experts of logits" : "the experts of logits";
+    const std::int64_t* old_load = read.optional_array<std::int64_t>("load", load, new_ref.row_size(), what);
     if (old_load != nullptr) {
-      std::int64_t* data = read.array<std::int64_t>("new load", *new_load, size, "the experts of logits");
-      args.load = LoadRef{data, static_cast<int>(size)};
+      new_ref.counts = read.array<std::int64_t>("new load", *new_load, new_ref.row_size(), what);
+      args.load = new_ref;
     }
     args.saved = read.saved(*saved);
     args.sequences = sequences_of(*sequences, *token_major);
     if constexpr (Handled<router>::has_capacity) args.chosen = read.matrix_of<std::int32_t>("chosen", *chosen);
     args.status = cleared_status(read, *status, there);
-    carry_over(old_load, args.load.counts, static_cast<std::size_t>(size) * sizeof(std::int64_t), there);
+    if (old_load != nullptr) carry_over(old_load, args.load.counts, load.size_bytes(), there);
     router.forward(args, read.workspace(*workspace), there);
     write_losses<router>(read, args.saved, size, args.sequences, *loss, *losses, there);
   });
@@ -205,14 +217,18 @@ template <const auto& router, class Place, class Tag = EngineTagOf<Place>>
   });
 }
 
-/// One layer or many: [E] or [L, E].
-[[nodiscard]] inline LoadRef load_of(const Reader& read, const char* name, const Operand& buffer, bool many) {
+/// One layer or many: [E] or [L, E], each row with the histograms of its experts behind it.
+[[nodiscard]] inline LoadRef load_of(const Reader& read, const char* name, const Operand& buffer, bool many, int bins) {
+  MatrixView<std::int64_t> rows;
   if (many) {
-    const MatrixView<std::int64_t> view = read.matrix_of<std::int64_t>(name, buffer);
-    return {view.data, static_cast<int>(view.columns), view.rows};
+    rows = read.matrix_of<std::int64_t>(name, buffer);
+  } else {
+    const VectorView<std::int64_t> row = read.vector_of<std::int64_t>(name, buffer);
+    rows = {row.data, 1, row.size};
   }
-  const VectorView<std::int64_t> view = read.vector_of<std::int64_t>(name, buffer);
-  return {view.data, static_cast<int>(view.size)};
+  MOEB_EXPECTS(rows.columns % (1 + bins) == 0, read.call, (std::string(name) + ".columns").c_str(), rows.columns,
+               "a multiple of ", 1 + bins, ": for each expert a count and the bins that the balancer's rule reads");
+  return LoadRef(rows.data, static_cast<int>(rows.columns / (1 + bins)), rows.rows).with_bins(bins);
 }
 
 template <const auto& router, class Place, class Tag = EngineTagOf<Place>>
@@ -223,8 +239,9 @@ template <const auto& router, class Place, class Tag = EngineTagOf<Place>>
     const Place there = with_threads(read.call, place, *threads);
     const std::size_t words = load.element_type() == ffi::S64 ? 1 : 2;
     const bool many = load.dimensions().size() >= 1 + words;
-    const LoadRef old_counts = load_of(read, "load", load, many);
-    const LoadRef counts = load_of(read, "new load", *new_load, many);
+    const int bins = load_bins_of<router>(read);
+    const LoadRef old_counts = load_of(read, "load", load, many, bins);
+    const LoadRef counts = load_of(read, "new load", *new_load, many, bins);
     const Validator check{read.call};
     check.range("new load.layers", counts.layers, old_counts.layers, old_counts.layers, "the layers of load");
     check.range("new load.experts", counts.experts, old_counts.experts, old_counts.experts, "the experts of load");
@@ -258,6 +275,7 @@ struct Sizes {
   std::int64_t permutation_rows = 0;       ///< R, for these ids and `align`
   std::int64_t permutation_workspace = 0;  ///< bytes
   std::int64_t bias_memory = 0;            ///< values that the rule keeps for each bias, in tables behind them
+  std::int64_t load_bins = 0;  ///< of each expert's histogram behind a load's counts; 0 where the rule reads no margins
 };
 
 /// 0 for what no call takes. For callers in C: throws nothing.
@@ -275,7 +293,8 @@ template <const auto& router>
                .reads_step = count_windows(router.balancer).step > 0,
                .has_capacity = Handled<router>::has_capacity,
                .saved_bytes = saved_bytes_of<router>(experts, sequences),
-               .bias_memory = Handled<router>::bias_memory};
+               .bias_memory = Handled<router>::bias_memory,
+               .load_bins = router.load_bins()};
   try {
     result.workspace_bytes = static_cast<std::int64_t>(router.workspace_bytes(shape));
     result.permutation_rows = permutation_rows(tokens, RouterT::k, experts, align);

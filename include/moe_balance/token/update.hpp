@@ -66,12 +66,7 @@ template <class Part, class TileT>
 /// Nothing moves in a step without counts, not even by centring or by what a rule has kept.
 template <class Part, class TileT>
 MOEB_INLINE void step_bias(const Part& part, const TileT& tile, const BiasRow& row, const LoadView& load) {
-  if constexpr (requires { part.frozen; }) {
-    static_assert(std::is_same_v<std::remove_cvref_t<decltype(part.frozen)>, bool>,
-                  "the balancer's frozen, which the library reads, is not a bool");
-    if (part.frozen) return;
-  }
-  if (load.total() == 0) return;
+  if (is_frozen(part) || load.total() == 0) return;
   constexpr int values = bias_memory<Part>;
   const float drift = common_drift(part, tile, row, load);
   tile.barrier();
@@ -84,11 +79,40 @@ MOEB_INLINE void step_bias(const Part& part, const TileT& tile, const BiasRow& r
   }
 }
 
+/// The same from margins. A rule looks through many bins: once for each expert, and what centring subtracts follows.
+template <class Part, class TileT>
+MOEB_INLINE void step_bias_from_margins(const Part& part, const TileT& tile, float* bias, const LoadView& load,
+                                        const MarginView& margins) {
+  if (is_frozen(part) || margins.tokens() == 0) return;
+  const Centring centring = centring_of(part);
+  const double sum = strided_sum(tile, load.experts(), [&](std::int64_t i) MOEB_LAMBDA {
+    const float before = bias[i];
+    const auto next = static_cast<float>(part.next_bias(before, static_cast<int>(i), load, margins));
+    bias[i] = next;
+    return static_cast<double>(centring == Centring::bias ? next : sub(next, before));
+  });
+  if (centring == Centring::none) return;
+  const auto drift = static_cast<float>(div(sum, static_cast<double>(load.experts())));
+  for (int i = tile.lane(); i < load.experts(); i += TileT::width)
+    bias[i] = sub(bias[i], drift);  // those that this lane wrote
+}
+
 /// The experts that a layer has of its row. A number out of range (on a device nobody could refuse it) counts as the whole row.
 [[nodiscard]] MOEB_INLINE int experts_of(const LoadRef& load, std::int64_t layer) {
   if (load.experts_of_layer == nullptr) return load.experts;
   const std::int32_t experts = load.experts_of_layer[layer];
   return experts >= 1 && experts <= load.experts ? experts : load.experts;
+}
+
+/// The margins of a layer of so many experts, which the load has behind its counts.
+template <class TileT>
+[[nodiscard]] MOEB_INLINE MarginView margins_of(const TileT& tile, const LoadRef& load, const std::int64_t* counts,
+                                                int experts) {
+  MarginView margins;
+  margins.histogram = counts + experts;
+  margins.bin_count = load.bins;
+  margins.token_count = integer_sum(tile, load.bins, [&](std::int64_t bin) MOEB_LAMBDA { return margins.histogram[bin]; });
+  return margins;
 }
 
 template <class Problem, class TileT>
@@ -106,11 +130,16 @@ MOEB_INLINE void update_layer(const Problem& problem, const TileT& tile, std::in
     load.rank_count = problem.ranks;
     const BiasRow row{problem.bias.layer(layer).data, problem.bias.layers * problem.bias.stride};
     for_each_part(problem.balancer, [&](const auto& part) MOEB_LAMBDA {
-      if constexpr (BiasBalancer<std::remove_cvref_t<decltype(part)>>) step_bias(part, tile, row, load);
+      using Part = std::remove_cvref_t<decltype(part)>;
+      if constexpr (BiasFromMargins<Part>)
+        step_bias_from_margins(part, tile, row.bias, load, margins_of(tile, problem.load, counts, experts));
+      else if constexpr (BiasBalancer<Part>)
+        step_bias(part, tile, row, load);
     });
   }
   tile.barrier();
-  for (int i = tile.lane(); i < problem.load.experts; i += TileT::width) counts[i] = 0;
+  const std::int64_t cells = Traits::reads_margins ? problem.load.row_size() : problem.load.experts;
+  for (std::int64_t i = tile.lane(); i < cells; i += TileT::width) counts[i] = 0;
 }
 
 MOEB_NAMESPACE_END

@@ -1,0 +1,156 @@
+// The pass that counts margins, alone: ids come from the CPU, so that no routing kernel has to be compiled, and every tier has its turn.
+#pragma once
+
+#include "../engine_host.hpp"
+#include "../make_inputs.hpp"
+#include "../margins.hpp"
+
+#include <cmath>
+#include <limits>
+
+namespace testing {
+
+/// A rule of the user's whose bins are as wide as they are far from 0: finer near the threshold.
+struct BinsByRoot {
+  int bins = 50;
+  [[nodiscard]] MOEB_INLINE int bin_of(float margin) const {
+    const float place = mb::div(margin, mb::add(1.0f, margin < 0.0f ? -margin : margin));  // -1 to 1, NaN for -infinity
+    return place > -1.0f ? static_cast<int>(mb::mul(mb::add(place, 1.0f), 25.0f)) : -1;    // 50 and -1 are outside
+  }
+  [[nodiscard]] MOEB_INLINE float next_bias(float bias, int expert, const mb::LoadView&,
+                                            const mb::MarginView& margins) const {
+    return mb::sub(bias, static_cast<float>(margins.position(expert, margins.tokens() / 2).bin - 25));
+  }
+};
+static_assert(mb::BiasFromMargins<BinsByRoot> && mb::BiasBalancer<BinsByRoot> && !mb::MemorylessBias<BinsByRoot>);
+
+/// The histogram [E, bins] as a call adds to it, where each cell had 7; what lies around it stays as it was.
+template <class Real, class Engine, class Scoring, class TopKT, class Balancer>
+std::vector<std::int64_t> histogram_of(const Engine& engine, const Scoring& scoring, const TopKT& top_k,
+                                       const Balancer& balancer, const Inputs& inputs,
+                                       const std::vector<std::int32_t>& ids) {
+  constexpr std::int64_t before = 7;
+  constexpr std::size_t around = 40;
+  const auto cell_count = static_cast<std::size_t>(inputs.experts) * static_cast<std::size_t>(mb::bins_of(balancer));
+  const std::size_t element = mb::size_of(inputs.logits_type), padding = static_cast<std::size_t>(inputs.row_padding);
+  typename Engine::template Array<std::uint8_t> logits(
+      engine, with_row_padding(encoded(inputs.logits_type, inputs.logits),
+                               static_cast<std::size_t>(inputs.experts) * element, padding * element));
+  typename Engine::template Array<std::int32_t> experts_of_token(engine, ids);
+  typename Engine::template Array<float> bias(engine, inputs.bias);
+  typename Engine::template Array<std::uint8_t> active(engine, inputs.active);
+  typename Engine::template Array<std::int64_t> tokens_on_device(engine, {inputs.tokens_on_device});
+  typename Engine::template Array<std::int64_t> cells(engine, std::vector<std::int64_t>(cell_count + 2 * around, before));
+  const mb::ConstAnyMatrix view(logits.data(), inputs.logits_type, inputs.tokens, inputs.experts,
+                                inputs.experts + inputs.row_padding);
+  const mb::MarginProblem<Scoring, TopKT, Balancer> problem{
+      scoring,
+      top_k,
+      balancer,
+      view,
+      mb::MatrixView<const std::int32_t>(experts_of_token.data(), inputs.tokens, TopKT::k),
+      inputs.bias.empty() ? nullptr : bias.data(),
+      active.data(),
+      inputs.tokens_on_device < 0 ? nullptr : tokens_on_device.data(),
+      cells.data() + around,
+      mb::rows_hold_quads(view)};
+  const auto place = engine.place();
+  mb::Engine<std::remove_cv_t<decltype(place)>>::template count_margins<Real>(problem, place);
+  engine.wait();
+  const std::vector<std::int64_t> after = cells.values();
+  std::vector<std::int64_t> own;
+  bool others_stay = true;
+  for (std::size_t i = 0; i < after.size(); ++i) {
+    if (i >= around && i < around + cell_count)
+      own.push_back(after[i] - before);
+    else
+      others_stay = others_stay && after[i] == before;
+  }
+  CHECK(others_stay);
+  return own;
+}
+
+/// Logits among which are ties, infinities, NaN and values that float32 hardly holds.
+inline Inputs awkward_inputs(std::uint64_t seed, std::int64_t tokens, int experts) {
+  Inputs inputs = normal_inputs(seed, tokens, experts, 1, 0.5);
+  Random random(seed + 1);
+  constexpr double infinity = std::numeric_limits<double>::infinity();
+  const double odd[] = {infinity, std::nan(""), -infinity, 0.5, 0.5, -0.0, 0.0, -200.0, 300.0, 1e-30, 3e38};
+  const std::vector<std::uint8_t> is_odd = random.flags(inputs.logits.size(), 0.3);
+  for (std::size_t i = 0; i < inputs.logits.size(); ++i) {
+    if (is_odd[i] == 0) continue;
+    const int first = i / static_cast<std::size_t>(experts) % 4 == 3 ? 0 : 2;  // in most rows neither +infinity nor NaN
+    const int last = static_cast<int>(std::size(odd)) - 1;
+    inputs.logits[i] = static_cast<double>(static_cast<float>(odd[random.integer(first, last)]));
+  }
+  return inputs;
+}
+
+/// What forward chooses, as the pass gets it.
+template <class Scoring, class TopKT>
+std::vector<std::int32_t> ids_of(const Scoring& scoring, const TopKT& top_k, const Inputs& inputs) {
+  return route(HostEngine{}, mb::Router{scoring, top_k}, inputs).experts;
+}
+
+/// On the engine against the oracle and, bit for bit, against the CPU.
+template <class Real = float, class Engine, class Scoring, class TopKT, class Balancer>
+void check_counted(const Engine& engine, const Scoring& scoring, const TopKT& top_k, const Balancer& balancer,
+                   const Bins& bins, const Inputs& inputs) {
+  CAPTURE(inputs.experts);
+  CAPTURE(inputs.tokens);
+  const std::vector<std::int32_t> ids = ids_of(scoring, top_k, inputs);
+  const std::vector<std::int64_t> counted = histogram_of<Real>(engine, scoring, top_k, balancer, inputs, ids);
+  check_histogram(counted, problem_of(scoring, top_k, inputs), bins);
+  CHECK(counted == histogram_of<Real>(HostEngine{}, scoring, top_k, balancer, inputs, ids));
+}
+
+/// All tiers, awkward numbers of experts and of tokens, types, rows apart, masks, with and without a bias.
+template <class Engine, class Scoring, class TopKT, class Balancer>
+void check_all_counted(const Engine& engine, const Scoring& scoring, const TopKT& top_k, const Balancer& balancer,
+                       const Bins& bins) {
+  for (const int experts : {TopKT::k + 1, 32, 61, 64, 66, 128, 130, 256, 257, 512, 900, 1024, 1027, 2048}) {
+    if (experts <= TopKT::k) continue;
+    const auto seed = static_cast<std::uint64_t>(experts);
+    check_counted(engine, scoring, top_k, balancer, bins, normal_inputs(seed, 5, experts, 1, 0.5));
+    Inputs inputs = normal_inputs(seed + 1, 21, experts, 1, 0.5);
+    inputs.bias = normal_bias(seed + 2, experts);
+    inputs.active = Random(seed + 3).flags(21, 0.2);
+    inputs.row_padding = experts % 2;
+    check_counted(engine, scoring, top_k, balancer, bins, inputs);
+    inputs = awkward_inputs(seed + 4, 12, experts);
+    inputs.tokens_on_device = 11;
+    check_counted(engine, scoring, top_k, balancer, bins, inputs);
+    inputs.bias = normal_bias(seed + 5, experts);
+    inputs.logits_type = experts % 3 == 0 ? mb::DataType::float16 : mb::DataType::bfloat16;
+    check_counted(engine, scoring, top_k, balancer, bins, inputs);
+  }
+}
+
+TEST_CASE_TEMPLATE_DEFINE("margins of a softmax", Engine, margins_softmax) {
+  const mb::QuantileBias rule{.low = -0.1f, .high = 0.3f, .bins = 40};
+  check_all_counted(Engine(), mb::Softmax{}, mb::TopK<4>{}, rule, bins_of_width(rule));
+}
+TEST_CASE_TEMPLATE_DEFINE("margins of logits, where those rank", Engine, margins_over_selected) {
+  const mb::QuantileBias rule{.low = -8.0f, .high = 4.0f, .bins = 31};
+  check_all_counted(Engine(), mb::SoftmaxOverSelected{}, mb::TopK<8>{}, rule, bins_of_width(rule));
+}
+TEST_CASE_TEMPLATE_DEFINE("margins of a sigmoid", Engine, margins_sigmoid) {
+  const mb::QuantileBias rule{.bins = 100};
+  check_all_counted(Engine(), mb::Sigmoid{}, mb::TopK<1>{}, rule, bins_of_width(rule));
+}
+TEST_CASE_TEMPLATE_DEFINE("margins of many chosen, beside losses", Engine, margins_of_many) {
+  const mb::QuantileBias rule{.low = -3.0f, .high = 1.0f, .bins = 17};
+  check_all_counted(Engine(), mb::SqrtSoftplus{}, mb::TopK<32>{}, mb::Combine{mb::SequenceLoss{}, mb::ZLoss{}, rule},
+                    bins_of_width(rule));
+}
+TEST_CASE_TEMPLATE_DEFINE("margins in bins of a user's rule", Engine, margins_user) {
+  const BinsByRoot rule;
+  const Bins bins{rule.bins, [](int bin) {
+                    const double place = bin / 25.0 - 1;
+                    return place / (1 - std::abs(place) + 1e-12);
+                  }};
+  check_counted(Engine(), mb::Identity{}, mb::TopK<2>{}, rule, bins, normal_inputs(5, 40, 24, 1));
+  check_counted(Engine(), mb::Identity{}, mb::TopK<2>{}, rule, bins, normal_inputs(6, 40, 300, 1));
+}
+
+}  // namespace testing

@@ -1,0 +1,51 @@
+// Histograms of margins against the oracle's margins.
+#pragma once
+
+#include "agreement.hpp"
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace testing {
+
+/// The bins of a rule: bin b holds margins from edge(b) to below edge(b + 1), the first and the last one also what lies beyond.
+struct Bins {
+  int count;
+  std::function<double(int)> edge;
+};
+inline Bins bins_of_width(const mb::QuantileBias& rule) {
+  const double low = static_cast<double>(rule.low), width = (static_cast<double>(rule.high) - low) / rule.bins;
+  return {rule.bins, [=](int bin) { return low + bin * width; }};
+}
+
+/// `histogram` [E, bins] has one margin of each expert for every token that has margins, each in its bin, but for those that lie at an edge within the
+/// resolution: so many may lie on either side of it. (Score, threshold and difference are float32: about 1e-6 of their sizes, and of an edge a few roundings.)
+inline void check_histogram(const std::vector<std::int64_t>& histogram, const oracle::Problem& problem, const Bins& bins) {
+  const oracle::Margins margins = oracle::margins(problem);
+  const auto experts = static_cast<std::size_t>(problem.experts);
+  REQUIRE(histogram.size() == experts * static_cast<std::size_t>(bins.count));
+  std::string wrong;
+  for (std::size_t e = 0; e < experts; ++e) {
+    std::int64_t from_here = 0;  // in this bin and above
+    for (int b = bins.count - 1; b >= 0; --b) {
+      from_here += histogram[e * static_cast<std::size_t>(bins.count) + static_cast<std::size_t>(b)];
+      std::int64_t least = 0, most = 0;
+      for (std::size_t t = 0; t < margins.of_token.size(); ++t) {
+        const double margin = margins.of_token[t][e];
+        const double resolution = 2e-6 * margins.size[t][e] + 4e-7 * (std::abs(bins.edge(b)) + std::abs(bins.edge(0)));
+        least += b == 0 || margin >= bins.edge(b) + resolution ? 1 : 0;
+        most += b == 0 || margin >= bins.edge(b) - resolution ? 1 : 0;
+      }
+      if (wrong.empty() && (from_here < least || from_here > most)) {
+        wrong = "expert " + std::to_string(e) + " has " + std::to_string(from_here) + " margins from bin " +
+                std::to_string(b) + " on, expected " + std::to_string(least) + " to " + std::to_string(most);
+      }
+    }
+  }
+  CHECK_MESSAGE(wrong.empty(), wrong);
+}
+
+}  // namespace testing
