@@ -48,4 +48,5 @@ cmake --build build/tests --parallel "$(nproc)" </dev/null
 echo "Built in $((SECONDS - started)) s"
 
 echo "$cuda"
-exec ctest --test-dir build/tests --output-on-failure --parallel "$(nproc)" "$@" </dev/null
+# One more than there are cores: some tests wait, for other processes or for memory.
+exec ctest --test-dir build/tests --output-on-failure --parallel "$(($(nproc) + 1))" "$@" </dev/null
