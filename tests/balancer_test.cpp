@@ -33,6 +33,7 @@ TEST_CASE_TEMPLATE_INVOKE(bias_balances, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(quantile_balances, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(quantile_by_hand, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(quantile_near_exact, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(quantile_octaves, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(quantile_forward, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(quantile_layers, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(z_loss_value, HostEngine);

@@ -33,6 +33,7 @@ TEST_CASE_TEMPLATE_INVOKE(bias_balances, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(quantile_balances, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(quantile_by_hand, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(quantile_near_exact, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(quantile_octaves, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(quantile_forward, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(quantile_layers, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(z_loss_value, CudaEngine);

@@ -135,7 +135,7 @@ class Memory {
     fill_selection(args);
     if (!inputs_.load.empty()) {
       const int bins = static_cast<int>(inputs_.load.size()) / inputs_.experts - 1;
-      args.load = mb::LoadRef(load_.data(), inputs_.experts).with_bins(bins);
+      args.load = mb::LoadRef::with_bins(load_.data(), bins, inputs_.experts);
     }
     args.saved = saved();
     args.sequences = sequences();

@@ -33,6 +33,15 @@ TEST_CASE_TEMPLATE_INVOKE(router_overlaps_in_part, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(router_interleaved, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(router_in_place, HostEngine);
 
+/// A rule of the user's that does not look at its own bins.
+struct UnwaryBins {
+  int bins;
+  [[nodiscard]] int bin_of(float /*margin*/) const { return 0; }
+  [[nodiscard]] float next_bias(float bias, int /*expert*/, const mb::LoadView&, const mb::MarginView&) const {
+    return bias;
+  }
+};
+
 TEST_CASE("errors: options that no balancer has are refused by their names") {
   const auto refuses = [](const auto& balancer, const std::string& message) {
     CHECK_THROWS_WITH_AS(mb::check_options("forward", balancer), ("moe_balance: forward: " + message).c_str(),
@@ -68,14 +77,21 @@ TEST_CASE("errors: options that no balancer has are refused by their names") {
   refuses(mb::QuantileBias{.momentum = 1.0f}, "QuantileBias.momentum is 1.000000; allowed: 0 to below 1");
   refuses(mb::QuantileBias{.momentum = nan}, "QuantileBias.momentum is nan; allowed: 0 to below 1");
   refuses(mb::QuantileBias{.momentum = -0.5f}, "QuantileBias.momentum is -0.500000; allowed: 0 to below 1");
-  refuses(mb::QuantileBias{.low = nan}, "QuantileBias.low is nan; allowed: finite numbers");
-  refuses(mb::QuantileBias{.low = -infinity}, "QuantileBias.low is -inf; allowed: finite numbers");
+  refuses(mb::QuantileBias{.spacing = mb::MarginBins::even, .low = nan}, "QuantileBias.low is nan; allowed: finite numbers");
+  refuses(mb::QuantileBias{.spacing = mb::MarginBins::even, .low = -infinity},
+          "QuantileBias.low is -inf; allowed: finite numbers");
   const std::string above = "; allowed: more than low, which is 0.500000, by a finite number";
-  refuses(mb::QuantileBias{.low = 0.5f, .high = 0.5f}, "QuantileBias.high is 0.500000" + above);
-  refuses(mb::QuantileBias{.low = 0.5f, .high = nan}, "QuantileBias.high is nan" + above);
-  refuses(mb::QuantileBias{.low = 0.5f, .high = infinity}, "QuantileBias.high is inf" + above);
-  refuses(mb::QuantileBias{.bins = 0}, "QuantileBias.bins is 0; allowed: 1 to 65536");
-  refuses(mb::QuantileBias{.bins = 65537}, "QuantileBias.bins is 65537; allowed: 1 to 65536");
+  refuses(mb::QuantileBias{.spacing = mb::MarginBins::even, .low = 0.5f, .high = 0.5f},
+          "QuantileBias.high is 0.500000" + above);
+  refuses(mb::QuantileBias{.spacing = mb::MarginBins::even, .low = 0.5f, .high = nan}, "QuantileBias.high is nan" + above);
+  refuses(mb::QuantileBias{.spacing = mb::MarginBins::even, .low = 0.5f, .high = infinity},
+          "QuantileBias.high is inf" + above);
+  refuses(mb::QuantileBias{.bins = 0}, "QuantileBias.bins is 0; allowed: 3 to 65536");
+  refuses(mb::QuantileBias{.bins = 65537}, "QuantileBias.bins is 65537; allowed: 3 to 65536");
+  refuses(mb::QuantileBias{.spacing = mb::MarginBins::even, .bins = 0}, "QuantileBias.bins is 0; allowed: 1 to 65536");
+  refuses(mb::QuantileBias{.spacing = mb::MarginBins(2)}, "QuantileBias.spacing is 2; allowed: octaves, even");
+  for (const int bins : {-1, 0, 65537})
+    refuses(UnwaryBins{bins}, "balancer's bins is " + std::to_string(bins) + "; allowed: 1 to 65536");
   refuses(mb::QuantileBias{.centring = mb::Centring(3)}, "QuantileBias.centring is 3; allowed: none, bias, step");
   refuses(mb::DeviceLoss{mb::AuxLoss{.scale = mb::LossScale(9)}, 2},
           "AuxLoss.scale is 9; allowed: per_assignment, per_token");

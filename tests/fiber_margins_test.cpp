@@ -11,6 +11,7 @@ TEST_CASE_TEMPLATE_INVOKE(margins_softmax, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(margins_over_selected, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(margins_sigmoid, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(margins_of_many, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(margins_nan, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(margins_user, FiberEngine);
 
 namespace {

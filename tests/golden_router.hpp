@@ -331,7 +331,8 @@ class RouterSubject : public Subject {
   template <int K>
   QuantileAnswer quantiles_of(const QuantileTask& task) {
     if (task.k != K) throw NotOffered("top_k " + std::to_string(task.k));
-    const mb::QuantileBias rule{.momentum = task.ema, .low = -1.2f, .high = 1.4f, .bins = 65536};
+    const mb::QuantileBias rule{
+        .momentum = task.ema, .spacing = mb::MarginBins::even, .low = -1.2f, .high = 1.4f, .bins = 65536};
     const mb::Router router{mb::SoftmaxOverSelected{}, mb::TopK<K>{}, rule};
     std::vector<float> bias_values;
     for (const float beta : task.beta) bias_values.push_back(-beta);
@@ -342,7 +343,7 @@ class RouterSubject : public Subject {
     const auto cells = static_cast<std::size_t>(task.experts) * static_cast<std::size_t>(1 + rule.bins);
     typename Engine::template Array<std::int64_t> load(engine_, std::vector<std::int64_t>(cells, 0));
     const mb::BiasRef bias_ref(bias.data(), task.experts);
-    const mb::LoadRef load_ref = mb::LoadRef(load.data(), task.experts).with_bins(rule.bins);
+    const mb::LoadRef load_ref = mb::LoadRef::with_bins(load.data(), rule.bins, task.experts);
     mb::ForwardArgs args;
     args.logits = mb::MatrixView<const float>(scores.data(), task.tokens, task.experts);
     args.experts = {experts.data(), task.tokens, K};

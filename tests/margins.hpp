@@ -15,14 +15,35 @@ namespace testing {
 struct Bins {
   int count;
   std::function<double(int)> edge;
+  std::function<double(double)> resolution;  ///< of float32, at an edge there
+
+  [[nodiscard]] int bin_of(double margin) const {
+    int bin = 0;
+    while (bin + 1 < count && margin >= edge(bin + 1)) ++bin;
+    return bin;
+  }
 };
-inline Bins bins_of_width(const mb::QuantileBias& rule) {
-  const double low = static_cast<double>(rule.low), width = (static_cast<double>(rule.high) - low) / rule.bins;
-  return {rule.bins, [=](int bin) { return low + bin * width; }};
+/// Those of the library's rule. Octaves: with h bins of either sign, the i-th edge from the middle lies i / h of 22 octaves above 2^-16, evenly inside an octave.
+inline Bins bins_of(const mb::QuantileBias& rule) {
+  if (rule.spacing == mb::MarginBins::even) {
+    const double low = static_cast<double>(rule.low), width = (static_cast<double>(rule.high) - low) / rule.bins;
+    const auto resolution = [=](double edge) { return 4e-7 * (std::abs(edge) + std::abs(low)); };
+    return {rule.bins, [=](int bin) { return low + bin * width; }, resolution};
+  }
+  const int middle = (rule.bins - 1) / 2;
+  return {
+      rule.bins,
+      [middle](int bin) {
+        const int from_middle = bin > middle ? bin - middle - 1 : middle - bin;
+        const double octave = 22.0 * from_middle / middle, whole = std::floor(octave);
+        const double size = std::pow(2.0, whole - 16) * (1 + octave - whole);
+        return bin > middle ? size : -size;
+      },
+      [](double edge) { return 2e-5 * std::abs(edge); }};  // an octave's number, up to 133, has 17 digits behind the point
 }
 
 /// `histogram` [E, bins] has one margin of each expert for every token that has margins, each in its bin, but for those that lie at an edge within the
-/// resolution: so many may lie on either side of it. (Score, threshold and difference are float32: about 1e-6 of their sizes, and of an edge a few roundings.)
+/// resolution: so many may lie on either side of it. (Score, threshold and difference are float32: about 1e-6 of their sizes.)
 inline void check_histogram(const std::vector<std::int64_t>& histogram, const oracle::Problem& problem, const Bins& bins) {
   const oracle::Margins margins = oracle::margins(problem);
   const auto experts = static_cast<std::size_t>(problem.experts);
@@ -35,7 +56,7 @@ inline void check_histogram(const std::vector<std::int64_t>& histogram, const or
       std::int64_t least = 0, most = 0;
       for (std::size_t t = 0; t < margins.of_token.size(); ++t) {
         const double margin = margins.of_token[t][e];
-        const double resolution = 2e-6 * margins.size[t][e] + 4e-7 * (std::abs(bins.edge(b)) + std::abs(bins.edge(0)));
+        const double resolution = 2e-6 * margins.size[t][e] + bins.resolution(bins.edge(b));
         least += b == 0 || margin >= bins.edge(b) + resolution ? 1 : 0;
         most += b == 0 || margin >= bins.edge(b) - resolution ? 1 : 0;
       }

@@ -9,12 +9,13 @@ TEST_CASE_TEMPLATE_INVOKE(margins_softmax, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(margins_over_selected, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(margins_sigmoid, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(margins_of_many, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(margins_nan, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(margins_user, HostEngine);
 
 TEST_CASE("margins of float64 logits, and of many tokens on several threads") {
   const mb::QuantileBias rule{.bins = 50};
   Inputs inputs = in_float64(normal_inputs(7, 40, 70, 1, 0.5));
-  check_counted<double>(HostEngine{}, mb::Sigmoid{}, mb::TopK<4>{}, rule, bins_of_width(rule), inputs);
+  check_counted<double>(HostEngine{}, mb::Sigmoid{}, mb::TopK<4>{}, rule, bins_of(rule), inputs);
   inputs = normal_inputs(8, 4000, 128, 1, 0.5);  // as many logits as are worth more than one thread
   CHECK(mb::thread_count(mb::Host{.threads = 3}, inputs.tokens, inputs.experts) == 3);
   const oracle::Problem problem = problem_of(mb::Sigmoid{}, mb::TopK<4>{}, inputs);
@@ -22,7 +23,7 @@ TEST_CASE("margins of float64 logits, and of many tokens on several threads") {
   const auto on_threads = [&](int threads) {
     return histogram_of<float>(HostEngine{.threads = threads}, mb::Sigmoid{}, mb::TopK<4>{}, rule, inputs, ids);
   };
-  check_histogram(on_threads(1), problem, bins_of_width(rule));
+  check_histogram(on_threads(1), problem, bins_of(rule));
   CHECK(on_threads(3) == on_threads(1));
   for (const mb::InstructionSet set :
        {mb::InstructionSet::baseline, mb::InstructionSet::x86_64_v3, mb::InstructionSet::x86_64_v4}) {

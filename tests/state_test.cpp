@@ -240,26 +240,47 @@ TEST_CASE("what a rule keeps lies behind the bias, in a layout of version 2") {
   }
 }
 
-TEST_CASE("histograms of margins are not saved, and whoever has some says that none has to be") {
+TEST_CASE("histograms of margins are not saved: they have to be 0, and are so in what is loaded into") {
   const mb::Router router{mb::Sigmoid{}, mb::TopK<1>{}, mb::QuantileBias{.bins = 4}};
-  const mb::Bias bias(router, 3, 2);
-  const mb::Load load(router, 3, 2);
+  const mb::Bias bias(router, 3, 2), resumed(router, 3, 2);
+  const mb::Load load(router, 3, 2), resumed_load(router, 3, 2);
+  const std::int32_t experts[] = {3, 2};
+  mb::LoadRef load_ref = load.ref(), resumed_ref = resumed_load.ref();
+  load_ref.experts_of_layer = resumed_ref.experts_of_layer = experts;
   bias.data()[4] = 0.5f;
+  load.data()[1] = 6;  // expert 1 of layer 0, and of layer 1, whose histograms begin behind its second expert
+  load.data()[16] = 7;
+  for (const std::size_t cell : {3, 14, 17, 18, 24, 29}) {
+    load.data()[cell] = 1;
+    std::stringstream none;
+    CHECK_THROWS_WITH_AS(
+        mb::save_state(none, bias.ref(), load_ref, 9),
+        "moe_balance: save_state: load.counts is margins of a step that is not done; allowed: histograms of 0, "
+        "as after update: they are not saved",
+        mb::InvalidArgument);
+    CHECK(none.str().empty());
+    load.data()[cell] = 0;
+  }
   std::stringstream stream;
-  const std::string message =
-      "load.bins is 4; allowed: 0: histograms of margins are not saved, load.with_bins(0) says that none has to be";
-  CHECK_THROWS_WITH_AS(mb::save_state(stream, bias.ref(), load.ref(), 9), ("moe_balance: save_state: " + message).c_str(),
-                       mb::InvalidArgument);
-  mb::save_state(stream, bias.ref(), load.ref().with_bins(0), 9);
-  const mb::Bias resumed(router, 3, 2);
-  CHECK_THROWS_WITH_AS((void)mb::load_state(stream, resumed.ref(), load.ref()),
-                       ("moe_balance: load_state: " + message).c_str(), mb::InvalidArgument);
-  load.data()[0] = load.data()[15] = load.data()[17] = 3;  // expert 0 of both layers, the last one of layer 1
-  load.data()[3] = load.data()[18] = 8;                    // histograms of both
-  CHECK(mb::load_state(stream, resumed.ref(), load.ref().with_bins(0)) == 9);
-  CHECK(load.data()[0] + load.data()[15] + load.data()[17] == 0);
-  CHECK(load.data()[3] + load.data()[18] == 16);
+  mb::save_state(stream, bias.ref(), load_ref, 9);
+  std::fill(resumed_load.data(), resumed_load.data() + 30, 5);
+  CHECK(mb::load_state(stream, resumed.ref(), resumed_ref) == 9);
   CHECK(resumed.data()[4] == 0.5f);
+  CHECK(std::equal(load.data(), load.data() + 30, resumed_load.data()));
+  std::stringstream again;
+  load_ref.stride = 14;
+  CHECK_THROWS_WITH_AS(
+      mb::save_state(again, bias.ref(), load_ref, 9),
+      "moe_balance: save_state: load.stride is 14; allowed: 15 or more, what a layer has with its histograms",
+      mb::InvalidArgument);
+  const std::int32_t wrong[] = {3, 4};
+  load_ref = load.ref();
+  load_ref.experts_of_layer = wrong;
+  CHECK_THROWS_WITH_AS(mb::save_state(again, bias.ref(), load_ref, 9),
+                       "moe_balance: save_state: load.experts_of_layer[1] is 4; allowed: 1 to 3", mb::InvalidArgument);
+  load_ref.bins = 65537;
+  CHECK_THROWS_WITH_AS(mb::save_state(again, bias.ref(), load_ref, 9),
+                       "moe_balance: save_state: load.bins is 65537; allowed: 0 to 65536", mb::InvalidArgument);
 }
 
 TEST_CASE("a header with huge numbers, or one of the other byte order, is refused before memory is taken for it") {

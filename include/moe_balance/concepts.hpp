@@ -168,7 +168,7 @@ struct MarginPosition {
 /// What one layer's experts lacked, or had to spare, in a step, for rules that read margins. A token's threshold is the best ranking value (score + bias) that
 /// it left unchosen; an expert's margin is its score, without the bias, minus that: with a bias below -margin the token goes elsewhere, above it comes.
 /// Each active token has one margin for each expert, in the bin that the rule's `bin_of` says; none where a logit is NaN or +infinity, or the threshold is
-/// infinite because fewer than K + 1 logits are above -infinity.
+/// infinite (that of logits, where fewer than K + 1 are above -infinity; a sigmoid or softmax of -infinity is 0, a number).
 struct MarginView {
   const std::int64_t* histogram = nullptr;  ///< bin b of expert e at histogram[e * bins + b], where the balancer runs
   int bin_count = 0;                        ///< see bins()
@@ -237,8 +237,6 @@ concept BiasWithMemory = requires(const B balancer, const LoadView load, const f
   { balancer.next_bias(0.0f, 0, load, memory) } -> std::same_as<BiasStep<B::memory>>;
 };
 
-/// The most bins that a rule may count each expert's margins in.
-inline constexpr int max_bins = 1 << 16;
 /// A rule that reads how the step's margins were distributed: `bins`, 1 to max_bins, of which `bin_of(margin)` says one, the nearest where it says
 /// none that there is. A margin may be -infinity, where the logit is; another that is no number the scoring has made of numbers.
 template <class B>

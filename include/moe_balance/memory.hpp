@@ -66,9 +66,9 @@ class Buffer {
 };
 
 /// Elements of tables; more than any place has where sizes are below 0 or their product would not fit.
-[[nodiscard]] inline std::size_t elements_of(int experts, std::int64_t layers, int tables = 1) {
+[[nodiscard]] inline std::size_t elements_of(int experts, std::int64_t layers, std::int64_t tables = 1) {
   std::int64_t elements = 0;
-  const bool fits = experts >= 0 && layers >= 0 && !__builtin_mul_overflow(layers, experts, &elements) &&
+  const bool fits = experts >= 0 && layers >= 0 && tables >= 1 && !__builtin_mul_overflow(layers, experts, &elements) &&
                     !__builtin_mul_overflow(elements, tables, &elements);
   return fits ? static_cast<std::size_t>(elements) : std::numeric_limits<std::size_t>::max();
 }
@@ -120,13 +120,13 @@ class Load {
   Load(const Router& router, int experts, std::int64_t layers = 1, const Place& place = {})
       : Load(router.load_bins(), experts, layers, place) {}
   /// For the calls of a router; valid as long as this object.
-  [[nodiscard]] LoadRef ref() const { return LoadRef(buffer_.data(), experts_, layers_).with_bins(bins_); }
+  [[nodiscard]] LoadRef ref() const { return LoadRef::with_bins(buffer_.data(), bins_, experts_, layers_); }
   /// What ref() describes, in the place.
   [[nodiscard]] std::int64_t* data() const { return buffer_.data(); }
 
  private:
   Load(int bins, int experts, std::int64_t layers, const Place& place)
-      : buffer_(elements_of(experts, layers, 1 + bins), place), bins_(bins), experts_(experts), layers_(layers) {}
+      : buffer_(elements_of(experts, layers, 1 + std::int64_t{bins}), place), bins_(bins), experts_(experts), layers_(layers) {}
 
   Buffer<std::int64_t, Place> buffer_;
   int bins_;

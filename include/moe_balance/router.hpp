@@ -36,7 +36,7 @@ struct Router {
   using Traits = BalancerTraits<Balancer>;
   static_assert(Traits::biases <= 1, "at most one part of a balancer may have a bias");
   static_assert(!Traits::reads_margins || has_margins<TopKT>,
-                "a rule that reads margins (BiasFromMargins) needs a plain top-k: no groups, no replayed ids");
+                "a rule that reads margins (BiasFromMargins) needs a plain top-k: TopK, or WithCapacity of it");
   static_assert(Traits::plain_losses == 0 || Traits::plain_losses == Traits::losses,
                 "either all losses count a plain top-k (FromPlainTopK) or none does");
   static_assert(Traits::plain_losses == 0 || Traits::biases == 0 || !Traits::reads_global_batch,
@@ -275,8 +275,6 @@ struct Router {
                                                           args.logits,
                                                           ids,
                                                           args.bias.data,
-                                                          args.active,
-                                                          args.tokens_on_device,
                                                           args.load.counts + args.load.experts,
                                                           rows_hold_quads(args.logits)};
     in_real_type<Place>(args.logits.type,

@@ -12,7 +12,7 @@
 //   ..  uint64   FNV-1a (64 bits) of all bytes before it
 //
 // Bias is the same on all ranks; load is each rank's own. After Router::update load is 0, so that one file serves all ranks, any number of
-// them; in the middle of a step each rank needs its own. Histograms of margins (QuantileBias), 0 after an update, are not saved: load.with_bins(0).
+// them; in the middle of a step each rank needs its own. Histograms of margins (QuantileBias), which are 0 then, are not saved.
 #pragma once
 
 #include <moe_balance/engine/tuning.hpp>
@@ -90,22 +90,40 @@ inline void check_state_arguments(const char* call, const BiasRef& bias, const L
                " layers of 1 to ", max_experts, " experts");
   MOEB_EXPECTS(bias.memory >= 0 && bias.memory <= max_bias_memory, call, "bias.memory", std::to_string(bias.memory), "0 to ",
                max_bias_memory);
-  MOEB_EXPECTS(load.bins == 0, call, "load.bins", std::to_string(load.bins),
-               "0: histograms of margins are not saved, load.with_bins(0) says that none has to be");
+  MOEB_EXPECTS(load.bins >= 0 && load.bins <= max_bins, call, "load.bins", std::to_string(load.bins), "0 to ", max_bins);
   MOEB_EXPECTS(load.experts == bias.experts, call, "load.experts", std::to_string(load.experts),
                std::to_string(bias.experts));
   MOEB_EXPECTS(load.layers == bias.layers, call, "load.layers", std::to_string(load.layers), std::to_string(bias.layers));
   const std::string least = std::to_string(bias.experts) + " or more, the experts of a layer";
   MOEB_EXPECTS(bias.stride >= bias.experts, call, "bias.stride", std::to_string(bias.stride), least);
   MOEB_EXPECTS(load.stride >= load.experts, call, "load.stride", std::to_string(load.stride), least);
+  if (load.bins == 0) return;
+  MOEB_EXPECTS(load.stride >= load.row_size(), call, "load.stride", std::to_string(load.stride),
+               std::to_string(load.row_size()) + " or more, what a layer has with its histograms");
+  for (std::int64_t l = 0; load.experts_of_layer != nullptr && l < load.layers; ++l) {
+    const std::int32_t experts = load.experts_of_layer[l];
+    MOEB_EXPECTS(experts >= 1 && experts <= load.experts, call, ArgumentName("load.experts_of_layer", l),
+                 std::to_string(experts), "1 to ", load.experts);
+  }
+}
+
+/// The counts that a state has of a layer's row: all, or, where histograms lie behind them, those of its own experts.
+[[nodiscard]] inline int saved_counts_of(const LoadRef& load, std::int64_t layer) {
+  return load.bins == 0 || load.experts_of_layer == nullptr ? load.experts : load.experts_of_layer[layer];
 }
 
 /// Writes the bias with what its rule keeps and the load, in host memory, and the number of steps done, and flushes the stream, whose header (`fstream`,
 /// say) the caller includes. A router without a bias passes a bias of zeros. Errors: InvalidArgument; StateError when the stream does not take it, on a
-/// full disk, say.
+/// full disk, say. Histograms of margins must be 0, as after an update: they would be most of the file, and are not saved.
 template <class Traits>
 void save_state(std::basic_ostream<char, Traits>& out, const BiasRef& bias, const LoadRef& load, std::int64_t step) {
   check_state_arguments("save_state", bias, load);
+  for (std::int64_t l = 0; load.bins > 0 && l < load.layers; ++l) {
+    for (std::int64_t i = saved_counts_of(load, l); i < load.row_size(); ++i) {
+      MOEB_EXPECTS(load.layer(l).counts[i] == 0, "save_state", "load.counts", "margins of a step that is not done",
+                   "histograms of 0, as after update: they are not saved");
+    }
+  }
   StateBytes bytes;
   bytes.append_magic();
   bytes.append(bias.memory > 0 ? StateBytes::version_with_memory : StateBytes::version);
@@ -117,7 +135,8 @@ void save_state(std::basic_ostream<char, Traits>& out, const BiasRef& bias, cons
     for (int e = 0; e < bias.experts; ++e) bytes.append(std::bit_cast<std::uint32_t>(bias.layer(l).data[e]));
   }
   for (std::int64_t l = 0; l < load.layers; ++l) {
-    for (int e = 0; e < load.experts; ++e) bytes.append(static_cast<std::uint64_t>(load.layer(l).counts[e]));
+    for (int e = 0; e < load.experts; ++e)
+      bytes.append(static_cast<std::uint64_t>(e < saved_counts_of(load, l) ? load.layer(l).counts[e] : 0));
   }
   bytes.append(bytes.checksum(bytes.size()));
   out.write(bytes.data(), static_cast<std::streamsize>(bytes.size())).flush();
@@ -178,9 +197,12 @@ template <class Traits>
     }
   }
   for (std::int64_t l = 0; l < load.layers; ++l) {
-    for (int e = 0; e < load.experts; ++e, offset += sizeof(std::int64_t)) {
-      load.layer(l).counts[e] = static_cast<std::int64_t>(bytes.at<std::uint64_t>(offset));
+    std::int64_t* const row = load.layer(l).counts;
+    for (std::int64_t i = 0; i < load.row_size(); ++i) {
+      const std::size_t at = offset + static_cast<std::size_t>(i) * sizeof(std::int64_t);
+      row[i] = i < saved_counts_of(load, l) ? static_cast<std::int64_t>(bytes.at<std::uint64_t>(at)) : 0;
     }
+    offset += static_cast<std::size_t>(load.experts) * sizeof(std::int64_t);
   }
   return static_cast<std::int64_t>(bytes.at<std::uint64_t>(24));
 }

@@ -156,6 +156,9 @@ struct BiasRef {
   }
 };
 
+/// The most bins that a rule may count each expert's margins in.
+inline constexpr int max_bins = 1 << 16;
+
 /// Tokens per expert on this rank, accumulated over the micro-batches of a step: int64 [layers, experts]. Owned by the caller; forward
 /// adds to one layer when `accumulate` is set, update sums all layers over ranks, reads them and clears them.
 /// Layers with different numbers of experts share one block whose rows are as long as the longest: `experts_of_layer` then has each
@@ -186,22 +189,18 @@ struct LoadRef {
     result.bins = bins;
     return result;
   }
-  /// The same with the histograms of a rule that reads margins, of `count` (Router::load_bins) bins for each expert: a layer's row has the counts of its
-  /// experts and behind them [experts, bins], bin b of expert e at counts[experts + e * bins + b]. Layers that lay one behind the other do so with their
-  /// histograms: all is one int64 table [layers, (1 + bins) * experts]. At first all are 0.
-  [[nodiscard]] MOEB_HOST_DEVICE constexpr LoadRef with_bins(int count) const {
-    LoadRef result = *this;
-    result.bins = count;
-    if (stride == experts) result.stride = row_size(count);
+  /// Layers that lie one behind the other, with the histograms of a rule that reads margins, of `bin_count` (Router::load_bins) bins for each expert: a layer's
+  /// row has the counts of its experts and behind them [experts, bins], bin b of expert e at counts[experts + e * bins + b], so that all is one int64 table
+  /// [layers, (1 + bins) * experts]. At first all are 0.
+  [[nodiscard]] MOEB_HOST_DEVICE static constexpr LoadRef with_bins(std::int64_t* pointer, int bin_count, int expert_count,
+                                                                    std::int64_t layer_count = 1) {
+    LoadRef result(pointer, expert_count, layer_count);
+    result.bins = bin_count;
+    result.stride = result.row_size();
     return result;
   }
   /// Elements of the longest layer's row.
-  [[nodiscard]] MOEB_HOST_DEVICE constexpr std::int64_t row_size() const { return row_size(bins); }
-
- private:
-  [[nodiscard]] MOEB_HOST_DEVICE constexpr std::int64_t row_size(int count) const {
-    return (1 + std::int64_t{count}) * experts;
-  }
+  [[nodiscard]] MOEB_HOST_DEVICE constexpr std::int64_t row_size() const { return (1 + std::int64_t{bins}) * experts; }
 };
 
 /// What forward keeps for backward and loss: `Router::saved_bytes(shape)` bytes, 8-byte aligned, one per forward whose backward

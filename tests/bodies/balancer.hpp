@@ -26,7 +26,7 @@ Updated update(const Engine& engine, const Router& router, std::vector<float> bi
       engine, std::vector<std::max_align_t>(bytes / sizeof(std::max_align_t) + 1));
   const mb::BiasRef bias_ref =
       bias.empty() ? mb::BiasRef{} : mb::BiasRef(bias_memory.data(), experts, layers).with_memory(Router::bias_memory);
-  router.update(bias_ref, mb::LoadRef(load_memory.data(), experts, layers).with_bins(bins),
+  router.update(bias_ref, mb::LoadRef::with_bins(load_memory.data(), bins, experts, layers),
                 mb::Workspace{scratch.data(), bytes}, engine.place());
   engine.wait();
   return {bias_memory.values(), load_memory.values()};
@@ -567,9 +567,15 @@ TEST_CASE_TEMPLATE_DEFINE("every rule balances a skewed router within a few hund
                                       mb::PidBias{.proportional = 2e-2f, .integral = 1e-4f, .derivative = 5e-3f}});
 }
 
-TEST_CASE_TEMPLATE_DEFINE("QuantileBias balances a skewed router within a few steps", Engine, quantile_balances) {
+TEST_CASE_TEMPLATE_DEFINE(
+    "QuantileBias balances a skewed router, whatever its scores, within a few steps or, as it is, within tens", Engine,
+    quantile_balances) {
   check_balances(Engine(), mb::Router{mb::Sigmoid{}, mb::TopK<4>{}, mb::QuantileBias{.momentum = 0.5f}}, 12, 0.1);
   check_balances(Engine(), mb::Router{mb::Sigmoid{}, mb::TopK<4>{}, mb::QuantileBias{.momentum = 0.0f}}, 6, 0.1);
+  check_balances(Engine(), mb::Router{mb::Sigmoid{}, mb::TopK<4>{}, mb::QuantileBias{}}, 50, 0.1);
+  // Scores on other scales.
+  check_balances(Engine(), mb::Router{mb::SoftmaxOverSelected{}, mb::TopK<4>{}, mb::QuantileBias{}}, 50, 0.1);
+  check_balances(Engine(), mb::Router{mb::Softmax{}, mb::TopK<4>{}, mb::QuantileBias{}}, 50, 0.1);
 }
 
 /// A load [layers, (1 + bins) * experts] without counts whose histograms have these bins' counts, [bins][layers * experts], the smallest margins first.
@@ -588,17 +594,18 @@ inline std::vector<std::int64_t> load_of_margins(const std::vector<std::vector<s
 
 TEST_CASE_TEMPLATE_DEFINE("QuantileBias: by hand; without tokens, frozen, a full bin, counts up to 2^50", Engine,
                           quantile_by_hand) {
-  const mb::QuantileBias rule{.momentum = 0.0f, .bins = 4, .centring = mb::Centring::none};
+  const mb::QuantileBias rule{.momentum = 0.0f, .spacing = mb::MarginBins::even, .bins = 4, .centring = mb::Centring::none};
   const mb::Router router{mb::Sigmoid{}, mb::TopK<1>{}, rule};
   // Eight tokens, two experts: the fifth largest. Of expert 0 the first of two between -0.5 and 0, of expert 1 the fifth of eight from -1 to -0.5.
   const std::vector<std::vector<std::int64_t>> bins{{2, 8}, {2, 0}, {3, 0}, {1, 0}};
   const Updated updated = update(Engine(), router, {5, 5}, load_of_margins(bins));
   CHECK(updated.bias == std::vector<float>{0.125f, 0.78125f});
   CHECK(updated.load == zero_load(10));
-  const mb::QuantileBias half{.momentum = 0.5f, .bins = 4, .centring = mb::Centring::none};
+  const mb::QuantileBias half{.momentum = 0.5f, .spacing = mb::MarginBins::even, .bins = 4, .centring = mb::Centring::none};
   const mb::Router slower{mb::Sigmoid{}, mb::TopK<1>{}, half};
   CHECK(update(Engine(), slower, {1, -2}, load_of_margins(bins)).bias == std::vector<float>{0.5625f, -0.609375f});
-  const mb::Router centred{mb::Sigmoid{}, mb::TopK<1>{}, mb::QuantileBias{.momentum = 0.0f, .bins = 4}};
+  const mb::Router centred{mb::Sigmoid{}, mb::TopK<1>{},
+                           mb::QuantileBias{.momentum = 0.0f, .spacing = mb::MarginBins::even, .bins = 4}};
   CHECK(update(Engine(), centred, {5, 5}, load_of_margins(bins)).bias == std::vector<float>{-0.328125f, 0.328125f});
   // With the mean of all steps, -4.546875, taken away.
   mb::QuantileBias of_steps = rule;
@@ -631,7 +638,12 @@ TEST_CASE_TEMPLATE_DEFINE("QuantileBias: within a bin of the exact quantile, lay
     CAPTURE(static_cast<int>(centring));
     for (const int bins : {1, 2, 7, 64, 1021}) {
       CAPTURE(bins);
-      const mb::QuantileBias rule{.momentum = 0.25f, .low = -0.75f, .high = 0.5f, .bins = bins, .centring = centring};
+      const mb::QuantileBias rule{.momentum = 0.25f,
+                                  .spacing = mb::MarginBins::even,
+                                  .low = -0.75f,
+                                  .high = 0.5f,
+                                  .bins = bins,
+                                  .centring = centring};
       const mb::Router router{mb::Sigmoid{}, mb::TopK<3>{}, rule};
       for (const int experts : {4, 5, 60, 300}) {
         CAPTURE(experts);
@@ -671,9 +683,43 @@ TEST_CASE_TEMPLATE_DEFINE("QuantileBias: within a bin of the exact quantile, lay
   }
 }
 
+TEST_CASE_TEMPLATE_DEFINE("QuantileBias: as near with bins that are as many in each octave, at any scale", Engine,
+                          quantile_octaves) {
+  constexpr int experts = 60, tokens = 50;
+  for (const int bins : {3, 44, 353, 2114}) {
+    CAPTURE(bins);
+    const mb::QuantileBias rule{.momentum = 0.25f, .bins = bins, .centring = mb::Centring::none};
+    const Bins known = bins_of(rule);
+    for (const double scale : {1e-6, 1e-3, 0.1, 5.0}) {
+      CAPTURE(scale);
+      std::vector<std::vector<std::int64_t>> counts(static_cast<std::size_t>(bins), zero_load(experts));
+      std::vector<std::vector<double>> margins;
+      Random random(152);
+      for (int t = 0; t < tokens; ++t) {
+        margins.push_back(random.normals<double>(experts, scale));
+        for (std::size_t e = 0; e < experts; ++e) ++counts[static_cast<std::size_t>(known.bin_of(margins.back()[e]))][e];
+      }
+      const std::vector<float> start = normal_bias(153, experts, scale);
+      const std::vector<double> quantiles = oracle::quantiles(margins, 3, experts);
+      const std::vector<double> want =
+          oracle::quantile_bias({start.begin(), start.end()}, quantiles, 0.25, oracle::Centring::none);
+      const Updated updated =
+          update(Engine(), mb::Router{mb::Sigmoid{}, mb::TopK<3>{}, rule}, start, load_of_margins(counts));
+      double worst = 0;  // in bins
+      for (std::size_t e = 0; e < experts; ++e) {
+        const int bin = known.bin_of(quantiles[e]);
+        const double width = known.edge(bin + 1) - known.edge(bin);
+        const double error = std::abs(static_cast<double>(updated.bias[e]) - want[e]) - 1e-6 * std::abs(want[e]);
+        if (!(error / width <= worst)) worst = error / width;  // NaN, too
+      }
+      CHECK(worst <= 0.75);
+    }
+  }
+}
+
 TEST_CASE_TEMPLATE_DEFINE("QuantileBias: forward counts each micro-batch's margins where it accumulates, beside losses",
                           Engine, quantile_forward) {
-  const mb::QuantileBias rule{.low = -0.5f, .high = 0.5f, .bins = 20};
+  const mb::QuantileBias rule{.spacing = mb::MarginBins::even, .low = -0.5f, .high = 0.5f, .bins = 20};
   const mb::Combine balancer{mb::GlobalBatchLoss{.coefficient = 0.5f}, rule, mb::ZLoss{.coefficient = 0.1f}};
   const mb::Router router{mb::Sigmoid{}, mb::TopK<4>{}, balancer};
   constexpr int experts = 24;
@@ -695,7 +741,7 @@ TEST_CASE_TEMPLATE_DEFINE("QuantileBias: forward counts each micro-batch's margi
       added[i] -= load[experts + i];
       sum[i] += added[i];
     }
-    check_histogram(added, problem_of(mb::Sigmoid{}, mb::TopK<4>{}, inputs), bins_of_width(rule));
+    check_histogram(added, problem_of(mb::Sigmoid{}, mb::TopK<4>{}, inputs), bins_of(rule));
     load = outcome.load;
   }
   CHECK(sum == std::vector<std::int64_t>(load.begin() + experts, load.end()));
@@ -728,7 +774,7 @@ TEST_CASE_TEMPLATE_DEFINE("QuantileBias: each layer counts in its own rows, also
   typename Engine::template Array<float> bias(engine, start);
   typename Engine::template Array<std::int64_t> load(engine, zero_load(layers * experts * 17));
   typename Engine::template Array<std::int32_t> experts_of_layer(engine, {12, 7, 10});
-  mb::LoadRef all = mb::LoadRef(load.data(), experts, layers).with_bins(16);
+  mb::LoadRef all = mb::LoadRef::with_bins(load.data(), 16, experts, layers);
   all.experts_of_layer = experts_of_layer.data();
   std::vector<std::vector<float>> alone;
   for (int l = 0; l < layers; ++l) {

@@ -445,9 +445,15 @@ TEST_CASE_TEMPLATE_DEFINE("contract 14: a load without the histograms that the r
   const auto refuses = [&](const char* argument, const char* value, const auto& spoil) {
     refuses_forward(engine, router, inputs, argument, value, spoil);
   };
-  refuses("load.bins", "0; allowed: 3 (the bins that the balancer's rule reads: Load{router, experts}, with_bins)",
+  refuses("load.bins", "0; allowed: 3 (the bins that the balancer's rule counts in: Load{router, experts, layers})",
           [](mb::ForwardArgs& args) { args.load.bins = 0; });
   refuses("load.bins", "4; allowed: 3", [](mb::ForwardArgs& args) { args.load.bins = 4; });
+  refuses("load.stride", "31; allowed: 32 to 2147483647", [](mb::ForwardArgs& args) { args.load.stride = 31; });
+  refuses("load.stride", "8; allowed: 32 to",
+          [](mb::ForwardArgs& args) {  // a layer of a load that had none when it was described
+            args.load = mb::LoadRef(args.load.counts, 8, 3).layer(1);
+            args.load.bins = 3;
+          });
   refuses("load.counts", "null", [](mb::ForwardArgs& args) { args.load = {}; });
   refuses("logits.columns", "4; allowed: 5 to 2048 (experts to leave unchosen, for the margins)",
           [](mb::ForwardArgs& args) { args.logits.columns = args.bias.experts = args.load.experts = 4; });
@@ -467,10 +473,13 @@ TEST_CASE_TEMPLATE_DEFINE("contract 14: a load without the histograms that the r
     check_message("update", argument, value, [&] { router.update(bias_ref, load_ref, {}, engine.place()); });
     check_message("start_update", argument, value, [&] { router.start_update(load_ref, {}, engine.place()); });
   };
-  const mb::LoadRef all = mb::LoadRef(load.data(), 8, 2).with_bins(3);
+  const mb::LoadRef all = mb::LoadRef::with_bins(load.data(), 3, 8, 2);
   CHECK(all.stride == 32);
-  refuses_update("load.bins", "0; allowed: 3", all.with_bins(0));
-  refuses_update("load.bins", "4; allowed: 3", all.with_bins(4));
+  mb::LoadRef others = all;
+  others.bins = 0;
+  refuses_update("load.bins", "0; allowed: 3", others);
+  others.bins = 4;
+  refuses_update("load.bins", "4; allowed: 3", others);
   mb::LoadRef narrow = all;
   narrow.stride = 31;
   refuses_update("load.stride", "31; allowed: 32 to 2147483647 (from what a layer has with its histograms on)", narrow);

@@ -22,6 +22,14 @@ struct BinsByRoot {
     return mb::sub(bias, static_cast<float>(margins.position(expert, margins.tokens() / 2).bin - 25));
   }
 };
+/// A scoring of the user's that makes NaN of numbers.
+struct NanBelowZero {
+  [[nodiscard]] MOEB_INLINE float operator()(float logit) const { return logit < 0.0f ? mb::quiet_nan<float> : logit; }
+  [[nodiscard]] MOEB_INLINE float derivative(float /*logit*/, float /*score*/) const { return 1.0f; }
+};
+inline oracle::Scoring oracle_of(const NanBelowZero& /*scoring*/) {
+  return oracle::elementwise([](double logit) { return logit < 0 ? std::nan("") : logit; }, [](double) { return 1.0; });
+}
 static_assert(mb::BiasFromMargins<BinsByRoot> && mb::BiasBalancer<BinsByRoot> && !mb::MemorylessBias<BinsByRoot>);
 
 /// The histogram [E, bins] as a call adds to it, where each cell had 7; what lies around it stays as it was.
@@ -38,8 +46,6 @@ std::vector<std::int64_t> histogram_of(const Engine& engine, const Scoring& scor
                                static_cast<std::size_t>(inputs.experts) * element, padding * element));
   typename Engine::template Array<std::int32_t> experts_of_token(engine, ids);
   typename Engine::template Array<float> bias(engine, inputs.bias);
-  typename Engine::template Array<std::uint8_t> active(engine, inputs.active);
-  typename Engine::template Array<std::int64_t> tokens_on_device(engine, {inputs.tokens_on_device});
   typename Engine::template Array<std::int64_t> cells(engine, std::vector<std::int64_t>(cell_count + 2 * around, before));
   const mb::ConstAnyMatrix view(logits.data(), inputs.logits_type, inputs.tokens, inputs.experts,
                                 inputs.experts + inputs.row_padding);
@@ -50,8 +56,6 @@ std::vector<std::int64_t> histogram_of(const Engine& engine, const Scoring& scor
       view,
       mb::MatrixView<const std::int32_t>(experts_of_token.data(), inputs.tokens, TopKT::k),
       inputs.bias.empty() ? nullptr : bias.data(),
-      active.data(),
-      inputs.tokens_on_device < 0 ? nullptr : tokens_on_device.data(),
       cells.data() + around,
       mb::rows_hold_quads(view)};
   const auto place = engine.place();
@@ -127,28 +131,35 @@ void check_all_counted(const Engine& engine, const Scoring& scoring, const TopKT
 }
 
 TEST_CASE_TEMPLATE_DEFINE("margins of a softmax", Engine, margins_softmax) {
-  const mb::QuantileBias rule{.low = -0.1f, .high = 0.3f, .bins = 40};
-  check_all_counted(Engine(), mb::Softmax{}, mb::TopK<4>{}, rule, bins_of_width(rule));
+  const mb::QuantileBias rule{.spacing = mb::MarginBins::even, .low = -0.1f, .high = 0.3f, .bins = 40};
+  check_all_counted(Engine(), mb::Softmax{}, mb::TopK<4>{}, rule, bins_of(rule));
 }
 TEST_CASE_TEMPLATE_DEFINE("margins of logits, where those rank", Engine, margins_over_selected) {
-  const mb::QuantileBias rule{.low = -8.0f, .high = 4.0f, .bins = 31};
-  check_all_counted(Engine(), mb::SoftmaxOverSelected{}, mb::TopK<8>{}, rule, bins_of_width(rule));
+  const mb::QuantileBias rule{.spacing = mb::MarginBins::even, .low = -8.0f, .high = 4.0f, .bins = 31};
+  check_all_counted(Engine(), mb::SoftmaxOverSelected{}, mb::TopK<8>{}, rule, bins_of(rule));
 }
 TEST_CASE_TEMPLATE_DEFINE("margins of a sigmoid", Engine, margins_sigmoid) {
   const mb::QuantileBias rule{.bins = 100};
-  check_all_counted(Engine(), mb::Sigmoid{}, mb::TopK<1>{}, rule, bins_of_width(rule));
+  check_all_counted(Engine(), mb::Sigmoid{}, mb::TopK<1>{}, rule, bins_of(rule));
 }
 TEST_CASE_TEMPLATE_DEFINE("margins of many chosen, beside losses", Engine, margins_of_many) {
-  const mb::QuantileBias rule{.low = -3.0f, .high = 1.0f, .bins = 17};
+  const mb::QuantileBias rule{.spacing = mb::MarginBins::even, .low = -3.0f, .high = 1.0f, .bins = 17};
   check_all_counted(Engine(), mb::SqrtSoftplus{}, mb::TopK<32>{}, mb::Combine{mb::SequenceLoss{}, mb::ZLoss{}, rule},
-                    bins_of_width(rule));
+                    bins_of(rule));
+}
+TEST_CASE_TEMPLATE_DEFINE("a margin that is NaN counts in the lowest bin", Engine, margins_nan) {
+  const mb::QuantileBias rule{.spacing = mb::MarginBins::even, .low = -2.0f, .high = 2.0f, .bins = 8};
+  const Inputs inputs = normal_inputs(9, 40, 24, 1);
+  check_counted(Engine(), NanBelowZero{}, mb::TopK<2>{}, rule, bins_of(rule), inputs);
 }
 TEST_CASE_TEMPLATE_DEFINE("margins in bins of a user's rule", Engine, margins_user) {
   const BinsByRoot rule;
-  const Bins bins{rule.bins, [](int bin) {
+  const Bins bins{rule.bins,
+                  [](int bin) {
                     const double place = bin / 25.0 - 1;
                     return place / (1 - std::abs(place) + 1e-12);
-                  }};
+                  },
+                  [](double edge) { return 4e-7 * (1 + std::abs(edge)) * (1 + std::abs(edge)); }};
   check_counted(Engine(), mb::Identity{}, mb::TopK<2>{}, rule, bins, normal_inputs(5, 40, 24, 1));
   check_counted(Engine(), mb::Identity{}, mb::TopK<2>{}, rule, bins, normal_inputs(6, 40, 300, 1));
 }

@@ -43,7 +43,8 @@ void every_policy() {
                   mb::Combine{mb::ProportionalBias{.unit = mb::ErrorUnit::token}, mb::DeviceLoss{mb::AuxLoss{}, 2}}});
   call(mb::Router{mb::Softmax{}, mb::TopK<2>{}, mb::SmebuBias{.momentum = 0.25f}});
   call(mb::Router{mb::Softmax{}, mb::TopK<2>{}, mb::Combine{mb::PidBias{.integral = 1e-3f}, mb::ZLoss{}}});
-  call(mb::Router{mb::Softmax{}, mb::TopK<2>{}, mb::Combine{mb::QuantileBias{.low = -0.1f, .high = 0.1f}, mb::ZLoss{}}});
+  call(mb::Router{mb::Softmax{}, mb::TopK<2>{},
+                  mb::Combine{mb::QuantileBias{.spacing = mb::MarginBins::even, .low = -0.1f, .high = 0.1f}, mb::ZLoss{}}});
   call(mb::Router{mb::Identity{}, mb::WithCapacity<mb::TopK<2>>{.pad = true}, mb::ZLoss{}});
   call(mb::Router{mb::Softmax{}, mb::TopK<2>{}, mb::FromPlainTopK{mb::GlobalBatchLoss{}}, mb::SingleDevice{}});
 }

@@ -12,11 +12,13 @@ constexpr mb::Router sigmoid{mb::Sigmoid{}, mb::GroupLimitedTopK<4>{.groups = 4,
 constexpr mb::Router global_batch{mb::Softmax{}, mb::TopK<2>{}, mb::GlobalBatchLoss{.coefficient = 0.5f}};
 constexpr mb::Router momentum{mb::Softmax{}, mb::TopK<2>{},
                               mb::SmebuBias{.update_rate = 0.25f, .momentum = 0.75f, .centring = mb::Centring::none}};
-constexpr mb::Router quantile{mb::Sigmoid{}, mb::TopK<2>{}, mb::QuantileBias{.momentum = 0.75f, .bins = 64}};
+constexpr mb::Router quantile{mb::Sigmoid{}, mb::TopK<2>{},
+                              mb::QuantileBias{.momentum = 0.75f, .spacing = mb::MarginBins::even, .bins = 64}};
 constexpr mb::Router quantile_global_batch{
     mb::Softmax{}, mb::TopK<2>{},
-    mb::Combine{mb::GlobalBatchLoss{.coefficient = 0.5f},
-                mb::QuantileBias{.momentum = 0.75f, .low = -0.5f, .high = 0.75f, .bins = 10}}};
+    mb::Combine{
+        mb::GlobalBatchLoss{.coefficient = 0.5f},
+        mb::QuantileBias{.momentum = 0.75f, .spacing = mb::MarginBins::even, .low = -0.5f, .high = 0.75f, .bins = 10}}};
 mb::Router no_bins{mb::Sigmoid{}, mb::TopK<2>{}, mb::QuantileBias{.bins = 0}};
 constexpr mb::Router selected{mb::SoftmaxOverSelected{}, mb::TopK<3>{}};
 constexpr mb::Router capacity{mb::Softmax{}, mb::WithCapacity<mb::TopK<2>>{.capacity_factor = 0.75},

@@ -407,7 +407,7 @@ def test_a_load_without_its_margins_is_refused():
     raises(ValueError, [f"forward: load.size is 0; allowed: {11 * 2 * EXPERTS}"], lambda: moe.forward(logits, bias=bias, load=load[0, :0]))
     wrong = MoeBalance(sys.argv[1], "no_bins")
     for call, operands in ((wrong.forward, (logits, bias)), (wrong.update, (bias,))):
-        raises(RUNTIME, ["INVALID_ARGUMENT: moe_balance: ", "QuantileBias.bins is 0; allowed: 1 to 65536"],
+        raises(RUNTIME, ["INVALID_ARGUMENT: moe_balance: ", "QuantileBias.bins is 0; allowed: 3 to 65536"],
                lambda: call(*operands, from_int32(jnp.ones(EXPERTS))))
 
 

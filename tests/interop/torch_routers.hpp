@@ -17,11 +17,13 @@ inline const mb::Router sequence{mb::Sigmoid{},
 inline const mb::Router global_batch{mb::Softmax{}, mb::TopK<2>{}, mb::GlobalBatchLoss{.coefficient = 1.0f}};
 inline const mb::Router momentum{mb::Softmax{}, mb::TopK<2>{},
                                  mb::SmebuBias{.update_rate = 0.25f, .momentum = 0.75f, .centring = mb::Centring::none}};
-inline const mb::Router quantile{mb::Sigmoid{}, mb::TopK<2>{}, mb::QuantileBias{.momentum = 0.75f, .bins = 64}};
+inline const mb::Router quantile{mb::Sigmoid{}, mb::TopK<2>{},
+                                 mb::QuantileBias{.momentum = 0.75f, .spacing = mb::MarginBins::even, .bins = 64}};
 inline const mb::Router quantile_global_batch{
     mb::Softmax{}, mb::TopK<2>{},
-    mb::Combine{mb::GlobalBatchLoss{.coefficient = 1.0f},
-                mb::QuantileBias{.momentum = 0.75f, .low = -0.5f, .high = 0.75f, .bins = 10}}};
+    mb::Combine{
+        mb::GlobalBatchLoss{.coefficient = 1.0f},
+        mb::QuantileBias{.momentum = 0.75f, .spacing = mb::MarginBins::even, .low = -0.5f, .high = 0.75f, .bins = 10}}};
 inline const mb::Router capacity{mb::Softmax{},
                                  mb::WithCapacity<mb::TopK<2>>{.capacity_factor = 0.75, .selection = {.renormalise = true}},
                                  mb::AuxLoss{.coefficient = 1.0f}};

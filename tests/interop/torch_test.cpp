@@ -17,7 +17,7 @@ namespace {
 // An object that changes while the program runs, as a schedule of coefficients would.
 mb::Router scaled{mb::Softmax{}, mb::TopK<2>{.renormalise = true}};
 using Scaled = mb::pytorch::Ops<scaled>;
-mb::Router quantile{mb::Sigmoid{}, mb::TopK<2>{}, mb::QuantileBias{.momentum = 0.0f}};
+mb::Router quantile{mb::Sigmoid{}, mb::TopK<2>{}, mb::QuantileBias{.momentum = 0.0f, .spacing = mb::MarginBins::even}};
 using Quantile = mb::pytorch::Ops<quantile>;
 
 using ForwardSchema = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>(

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <moe_balance/concepts.hpp>
+#include <moe_balance/error.hpp>
 #include <moe_balance/numeric/math.hpp>
 #include <moe_balance/requirements.hpp>
 
@@ -79,14 +80,24 @@ template <class Part, class Real>
   return is_finite(slope) ? slope : Real(0);
 }
 
+/// Checks the bins that an elementary balancer's rule counts margins in, if it does: memory is written by them. Errors: InvalidArgument.
+template <class Balancer>
+void check_bins(const char* call, const Balancer& balancer) {
+  if constexpr (BiasFromMargins<Balancer>) {
+    const int bins = static_cast<int>(balancer.bins);
+    MOEB_EXPECTS(bins >= 1 && bins <= max_bins, call, "balancer's bins", bins, "1 to ", max_bins);
+  }
+}
+
 /// Checks the options of each part that has a check(call) for them, before a call.
 template <class Balancer>
 void check_options(const char* call, const Balancer& balancer) {
   if constexpr (CombinedBalancer<Balancer>) {
     check_options(call, balancer.first);
     if constexpr (requires { balancer.rest; }) check_options(call, balancer.rest);
-  } else if constexpr (requires { balancer.check(call); }) {
-    balancer.check(call);
+  } else {
+    if constexpr (requires { balancer.check(call); }) balancer.check(call);
+    check_bins(call, balancer);
   }
 }
 /// The same before a call that routes among so many experts: a part's check(call, experts) takes the place of its check(call).
@@ -97,6 +108,7 @@ void check_options(const char* call, const Balancer& balancer, int experts) {
     if constexpr (requires { balancer.rest; }) check_options(call, balancer.rest, experts);
   } else if constexpr (requires { balancer.check(call, experts); }) {
     balancer.check(call, experts);
+    check_bins(call, balancer);
   } else {
     check_options(call, balancer);
   }

@@ -188,9 +188,14 @@ struct Validator {
     range("load.experts", view.experts, experts, experts, "the experts of logits");
     range("load.layers", view.layers, 1, 1, "one layer: load.layer(l)");
     load_bins(view, bins);
+    if (bins > 0) load_stride(view);
   }
   void load_bins(const LoadRef& view, int bins) const {
-    range("load.bins", view.bins, bins, bins, "the bins that the balancer's rule reads: Load{router, experts}, with_bins");
+    range("load.bins", view.bins, bins, bins, "the bins that the balancer's rule counts in: Load{router, experts, layers}");
+  }
+  void load_stride(const LoadRef& view) const {
+    range("load.stride", view.stride, view.row_size(), std::numeric_limits<std::int32_t>::max(),
+          view.bins > 0 ? "from what a layer has with its histograms on" : nullptr);
   }
 
   /// What layers have of their rows is read on the host only.
@@ -199,8 +204,7 @@ struct Validator {
     range("load.experts", view.experts, 1, max_experts);
     range("load.layers", view.layers, 1, std::numeric_limits<std::int32_t>::max());
     load_bins(view, bins);
-    range("load.stride", view.stride, view.row_size(), std::numeric_limits<std::int32_t>::max(),
-          bins > 0 ? "from what a layer has with its histograms on" : nullptr);
+    load_stride(view);
     optional_pointer("load.experts_of_layer", view.experts_of_layer, alignof(std::int32_t));
     if (!on_host || view.experts_of_layer == nullptr) return;
     for (std::int64_t l = 0; l < view.layers; ++l) {

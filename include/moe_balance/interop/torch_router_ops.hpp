@@ -190,7 +190,7 @@ struct RouterOps {
     const std::int64_t* so_far = nullptr;  ///< the caller's
 
     LoadOfMargins(const Views<Api>& views, const Tensor& logits, const Optional& load, const Routing& routing) {
-      of_row = LoadRef(nullptr, routing.experts_count()).with_bins(load_bins("forward"));
+      of_row = LoadRef::with_bins(nullptr, load_bins("forward"), routing.experts_count());
       row = Api::empty(logits, {of_row.row_size()}, ScalarType::Long);
       of_row.counts = views.template vector<std::int64_t>("counts", row).data;
       if (RouterT::Traits::reads_global_batch) {
@@ -231,7 +231,9 @@ struct RouterOps {
     MOEB_EXPECTS(rows.columns % (1 + bins) == 0, call, "load.columns", rows.columns, "a multiple of ", 1 + bins,
                  ": for each expert a count and the bins that the balancer's rule reads");
     const std::int64_t experts = rows.columns / (1 + bins);
-    return LoadRef(rows.data, static_cast<int>(experts), rows.rows, rows.stride).with_bins(bins);
+    LoadRef result(rows.data, static_cast<int>(experts), rows.rows, rows.stride);
+    result.bins = bins;
+    return result;
   }
 
   /// Sequences count for a balancer that reads them; memory is allocated by their number.

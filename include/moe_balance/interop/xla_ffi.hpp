@@ -155,7 +155,7 @@ template <const auto& router, class Place, class Tag = EngineTagOf<Place>>
     ForwardArgs args;
     fill(args, read, logits, bias, active, *experts, *weights, *counts, *kept_counts);
     const std::int64_t size = args.logits.columns;
-    LoadRef new_ref = LoadRef(nullptr, static_cast<int>(size)).with_bins(load_bins_of<router>(read));
+    LoadRef new_ref = LoadRef::with_bins(nullptr, load_bins_of<router>(read), static_cast<int>(size));
     const char* const what =
         new_ref.bins > 0 ? "a count and bins for each of the experts of logits" : "the experts of logits";
     const std::int64_t* old_load = read.optional_array<std::int64_t>("load", load, new_ref.row_size(), what);
@@ -228,7 +228,7 @@ template <const auto& router, class Place, class Tag = EngineTagOf<Place>>
   }
   MOEB_EXPECTS(rows.columns % (1 + bins) == 0, read.call, (std::string(name) + ".columns").c_str(), rows.columns,
                "a multiple of ", 1 + bins, ": for each expert a count and the bins that the balancer's rule reads");
-  return LoadRef(rows.data, static_cast<int>(rows.columns / (1 + bins)), rows.rows).with_bins(bins);
+  return LoadRef::with_bins(rows.data, bins, static_cast<int>(rows.columns / (1 + bins)), rows.rows);
 }
 
 template <const auto& router, class Place, class Tag = EngineTagOf<Place>>

@@ -22,13 +22,11 @@ struct MarginProblem {
   TopKT top_k;
   Balancer balancer;
   ConstAnyMatrix logits;
-  MatrixView<const std::int32_t> experts;  ///< as chosen, best first, before a capacity drops any
-  const float* bias;                       ///< null: none
-  const std::uint8_t* active;
-  const std::int64_t* tokens_on_device;
+  MatrixView<const std::int32_t>
+      experts;              ///< as chosen, best first, before a capacity drops any; -1 where a token is not active
+  const float* bias;        ///< null: none
   std::int64_t* histogram;  ///< [E, bins], see MarginView
   bool rows_hold_quads;
-  std::int64_t first_token = 0;  ///< see ForwardProblem
 };
 
 /// The largest ranking value behind that of the last chosen expert; -infinity where none is a number.
@@ -69,7 +67,6 @@ MOEB_INLINE void add_margins(const Problem& problem, const TileT& tile, const La
                              const float* bias, const Add& add) {
   using Scoring = decltype(problem.scoring);
   constexpr int k_count = decltype(problem.top_k)::k;
-  if (!is_active(problem, token)) return;
   const std::int32_t last = problem.experts.data[token * problem.experts.stride + k_count - 1];
   if (last < 0 || last >= layout.experts) return;
   Slots<Real, LayoutT> logits;

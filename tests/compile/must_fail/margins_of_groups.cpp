@@ -1,4 +1,4 @@
-// EXPECT: a rule that reads margins .BiasFromMargins. needs a plain top-k
+// EXPECT: a rule that reads margins .BiasFromMargins. needs a plain top-k: TopK
 #include <moe_balance/moe_balance.hpp>
 
 namespace mb = moe_balance;
