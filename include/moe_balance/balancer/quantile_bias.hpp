@@ -1,9 +1,8 @@
-// QuantileBias: quantile balancing. An expert's bias goes where the step's tokens would have been balanced: to minus the margin that T K / E of them exceed,
-// in one step instead of many small ones, without a rate to tune:
+// QuantileBias: quantile balancing. An expert's bias goes to where the step's tokens would have been balanced, minus the margin that T K / E of them exceed, and
+// `momentum` says how much of the way it leaves to later steps. No step size has to fit the scores:
 //   alpha_t = the (K + 1)-th largest of s_t + b;  q_i = the (T K / E + 1)-th largest of s_ti - alpha_t over the step's tokens, all micro-batches and ranks;
 //   b_i = momentum * b_i - (1 - momentum) * q_i;  b_i -= mean of all b.
-// Margins are counted in bins, integers that add up over ranks: q_i is as exact as a bin is narrow, and nearly always far more so, because margins are taken
-// to be evenly spread over theirs.
+// Margins are counted in bins, integers that add up over ranks, and taken to be evenly spread over their bin: q_i is less than a bin off.
 // Source: Su 2026, "Quantile Balancing", where beta is -b; Megatron-Core's qb_dual_update. For any scoring.
 #pragma once
 
