@@ -1,4 +1,4 @@
-// Elementwise scorings with a bias: DeepSeek-V3's groups, the square root of softplus, and quantile balancing beside the sign's rule.
+// Elementwise scorings with a bias: DeepSeek-V3's groups, and the square root of softplus.
 #pragma once
 
 #include "../microbenchmark.hpp"
@@ -9,8 +9,6 @@ inline constexpr mb::GroupLimitedTopK<8> eight_groups{.groups = 8, .groups_kept 
 
 inline const bool elementwise[] = {
     add("sigmoid_groups_top8_bias", mb::Router{mb::Sigmoid{}, eight_groups, mb::LossFreeBias{}}, {256}),
-    add("sqrt_softplus_top8_bias", mb::Router{mb::SqrtSoftplus{}, mb::TopK<8>{}, mb::LossFreeBias{}}, {256}),
-    add("sigmoid_top8_bias", mb::Router{mb::Sigmoid{}, mb::TopK<8>{}, mb::LossFreeBias{}}, {256}),
-    add("sigmoid_top8_quantile", mb::Router{mb::Sigmoid{}, mb::TopK<8>{}, mb::QuantileBias{}}, {256})};
+    add("sqrt_softplus_top8_bias", mb::Router{mb::SqrtSoftplus{}, mb::TopK<8>{}, mb::LossFreeBias{}}, {256})};
 
 }  // namespace microbenchmark
