@@ -182,7 +182,7 @@ TEST_CASE_TEMPLATE_DEFINE("forward_and_permute counts margins, too", Engine, for
   const auto active = std::count_if(inputs.active.begin(), inputs.active.end(), [](std::uint8_t a) { return a != 0; });
   for (std::size_t e = 0; e < 40; ++e) {
     std::int64_t margins = 0;
-    for (std::size_t b = 1; b <= 30; ++b) margins += load[b * 40 + e] - 2;
+    for (std::size_t b = 0; b < 30; ++b) margins += load[40 + e * 30 + b] - 2;
     CHECK(margins == active);
   }
 }
