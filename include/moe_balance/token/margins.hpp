@@ -5,7 +5,6 @@
 #include <moe_balance/balancer/combine.hpp>
 #include <moe_balance/token/choice.hpp>
 #include <moe_balance/token/forward.hpp>
-#include <moe_balance/token/forward_problem.hpp>
 
 #include <cstdint>
 #include <type_traits>
