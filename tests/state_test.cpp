@@ -267,6 +267,14 @@ TEST_CASE("histograms of margins are not saved: they have to be 0, and are so in
   CHECK(mb::load_state(stream, resumed.ref(), resumed_ref) == 9);
   CHECK(resumed.data()[4] == 0.5f);
   CHECK(std::equal(load.data(), load.data() + 30, resumed_load.data()));
+  // A state of a load without histograms may have anything behind a short layer's counts.
+  const mb::Load counts(3, 2);
+  std::fill(counts.data(), counts.data() + 6, 77);
+  std::stringstream of_counts;
+  mb::save_state(of_counts, bias.ref(), counts.ref(), 10);
+  CHECK(mb::load_state(of_counts, resumed.ref(), resumed_ref) == 10);
+  CHECK(std::count(resumed_load.data(), resumed_load.data() + 30, 77) == 5);
+  CHECK(std::count(resumed_load.data(), resumed_load.data() + 30, 0) == 25);
   std::stringstream again;
   load_ref.stride = 14;
   CHECK_THROWS_WITH_AS(

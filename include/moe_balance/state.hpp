@@ -135,8 +135,7 @@ void save_state(std::basic_ostream<char, Traits>& out, const BiasRef& bias, cons
     for (int e = 0; e < bias.experts; ++e) bytes.append(std::bit_cast<std::uint32_t>(bias.layer(l).data[e]));
   }
   for (std::int64_t l = 0; l < load.layers; ++l) {
-    for (int e = 0; e < load.experts; ++e)
-      bytes.append(static_cast<std::uint64_t>(e < saved_counts_of(load, l) ? load.layer(l).counts[e] : 0));
+    for (int e = 0; e < load.experts; ++e) bytes.append(static_cast<std::uint64_t>(load.layer(l).counts[e]));
   }
   bytes.append(bytes.checksum(bytes.size()));
   out.write(bytes.data(), static_cast<std::streamsize>(bytes.size())).flush();

@@ -612,6 +612,15 @@ TEST_CASE_TEMPLATE_DEFINE("QuantileBias: by hand; without tokens, frozen, a full
   of_steps.centring = mb::Centring::step;
   CHECK(update(Engine(), mb::Router{mb::Sigmoid{}, mb::TopK<1>{}, of_steps}, {5, 5}, load_of_margins(bins)).bias ==
         std::vector<float>{4.671875f, 5.328125f});
+  // One bin an octave: all of expert 0's from 1 to 2, of expert 1's from -2 to -1; then all below 2^-16.
+  const mb::Router by_octaves{mb::Sigmoid{}, mb::TopK<1>{},
+                              mb::QuantileBias{.momentum = 0.0f, .bins = 45, .centring = mb::Centring::none}};
+  std::vector<std::vector<std::int64_t>> octaves(45, std::vector<std::int64_t>(2, 0));
+  octaves[22 + 17][0] = octaves[22 - 17][1] = 8;
+  CHECK(update(Engine(), by_octaves, {5, 5}, load_of_margins(octaves)).bias == std::vector<float>{-1.4375f, 1.5625f});
+  octaves.assign(45, std::vector<std::int64_t>(2, 0));
+  octaves[22] = {8, 8};
+  CHECK(update(Engine(), by_octaves, {5, 5}, load_of_margins(octaves)).bias == std::vector<float>{0x1p-19f, 0x1p-19f});
   // The top bin, and margins all in one bin: the quarter of them is where a quarter of it lies.
   CHECK(update(Engine(), router, {0, 0, 0, 0}, load_of_margins({{0, 0, 0, 8}, {0, 0, 0, 0}, {0, 8, 0, 0}, {8, 0, 8, 0}}))
             .bias == std::vector<float>{-0.84375f, -0.34375f, -0.84375f, 0.65625f});

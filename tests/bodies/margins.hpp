@@ -162,6 +162,7 @@ TEST_CASE_TEMPLATE_DEFINE("margins in bins of a user's rule", Engine, margins_us
                   [](double edge) { return 4e-7 * (1 + std::abs(edge)) * (1 + std::abs(edge)); }};
   check_counted(Engine(), mb::Identity{}, mb::TopK<2>{}, rule, bins, normal_inputs(5, 40, 24, 1));
   check_counted(Engine(), mb::Identity{}, mb::TopK<2>{}, rule, bins, normal_inputs(6, 40, 300, 1));
+  check_counted(Engine(), mb::Identity{}, mb::TopK<2>{}, rule, bins, awkward_inputs(7, 40, 24));  // bins -1 and 50
 }
 
 }  // namespace testing
