@@ -87,6 +87,38 @@ template <class Loss>
 Losses losses_of(const mb::DeviceLoss<Loss>& balancer, int experts, int k) {
   return {oracle::device_loss(losses_of(balancer.loss, experts, k).front(), experts, balancer.devices)};
 }
+/// Scope, coefficient, scale and devices of what a WithZeroComputation is around.
+struct LossOfKinds {
+  oracle::Loss::Scope scope;
+  double coefficient;
+  bool per_token;
+  int devices;
+};
+inline LossOfKinds kinds_of(const mb::AuxLoss& loss, int computing) {
+  return {oracle::Loss::Scope::micro_batch, loss.coefficient, loss.scale == mb::LossScale::per_token, computing};
+}
+inline LossOfKinds kinds_of(const mb::SequenceLoss& loss, int computing) {
+  return {oracle::Loss::Scope::sequence, loss.coefficient, loss.scale == mb::LossScale::per_token, computing};
+}
+inline LossOfKinds kinds_of(const mb::GlobalBatchLoss& loss, int computing) {
+  return {oracle::Loss::Scope::global_batch, loss.coefficient, loss.scale == mb::LossScale::per_token, computing};
+}
+template <class Loss>
+LossOfKinds kinds_of(const mb::DeviceLoss<Loss>& loss, int computing) {
+  LossOfKinds kinds = kinds_of(loss.loss, computing);
+  kinds.devices = loss.devices;
+  return kinds;
+}
+template <class Balancer>
+Losses losses_of(const mb::WithZeroComputation<Balancer>& balancer, int experts, int k) {
+  if constexpr (!mb::LossBalancer<Balancer>) {
+    return {};
+  } else {
+    const LossOfKinds kinds = kinds_of(static_cast<const Balancer&>(balancer), experts - balancer.zero_experts);
+    return {oracle::zero_computation_loss(kinds.scope, kinds.coefficient, experts, k, balancer.zero_experts,
+                                          static_cast<double>(balancer.computed_per_token), kinds.devices, kinds.per_token)};
+  }
+}
 /// By recursion, not by for_each_part: under nvcc that would take this host-only code for device code.
 template <class... Parts>
 Losses losses_of(const mb::Combine<Parts...>& balancer, int experts, int k) {

@@ -14,6 +14,7 @@ TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_overlap, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_columns_of_one_table, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_every_overlap, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_rows, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_identity, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_indices, HostEngine);
 
 namespace {

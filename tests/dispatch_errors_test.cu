@@ -12,6 +12,7 @@ TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_overlap, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_columns_of_one_table, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_every_overlap, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_rows, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_identity, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_indices, CudaEngine);
 
 }  // namespace testing

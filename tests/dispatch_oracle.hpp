@@ -30,13 +30,14 @@ struct PermutationOracle {
       for (std::size_t slot = 0; slot < p.ids.size(); ++slot) {
         if (p.ids[slot] != e) continue;
         ++count;
+        if (e >= p.with_rows()) continue;
         if (p.rows_per_expert > 0 && count > p.rows_per_expert) continue;
         row_of_slot[slot] = row;
         slot_of_row[static_cast<std::size_t>(row)] = static_cast<std::int64_t>(slot);
         ++row;
       }
       counts.push_back(count);
-      if (p.rows_per_expert > 0) row = first + p.rows_per_expert;
+      if (p.rows_per_expert > 0 && e < p.with_rows()) row = first + p.rows_per_expert;
       while (row % p.align != 0) ++row;
       offsets.push_back(row);
       for (std::int64_t block = first / p.block_size; block < row / p.block_size; ++block) {
@@ -96,29 +97,40 @@ inline Sums gathered(const DispatchProblem& p, const std::vector<std::int64_t>& 
   return rows;
 }
 
-/// tokens[t] = sum over its rows of factor * row.
-inline Sums scattered(const DispatchProblem& p, const std::vector<std::int64_t>& row_of_slot, bool weighted) {
+/// Whether a slot's expert returns what it is given.
+inline bool is_identity(const DispatchProblem& p, const std::vector<std::int64_t>& row_of_slot, std::int64_t slot) {
+  const auto s = static_cast<std::size_t>(slot);
+  return p.identity_experts > 0 && row_of_slot[s] < 0 && p.ids[s] >= p.first_identity() && p.ids[s] < p.experts;
+}
+
+/// tokens[t] = sum over its rows of factor * row, and of factor * own[t] for experts that return what they are given.
+inline Sums scattered(const DispatchProblem& p, const std::vector<std::int64_t>& row_of_slot, bool weighted,
+                      const std::vector<double>& own) {
   Sums tokens(p.tokens * p.hidden);
   for (std::int64_t slot = 0; slot < p.slots(); ++slot) {
     const std::int64_t row = row_of_slot[static_cast<std::size_t>(slot)];
-    if (row < 0) continue;
+    const bool is_own = is_identity(p, row_of_slot, slot);
+    if (row < 0 && !is_own) continue;
     for (std::int64_t c = 0; c < p.hidden; ++c) {
-      tokens.add(slot / p.k * p.hidden + c,
-                 at(p.expert_outputs, row * p.hidden + c) * (weighted ? at(p.weights, slot) : 1.0));
+      const std::int64_t to = slot / p.k * p.hidden + c;
+      tokens.add(to,
+                 (is_own ? at(own, to) : at(p.expert_outputs, row * p.hidden + c)) * (weighted ? at(p.weights, slot) : 1.0));
     }
   }
   return tokens;
 }
 
-/// <tokens[t], row of the slot> for every slot.
-inline Sums dotted(const DispatchProblem& p, const std::vector<std::int64_t>& row_of_slot,
-                   const std::vector<double>& tokens) {
+/// <tokens[t], row of the slot> for every slot; <tokens[t], own[t]> for experts that return what they are given, where there is an `own`.
+inline Sums dotted(const DispatchProblem& p, const std::vector<std::int64_t>& row_of_slot, const std::vector<double>& tokens,
+                   const std::vector<double>* own) {
   Sums dots(p.slots());
   for (std::int64_t slot = 0; slot < p.slots(); ++slot) {
     const std::int64_t row = row_of_slot[static_cast<std::size_t>(slot)];
-    if (row < 0) continue;
+    const bool is_own = own != nullptr && is_identity(p, row_of_slot, slot);
+    if (row < 0 && !is_own) continue;
     for (std::int64_t c = 0; c < p.hidden; ++c) {
-      dots.add(slot, at(tokens, slot / p.k * p.hidden + c) * at(p.expert_outputs, row * p.hidden + c));
+      const std::int64_t of_token = slot / p.k * p.hidden + c;
+      dots.add(slot, at(tokens, of_token) * (is_own ? at(*own, of_token) : at(p.expert_outputs, row * p.hidden + c)));
     }
   }
   return dots;
@@ -142,13 +154,14 @@ inline void check_dispatch(const DispatchProblem& p, const DispatchResults& got)
   close("scaled_by_slots", p.type, got.scaled_by_slots, gathered(p, want.slot_of_row, p.hidden_states, true), p.hidden);
   CHECK(got.permuted_by_slots == got.permuted);
   CHECK(got.scaled_by_slots == got.scaled);
-  close("combined", p.type, got.combined, scattered(p, want.row_of_slot, true), p.hidden);
-  close("summed", p.type, got.summed, scattered(p, want.row_of_slot, false), p.hidden);
+  close("combined", p.type, got.combined, scattered(p, want.row_of_slot, true, p.hidden_states), p.hidden);
+  close("summed", p.type, got.summed, scattered(p, want.row_of_slot, false, p.hidden_states), p.hidden);
   close("grad_outputs", p.type, got.grad_outputs, gathered(p, want.slot_of_row, p.grad_combined, true), p.hidden);
   close("grad_summed", p.type, got.grad_summed, gathered(p, want.slot_of_row, p.grad_combined, false), p.hidden);
-  close("grad_weights", p.factor_type, got.grad_weights, dotted(p, want.row_of_slot, p.grad_combined), p.k);
-  close("grad_hidden", p.type, got.grad_hidden, scattered(p, want.row_of_slot, true), p.hidden);
-  close("grad_scale", p.factor_type, got.grad_scale, dotted(p, want.row_of_slot, p.hidden_states), p.k);
+  close("grad_weights", p.factor_type, got.grad_weights, dotted(p, want.row_of_slot, p.grad_combined, &p.hidden_states),
+        p.k);
+  close("grad_hidden", p.type, got.grad_hidden, scattered(p, want.row_of_slot, true, p.grad_combined), p.hidden);
+  close("grad_scale", p.factor_type, got.grad_scale, dotted(p, want.row_of_slot, p.hidden_states, nullptr), p.k);
 }
 
 }  // namespace testing

@@ -21,6 +21,8 @@ struct DispatchProblem {
   std::int64_t hidden = 1;
   std::int64_t align = 1;
   std::int64_t rows_per_expert = 0;
+  int zero_experts = 0;      ///< the last so many get no rows
+  int identity_experts = 0;  ///< the last so many return what they are given, where they have no row
   std::int64_t block_size = 1;
   std::int64_t spare_rows = 0;     ///< rows beyond permutation_rows
   std::int64_t stride_excess = 0;  ///< of the [T, K] matrices and of hidden states
@@ -37,9 +39,11 @@ struct DispatchProblem {
   [[nodiscard]] std::int64_t slots() const { return tokens * k; }
   [[nodiscard]] std::int64_t rows() const {
     const std::int64_t needed =
-        rows_per_expert > 0 ? rows_per_expert * experts : mb::permutation_rows(tokens, k, experts, align);
+        rows_per_expert > 0 ? rows_per_expert * with_rows() : mb::permutation_rows(tokens, k, with_rows(), align);
     return needed + spare_rows;
   }
+  [[nodiscard]] std::int64_t with_rows() const { return experts - zero_experts; }
+  [[nodiscard]] std::int64_t first_identity() const { return experts - identity_experts; }
 };
 
 struct DispatchResults {
@@ -138,6 +142,7 @@ DispatchResults run_dispatch(const Engine& engine, const DispatchProblem& p, mb:
                                   .slot_of_row = slot_view,
                                   .align = p.align,
                                   .rows_per_expert = p.rows_per_expert,
+                                  .zero_experts = p.zero_experts,
                                   .counts = counts.data(),
                                   .block_size = p.block_size,
                                   .expert_of_block = {expert_of_block.data(), row_blocks},
@@ -166,6 +171,14 @@ DispatchResults run_dispatch(const Engine& engine, const DispatchProblem& p, mb:
   Typed grad_scale(engine, p.factor_type, p.tokens, p.k, x);
   const int k = static_cast<int>(p.k);
   const auto place = engine.place();
+  const auto identity = [&](const mb::ConstAnyMatrix& states, const mb::ConstAnyMatrix& factors) -> mb::IdentityExperts {
+    if (p.identity_experts == 0) return {};
+    return {.experts = order.experts,
+            .first_expert = static_cast<int>(p.first_identity()),
+            .expert_count = p.identity_experts,
+            .tokens = states,
+            .weights = factors};
+  };
   const auto permute = [&](Typed& to, const mb::ConstAnyMatrix& scale, const mb::MatrixView<const std::int64_t>& rows_of) {
     mb::permute({.hidden = hidden.view(),
                  .slot_of_row = slot_view,
@@ -185,9 +198,15 @@ DispatchResults run_dispatch(const Engine& engine, const DispatchProblem& p, mb:
                .row_of_slot = row_view,
                .combined = combined.view(),
                .weights = weights.view(),
-               .status = status},
+               .status = status,
+               .identity = identity(hidden.view(), weights.view())},
               {}, place);
-  mb::combine({.permuted = outputs.view(), .row_of_slot = row_view, .combined = summed.view(), .status = status}, {}, place);
+  mb::combine({.permuted = outputs.view(),
+               .row_of_slot = row_view,
+               .combined = summed.view(),
+               .status = status,
+               .identity = identity(hidden.view(), {})},
+              {}, place);
   mb::combine_backward({.grad_combined = grad_combined.view(),
                         .row_of_slot = row_view,
                         .slot_of_row = slot_view,
@@ -196,7 +215,8 @@ DispatchResults run_dispatch(const Engine& engine, const DispatchProblem& p, mb:
                         .permuted = outputs.view(),
                         .grad_weights = grad_weights.view(),
                         .padding = p.padding,
-                        .status = status},
+                        .status = status,
+                        .identity = identity(hidden.view(), {})},
                        {}, place);
   mb::combine_backward({.grad_combined = grad_combined.view(),
                         .row_of_slot = row_view,
@@ -211,7 +231,8 @@ DispatchResults run_dispatch(const Engine& engine, const DispatchProblem& p, mb:
                         .scale = weights.view(),
                         .hidden = hidden.view(),
                         .grad_scale = grad_scale.view(),
-                        .status = status},
+                        .status = status,
+                        .identity = identity(grad_combined.view(), weights.view())},
                        {}, place);
   engine.wait();
   DispatchResults results{.offsets = offsets.values(),

@@ -13,6 +13,8 @@ namespace testing {
 
 TEST_CASE_TEMPLATE_INVOKE(dispatch_random, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_corners, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_identity, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_identity_anywhere, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_many, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_most_experts, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_sorting, HostEngine);
@@ -321,7 +323,7 @@ TEST_CASE("dispatch: T * K * H beyond 2^31 and 2^32: the last token and the last
   CHECK(std::equal(last_row, last_row + hidden, last_state));
 
   for (std::int64_t i = 0; i < k; ++i) row_of_slot.get()[rows - k + i] = i == 2 ? rows - 1 : -1;
-  last_of(tokens, mb::CombineRows<float>{}, mb::CombineProblem{row_view, state_view, rows_of, {}, true, nullptr});
+  last_of(tokens, mb::CombineRows<float>{}, mb::CombineProblem{row_view, state_view, rows_of, {}, {}, true, nullptr});
   CHECK(std::equal(last_row, last_row + hidden, last_state));
 
   row_of_slot.get()[rows - 1] = rows - 1;
@@ -341,6 +343,8 @@ TEST_CASE("dispatch: T * K * H beyond 2^31 and 2^32: the last token and the last
                             {},
                             row_view,
                             mb::MatrixView<float>(dots.get(), tokens, k),
+                            {},
+                            true,
                             true,
                             true,
                             true,

@@ -14,6 +14,8 @@ namespace testing {
 
 TEST_CASE_TEMPLATE_INVOKE(dispatch_random, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_corners, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_identity, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_identity_anywhere, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_many, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_most_experts, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_sorting, CudaEngine);

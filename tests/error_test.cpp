@@ -95,6 +95,15 @@ TEST_CASE("errors: options that no balancer has are refused by their names") {
   refuses(mb::QuantileBias{.centring = mb::Centring(3)}, "QuantileBias.centring is 3; allowed: none, bias, step");
   refuses(mb::DeviceLoss{mb::AuxLoss{.scale = mb::LossScale(9)}, 2},
           "AuxLoss.scale is 9; allowed: per_assignment, per_token");
+  refuses(mb::WithZeroComputation{mb::AuxLoss{.scale = mb::LossScale(9)}, 2, 1.0f},
+          "AuxLoss.scale is 9; allowed: per_assignment, per_token");
+  refuses(mb::WithZeroComputation{mb::LossFreeBias{}, 0, 1.0f}, "WithZeroComputation.zero_experts is 0; allowed: 1 or more");
+  for (const float computed : {0.0f, -1.0f, nan}) {
+    refuses(mb::WithZeroComputation{mb::LossFreeBias{}, 1, computed},
+            "WithZeroComputation.computed_per_token is " + std::to_string(computed) + "; allowed: above 0 and below K");
+  }
+  refuses(mb::WithZeroComputation{mb::SmebuBias{}, 2, 1.0f},
+          "WithZeroComputation.centring is 2; allowed: none: what the biases have in common steers how much is computed");
 }
 
 TEST_CASE("errors: devices that do not divide the experts are refused by each call that reads them") {
@@ -119,6 +128,30 @@ TEST_CASE("errors: devices that do not divide the experts are refused by each ca
     const mb::ForwardArgs args = memory.forward_args();
     router.update(args.bias, args.load, memory.workspace(), engine.place());  // reads no loss
   }
+}
+
+TEST_CASE(
+    "errors: zero-computation experts that are all experts, or have no slot to spare, are refused by each call that knows") {
+  const HostEngine engine;
+  const auto check = [&](int zero_experts, float computed, const std::string& problem) {
+    const mb::Router router{mb::Softmax{}, mb::TopK<2>{},
+                            mb::Combine{mb::WithZeroComputation{mb::LossFreeBias{}, zero_experts, computed},
+                                        mb::WithZeroComputation{mb::DeviceLoss{mb::AuxLoss{}, 4}, zero_experts, computed}}};
+    Inputs inputs = normal_inputs(59, 4, 24, 2);
+    inputs.bias = normal_bias(60, 24);
+    inputs.load = zero_load(24);
+    Memory<HostEngine> memory = memory_for(engine, router, inputs);
+    const auto refuses = [&](const std::string& call, const auto& f) {
+      CHECK_THROWS_WITH_AS(f(), ("moe_balance: " + call + ": " + problem).c_str(), mb::InvalidArgument);
+    };
+    refuses("forward", [&] { router.forward(memory.forward_args(), memory.workspace(), engine.place()); });
+    refuses("backward", [&] { router.backward(memory.backward_args(), memory.workspace(), engine.place()); });
+    refuses("loss", [&] { router.loss(memory.loss_args(), memory.workspace(), engine.place()); });
+    CHECK(same_bits(memory.outcome(), memory_for(engine, router, inputs).outcome()));
+  };
+  check(24, 1.0f, "WithZeroComputation.zero_experts is 24; allowed: 1 to 23: one expert at least computes");
+  check(4, 2.0f, "WithZeroComputation.computed_per_token is 2.000000; allowed: above 0 and below K = 2");
+  check(3, 1.0f, "DeviceLoss.devices is 4; allowed: a divisor of the 21 experts");
 }
 
 TEST_CASE("errors: more sequences than a call takes need more saved memory than there is") {

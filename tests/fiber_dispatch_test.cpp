@@ -12,6 +12,8 @@
 namespace testing {
 
 TEST_CASE_TEMPLATE_INVOKE(dispatch_corners, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_identity, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_identity_anywhere, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_fixed_rows, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_hidden_sizes, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_copies, FiberEngine);
@@ -25,6 +27,7 @@ TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_overlap, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_columns_of_one_table, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_every_overlap, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_rows, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_identity, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_errors_indices, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(route_and_permute_same, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(route_and_permute_errors, FiberEngine);

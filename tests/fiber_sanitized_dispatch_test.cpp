@@ -11,6 +11,8 @@
 namespace testing {
 
 TEST_CASE_TEMPLATE_INVOKE(dispatch_corners, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_identity, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(dispatch_identity_anywhere, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_fixed_rows, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_hidden_sizes, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(dispatch_copies, FiberEngine);

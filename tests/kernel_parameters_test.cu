@@ -106,7 +106,8 @@ TEST_CASE("rule 8: and so do the structs inside them") {
 TEST_CASE("rule 8: and the dispatch kernels' structs") {
   using mb::PermutationProblem;
   check_echo<PermutationProblem, &PermutationProblem::experts, &PermutationProblem::row_of_slot, &PermutationProblem::tokens,
-             &PermutationProblem::k, &PermutationProblem::by_k, &PermutationProblem::expert_count, &PermutationProblem::offsets,
+             &PermutationProblem::k, &PermutationProblem::by_k, &PermutationProblem::expert_count,
+             &PermutationProblem::experts_with_rows, &PermutationProblem::offsets,
              &PermutationProblem::slot_of_row,
              &PermutationProblem::rows, &PermutationProblem::align, &PermutationProblem::rows_per_expert, &PermutationProblem::counts,
              &PermutationProblem::expert_of_block, &PermutationProblem::row_blocks, &PermutationProblem::block_size,

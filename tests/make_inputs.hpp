@@ -52,4 +52,19 @@ inline std::vector<std::int32_t> replayed_ids(std::uint64_t seed, std::int64_t t
   return ids;
 }
 
+inline std::vector<std::int64_t> random_load(std::uint64_t seed, std::size_t size, int most) {
+  Random random(seed);
+  std::vector<std::int64_t> load(size);
+  for (std::int64_t& count : load) count = random.integer(0, most);
+  return load;
+}
+
+inline Inputs rows_of_constant(std::int64_t tokens, int experts, double logit) {
+  Inputs inputs;
+  inputs.tokens = tokens;
+  inputs.experts = experts;
+  inputs.logits.assign(static_cast<std::size_t>(tokens * experts), logit);
+  return inputs;
+}
+
 }  // namespace testing

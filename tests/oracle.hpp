@@ -489,6 +489,32 @@ inline Loss device_loss(const Loss& of_experts, int experts, int devices) {
   };
   return loss;
 }
+/// Of experts of which the last `zero` compute nothing: coefficient * sum over groups of f_j P_j, with `devices` groups of computing experts (each expert
+/// for itself where that is their number), f_j = devices / (computed T) * the slots of group j, and one group of the others, f = its slots / ((k -
+/// computed) T). In a global batch T is all assignments / k.
+inline Loss zero_computation_loss(Loss::Scope scope, double coefficient, int experts, int k, int zero, double computed,
+                                  int devices, bool per_token) {
+  Loss loss;
+  loss.scope = scope;
+  loss.slope = [=](int expert, const std::vector<Int>& counts, Int tokens) {
+    const int computing = experts - zero;
+    const auto group_of = [&](int e) {
+      return e < computing ? static_cast<int>(static_cast<Int>(e) * devices / computing) : devices;
+    };
+    double slots = 0;
+    double all = 0;
+    for (int e = 0; e < experts; ++e) {
+      const auto count = static_cast<double>(counts[static_cast<std::size_t>(e)]);
+      all += count;
+      if (group_of(e) == group_of(expert)) slots += count;
+    }
+    const double t = scope == Loss::Scope::global_batch ? all / k : static_cast<double>(tokens);
+    if (t == 0) return 0.0;
+    const double f = expert < computing ? devices / (computed * t) * slots : slots / ((k - computed) * t);
+    return coefficient * f * (per_token ? k : 1);
+  };
+  return loss;
+}
 inline Loss z_loss(double coefficient) {
   Loss loss;
   loss.scope = Loss::Scope::token;

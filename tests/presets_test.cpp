@@ -236,6 +236,14 @@ Choice deepseek_v2(const Row& x, const Row&) {
   return {ids, weights_of(s, ids, false, 16.0)};
 }
 
+Choice longcat_flash(const Row& x, const Row& bias) {
+  const Row s = softmax(x);
+  Row ranking = s;
+  for (std::size_t e = 0; e < ranking.size(); ++e) ranking[e] += bias[e];
+  const std::vector<int> ids = largest(ranking, 12, any_expert);
+  return {ids, weights_of(s, ids, false, 6.0)};
+}
+
 Choice softmax_of_chosen(const Row& x, int k) {
   const std::vector<int> ids = largest(x, k, any_expert);
   Row chosen;
@@ -364,6 +372,30 @@ TEST_CASE("DeepSeekV2 routes as DeepSeek's own gates and has 0.003 of their loss
   reproduces("deepseek_v2_loss_t10_e160_k6_g8", mb::presets::DeepSeekV2<>{}, {{"loss", 0.003}});
 }
 
+TEST_CASE("LongCatFlash routes as Hugging Face's, gradient included, and has no loss") {
+  static_assert(mb::presets::LongCatFlash<>::loss_count == 0);
+  reproduces("longcat_flash_t4_e768_k12", mb::presets::LongCatFlash<>{});
+}
+
+TEST_CASE("LongCatFlash moves the biases of the 512 experts that compute by 0.001 (K_e / (K N) - c / (K T)), K_e = 8") {
+  const mb::presets::LongCatFlash<> router;
+  const mb::Bias bias{768};
+  const mb::Load load{768};
+  constexpr double tokens = 1000;
+  for (int e = 0; e < 768; ++e) load.data()[e] = e % 2 == 0 ? 30 : 0;
+  load.data()[767] = 12000 - 384 * 30;
+  router.update(bias.ref(), load.ref(), {}, mb::Host{.threads = 1});
+  for (int e = 0; e < 768; ++e) {
+    const auto moved = static_cast<double>(bias.data()[e]);
+    if (e >= 512) {
+      CHECK(moved == 0);
+      continue;
+    }
+    const double share = e % 2 == 0 ? 30 / (12 * tokens) : 0.0;
+    CHECK(moved == doctest::Approx(1e-3 * (8.0 / (12 * 512) - share)).epsilon(1e-6).scale(0));
+  }
+}
+
 TEST_CASE("Mixtral routes as Hugging Face's and has 0.02 of its loss") {
   reproduces("mixtral_t20_e8_k2", mb::presets::Mixtral<>{}, {{"loss", 0.02}});
   reproduces("mixtral_t48_e16_k2", mb::presets::Mixtral<>{}, {{"loss", 0.02}});
@@ -444,6 +476,7 @@ TEST_CASE("Llama4 routes as Hugging Face's, gradient included, and has no loss")
 TEST_CASE("every preset routes as its model's publication says") {
   agrees_with(mb::presets::DeepSeekV3<>{}, deepseek_v3, problem_of(256, 1), true);
   agrees_with(mb::presets::DeepSeekV2<>{}, deepseek_v2, problem_of(160, 2), false);
+  agrees_with(mb::presets::LongCatFlash<>{}, longcat_flash, problem_of(768, 11), true);
   agrees_with(mb::presets::GptOss<>{}, gpt_oss, problem_of(32, 3), false);
   agrees_with(mb::presets::Llama4<>{}, llama4, problem_of(16, 4), false);
 }

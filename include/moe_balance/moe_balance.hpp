@@ -13,6 +13,7 @@
 #include <moe_balance/balancer/quantile_bias.hpp>
 #include <moe_balance/balancer/sequence_loss.hpp>
 #include <moe_balance/balancer/smebu_bias.hpp>
+#include <moe_balance/balancer/with_zero_computation.hpp>
 #include <moe_balance/balancer/z_loss.hpp>
 #include <moe_balance/compiled_router.hpp>
 #include <moe_balance/dispatch/capacity.hpp>

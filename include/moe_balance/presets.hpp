@@ -14,7 +14,9 @@
 #include <moe_balance/balancer/global_batch_loss.hpp>
 #include <moe_balance/balancer/loss_free_bias.hpp>
 #include <moe_balance/balancer/no_balancer.hpp>
+#include <moe_balance/balancer/proportional_bias.hpp>
 #include <moe_balance/balancer/sequence_loss.hpp>
+#include <moe_balance/balancer/with_zero_computation.hpp>
 #include <moe_balance/balancer/z_loss.hpp>
 #include <moe_balance/router.hpp>
 #include <moe_balance/scoring/sigmoid.hpp>
@@ -122,6 +124,21 @@ struct DeepSeekV2Model {
 };
 template <class Balancer = BalancerOf<DeepSeekV2Model>, class Sync = SingleDevice>
 using DeepSeekV2 = Preset<DeepSeekV2Model, Balancer, Sync>;
+
+/// LongCat-Flash: 768 experts of which the last 256 return what they are given, K = 12, weights are the softmax over all, times 6.
+/// Source: arXiv 2509.01322, section 2.1: a bias that is steered to K_e / (K N) of the assignments for each of the N experts that compute. Scaling, and
+/// weights that are not renormalised: the published config (routed_scaling_factor 6, norm_topk_prob absent) and Hugging Face's modeling_longcat_flash.py,
+/// where the scaling multiplies what zero-computation experts return, too. The report gives K_e as about 8 and neither the bias's rate nor the loss's coefficient: mu = 0.001 is
+/// DeepSeek-V3's, and the loss, which needs the number of devices, is not in it: add WithZeroComputation{DeviceLoss{AuxLoss{...}, devices}, 256, 8.0f}.
+/// LongCat-Flash-Lite has 256 + 128 experts, LongCat-2.0 768 + 128 and a scaling of 9: set `zero_experts` and `scaling_factor`.
+struct LongCatFlashModel {
+  static constexpr Softmax scoring{};
+  static constexpr TopK<12> top_k{.renormalise = false, .scaling_factor = 6.0f};
+  static constexpr WithZeroComputation<ProportionalBias> balancer{
+      ProportionalBias{.update_rate = 1e-3f * 8 / 12, .unit = ErrorUnit::total_load}, 256, 8.0f};
+};
+template <class Balancer = BalancerOf<LongCatFlashModel>, class Sync = SingleDevice>
+using LongCatFlash = Preset<LongCatFlashModel, Balancer, Sync>;
 
 /// Mixtral 8x7B and 8x22B: 8 experts, K = 2. Weights are a softmax over the two chosen, which is the softmax over all, renormalised.
 /// Source: arXiv 2401.04088, section 2.1, which publishes no balancing. Loss: Hugging Face's load_balancing_loss_func, f_i = count_i / T,

@@ -151,13 +151,19 @@ template <class B>
 concept HasCheckOfExperts = requires(const B balancer) {
   {balancer.check("", 1)};
 };
+template <class B>
+concept HasCheckOfExpertsAndK = requires(const B balancer) {
+  {balancer.check("", 1, 1)};
+};
 
 template <class B>
 [[nodiscard]] constexpr bool of_balancer() {
   static_assert(std::is_trivially_copyable_v<B>,
                 "the balancer must satisfy std::is_trivially_copyable: kernels take it by value");
-  static_assert(HasCheckOfCall<B> || HasCheckOfExperts<B> || !NamesOneCheck<B>,
-                "the balancer's check is neither: balancer.check(call) const, nor: balancer.check(call, experts) const");
+  static_assert(
+      HasCheckOfCall<B> || HasCheckOfExperts<B> || HasCheckOfExpertsAndK<B> || !NamesOneCheck<B>,
+      "the balancer's check is neither: balancer.check(call) const, nor: balancer.check(call, experts) const, nor: "
+      "balancer.check(call, experts, k) const");
   // A part with a wrong signature would be left out without a word where the balancer has another.
   static_assert(LossBalancer<B> || !NamesSlope<B>,
                 "the balancer's slope is not: balancer.slope(expert, load) const -> float");

@@ -3,41 +3,12 @@
 
 #include "../margins.hpp"
 #include "everything.hpp"
+#include "update.hpp"
 
 #include <numeric>
 #include <utility>
 
 namespace testing {
-
-/// Runs update and returns the bias, with what its rule keeps behind it, and the load as they lie there afterwards.
-struct Updated {
-  std::vector<float> bias;
-  std::vector<std::int64_t> load;
-};
-template <class Engine, class Router>
-Updated update(const Engine& engine, const Router& router, std::vector<float> bias, std::vector<std::int64_t> load,
-               std::int64_t layers = 1) {
-  const int bins = router.load_bins();
-  const int experts = static_cast<int>(static_cast<std::int64_t>(load.size()) / layers / (1 + bins));
-  typename Engine::template Array<float> bias_memory(engine, bias);
-  typename Engine::template Array<std::int64_t> load_memory(engine, load);
-  const std::size_t bytes = router.workspace_bytes(mb::Shape{.tokens = 0, .experts = experts});
-  typename Engine::template Array<std::max_align_t> scratch(
-      engine, std::vector<std::max_align_t>(bytes / sizeof(std::max_align_t) + 1));
-  const mb::BiasRef bias_ref =
-      bias.empty() ? mb::BiasRef{} : mb::BiasRef(bias_memory.data(), experts, layers).with_memory(Router::bias_memory);
-  router.update(bias_ref, mb::LoadRef::with_bins(load_memory.data(), bins, experts, layers),
-                mb::Workspace{scratch.data(), bytes}, engine.place());
-  engine.wait();
-  return {bias_memory.values(), load_memory.values()};
-}
-
-inline std::vector<std::int64_t> random_load(std::uint64_t seed, std::size_t size, int most) {
-  Random random(seed);
-  std::vector<std::int64_t> load(size);
-  for (std::int64_t& count : load) count = random.integer(0, most);
-  return load;
-}
 
 /// A batch in which every expert is chosen equally often with equal probabilities: token t wants experts t, t + 1, ... cyclically.
 inline Inputs balanced_inputs(int experts, int k) {
@@ -48,14 +19,6 @@ inline Inputs balanced_inputs(int experts, int k) {
     for (int e = 0; e < experts; ++e) inputs.logits.push_back((e - t + experts) % experts < k ? 2.0 : -1.0);
   }
   inputs.backward = false;
-  return inputs;
-}
-
-inline Inputs rows_of_constant(std::int64_t tokens, int experts, double logit) {
-  Inputs inputs;
-  inputs.tokens = tokens;
-  inputs.experts = experts;
-  inputs.logits.assign(static_cast<std::size_t>(tokens * experts), logit);
   return inputs;
 }
 

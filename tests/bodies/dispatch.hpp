@@ -6,6 +6,7 @@
 #include <doctest/doctest.h>
 
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 namespace testing {
@@ -27,7 +28,13 @@ TEST_CASE_TEMPLATE_DEFINE("dispatch: random shapes agree with plain loops", Engi
     const mb::DataType types[] = {mb::DataType::float32, mb::DataType::bfloat16, mb::DataType::float16};
     p.type = types[random.integer(0, 2)];
     p.factor_type = random.chance(0.5) ? p.type : mb::DataType::float32;
+    // Experts that compute nothing, all or some of which return what they are given; and such that have rows all the same.
+    if (random.chance(0.5)) p.zero_experts = random.integer(0, static_cast<int>(experts) - 1);
+    if (random.chance(0.6)) p.identity_experts = random.integer(0, static_cast<int>(experts));
+    if (p.align > 1 && random.chance(0.2)) p.rows_per_expert = p.align;
     fill_values(p, random);
+    CAPTURE(p.zero_experts);
+    CAPTURE(p.identity_experts);
     CAPTURE(round);
     CAPTURE(p.tokens);
     CAPTURE(p.k);
@@ -35,6 +42,107 @@ TEST_CASE_TEMPLATE_DEFINE("dispatch: random shapes agree with plain loops", Engi
     CAPTURE(p.align);
     CAPTURE(kind);
     check_dispatch(p, run_dispatch(engine, p));
+  }
+}
+
+TEST_CASE_TEMPLATE_DEFINE(
+    "dispatch: experts that return what they are given, by hand: first added up, then one term; nobody else's NaN", Engine,
+    dispatch_identity) {
+  const Engine engine;
+  using Typed = TypedMatrix<Engine>;
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  // Experts 0 and 1 compute, 2 and 3 return what they are given, 4 returns 0.
+  typename Engine::template Array<std::int32_t> ids(engine, {0, 2, 3, 4, 1, 4, 3, 3, -1});
+  typename Engine::template Array<std::int64_t> row_of_slot(engine, {0, -1, -1, -1, 1, -1, -1, -1, -1});
+  Typed rows(engine, mb::DataType::float32, 2, 1, 0, {10, 20});
+  Typed hidden(engine, mb::DataType::float32, 3, 1, 0, {5, nan, 7});
+  Typed weights(engine, mb::DataType::float32, 3, 3, 0, {0.5, 0.25, 0.125, 8, 2, 8, 0x1p-24, 1, 8});
+  Typed combined(engine, mb::DataType::float32, 3, 1, 0);
+  Typed grad(engine, mb::DataType::float32, 3, 1, 0, {1, 3, -2});
+  Typed grad_weights(engine, mb::DataType::float32, 3, 3, 0);
+  Typed grad_rows(engine, mb::DataType::float32, 2, 1, 0);
+  Typed grad_hidden(engine, mb::DataType::float32, 3, 1, 0);
+  typename Engine::template Array<std::int64_t> slot_of_row(engine, {0, 4});
+  const mb::MatrixView<const std::int64_t> rows_of(row_of_slot.data(), 3, 3);
+  const mb::IdentityExperts identity{.experts = {ids.data(), 3, 3},
+                                     .first_expert = 2,
+                                     .expert_count = 2,
+                                     .tokens = hidden.view(),
+                                     .weights = weights.view()};
+  mb::combine({.permuted = rows.view(),
+               .row_of_slot = rows_of,
+               .combined = combined.view(),
+               .weights = weights.view(),
+               .identity = identity},
+              {}, engine.place());
+  mb::combine_backward({.grad_combined = grad.view(),
+                        .row_of_slot = rows_of,
+                        .slot_of_row = {slot_of_row.data(), 2},
+                        .grad_permuted = grad_rows.view(),
+                        .weights = weights.view(),
+                        .permuted = rows.view(),
+                        .grad_weights = grad_weights.view(),
+                        .identity = identity},
+                       {}, engine.place());
+  mb::IdentityExperts of_gradients = identity;
+  of_gradients.tokens = grad.view();
+  mb::permute_backward({.grad_permuted = grad_rows.view(),
+                        .row_of_slot = rows_of,
+                        .grad_hidden = grad_hidden.view(),
+                        .identity = of_gradients},
+                       {}, engine.place());
+  engine.wait();
+  // 2^-24 + 1 is 1 in float32, before it is multiplied.
+  CHECK(decoded(mb::DataType::float32, combined.bytes()) == std::vector<double>{5 + 0.375 * 5, 40, 7});
+  CHECK(decoded(mb::DataType::float32, grad_weights.bytes()) == std::vector<double>{10, 5, 5, 0, 60, 0, -14, -14, 0});
+  CHECK(decoded(mb::DataType::float32, grad_hidden.bytes()) == std::vector<double>{0.5 + 0.375, 6, -2});
+}
+
+TEST_CASE_TEMPLATE_DEFINE("dispatch: what experts return as they are given it may begin anywhere", Engine,
+                          dispatch_identity_anywhere) {
+  const Engine engine;
+  Random random(20);
+  constexpr std::int64_t tokens = 5, hidden = 16;
+  const std::vector<float> states = random.normals<float>(tokens * hidden);
+  const std::vector<float> grads = random.normals<float>(tokens * hidden);
+  using Floats = typename Engine::template Array<float>;
+  typename Engine::template Array<std::int32_t> ids(engine, {1, 0, 1, 1, 0});
+  typename Engine::template Array<std::int64_t> row_of_slot(engine, {-1, 0, -1, -1, 1});
+  typename Engine::template Array<std::int64_t> slot_of_row(engine, {1, 4});
+  const mb::MatrixView<const std::int64_t> rows_of(row_of_slot.data(), tokens, 1);
+  Floats rows(engine, random.normals<float>(2 * hidden)), grad(engine, grads), grad_rows(engine, rows.values());
+  for (const std::size_t shift : {0, 1, 3, 4}) {
+    CAPTURE(shift);
+    std::vector<float> shifted(shift, 0.0f);
+    shifted.insert(shifted.end(), states.begin(), states.end());
+    Floats own(engine, shifted), combined(engine, std::vector<float>(tokens * hidden)),
+        dots(engine, std::vector<float>(tokens));
+    const mb::IdentityExperts identity{.experts = {ids.data(), tokens, 1},
+                                       .first_expert = 1,
+                                       .expert_count = 1,
+                                       .tokens = mb::MatrixView<const float>(own.data() + shift, tokens, hidden)};
+    mb::combine({.permuted = mb::MatrixView<const float>(rows.data(), 2, hidden),
+                 .row_of_slot = rows_of,
+                 .combined = mb::MatrixView<float>(combined.data(), tokens, hidden),
+                 .identity = identity},
+                {}, engine.place());
+    mb::combine_backward({.grad_combined = mb::MatrixView<const float>(grad.data(), tokens, hidden),
+                          .row_of_slot = rows_of,
+                          .slot_of_row = {slot_of_row.data(), 2},
+                          .grad_permuted = mb::MatrixView<float>(grad_rows.data(), 2, hidden),
+                          .permuted = mb::MatrixView<const float>(rows.data(), 2, hidden),
+                          .grad_weights = mb::MatrixView<float>(dots.data(), tokens, 1),
+                          .identity = identity},
+                         {}, engine.place());
+    engine.wait();
+    for (const std::size_t t : {0, 2, 3}) {
+      double dot = 0;
+      for (std::size_t c = 0; c < hidden; ++c) {
+        CHECK(combined.values()[t * hidden + c] == states[t * hidden + c]);
+        dot += static_cast<double>(states[t * hidden + c]) * static_cast<double>(grads[t * hidden + c]);
+      }
+      CHECK(static_cast<double>(dots.values()[t]) == doctest::Approx(dot).epsilon(1e-5).scale(1));
+    }
   }
 }
 
@@ -88,6 +196,8 @@ TEST_CASE_TEMPLATE_DEFINE("dispatch: sorting gives what counting gives, bit for 
     p.stride_excess = round % 3 == 0 ? 2 : 0;
     p.spare_rows = round % 3 == 1 ? p.align : 0;
     if (round % 4 == 3) p.rows_per_expert = p.align * random.integer(1, 2);
+    if (round % 3 == 2) p.zero_experts = static_cast<int>(p.experts) / 3;
+    p.identity_experts = p.zero_experts / 2;
     if (p.k > p.experts) continue;
     fill_values(p, random);
     CAPTURE(round);

@@ -32,6 +32,8 @@ struct DispatchMemory {
   TypedMatrix<Engine> other_tokens{engine, mb::DataType::float32, 3, 4, 0};
   TypedMatrix<Engine> other_rows{engine, mb::DataType::float32, 12, 4, 0};
   TypedMatrix<Engine> other_factors{engine, mb::DataType::float32, 3, 2, 0};
+  TypedMatrix<Engine> own_tokens{engine, mb::DataType::float32, 3, 4, 0};  ///< of experts that return what they are given
+  TypedMatrix<Engine> own_factors{engine, mb::DataType::float32, 3, 2, 0};
   mb::Workspace workspace{scratch.data(), mb::permutation_workspace_bytes(3, 2, 3)};
 
   mb::PermutationArgs permutation() {
@@ -66,6 +68,13 @@ struct DispatchMemory {
             .combined = tokens.view(),
             .weights = factors.view()};
   }
+  mb::IdentityExperts identity() {
+    return {.experts = {ids.data(), 3, 2},
+            .first_expert = 1,
+            .expert_count = 2,
+            .tokens = own_tokens.view(),
+            .weights = own_factors.view()};
+  }
   mb::CombineBackwardArgs combine_backward() {
     return {.grad_combined = tokens.view(),
             .row_of_slot = {row_of_slot.data(), 3, 2},
@@ -79,7 +88,7 @@ struct DispatchMemory {
   [[nodiscard]] auto contents() const {
     return std::tuple(ids.values(), offsets.values(), counts.values(), row_of_slot.values(), slot_of_row.values(),
                       blocks.values(), tokens.bytes(), rows.bytes(), factors.bytes(), other_tokens.bytes(),
-                      other_rows.bytes(), other_factors.bytes());
+                      other_rows.bytes(), other_factors.bytes(), own_tokens.bytes(), own_factors.bytes());
   }
 };
 
@@ -127,6 +136,9 @@ TEST_CASE_TEMPLATE_DEFINE("dispatch refuses a permutation's bad views", Engine, 
   refuse("slot_of_row.size", [](Args& args, Memory&) { args.slot_of_row.size = std::int64_t{1} << 61; });
   refuse("rows_per_expert", [](Args& args, Memory&) { args.rows_per_expert = 3; });
   refuse("slot_of_row.size", [](Args& args, Memory&) { args.rows_per_expert = 6; });
+  refuse("slot_of_row.size", [](Args& args, Memory&) { args.rows_per_expert = 8, args.zero_experts = 1; });
+  refuse("zero_experts", [](Args& args, Memory&) { args.zero_experts = -1; });
+  refuse("zero_experts", [](Args& args, Memory&) { args.zero_experts = 3; });
   refuse("block_size", [](Args& args, Memory&) { args.block_size = 0; });
   refuse("block_size", [](Args& args, Memory&) { args.block_size = 4; });
   refuse("expert_of_block.size", [](Args& args, Memory&) { args.expert_of_block.size = 3; });
@@ -220,11 +232,20 @@ struct OverlapMemory {
   [[nodiscard]] Args args() {
     Args result = (memory.*make)();
     result.status = memory.status.data();
+    if constexpr (requires { result.identity; }) result.identity = memory.identity();
     return result;
   }
   void run(const Args& args) { call(args, memory.workspace, memory.engine.place()); }
   [[nodiscard]] auto contents() const { return memory.contents(); }
 };
+
+/// A view of the experts that return what they are given.
+template <class Args, class View>
+Argument<Args> reads_identity(const std::string& name, View mb::IdentityExperts::*view) {
+  return {"identity." + name, false,
+          [=](Args& args) { return const_cast<void*>(static_cast<const void*>((args.identity.*view).data)); },
+          [=](Args& args, void* to) { (args.identity.*view).data = static_cast<decltype((args.identity.*view).data)>(to); }};
+}
 
 template <class Engine, class Args, class Call>
 void refuses_overlaps_of(const std::string& name, Args (DispatchMemory<Engine>::*make)(), const Call& call,
@@ -256,19 +277,23 @@ TEST_CASE_TEMPLATE_DEFINE("dispatch refuses every argument over another that is 
     mb::permute_backward(args, workspace, place);
   };
   using B = mb::PermuteBackwardArgs;
-  refuses_overlaps_of<Engine>(
-      "permute_backward", &Memory::permute_backward, run_permute_backward,
-      {reads("grad_permuted", &B::grad_permuted), reads("row_of_slot", &B::row_of_slot),
-       writes("grad_hidden", &B::grad_hidden), reads("scale", &B::scale), reads("hidden", &B::hidden),
-       writes("grad_scale", &B::grad_scale), writes("status", &B::status)});
+  refuses_overlaps_of<Engine>("permute_backward", &Memory::permute_backward, run_permute_backward,
+                              {reads("grad_permuted", &B::grad_permuted), reads("row_of_slot", &B::row_of_slot),
+                               writes("grad_hidden", &B::grad_hidden), reads("scale", &B::scale),
+                               reads("hidden", &B::hidden), writes("grad_scale", &B::grad_scale),
+                               writes("status", &B::status), reads_identity<B>("experts", &mb::IdentityExperts::experts),
+                               reads_identity<B>("tokens", &mb::IdentityExperts::tokens),
+                               reads_identity<B>("weights", &mb::IdentityExperts::weights)});
   const auto run_combine = [](const auto& args, const auto& workspace, const auto& place) {
     mb::combine(args, workspace, place);
   };
   using C = mb::CombineArgs;
-  refuses_overlaps_of<Engine>(
-      "combine", &Memory::combine, run_combine,
-      {reads("permuted", &C::permuted), reads("row_of_slot", &C::row_of_slot), writes("combined", &C::combined),
-       reads("weights", &C::weights), writes("status", &C::status)});
+  refuses_overlaps_of<Engine>("combine", &Memory::combine, run_combine,
+                              {reads("permuted", &C::permuted), reads("row_of_slot", &C::row_of_slot),
+                               writes("combined", &C::combined), reads("weights", &C::weights), writes("status", &C::status),
+                               reads_identity<C>("experts", &mb::IdentityExperts::experts),
+                               reads_identity<C>("tokens", &mb::IdentityExperts::tokens),
+                               reads_identity<C>("weights", &mb::IdentityExperts::weights)});
   const auto run_combine_backward = [](const auto& args, const auto& workspace, const auto& place) {
     mb::combine_backward(args, workspace, place);
   };
@@ -277,7 +302,9 @@ TEST_CASE_TEMPLATE_DEFINE("dispatch refuses every argument over another that is 
       "combine_backward", &Memory::combine_backward, run_combine_backward,
       {reads("grad_combined", &D::grad_combined), reads("row_of_slot", &D::row_of_slot),
        reads("slot_of_row", &D::slot_of_row), writes("grad_permuted", &D::grad_permuted), reads("weights", &D::weights),
-       reads("permuted", &D::permuted), writes("grad_weights", &D::grad_weights), writes("status", &D::status)});
+       reads("permuted", &D::permuted), writes("grad_weights", &D::grad_weights), writes("status", &D::status),
+       reads_identity<D>("experts", &mb::IdentityExperts::experts),
+       reads_identity<D>("tokens", &mb::IdentityExperts::tokens)});
 }
 
 TEST_CASE_TEMPLATE_DEFINE("dispatch refuses hidden states and factors of wrong shapes and types", Engine,
@@ -348,6 +375,54 @@ TEST_CASE_TEMPLATE_DEFINE("dispatch refuses hidden states and factors of wrong s
     args.hidden = {};
     mb::permute_backward(args, {}, memory.engine.place());
   });
+}
+
+TEST_CASE_TEMPLATE_DEFINE("dispatch refuses bad views of experts that return what they are given, and reads no others",
+                          Engine, dispatch_errors_identity) {
+  using Memory = DispatchMemory<Engine>;
+  const auto refuse = [](const std::string& argument, const auto& spoil) {
+    const auto by_call = [&](const std::string& name, auto make, const auto& call) {
+      refuses<Engine>(name + ": identity." + argument, [&](Memory& memory) {
+        auto args = (memory.*make)();
+        args.identity = memory.identity();
+        spoil(args.identity);
+        call(args, memory.engine.place());
+      });
+    };
+    by_call("combine", &Memory::combine, [](const auto& args, const auto& place) { mb::combine(args, {}, place); });
+    by_call("permute_backward", &Memory::permute_backward,
+            [](const auto& args, const auto& place) { mb::permute_backward(args, {}, place); });
+    if (argument.rfind("weights", 0) == 0) return;
+    by_call("combine_backward", &Memory::combine_backward,
+            [](const auto& args, const auto& place) { mb::combine_backward(args, {}, place); });
+  };
+  using Identity = mb::IdentityExperts;
+  refuse("experts.rows", [](Identity& identity) { identity.experts.rows = 2; });
+  refuse("experts.columns", [](Identity& identity) { identity.experts.columns = 1; });
+  refuse("experts.stride", [](Identity& identity) { identity.experts.stride = 1; });
+  refuse("first_expert", [](Identity& identity) { identity.first_expert = -1; });
+  refuse("first_expert", [](Identity& identity) { identity.first_expert = mb::max_dispatch_experts; });
+  refuse("expert_count", [](Identity& identity) { identity.expert_count = 0; });
+  refuse("tokens.rows", [](Identity& identity) { identity.tokens = {}; });
+  refuse("tokens.columns", [](Identity& identity) { identity.tokens.columns = 3; });
+  refuse("tokens.data", [](Identity& identity) { identity.tokens.data = nullptr; });
+  refuse("tokens.type", [](Identity& identity) { identity.tokens.type = mb::DataType::bfloat16; });
+  refuse("weights.columns", [](Identity& identity) { identity.weights.columns = 1; });
+  refuse("weights.type", [](Identity& identity) { identity.weights.type = mb::DataType::float16; });
+
+  const Engine engine;
+  Memory memory;
+  mb::CombineArgs args = memory.combine();
+  args.identity = {.expert_count = -1, .tokens = memory.tokens.view()};  // without experts
+  mb::combine(args, {}, engine.place());
+  mb::CombineBackwardArgs backward = memory.combine_backward();
+  backward.identity = memory.identity();
+  backward.identity.weights = {backward.grad_permuted.data, mb::DataType::float32, 1, 1, 1};
+  mb::combine_backward(backward, {}, engine.place());
+  backward.grad_weights = {};
+  backward.identity.tokens = {};
+  mb::combine_backward(backward, {}, engine.place());
+  engine.wait();
 }
 
 /// `call(fresh)` reads fresh.tokens and writes fresh.rows. A slot and a row belong together only if they name each other, as slots 0 and 2 and rows 0

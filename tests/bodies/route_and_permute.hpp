@@ -28,8 +28,8 @@ struct RoutedAndPermuted {
 };
 
 template <class Engine>
-RoutedAndPermuted routed_and_permuted(const Engine& engine, bool fused, std::int64_t tokens, int experts,
-                                      std::int64_t align) {
+RoutedAndPermuted routed_and_permuted(const Engine& engine, bool fused, std::int64_t tokens, int experts, std::int64_t align,
+                                      int zero_experts) {
   constexpr int k = 4;
   using Longs = typename Engine::template Array<std::int64_t>;
   using Ids = typename Engine::template Array<std::int32_t>;
@@ -38,7 +38,7 @@ RoutedAndPermuted routed_and_permuted(const Engine& engine, bool fused, std::int
   std::vector<float> values = random.normals<float>(static_cast<std::size_t>(tokens * experts));
   for (std::size_t i = 0; i < values.size(); i += 97)
     values[i] = i % 2 == 0 ? std::numeric_limits<float>::infinity() : std::numeric_limits<float>::quiet_NaN();
-  const std::int64_t rows = mb::permutation_rows(tokens, k, experts, align);
+  const std::int64_t rows = mb::permutation_rows(tokens, k, experts - zero_experts, align);
   const auto size = [](std::int64_t n) { return static_cast<std::size_t>(n); };
   Floats logits(engine, values), weights(engine, std::vector<float>(size(tokens * k), 7));
   Floats bias(engine, random.normals<float>(size(experts), 0.1));
@@ -65,6 +65,7 @@ RoutedAndPermuted routed_and_permuted(const Engine& engine, bool fused, std::int
                                   .row_of_slot = {row_of_slot.data(), tokens, k},
                                   .slot_of_row = {slot_of_row.data(), rows},
                                   .align = align,
+                                  .zero_experts = zero_experts,
                                   .counts = counts.data(),
                                   .block_size = align,
                                   .expert_of_block = {blocks.data(), rows / align}};
@@ -86,8 +87,10 @@ TEST_CASE_TEMPLATE_DEFINE("route_and_permute = route, then permutation", Engine,
       CAPTURE(tokens);
       CAPTURE(experts);
       const std::int64_t align = tokens % 2 == 0 ? 1 : 16;
-      CHECK(routed_and_permuted(Engine{}, true, tokens, experts, align) ==
-            routed_and_permuted(HostEngine{}, false, tokens, experts, align));
+      for (const int zero_experts : {0, experts / 3}) {
+        CHECK(routed_and_permuted(Engine{}, true, tokens, experts, align, zero_experts) ==
+              routed_and_permuted(HostEngine{}, false, tokens, experts, align, zero_experts));
+      }
     }
   }
 }

@@ -45,6 +45,9 @@ void every_policy() {
   call(mb::Router{mb::Softmax{}, mb::TopK<2>{}, mb::Combine{mb::PidBias{.integral = 1e-3f}, mb::ZLoss{}}});
   call(mb::Router{mb::Softmax{}, mb::TopK<2>{},
                   mb::Combine{mb::QuantileBias{.spacing = mb::MarginBins::even, .low = -0.1f, .high = 0.1f}, mb::ZLoss{}}});
+  call(mb::Router{mb::Softmax{}, mb::TopK<2>{},
+                  mb::Combine{mb::WithZeroComputation{mb::PidBias{}, 1, 1.5f},
+                              mb::WithZeroComputation{mb::DeviceLoss{mb::AuxLoss{}, 2}, 1, 1.5f}}});
   call(mb::Router{mb::Identity{}, mb::WithCapacity<mb::TopK<2>>{.pad = true}, mb::ZLoss{}});
   call(mb::Router{mb::Softmax{}, mb::TopK<2>{}, mb::FromPlainTopK{mb::GlobalBatchLoss{}}, mb::SingleDevice{}});
 }
@@ -52,6 +55,7 @@ void every_policy() {
 void every_preset() {
   call(mb::presets::DeepSeekV3<>{});
   call(mb::presets::DeepSeekV2<>{}.with(mb::NoBalancer{}));
+  call(mb::presets::LongCatFlash<>{});
   call(mb::presets::Mixtral<>{});
   call(mb::presets::Qwen3<>{}.with(mb::ThreadSync::group(1).front()));
   call(mb::presets::GptOss<>{});

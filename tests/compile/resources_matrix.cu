@@ -28,7 +28,7 @@ using LossAndZ = mb::Combine<mb::GlobalBatchLoss, mb::ZLoss>;
 using BiasAndLoss = mb::Combine<mb::LossFreeBias, mb::SequenceLoss>;
 using BiasAndPlainLoss = mb::Combine<mb::LossFreeBias, mb::FromPlainTopK<mb::SequenceLoss>>;
 using EveryPart =
-    mb::Combine<mb::DeviceLoss<mb::AuxLoss>, mb::SequenceLoss, mb::GlobalBatchLoss, mb::ZLoss, mb::LossFreeBias>;
+    mb::Combine<mb::WithZeroComputation<mb::DeviceLoss<mb::AuxLoss>>, mb::SequenceLoss, mb::GlobalBatchLoss, mb::ZLoss, mb::LossFreeBias>;
 using EveryPartPlain =
     mb::Combine<mb::FromPlainTopK<mb::AuxLoss>, mb::FromPlainTopK<mb::SequenceLoss>, mb::ZLoss, mb::LossFreeBias>;
 

@@ -21,6 +21,7 @@ import torch.nn.functional
 from transformers.models.deepseek_v3 import modeling_deepseek_v3
 from transformers.models.gpt_oss import modeling_gpt_oss
 from transformers.models.llama4 import modeling_llama4
+from transformers.models.longcat_flash import modeling_longcat_flash
 from transformers.models.mixtral import modeling_mixtral
 from transformers.models.olmoe import modeling_olmoe
 from transformers.models.qwen3_moe import modeling_qwen3_moe
@@ -255,6 +256,26 @@ def deepseek_v3_case(seed, tokens):
     return case.routing(lambda x: router(x)[:0:-1], torch.sigmoid(logits) + bias, bias)
 
 
+def longcat_flash_case(seed, tokens):
+    experts, zero, top_k = 768, 256, 12
+    bias = 1e-3 * torch.randn(experts, generator=torch.Generator().manual_seed(2000 + seed))
+    # Scores are a thousandth.
+    logits = logits_for(seed, tokens, experts, lambda row: separated(100 * (torch.softmax(row, 1) + bias), top_k))
+    config = modeling_longcat_flash.LongcatFlashConfig(hidden_size=experts, n_routed_experts=experts - zero, zero_expert_num=zero)
+    assert (config.moe_topk, config.routed_scaling_factor) == (top_k, 6.0)
+    router = modeling_longcat_flash.LongcatFlashTopkRouter(config)
+    with_identity(router.classifier, experts)
+    router.e_score_correction_bias.copy_(bias)
+
+    def route(x):
+        *_, first, second = router(x)
+        return (second, first) if first.is_floating_point() else (first, second)
+
+    case = Case(f"longcat_flash_t{tokens}_e{experts}_k{top_k}", "route", "Hugging Face LongcatFlashTopkRouter", seed, logits, top_k,
+                **{**plain_config("softmax", False), "scaling_factor": 6.0, "zero_experts": zero})
+    return case.routing(route, torch.softmax(logits, 1) + bias, bias)
+
+
 def deepseek_v2_case(seed, sequences, tokens_per_sequence, deepseek_file):
     experts, groups, kept, top_k = 160, 8, 3, 6
     source = definitions(deepseek_file, ("MoEGate",), {"torch": torch, "nn": torch.nn, "F": torch.nn.functional, "math": math})
@@ -301,6 +322,7 @@ def main():
         gpt_oss_case(9, 12, 32),
         gpt_oss_case(10, 8, 128),
         deepseek_v3_case(11, 6),
+        longcat_flash_case(15, 4),
     ]
     if arguments.megablocks:
         cases.append(olmoe_case(12, 12, 64, arguments.megablocks))

@@ -100,12 +100,15 @@ void check_options(const char* call, const Balancer& balancer) {
     check_bins(call, balancer);
   }
 }
-/// The same before a call that routes among so many experts: a part's check(call, experts) takes the place of its check(call).
+/// The same before a call that routes to k of so many experts: a part's check(call, experts, k) or check(call, experts) takes the place of its check(call).
 template <class Balancer>
-void check_options(const char* call, const Balancer& balancer, int experts) {
+void check_options(const char* call, const Balancer& balancer, int experts, int k) {
   if constexpr (CombinedBalancer<Balancer>) {
-    check_options(call, balancer.first, experts);
-    if constexpr (requires { balancer.rest; }) check_options(call, balancer.rest, experts);
+    check_options(call, balancer.first, experts, k);
+    if constexpr (requires { balancer.rest; }) check_options(call, balancer.rest, experts, k);
+  } else if constexpr (requires { balancer.check(call, experts, k); }) {
+    balancer.check(call, experts, k);
+    check_bins(call, balancer);
   } else if constexpr (requires { balancer.check(call, experts); }) {
     balancer.check(call, experts);
     check_bins(call, balancer);

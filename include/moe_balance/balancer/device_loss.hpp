@@ -55,14 +55,15 @@ struct DeviceLoss {
   /// Without the experts, as in update: the loss's own options. Errors: InvalidArgument.
   void check(const char* call) const { check_options(call, loss); }
   /// Errors: InvalidArgument.
-  void check(const char* call, int experts) const {
+  void check(const char* call, int experts, int k) const {
     MOEB_EXPECTS(devices >= 1 && devices <= experts && experts % devices == 0, call, ArgumentName("DeviceLoss", "devices"),
                  devices, "a divisor of the ", experts, " experts");
-    check_options(call, loss, experts);
+    check_options(call, loss, experts, k);
   }
 
   [[nodiscard]] MOEB_INLINE float slope(int expert, const LoadView& load) const {
-    const int share = load.experts() / devices;
+    const int share =
+        load.experts() < devices ? 1 : load.experts() / devices;  // fewer: experts taken together, see WithZeroComputation
     return mean_slope(loss, expert / share * share, share, load);
   }
 };

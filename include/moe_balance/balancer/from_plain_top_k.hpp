@@ -25,7 +25,7 @@ struct FromPlainTopK {
   /// As the loss, if it has that.
   void check(const char* call) const { check_options(call, loss); }
   /// As the loss, if it has that.
-  void check(const char* call, int experts) const { check_options(call, loss, experts); }
+  void check(const char* call, int experts, int k) const { check_options(call, loss, experts, k); }
 
   [[nodiscard]] MOEB_INLINE float slope(int expert, const LoadView& load) const { return loss.slope(expert, load); }
 };

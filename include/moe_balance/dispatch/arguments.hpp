@@ -25,6 +25,8 @@ struct PermutationArgs {
   std::int64_t align = 1;                  ///< each expert's rows are padded to a multiple of this
   std::int64_t rows_per_expert =
       0;  ///< not 0: each expert gets exactly so many rows, and later slots none; a multiple of align
+  int zero_experts =
+      0;  ///< zero-computation experts, the last so many of E, fewer than E: their slots get no row and are counted
   std::int64_t* counts = nullptr;  ///< [E] out, optional: slots per expert, those without a row included, padding left out
   std::int64_t block_size = 0;     ///< rows of a block of expert_of_block; a divisor of align (or of rows_per_expert)
   VectorView<std::int32_t>
@@ -55,6 +57,18 @@ struct PermuteArgs {
   MatrixView<const std::int64_t> row_of_slot{};  ///< [T, K], optional, from permutation
 };
 
+/// Zero-computation experts that return what they are given (LongCat-Flash's, MoE++'s copy experts): a slot of one of them that has no row stands for
+/// weights[t, k] * tokens[t]. Those of a token are added up first, in the order of k, and come last in its sum. Left out where `experts` is.
+struct IdentityExperts {
+  MatrixView<const std::int32_t> experts{};  ///< [T, K]: the router's ids; others than these experts' matter not
+  int first_expert = 0;                      ///< of them
+  int expert_count = 0;                      ///< of them, 1 or more
+  ConstAnyMatrix
+      tokens{};  ///< [T, H], of the rows' type: hidden, what the layer is given; in permute_backward grad_combined
+  ConstAnyMatrix
+      weights{};  ///< [T, K], optional: what they are multiplied by, float32 or the rows' type; combine_backward needs none
+};
+
 /// grad_hidden[t] = sum over k of grad_permuted[row of (t, k)] (* scale), and the gradient of scale.
 struct PermuteBackwardArgs {
   ConstAnyMatrix grad_permuted;                ///< [R, H]
@@ -63,7 +77,8 @@ struct PermuteBackwardArgs {
   ConstAnyMatrix scale{};                      ///< as given to permute
   ConstAnyMatrix hidden{};                     ///< [T, H], as given to permute; needed for grad_scale
   AnyMatrix grad_scale{};                      ///< [T, K] out, optional; float32 or grad_permuted's type; 0 for empty slots
-  Status* status = nullptr;  ///< optional; on a GPU counts entries of row_of_slot outside [-1, R), taken as -1
+  Status* status = nullptr;    ///< optional; on a GPU counts entries of row_of_slot outside [-1, R), taken as -1
+  IdentityExperts identity{};  ///< optional: adds their part of grad_hidden, weights[t, k] * grad_combined[t]
 };
 
 /// combined[t] = sum over k, in this order, of weights[t, k] * permuted[row of (t, k)]; without weights the plain sum.
@@ -72,7 +87,8 @@ struct CombineArgs {
   MatrixView<const std::int64_t> row_of_slot;  ///< [T, K], from permutation
   AnyMatrix combined;                          ///< [T, H] out, of permuted's type
   ConstAnyMatrix weights{};                    ///< [T, K], optional; float32 or permuted's type
-  Status* status = nullptr;  ///< optional; on a GPU counts entries of row_of_slot outside [-1, R), taken as -1
+  Status* status = nullptr;    ///< optional; on a GPU counts entries of row_of_slot outside [-1, R), taken as -1
+  IdentityExperts identity{};  ///< optional: adds weights[t, k] * hidden[t]
 };
 
 /// grad_permuted[r] = grad_combined[token of r] * weight of its slot; grad_weights[t, k] = <grad_combined[t], permuted[row of (t, k)]>. A slot and a row
@@ -86,7 +102,8 @@ struct CombineBackwardArgs {
   ConstAnyMatrix permuted{};                   ///< [R, H], as given to combine; needed for grad_weights
   AnyMatrix grad_weights{};                    ///< [T, K] out, optional; float32 or grad_combined's type; 0 for empty slots
   Padding padding = Padding::zero;             ///< what becomes of padding rows
-  Status* status = nullptr;  ///< optional; on a GPU counts entries of either index outside its range, taken as -1
+  Status* status = nullptr;    ///< optional; on a GPU counts entries of either index outside its range, taken as -1
+  IdentityExperts identity{};  ///< optional: grad_weights of their slots is <grad_combined[t], hidden[t]> instead of 0
 };
 
 MOEB_NAMESPACE_END

@@ -22,7 +22,8 @@ MOEB_NAMESPACE_BEGIN
   return std::min(slots / dispatch_tuning.slots_per_part, dispatch_tuning.most_parts);
 }
 
-/// Rows that suffice for any ids: every slot, and for every expert that can have one up to align - 1 rows of padding. Errors: InvalidArgument, as permutation.
+/// Rows that suffice for any ids: every slot, and for every expert that can have one up to align - 1 rows of padding. Zero-computation experts need
+/// not be among them. Errors: InvalidArgument, as permutation.
 [[nodiscard]] inline std::int64_t permutation_rows(std::int64_t tokens, std::int64_t k, std::int64_t experts,
                                                    std::int64_t align = 1) {
   const DispatchValidator check{{"permutation_rows"}};
@@ -97,9 +98,12 @@ inline void check_permutation(const PermutationArgs& args, Workspace workspace) 
   check.matrix("row_of_slot", args.row_of_slot, tokens, k);
   check.rows(args.align, args.rows_per_expert);
   const std::int64_t experts = args.offsets.size - 1;
+  check.range("zero_experts", args.zero_experts, 0, experts - 1, "one expert at least computes");
+  const std::int64_t with_rows = experts - args.zero_experts;
   const std::int64_t rows =
-      args.rows_per_expert > 0 ? experts * args.rows_per_expert : permutation_rows(tokens, k, experts, args.align);
-  check.vector("slot_of_row", args.slot_of_row, rows, most, "permutation_rows, or experts * rows_per_expert");
+      args.rows_per_expert > 0 ? with_rows * args.rows_per_expert : permutation_rows(tokens, k, with_rows, args.align);
+  check.vector("slot_of_row", args.slot_of_row, rows, most,
+               "permutation_rows, or rows_per_expert times the experts that have rows");
   check.optional_pointer("counts", args.counts, alignof(std::int64_t));
   check.optional_pointer("status", args.status, alignof(Status));
   if (args.expert_of_block.data != nullptr) {
@@ -148,6 +152,7 @@ struct IdsName {
   problem.k = args.experts.columns;
   problem.by_k = Divisor(problem.k);
   problem.expert_count = static_cast<int>(args.offsets.size - 1);
+  problem.experts_with_rows = problem.expert_count - args.zero_experts;
   problem.offsets = args.offsets.data;
   problem.slot_of_row = args.slot_of_row.data;
   problem.rows = args.slot_of_row.size;
@@ -244,7 +249,7 @@ void order_slots(const PermutationArgs& args, const Workspace& workspace, const 
 }  // namespace detail
 
 /// Groups the slots of `experts` by expert, stably: expert e's slots get the rows offsets[e], offsets[e] + 1, ... in token order (k order within
-/// a token), then padding rows up to offsets[e + 1]. Rows from offsets[E] on are padding too. K may not exceed max_experts; E is 1 to
+/// a token), then padding rows up to offsets[e + 1]. Rows from offsets[E] on are padding too. Zero-computation experts, `zero_experts`, have no rows. K may not exceed max_experts; E is 1 to
 /// max_dispatch_experts.
 /// Up to max_counted_experts two launches on a GPU, one for fewer than 2048 slots; a block's shared memory must hold the counts, of 3620 experts at most
 /// where it has 99 KiB (compute capability 8.6, 8.9, 12) and of 2340 where it has 64 (7.5). Beyond max_counted_experts slots are sorted, with the same

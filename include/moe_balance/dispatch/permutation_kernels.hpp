@@ -198,8 +198,7 @@ struct PlaceSlots {
   template <class BlockT, class TileT>
   MOEB_INLINE static void find_offsets(const BlockT& block, const TileT& tile, const PermutationProblem& problem,
                                        const Shared& shared) {
-    const auto rows_of = [&](std::int64_t e)
-                             MOEB_LAMBDA { return rows_of_expert(shared.total[e], problem.align, problem.rows_per_expert); };
+    const auto rows_of = [&](std::int64_t e) MOEB_LAMBDA { return rows_of_expert(problem, e, shared.total[e]); };
     for_each_offset(block, tile, problem.expert_count, shared.sums, rows_of,
                     [&](std::int64_t e, std::int64_t row) MOEB_LAMBDA {
                       shared.offset[e] = row;
@@ -273,7 +272,7 @@ struct PlaceSlots {
       const int before = count_bits(peers & lanes_below(tile.lane()));
       std::int64_t row = -1;
       if (expert >= 0) {
-        row = row_of_place(problem, shared.offset[expert], shared.earlier[expert] + counts[expert] + before);
+        row = row_of_place(problem, expert, shared.offset[expert], shared.earlier[expert] + counts[expert] + before);
       }
       tile.barrier();
       if (expert >= 0 && before == 0) counts[expert] += count_bits(peers);

@@ -80,6 +80,7 @@ struct PermutationProblem {
   std::int64_t k;
   Divisor by_k;
   int expert_count;
+  int experts_with_rows;  ///< the first so many
   std::int64_t* offsets;
   std::int64_t* slot_of_row;
   std::int64_t rows;
@@ -103,12 +104,18 @@ struct PermutationProblem {
   return expert >= 0 && expert < problem.expert_count ? expert : -1;
 }
 
-/// Rows that an expert with `count` slots is given.
+/// Rows that an expert with `count` slots is given, if it may have any.
 [[nodiscard]] MOEB_INLINE constexpr std::int64_t rows_of_expert(std::int64_t count, std::int64_t align,
                                                                 std::int64_t rows_per_expert) {
   if (rows_per_expert > 0) return rows_per_expert;
   if ((align & (align - 1)) == 0) return (count + align - 1) & -align;
   return (count + align - 1) / align * align;
+}
+
+/// The same of expert e.
+[[nodiscard]] MOEB_INLINE std::int64_t rows_of_expert(const PermutationProblem& problem, std::int64_t e,
+                                                      std::int64_t count) {
+  return e < problem.experts_with_rows ? rows_of_expert(count, problem.align, problem.rows_per_expert) : 0;
 }
 
 /// Rows behind an expert's last slot, rows behind the last expert, and the experts of blocks of rows. `offset` has E + 1 entries, `slots_of(e)`
@@ -136,11 +143,11 @@ MOEB_INLINE void mark_padding(const BlockT& block, const TileT& tile, const Perm
                           [&](std::int64_t i) MOEB_LAMBDA { problem.expert_of_block[used_blocks + i] = -1; });
 }
 
-/// The row of an expert's `place`-th slot, -1 where rows_per_expert leaves it none. Never one beyond the last: ids and counts that disagree, which only
+/// The row of expert e's `place`-th slot, -1 where zero_experts or rows_per_expert leave it none. Never one beyond the last: ids and counts that disagree, which only
 /// wrong offsets of sequences in device memory can bring about, must not lead outside.
-[[nodiscard]] MOEB_INLINE std::int64_t row_of_place(const PermutationProblem& problem, std::int64_t offset,
+[[nodiscard]] MOEB_INLINE std::int64_t row_of_place(const PermutationProblem& problem, std::int64_t e, std::int64_t offset,
                                                     std::int64_t place) {
-  const bool has_row = problem.rows_per_expert == 0 || place < problem.rows_per_expert;
+  const bool has_row = e < problem.experts_with_rows && (problem.rows_per_expert == 0 || place < problem.rows_per_expert);
   return has_row && offset + place < problem.rows ? offset + place : -1;
 }
 

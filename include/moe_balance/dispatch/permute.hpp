@@ -48,6 +48,21 @@ void check_factors(const DispatchValidator& check, const char* name, const View&
   check.type_beside(name, view.type, hidden);
 }
 
+inline void check_identity(const DispatchValidator& check, const IdentityExperts& identity, std::int64_t tokens,
+                           std::int64_t k, std::int64_t columns, DataType type) {
+  if (identity.experts.data == nullptr) return;
+  check.matrix("identity.experts", identity.experts, tokens, k);
+  check.range("identity.expert_count", identity.expert_count, 1, max_dispatch_experts);
+  check.range("identity.first_expert", identity.first_expert, 0, max_dispatch_experts - identity.expert_count);
+  check.matrix("identity.tokens", identity.tokens, tokens, columns);
+  check.same_type("identity.tokens", identity.tokens.type, "the rows", type);
+  if (identity.weights.data != nullptr) check_factors(check, "identity.weights", identity.weights, tokens, k, type);
+}
+/// As is said of it, or nothing. Without experts the other views are not read, and may be anything.
+[[nodiscard]] inline IdentityExperts given(const IdentityExperts& identity) {
+  return identity.experts.data == nullptr ? IdentityExperts{} : identity;
+}
+
 inline std::int64_t* invalid_rows_of(Status* status) {
   return status == nullptr ? nullptr : &status->invalid_rows;
 }
@@ -91,7 +106,9 @@ void spread(const char* call, const PermuteArgs& args, const Place& place) {
                               args.scale,
                               {},
                               {},
+                              {},
                               args.padding == Padding::zero,
+                              packs,
                               packs,
                               packs,
                               invalid_rows_of(args.status)};
@@ -100,10 +117,16 @@ void spread(const char* call, const PermuteArgs& args, const Place& place) {
 
 template <class Place, class Tag = EngineTagOf<Place>>
 void sum_rows(const char* call, const ConstAnyMatrix& rows, const AnyMatrix& tokens,
-              const MatrixView<const std::int64_t>& row_of_slot, const ConstAnyMatrix& weights, Status* status,
-              const Place& place) {
-  const CombineProblem problem{
-      rows, tokens, row_of_slot, weights, rows_hold_packs(rows) && rows_hold_packs(tokens), invalid_rows_of(status)};
+              const MatrixView<const std::int64_t>& row_of_slot, const ConstAnyMatrix& weights,
+              const IdentityExperts& identity, Status* status, const Place& place) {
+  const bool packs = rows_hold_packs(rows) && rows_hold_packs(tokens);
+  const CombineProblem problem{rows,
+                               tokens,
+                               row_of_slot,
+                               weights,
+                               identity,
+                               packs && (identity.experts.data == nullptr || rows_hold_packs(identity.tokens)),
+                               invalid_rows_of(status)};
   in_real_type_of<Place>(tokens.type, [&](auto real) {
     DispatchEngine<Place>::launch(call,
                                   DispatchEngine<Place>::for_rows(tokens.rows, tokens.columns * row_of_slot.columns, place),
@@ -177,12 +200,16 @@ void permute_backward(const PermuteBackwardArgs& args, Workspace /*workspace*/, 
     check.matrix("hidden", args.hidden, tokens, args.grad_permuted.columns);
     check.same_type("hidden", args.hidden.type, "grad_permuted", type);
   }
+  const IdentityExperts identity = detail::given(args.identity);
+  detail::check_identity(check, identity, tokens, k, args.grad_permuted.columns, type);
   check.apart({region("grad_hidden", args.grad_hidden), region("grad_scale", args.grad_scale), region("hidden", args.hidden),
                region("grad_permuted", args.grad_permuted), region("row_of_slot", args.row_of_slot),
-               region("scale", args.scale), region(args.status)});
+               region("scale", args.scale), region("identity.experts", identity.experts),
+               region("identity.tokens", identity.tokens), region("identity.weights", identity.weights),
+               region(args.status)});
   detail::check_index<Place>("permute_backward", "row_of_slot", args.row_of_slot, args.grad_permuted.rows);
-  detail::sum_rows("permute_backward", args.grad_permuted, args.grad_hidden, args.row_of_slot, args.scale, args.status,
-                   place);
+  detail::sum_rows("permute_backward", args.grad_permuted, args.grad_hidden, args.row_of_slot, args.scale, identity,
+                   args.status, place);
   if (args.grad_scale.data != nullptr) {
     detail::dot_slots("permute_backward", args.hidden, args.grad_permuted, args.row_of_slot, args.grad_scale, place);
   }
@@ -205,10 +232,14 @@ void combine(const CombineArgs& args, Workspace /*workspace*/, const Place& plac
   check.matrix("row_of_slot", args.row_of_slot, tokens, k);
   check.optional_pointer("status", args.status, alignof(Status));
   if (args.weights.data != nullptr) detail::check_factors(check, "weights", args.weights, tokens, k, args.permuted.type);
+  const IdentityExperts identity = detail::given(args.identity);
+  detail::check_identity(check, identity, tokens, k, args.permuted.columns, args.permuted.type);
   check.apart({region("combined", args.combined), region("permuted", args.permuted), region("row_of_slot", args.row_of_slot),
-               region("weights", args.weights), region(args.status)});
+               region("weights", args.weights), region("identity.experts", identity.experts),
+               region("identity.tokens", identity.tokens), region("identity.weights", identity.weights),
+               region(args.status)});
   detail::check_index<Place>("combine", "row_of_slot", args.row_of_slot, args.permuted.rows);
-  detail::sum_rows("combine", args.permuted, args.combined, args.row_of_slot, args.weights, args.status, place);
+  detail::sum_rows("combine", args.permuted, args.combined, args.row_of_slot, args.weights, identity, args.status, place);
 }
 
 /// grad_permuted[r] = grad_combined[token of r] (* weight of its slot); grad_weights[t, k] = <grad_combined[t], permuted[row of (t, k)]>.
@@ -237,10 +268,15 @@ void combine_backward(const CombineBackwardArgs& args, Workspace /*workspace*/, 
     check.matrix("permuted", args.permuted, rows, args.grad_combined.columns);
     check.same_type("permuted", args.permuted.type, "grad_combined", type);
   }
+  IdentityExperts identity{};
+  if (args.grad_weights.data != nullptr) identity = detail::given(args.identity);
+  identity.weights = {};  // not read
+  detail::check_identity(check, identity, tokens, k, args.grad_combined.columns, type);
   check.apart({region("grad_permuted", args.grad_permuted), region("grad_weights", args.grad_weights),
                region("grad_combined", args.grad_combined), region("permuted", args.permuted),
                region("row_of_slot", args.row_of_slot), region("slot_of_row", args.slot_of_row),
-               region("weights", args.weights), region(args.status)});
+               region("weights", args.weights), region("identity.experts", identity.experts),
+               region("identity.tokens", identity.tokens), region(args.status)});
   detail::check_index<Place>("combine_backward", "slot_of_row", args.slot_of_row, tokens * k);
   detail::check_index<Place>("combine_backward", "row_of_slot", args.row_of_slot, rows);
   const SpreadProblem problem{args.grad_combined,
@@ -250,9 +286,11 @@ void combine_backward(const CombineBackwardArgs& args, Workspace /*workspace*/, 
                               args.weights,
                               args.permuted,
                               args.grad_weights,
+                              identity,
                               args.padding == Padding::zero,
                               rows_hold_packs(args.grad_combined) && rows_hold_packs(args.grad_permuted),
                               rows_hold_packs(args.grad_combined) && rows_hold_packs(args.permuted),
+                              rows_hold_packs(args.grad_combined) && rows_hold_packs(identity.tokens),
                               detail::invalid_rows_of(args.status)};
   detail::spread("combine_backward", problem, place);
 }

@@ -2,6 +2,7 @@
 // from rows, a sum over k in fixed order) and the dot products that are the gradients of weights, in one order of additions on every engine.
 #pragma once
 
+#include <moe_balance/dispatch/arguments.hpp>
 #include <moe_balance/dispatch/engine.hpp>
 #include <moe_balance/dispatch/rows.hpp>
 #include <moe_balance/numeric/canonical_sum.hpp>
@@ -58,12 +59,21 @@ struct GatherRows {
   }
 };
 
-/// tokens[t] = sum over k of (weights[t, k] *) rows[row_of_slot[t, k]], in float32, one fused multiply-add per term from 0 on.
+/// Whether a slot is one of an expert that returns what it is given. Of slots without a row.
+[[nodiscard]] MOEB_INLINE bool is_identity(const IdentityExperts& identity, std::int64_t token, std::int64_t k) {
+  if (identity.experts.data == nullptr) return false;
+  const std::int32_t expert = identity.experts.data[token * identity.experts.stride + k];
+  return expert >= identity.first_expert && expert - identity.first_expert < identity.expert_count;
+}
+
+/// tokens[t] = sum over k of (weights[t, k] *) rows[row_of_slot[t, k]], in float32, one fused multiply-add per term from 0 on; and one more where
+/// experts return what they are given.
 struct CombineProblem {
   ConstAnyMatrix rows;
   AnyMatrix tokens;
   MatrixView<const std::int64_t> row_of_slot;
   ConstAnyMatrix weights;
+  IdentityExperts identity;
   bool packs;
   std::int64_t* invalid;
 };
@@ -90,9 +100,11 @@ struct CombineRows {
       for_each_item_of_tile(block, tile, problem.tokens.rows, [&](std::int64_t token) MOEB_LAMBDA {
         if (problem.invalid != nullptr) report_invalid(block, tile, problem, token);
         T* to = row_pointer<T>(problem.tokens, token);
+        const Own own = own_share(block, tile, problem, token);
         for_each_columns<T>(tile, problem.tokens.columns, problem.packs, [&](std::int64_t c, auto n) MOEB_LAMBDA {
           Real sums[decltype(n)::value] = {};
           add_terms<T>(block, tile, problem, token, c, sums);
+          if (own.any) add_row(row_pointer<T>(problem.identity.tokens, token) + c, own.weight, sums);
           store_columns(to + c, sums);
         });
       });
@@ -108,6 +120,36 @@ struct CombineRows {
     }
   }
 
+  /// What a token itself counts in its sum.
+  struct Own {
+    Real weight;
+    bool any;
+  };
+  template <class BlockT, class TileT>
+  [[nodiscard]] MOEB_INLINE static Own own_share(const BlockT& block, const TileT& tile, const CombineProblem& problem,
+                                                 std::int64_t token) {
+    Own own{Real(0), false};
+    if (problem.identity.experts.data == nullptr) return own;
+    const ConstAnyMatrix& weights = problem.identity.weights;
+    MOEB_NO_UNROLL
+    for (std::int64_t k = 0; k < problem.row_of_slot.columns; ++k) {
+      if (!is_identity(problem.identity, token, k)) continue;
+      if (row_of(block, tile, problem.row_of_slot, problem.rows.rows, token, k, nullptr) >= 0) continue;
+      own.weight = add(own.weight, weights.data == nullptr ? Real(1) : load_element<Real>(weights, token, k));
+      own.any = true;
+    }
+    return own;
+  }
+
+  /// sums += weight * row.
+  template <class T, int N>
+  MOEB_INLINE static void add_row(const T* row, Real weight, Real (&sums)[N]) {
+    Real values[N];
+    load_columns(row, values);
+    MOEB_UNROLL
+    for (int i = 0; i < N; ++i) sums[i] = fma(values[i], weight, sums[i]);
+  }
+
   template <class T, int N, class BlockT, class TileT>
   MOEB_INLINE static void add_terms(const BlockT& block, const TileT& tile, const CombineProblem& problem,
                                     std::int64_t token, std::int64_t column, Real (&sums)[N]) {
@@ -115,10 +157,7 @@ struct CombineRows {
       const std::int64_t row = row_of(block, tile, problem.row_of_slot, problem.rows.rows, token, k, nullptr);
       if (row < 0) continue;
       const Real weight = problem.weights.data == nullptr ? Real(1) : load_element<Real>(problem.weights, token, k);
-      Real values[N];
-      load_columns(row_pointer<T>(problem.rows, row) + column, values);
-      MOEB_UNROLL
-      for (int i = 0; i < N; ++i) sums[i] = fma(values[i], weight, sums[i]);
+      add_row(row_pointer<T>(problem.rows, row) + column, weight, sums);
     }
   }
 };
@@ -218,7 +257,8 @@ struct DotSlots {
   }
 };
 
-/// rows[row_of_slot[t, k]] = tokens[t] (* factors[t, k]), and dots[t, k] = <tokens[t], others[that row]>, 0 for empty slots. Rows without a slot are
+/// rows[row_of_slot[t, k]] = tokens[t] (* factors[t, k]), and dots[t, k] = <tokens[t], others[that row]>, <tokens[t], identity.tokens[t]> for experts
+/// that return what they are given, 0 for empty slots. Rows without a slot are
 /// cleared, if asked for. A row has a slot if each names the other, so that a row is written once whatever the indices say.
 struct SpreadProblem {
   ConstAnyMatrix tokens;
@@ -228,9 +268,11 @@ struct SpreadProblem {
   ConstAnyMatrix factors;
   ConstAnyMatrix others;  ///< as rows
   AnyMatrix dots;
+  IdentityExperts identity;
   bool clears_padding;
   bool packs;
   bool packs_of_others;
+  bool packs_of_identity;
   std::int64_t* invalid;
 };
 
@@ -269,7 +311,9 @@ struct SpreadTokens {
         scale_row(tile, to, from, load_element<Real>(problem.factors, token, k), columns, problem.packs, past_cache);
     }
     if (problem.dots.data == nullptr) return;
-    store_dot<Real>(tile, problem.dots, token, k, from, problem.others, row, problem.packs_of_others);
+    const bool own = row < 0 && is_identity(problem.identity, token, k);
+    store_dot<Real>(tile, problem.dots, token, k, from, own ? problem.identity.tokens : problem.others, own ? token : row,
+                    own ? problem.packs_of_identity : problem.packs_of_others);
   }
 
   /// Whether a row's slot names it, too.

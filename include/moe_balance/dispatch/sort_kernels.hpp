@@ -56,7 +56,7 @@ struct FindRows {
       problem.first_sorted[expert] = first;
       const bool is_expert = expert < order.expert_count;
       const std::int64_t count = is_expert ? first_not_below(problem, expert + 1, first) - first : 0;
-      order.offsets[expert] = is_expert ? rows_of_expert(count, order.align, order.rows_per_expert) : 0;
+      order.offsets[expert] = is_expert ? rows_of_expert(order, expert, count) : 0;
       if (is_expert && order.counts != nullptr) order.counts[expert] = count;
     });
   }
@@ -88,7 +88,7 @@ struct PlacePairs {
       const auto expert = static_cast<std::int64_t>(problem.keys[i]);
       std::int64_t row = -1;
       if (expert < order.expert_count) {
-        row = row_of_place(order, order.offsets[expert], i - problem.first_sorted[expert]);
+        row = row_of_place(order, expert, order.offsets[expert], i - problem.first_sorted[expert]);
       }
       order.row_of_slot[problem.slots[i]] = row;
       if (row >= 0) order.slot_of_row[row] = problem.slots[i];

@@ -63,7 +63,7 @@ struct RouterChecks {
     const std::int64_t experts = args.logits.columns;
     check.logits(args.logits, k, on_host);
     top_k.check(call, static_cast<int>(experts));
-    check_options(call, balancer, static_cast<int>(experts));
+    check_options(call, balancer, static_cast<int>(experts), k);
     check.matrix("experts", args.experts, tokens, k);
     check.matrix("weights", args.weights, tokens, k);
     check.type_beside_logits("weights", args.weights.type, args.logits.type);
@@ -115,7 +115,7 @@ struct RouterChecks {
     check.optional_pointer("tokens_on_device", args.tokens_on_device, alignof(std::int64_t));
     check.optional_pointer("grad_loss", args.grad_loss, alignof(float));
     check.finite("loss_scale", args.loss_scale);
-    check_options("backward", balancer, static_cast<int>(experts));
+    check_options("backward", balancer, static_cast<int>(experts), k);
     if constexpr (Traits::reads_sequences) check.sequences(args.sequences, tokens, on_host);
     if constexpr (looks_across_tokens<TopKT>) top_k.check_memory("backward", args, workspace);
     const Shape shape{tokens, static_cast<int>(experts), sequences_of<Balancer>(args).count};
@@ -129,7 +129,7 @@ struct RouterChecks {
   void loss(const LossArgs& args) const {
     const Validator check{"loss"};
     check.range("experts", args.experts, 1, max_experts);
-    check_options("loss", balancer, args.experts);
+    check_options("loss", balancer, args.experts, k);
     check.pointer("value", args.value, alignof(float));
     check.optional_pointer("part_values", args.part_values, alignof(float));
     const std::int64_t sequences = sequences_of<Balancer>(args).count;
