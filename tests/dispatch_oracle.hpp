@@ -30,14 +30,14 @@ struct PermutationOracle {
       for (std::size_t slot = 0; slot < p.ids.size(); ++slot) {
         if (p.ids[slot] != e) continue;
         ++count;
-        if (e >= p.with_rows()) continue;
+        if (!p.has_rows(e)) continue;
         if (p.rows_per_expert > 0 && count > p.rows_per_expert) continue;
         row_of_slot[slot] = row;
         slot_of_row[static_cast<std::size_t>(row)] = static_cast<std::int64_t>(slot);
         ++row;
       }
       counts.push_back(count);
-      if (p.rows_per_expert > 0 && e < p.with_rows()) row = first + p.rows_per_expert;
+      if (p.rows_per_expert > 0 && p.has_rows(e)) row = first + p.rows_per_expert;
       while (row % p.align != 0) ++row;
       offsets.push_back(row);
       for (std::int64_t block = first / p.block_size; block < row / p.block_size; ++block) {
@@ -100,7 +100,7 @@ inline Sums gathered(const DispatchProblem& p, const std::vector<std::int64_t>& 
 /// Whether a slot's expert returns what it is given.
 inline bool is_identity(const DispatchProblem& p, const std::vector<std::int64_t>& row_of_slot, std::int64_t slot) {
   const auto s = static_cast<std::size_t>(slot);
-  return p.identity_experts > 0 && row_of_slot[s] < 0 && p.ids[s] >= p.first_identity() && p.ids[s] < p.experts;
+  return row_of_slot[s] < 0 && p.ids[s] >= p.identity.first && p.ids[s] < p.identity.first + p.identity.count;
 }
 
 /// tokens[t] = sum over its rows of factor * row, and of factor * own[t] for experts that return what they are given.

@@ -21,8 +21,8 @@ struct DispatchProblem {
   std::int64_t hidden = 1;
   std::int64_t align = 1;
   std::int64_t rows_per_expert = 0;
-  int zero_experts = 0;      ///< the last so many get no rows
-  int identity_experts = 0;  ///< the last so many return what they are given, where they have no row
+  mb::ExpertRange zero_experts{};  ///< they get no rows
+  mb::ExpertRange identity{};      ///< they return what they are given, where they have no row
   std::int64_t block_size = 1;
   std::int64_t spare_rows = 0;     ///< rows beyond permutation_rows
   std::int64_t stride_excess = 0;  ///< of the [T, K] matrices and of hidden states
@@ -42,8 +42,10 @@ struct DispatchProblem {
         rows_per_expert > 0 ? rows_per_expert * with_rows() : mb::permutation_rows(tokens, k, with_rows(), align);
     return needed + spare_rows;
   }
-  [[nodiscard]] std::int64_t with_rows() const { return experts - zero_experts; }
-  [[nodiscard]] std::int64_t first_identity() const { return experts - identity_experts; }
+  [[nodiscard]] std::int64_t with_rows() const { return experts - zero_experts.count; }
+  [[nodiscard]] bool has_rows(std::int64_t e) const {
+    return e < zero_experts.first || e >= zero_experts.first + zero_experts.count;
+  }
 };
 
 struct DispatchResults {
@@ -172,12 +174,8 @@ DispatchResults run_dispatch(const Engine& engine, const DispatchProblem& p, mb:
   const int k = static_cast<int>(p.k);
   const auto place = engine.place();
   const auto identity = [&](const mb::ConstAnyMatrix& states, const mb::ConstAnyMatrix& factors) -> mb::IdentityExperts {
-    if (p.identity_experts == 0) return {};
-    return {.experts = order.experts,
-            .first_expert = static_cast<int>(p.first_identity()),
-            .expert_count = p.identity_experts,
-            .tokens = states,
-            .weights = factors};
+    if (p.identity.count == 0) return {};
+    return {.experts = order.experts, .range = p.identity, .tokens = states, .weights = factors};
   };
   const auto permute = [&](Typed& to, const mb::ConstAnyMatrix& scale, const mb::MatrixView<const std::int64_t>& rows_of) {
     mb::permute({.hidden = hidden.view(),

@@ -98,7 +98,7 @@ TEST_CASE("errors: options that no balancer has are refused by their names") {
   refuses(mb::WithZeroComputation{mb::AuxLoss{.scale = mb::LossScale(9)}, 2, 1.0f},
           "AuxLoss.scale is 9; allowed: per_assignment, per_token");
   refuses(mb::WithZeroComputation{mb::LossFreeBias{}, 0, 1.0f}, "WithZeroComputation.zero_experts is 0; allowed: 1 or more");
-  for (const float computed : {0.0f, -1.0f, nan}) {
+  for (const float computed : {0.0f, -1.0f, nan, infinity}) {
     refuses(mb::WithZeroComputation{mb::LossFreeBias{}, 1, computed},
             "WithZeroComputation.computed_per_token is " + std::to_string(computed) + "; allowed: above 0 and below K");
   }
@@ -147,11 +147,27 @@ TEST_CASE(
     refuses("forward", [&] { router.forward(memory.forward_args(), memory.workspace(), engine.place()); });
     refuses("backward", [&] { router.backward(memory.backward_args(), memory.workspace(), engine.place()); });
     refuses("loss", [&] { router.loss(memory.loss_args(), memory.workspace(), engine.place()); });
+    if (problem.rfind("DeviceLoss", 0) != 0) {  // update reads no loss
+      const mb::ForwardArgs args = memory.forward_args();
+      refuses("update", [&] { router.update(args.bias, args.load, memory.workspace(), engine.place()); });
+    }
     CHECK(same_bits(memory.outcome(), memory_for(engine, router, inputs).outcome()));
   };
   check(24, 1.0f, "WithZeroComputation.zero_experts is 24; allowed: 1 to 23: one expert at least computes");
   check(4, 2.0f, "WithZeroComputation.computed_per_token is 2.000000; allowed: above 0 and below K = 2");
   check(3, 1.0f, "DeviceLoss.devices is 4; allowed: a divisor of the 21 experts");
+  // A layer of fewer experts, all of which would compute nothing.
+  const mb::Router router{mb::Softmax{}, mb::TopK<2>{}, mb::WithZeroComputation{mb::LossFreeBias{}, 3, 1.0f}};
+  std::vector<float> bias(12, 1.0f);
+  std::vector<std::int64_t> load(12, 5);
+  const std::vector<std::int32_t> experts{6, 3};
+  mb::LoadRef loads{load.data(), 6, 2};
+  loads.experts_of_layer = experts.data();
+  CHECK_THROWS_WITH_AS(
+      router.update({bias.data(), 6, 2}, loads, {}, engine.place()),
+      "moe_balance: update: WithZeroComputation.zero_experts is 3; allowed: 1 to 2: one expert at least computes",
+      mb::InvalidArgument);
+  CHECK(load == std::vector<std::int64_t>(12, 5));
 }
 
 TEST_CASE("errors: more sequences than a call takes need more saved memory than there is") {

@@ -104,10 +104,12 @@ TEST_CASE("rule 8: and so do the structs inside them") {
 }
 
 TEST_CASE("rule 8: and the dispatch kernels' structs") {
+  using mb::IdentityExperts;
+  check_echo<IdentityExperts, &IdentityExperts::experts, &IdentityExperts::range, &IdentityExperts::tokens, &IdentityExperts::weights>();
   using mb::PermutationProblem;
   check_echo<PermutationProblem, &PermutationProblem::experts, &PermutationProblem::row_of_slot, &PermutationProblem::tokens,
              &PermutationProblem::k, &PermutationProblem::by_k, &PermutationProblem::expert_count,
-             &PermutationProblem::experts_with_rows, &PermutationProblem::offsets,
+             &PermutationProblem::zero_experts, &PermutationProblem::offsets,
              &PermutationProblem::slot_of_row,
              &PermutationProblem::rows, &PermutationProblem::align, &PermutationProblem::rows_per_expert, &PermutationProblem::counts,
              &PermutationProblem::expert_of_block, &PermutationProblem::row_blocks, &PermutationProblem::block_size,
@@ -123,13 +125,13 @@ TEST_CASE("rule 8: and the dispatch kernels' structs") {
              &GatherProblem::k, &GatherProblem::factors, &GatherProblem::clears_padding, &GatherProblem::packs, &GatherProblem::invalid>();
   using mb::CombineProblem;
   check_echo<CombineProblem, &CombineProblem::rows, &CombineProblem::tokens, &CombineProblem::row_of_slot, &CombineProblem::weights,
-             &CombineProblem::packs, &CombineProblem::invalid>();
+             &CombineProblem::identity, &CombineProblem::packs, &CombineProblem::invalid>();
   using mb::DotProblem;
   check_echo<DotProblem, &DotProblem::tokens, &DotProblem::rows, &DotProblem::row_of_slot, &DotProblem::dots, &DotProblem::packs>();
   using mb::SpreadProblem;
   check_echo<SpreadProblem, &SpreadProblem::tokens, &SpreadProblem::rows, &SpreadProblem::row_of_slot, &SpreadProblem::slot_of_row,
-             &SpreadProblem::factors, &SpreadProblem::others, &SpreadProblem::dots, &SpreadProblem::clears_padding, &SpreadProblem::packs,
-             &SpreadProblem::packs_of_others, &SpreadProblem::invalid>();
+             &SpreadProblem::factors, &SpreadProblem::others, &SpreadProblem::dots, &SpreadProblem::identity, &SpreadProblem::clears_padding, &SpreadProblem::packs,
+             &SpreadProblem::packs_of_others, &SpreadProblem::packs_of_identity, &SpreadProblem::invalid>();
   using mb::CapacityProblem;
   check_echo<CapacityProblem, &CapacityProblem::chosen, &CapacityProblem::experts, &CapacityProblem::weights,
              &CapacityProblem::expert_count, &CapacityProblem::capacity, &CapacityProblem::by_score, &CapacityProblem::offsets,

@@ -213,6 +213,13 @@ template <class B>
 concept BalancerPolicy = std::is_trivially_copyable_v<B> &&
     (LossBalancer<B> || BiasBalancer<B> || TokenLossBalancer<B> || CombinedBalancer<B> || IdleBalancer<B>);
 
+/// A balancer that tells experts that compute from the last `zero_experts`, which compute nothing (balancer/with_zero_computation.hpp).
+template <class B>
+concept KnowsZeroExperts = requires(const B balancer) {
+  balancer.zero_experts;
+  balancer.computed_per_token;
+};
+
 /// The scope of a loss; micro_batch where the policy does not say.
 template <class B>
 inline constexpr LossScope loss_scope = LossScope::micro_batch;

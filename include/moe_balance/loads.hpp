@@ -15,12 +15,14 @@ struct LoadView {
   std::int64_t assignments = 0;          ///< see total()
   int assignments_per_token = 1;         ///< K
   int rank_count = 1;                    ///< see ranks()
+  std::int64_t joined_count =
+      -1;  ///< of the experts that the balancer takes together, where they have been added up; see WithZeroComputation
 
   /// E.
   [[nodiscard]] MOEB_INLINE int experts() const { return expert_count; }
   /// Tokens of one expert.
   [[nodiscard]] MOEB_INLINE std::int64_t count(int expert) const { return counts[expert]; }
-  /// All assignments: K for each active token, empty slots included; of the global batch (and in next_bias) the sum of the counts.
+  /// All assignments: K for each active token, empty slots included; of the global batch (and in next_bias) the sum of the counts, the budget in a WithZeroComputation.
   [[nodiscard]] MOEB_INLINE std::int64_t total() const { return assignments; }
   /// K.
   [[nodiscard]] MOEB_INLINE int top_k() const { return assignments_per_token; }

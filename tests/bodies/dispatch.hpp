@@ -29,12 +29,18 @@ TEST_CASE_TEMPLATE_DEFINE("dispatch: random shapes agree with plain loops", Engi
     p.type = types[random.integer(0, 2)];
     p.factor_type = random.chance(0.5) ? p.type : mb::DataType::float32;
     // Experts that compute nothing, all or some of which return what they are given; and such that have rows all the same.
-    if (random.chance(0.5)) p.zero_experts = random.integer(0, static_cast<int>(experts) - 1);
-    if (random.chance(0.6)) p.identity_experts = random.integer(0, static_cast<int>(experts));
+    const auto some = [&](int most) -> mb::ExpertRange {
+      const int count = random.integer(0, most);
+      return {random.integer(0, static_cast<int>(experts) - count), count};
+    };
+    if (random.chance(0.5)) p.zero_experts = some(static_cast<int>(experts) - 1);
+    if (random.chance(0.6)) p.identity = random.chance(0.5) ? p.zero_experts : some(static_cast<int>(experts));
     if (p.align > 1 && random.chance(0.2)) p.rows_per_expert = p.align;
     fill_values(p, random);
-    CAPTURE(p.zero_experts);
-    CAPTURE(p.identity_experts);
+    CAPTURE(p.zero_experts.first);
+    CAPTURE(p.zero_experts.count);
+    CAPTURE(p.identity.first);
+    CAPTURE(p.identity.count);
     CAPTURE(round);
     CAPTURE(p.tokens);
     CAPTURE(p.k);
@@ -64,11 +70,8 @@ TEST_CASE_TEMPLATE_DEFINE(
   Typed grad_hidden(engine, mb::DataType::float32, 3, 1, 0);
   typename Engine::template Array<std::int64_t> slot_of_row(engine, {0, 4});
   const mb::MatrixView<const std::int64_t> rows_of(row_of_slot.data(), 3, 3);
-  const mb::IdentityExperts identity{.experts = {ids.data(), 3, 3},
-                                     .first_expert = 2,
-                                     .expert_count = 2,
-                                     .tokens = hidden.view(),
-                                     .weights = weights.view()};
+  const mb::IdentityExperts identity{
+      .experts = {ids.data(), 3, 3}, .range = {2, 2}, .tokens = hidden.view(), .weights = weights.view()};
   mb::combine({.permuted = rows.view(),
                .row_of_slot = rows_of,
                .combined = combined.view(),
@@ -118,8 +121,7 @@ TEST_CASE_TEMPLATE_DEFINE("dispatch: what experts return as they are given it ma
     Floats own(engine, shifted), combined(engine, std::vector<float>(tokens * hidden)),
         dots(engine, std::vector<float>(tokens));
     const mb::IdentityExperts identity{.experts = {ids.data(), tokens, 1},
-                                       .first_expert = 1,
-                                       .expert_count = 1,
+                                       .range = {1, 1},
                                        .tokens = mb::MatrixView<const float>(own.data() + shift, tokens, hidden)};
     mb::combine({.permuted = mb::MatrixView<const float>(rows.data(), 2, hidden),
                  .row_of_slot = rows_of,
@@ -196,8 +198,9 @@ TEST_CASE_TEMPLATE_DEFINE("dispatch: sorting gives what counting gives, bit for 
     p.stride_excess = round % 3 == 0 ? 2 : 0;
     p.spare_rows = round % 3 == 1 ? p.align : 0;
     if (round % 4 == 3) p.rows_per_expert = p.align * random.integer(1, 2);
-    if (round % 3 == 2) p.zero_experts = static_cast<int>(p.experts) / 3;
-    p.identity_experts = p.zero_experts / 2;
+    const int third = static_cast<int>(p.experts) / 3;
+    if (round % 3 == 2) p.zero_experts = {third, third};
+    p.identity = p.zero_experts;
     if (p.k > p.experts) continue;
     fill_values(p, random);
     CAPTURE(round);

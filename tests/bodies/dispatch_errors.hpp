@@ -69,11 +69,7 @@ struct DispatchMemory {
             .weights = factors.view()};
   }
   mb::IdentityExperts identity() {
-    return {.experts = {ids.data(), 3, 2},
-            .first_expert = 1,
-            .expert_count = 2,
-            .tokens = own_tokens.view(),
-            .weights = own_factors.view()};
+    return {.experts = {ids.data(), 3, 2}, .range = {1, 2}, .tokens = own_tokens.view(), .weights = own_factors.view()};
   }
   mb::CombineBackwardArgs combine_backward() {
     return {.grad_combined = tokens.view(),
@@ -136,9 +132,11 @@ TEST_CASE_TEMPLATE_DEFINE("dispatch refuses a permutation's bad views", Engine, 
   refuse("slot_of_row.size", [](Args& args, Memory&) { args.slot_of_row.size = std::int64_t{1} << 61; });
   refuse("rows_per_expert", [](Args& args, Memory&) { args.rows_per_expert = 3; });
   refuse("slot_of_row.size", [](Args& args, Memory&) { args.rows_per_expert = 6; });
-  refuse("slot_of_row.size", [](Args& args, Memory&) { args.rows_per_expert = 8, args.zero_experts = 1; });
-  refuse("zero_experts", [](Args& args, Memory&) { args.zero_experts = -1; });
-  refuse("zero_experts", [](Args& args, Memory&) { args.zero_experts = 3; });
+  refuse("slot_of_row.size", [](Args& args, Memory&) { args.rows_per_expert = 8, args.zero_experts.count = 1; });
+  refuse("zero_experts.count", [](Args& args, Memory&) { args.zero_experts.count = -1; });
+  refuse("zero_experts.count", [](Args& args, Memory&) { args.zero_experts.count = 3; });
+  refuse("zero_experts.first", [](Args& args, Memory&) { args.zero_experts = {-1, 1}; });
+  refuse("zero_experts.first", [](Args& args, Memory&) { args.zero_experts = {2, 2}; });
   refuse("block_size", [](Args& args, Memory&) { args.block_size = 0; });
   refuse("block_size", [](Args& args, Memory&) { args.block_size = 4; });
   refuse("expert_of_block.size", [](Args& args, Memory&) { args.expert_of_block.size = 3; });
@@ -400,9 +398,13 @@ TEST_CASE_TEMPLATE_DEFINE("dispatch refuses bad views of experts that return wha
   refuse("experts.rows", [](Identity& identity) { identity.experts.rows = 2; });
   refuse("experts.columns", [](Identity& identity) { identity.experts.columns = 1; });
   refuse("experts.stride", [](Identity& identity) { identity.experts.stride = 1; });
-  refuse("first_expert", [](Identity& identity) { identity.first_expert = -1; });
-  refuse("first_expert", [](Identity& identity) { identity.first_expert = mb::max_dispatch_experts; });
-  refuse("expert_count", [](Identity& identity) { identity.expert_count = 0; });
+  refuse("experts.data", [](Identity& identity) { identity.experts.data = nullptr; });
+  refuse("experts.rows", [](Identity& identity) { identity.experts = {}; });
+  refuse("range.first", [](Identity& identity) { identity.range.first = -1; });
+  refuse("range.first", [](Identity& identity) { identity.range.first = mb::max_dispatch_experts; });
+  refuse("range.count", [](Identity& identity) { identity.range.count = 0; });
+  refuse("range.count", [](Identity& identity) { identity.range.count = -1; });
+  refuse("range.count", [](Identity& identity) { identity = {.tokens = identity.tokens}; });
   refuse("tokens.rows", [](Identity& identity) { identity.tokens = {}; });
   refuse("tokens.columns", [](Identity& identity) { identity.tokens.columns = 3; });
   refuse("tokens.data", [](Identity& identity) { identity.tokens.data = nullptr; });
@@ -412,9 +414,6 @@ TEST_CASE_TEMPLATE_DEFINE("dispatch refuses bad views of experts that return wha
 
   const Engine engine;
   Memory memory;
-  mb::CombineArgs args = memory.combine();
-  args.identity = {.expert_count = -1, .tokens = memory.tokens.view()};  // without experts
-  mb::combine(args, {}, engine.place());
   mb::CombineBackwardArgs backward = memory.combine_backward();
   backward.identity = memory.identity();
   backward.identity.weights = {backward.grad_permuted.data, mb::DataType::float32, 1, 1, 1};

@@ -63,6 +63,8 @@ struct DispatchCalls {
   mb::ExpertOffsetsArgs expert_offsets;
   mb::LocalExpertsArgs local_experts;
   mb::TensorParallelMaskArgs tensor_parallel_mask;
+  mb::NoiseArgs noise;
+  mb::NoiseBackwardArgs noise_backward;
 };
 
 void dispatch(const Calls& calls, const DispatchCalls& dispatch, cudaStream_t stream);
@@ -90,4 +92,6 @@ void dispatch(const Calls& calls, const DispatchCalls& dispatch, cudaStream_t st
   mb::expert_offsets(dispatch.expert_offsets, calls.workspace, stream);
   mb::local_experts(dispatch.local_experts, calls.workspace, stream);
   mb::tensor_parallel_mask(dispatch.tensor_parallel_mask, calls.workspace, stream);
+  mb::add_noise(dispatch.noise, calls.workspace, stream);
+  mb::add_noise_backward(dispatch.noise_backward, calls.workspace, stream);
 }

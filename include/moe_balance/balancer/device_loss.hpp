@@ -46,6 +46,8 @@ struct DeviceLoss {
   static_assert(requirements::of_balancer<Loss>());
   static_assert(!BiasBalancer<Loss> && !TokenLossBalancer<Loss>,
                 "DeviceLoss would leave out the loss's next_bias or token_loss: give them to Combine beside it");
+  static_assert(!KnowsZeroExperts<Loss>,
+                "DeviceLoss would mix experts that compute and others: put WithZeroComputation around it");
   static constexpr bool counts_plain_top_k = moe_balance::counts_plain_top_k<Loss>;
   static constexpr LossScope scope = loss_scope<Loss>;
 

@@ -20,7 +20,8 @@
 
 MOEB_NAMESPACE_BEGIN
 
-/// Its base is the other balancer, options and all: WithZeroComputation{LossFreeBias{.update_rate = 1e-3f}, 256, 8.0f}.
+/// A loss's slope must be proportional to the counts, as those of this library are, and not ask which expert it is of: the experts that compute nothing are
+/// expert 0 of one. A rule's LoadView has the budget as its total(). Its base is the other balancer, options and all (no final class): WithZeroComputation{LossFreeBias{.update_rate = 1e-3f}, 256, 8.0f}.
 template <class Balancer>
 struct WithZeroComputation : Balancer {
   static_assert(!CombinedBalancer<Balancer>, "WithZeroComputation takes one balancer: give Combine one around each part");
@@ -28,6 +29,7 @@ struct WithZeroComputation : Balancer {
                 "the balancer of WithZeroComputation lacks: balancer.slope(expert, load) const -> float, or "
                 "balancer.next_bias(bias, expert, load) const");
   static_assert(requirements::of_balancer<Balancer>());
+  static_assert(!KnowsZeroExperts<Balancer>, "WithZeroComputation is around a balancer that has one around it already");
   static_assert(!BiasFromMargins<Balancer>,
                 "the balancer of WithZeroComputation reads margins: a quantile of all experts balances all of them");
 
@@ -37,8 +39,9 @@ struct WithZeroComputation : Balancer {
   /// Without the experts, as in update. Errors: InvalidArgument.
   void check(const char* call) const {
     MOEB_EXPECTS(zero_experts >= 1, call, ArgumentName("WithZeroComputation", "zero_experts"), zero_experts, "1 or more");
-    MOEB_EXPECTS(computed_per_token > 0.0f, call, ArgumentName("WithZeroComputation", "computed_per_token"),
-                 std::to_string(computed_per_token), "above 0 and below K");
+    MOEB_EXPECTS(computed_per_token > 0.0f && is_finite(computed_per_token), call,
+                 ArgumentName("WithZeroComputation", "computed_per_token"), std::to_string(computed_per_token),
+                 "above 0 and below K");
     if constexpr (requires { this->centring; }) {
       MOEB_EXPECTS(this->centring == Centring::none, call, ArgumentName("WithZeroComputation", "centring"),
                    static_cast<int>(this->centring), "none: what the biases have in common steers how much is computed");
@@ -61,8 +64,11 @@ struct WithZeroComputation : Balancer {
     LoadView of_kind = load;
     of_kind.expert_count = load.experts() - zero_experts;
     if (expert < of_kind.experts()) return mul(Balancer::slope(expert, of_kind), div(k, computed_per_token));
-    std::int64_t count = 0;
-    for (int i = of_kind.experts(); i < load.experts(); ++i) count += load.count(i);
+    std::int64_t count = load.joined_count;
+    if (count < 0) {
+      count = 0;
+      for (int i = of_kind.experts(); i < load.experts(); ++i) count += load.count(i);
+    }
     of_kind.counts = &count;
     of_kind.expert_count = 1;
     return mul(Balancer::slope(0, of_kind), div(k, sub(k, computed_per_token)));

@@ -15,6 +15,17 @@ enum class Padding : std::uint8_t {
   untouched  ///< they are not written: for experts' kernels that skip rows marked -1
 };
 
+/// Neighbouring experts: first to first + count - 1.
+struct ExpertRange {
+  int first = 0;  ///< 0 or more
+  int count = 0;  ///< 0: none
+
+  /// Whether an id is one of them.
+  [[nodiscard]] MOEB_INLINE constexpr bool has(std::int64_t expert) const {
+    return expert >= first && expert - first < count;
+  }
+};
+
 /// From expert ids to the order that groups slots by expert; within an expert slots stay in token order. Slots that rows_per_expert leaves without a row
 /// are counted nowhere, in status neither: an expert's are what its count exceeds rows_per_expert by.
 struct PermutationArgs {
@@ -24,9 +35,8 @@ struct PermutationArgs {
   VectorView<std::int64_t> slot_of_row;    ///< [R] out, R >= permutation_rows(...): the slot, -1 in padding rows
   std::int64_t align = 1;                  ///< each expert's rows are padded to a multiple of this
   std::int64_t rows_per_expert =
-      0;  ///< not 0: each expert gets exactly so many rows, and later slots none; a multiple of align
-  int zero_experts =
-      0;  ///< zero-computation experts, the last so many of E, fewer than E: their slots get no row and are counted
+      0;                       ///< not 0: each expert gets exactly so many rows, and later slots none; a multiple of align
+  ExpertRange zero_experts{};  ///< zero-computation experts, fewer than E: their slots get no row and are counted
   std::int64_t* counts = nullptr;  ///< [E] out, optional: slots per expert, those without a row included, padding left out
   std::int64_t block_size = 0;     ///< rows of a block of expert_of_block; a divisor of align (or of rows_per_expert)
   VectorView<std::int32_t>
@@ -58,15 +68,15 @@ struct PermuteArgs {
 };
 
 /// Zero-computation experts that return what they are given (LongCat-Flash's, MoE++'s copy experts): a slot of one of them that has no row stands for
-/// weights[t, k] * tokens[t]. Those of a token are added up first, in the order of k, and come last in its sum. Left out where `experts` is.
+/// weights[t, k] * tokens[t]. Those of a token are added up first, in the order of k, and come last in its sum. Left out where `range.count` is 0 and no
+/// view is given.
 struct IdentityExperts {
-  MatrixView<const std::int32_t> experts{};  ///< [T, K]: the router's ids; others than these experts' matter not
-  int first_expert = 0;                      ///< of them
-  int expert_count = 0;                      ///< of them, 1 or more
+  MatrixView<const std::int32_t> experts{};  ///< [T, K] ids, as given to permutation
+  ExpertRange range{};                       ///< which they are
   ConstAnyMatrix
       tokens{};  ///< [T, H], of the rows' type: hidden, what the layer is given; in permute_backward grad_combined
   ConstAnyMatrix
-      weights{};  ///< [T, K], optional: what they are multiplied by, float32 or the rows' type; combine_backward needs none
+      weights{};  ///< [T, K], what they are multiplied by, 1 where it is left out; float32 or the rows' type; combine_backward needs none
 };
 
 /// grad_hidden[t] = sum over k of grad_permuted[row of (t, k)] (* scale), and the gradient of scale.

@@ -98,8 +98,9 @@ inline void check_permutation(const PermutationArgs& args, Workspace workspace) 
   check.matrix("row_of_slot", args.row_of_slot, tokens, k);
   check.rows(args.align, args.rows_per_expert);
   const std::int64_t experts = args.offsets.size - 1;
-  check.range("zero_experts", args.zero_experts, 0, experts - 1, "one expert at least computes");
-  const std::int64_t with_rows = experts - args.zero_experts;
+  check.range("zero_experts.count", args.zero_experts.count, 0, experts - 1, "one expert at least computes");
+  check.range("zero_experts.first", args.zero_experts.first, 0, experts - args.zero_experts.count);
+  const std::int64_t with_rows = experts - args.zero_experts.count;
   const std::int64_t rows =
       args.rows_per_expert > 0 ? with_rows * args.rows_per_expert : permutation_rows(tokens, k, with_rows, args.align);
   check.vector("slot_of_row", args.slot_of_row, rows, most,
@@ -152,7 +153,7 @@ struct IdsName {
   problem.k = args.experts.columns;
   problem.by_k = Divisor(problem.k);
   problem.expert_count = static_cast<int>(args.offsets.size - 1);
-  problem.experts_with_rows = problem.expert_count - args.zero_experts;
+  problem.zero_experts = args.zero_experts;
   problem.offsets = args.offsets.data;
   problem.slot_of_row = args.slot_of_row.data;
   problem.rows = args.slot_of_row.size;

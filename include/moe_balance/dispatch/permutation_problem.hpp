@@ -80,7 +80,7 @@ struct PermutationProblem {
   std::int64_t k;
   Divisor by_k;
   int expert_count;
-  int experts_with_rows;  ///< the first so many
+  ExpertRange zero_experts;  ///< they have no rows
   std::int64_t* offsets;
   std::int64_t* slot_of_row;
   std::int64_t rows;
@@ -115,7 +115,7 @@ struct PermutationProblem {
 /// The same of expert e.
 [[nodiscard]] MOEB_INLINE std::int64_t rows_of_expert(const PermutationProblem& problem, std::int64_t e,
                                                       std::int64_t count) {
-  return e < problem.experts_with_rows ? rows_of_expert(count, problem.align, problem.rows_per_expert) : 0;
+  return problem.zero_experts.has(e) ? 0 : rows_of_expert(count, problem.align, problem.rows_per_expert);
 }
 
 /// Rows behind an expert's last slot, rows behind the last expert, and the experts of blocks of rows. `offset` has E + 1 entries, `slots_of(e)`
@@ -147,7 +147,7 @@ MOEB_INLINE void mark_padding(const BlockT& block, const TileT& tile, const Perm
 /// wrong offsets of sequences in device memory can bring about, must not lead outside.
 [[nodiscard]] MOEB_INLINE std::int64_t row_of_place(const PermutationProblem& problem, std::int64_t e, std::int64_t offset,
                                                     std::int64_t place) {
-  const bool has_row = e < problem.experts_with_rows && (problem.rows_per_expert == 0 || place < problem.rows_per_expert);
+  const bool has_row = !problem.zero_experts.has(e) && (problem.rows_per_expert == 0 || place < problem.rows_per_expert);
   return has_row && offset + place < problem.rows ? offset + place : -1;
 }
 

@@ -50,17 +50,14 @@ void check_factors(const DispatchValidator& check, const char* name, const View&
 
 inline void check_identity(const DispatchValidator& check, const IdentityExperts& identity, std::int64_t tokens,
                            std::int64_t k, std::int64_t columns, DataType type) {
-  if (identity.experts.data == nullptr) return;
+  const bool is_given = identity.experts.data != nullptr || identity.tokens.data != nullptr || identity.range.count != 0;
+  if (!is_given) return;
+  check.range("identity.range.count", identity.range.count, 1, max_dispatch_experts);
+  check.range("identity.range.first", identity.range.first, 0, max_dispatch_experts - identity.range.count);
   check.matrix("identity.experts", identity.experts, tokens, k);
-  check.range("identity.expert_count", identity.expert_count, 1, max_dispatch_experts);
-  check.range("identity.first_expert", identity.first_expert, 0, max_dispatch_experts - identity.expert_count);
   check.matrix("identity.tokens", identity.tokens, tokens, columns);
   check.same_type("identity.tokens", identity.tokens.type, "the rows", type);
   if (identity.weights.data != nullptr) check_factors(check, "identity.weights", identity.weights, tokens, k, type);
-}
-/// As is said of it, or nothing. Without experts the other views are not read, and may be anything.
-[[nodiscard]] inline IdentityExperts given(const IdentityExperts& identity) {
-  return identity.experts.data == nullptr ? IdentityExperts{} : identity;
 }
 
 inline std::int64_t* invalid_rows_of(Status* status) {
@@ -125,7 +122,7 @@ void sum_rows(const char* call, const ConstAnyMatrix& rows, const AnyMatrix& tok
                                row_of_slot,
                                weights,
                                identity,
-                               packs && (identity.experts.data == nullptr || rows_hold_packs(identity.tokens)),
+                               packs && (identity.range.count == 0 || rows_hold_packs(identity.tokens)),
                                invalid_rows_of(status)};
   in_real_type_of<Place>(tokens.type, [&](auto real) {
     DispatchEngine<Place>::launch(call,
@@ -177,7 +174,7 @@ void permute(const PermuteArgs& args, Workspace /*workspace*/, const Place& plac
   detail::spread("permute", args, place);
 }
 
-/// grad_hidden[t] = sum over k, in this order, of (scale[t, k] *) grad_permuted[row of (t, k)]; grad_scale[t, k] = <hidden[t], that row>.
+/// grad_hidden[t] = sum over k, in this order, of (scale[t, k] *) grad_permuted[row of (t, k)], and what `identity` adds; grad_scale[t, k] = <hidden[t], that row>.
 /// One launch on a GPU, two with grad_scale. Errors: InvalidArgument before anything is written.
 template <DispatchPlace Place, class Tag = EngineTagOf<Place>>
 void permute_backward(const PermuteBackwardArgs& args, Workspace /*workspace*/, const Place& place) {
@@ -200,7 +197,7 @@ void permute_backward(const PermuteBackwardArgs& args, Workspace /*workspace*/, 
     check.matrix("hidden", args.hidden, tokens, args.grad_permuted.columns);
     check.same_type("hidden", args.hidden.type, "grad_permuted", type);
   }
-  const IdentityExperts identity = detail::given(args.identity);
+  const IdentityExperts& identity = args.identity;
   detail::check_identity(check, identity, tokens, k, args.grad_permuted.columns, type);
   check.apart({region("grad_hidden", args.grad_hidden), region("grad_scale", args.grad_scale), region("hidden", args.hidden),
                region("grad_permuted", args.grad_permuted), region("row_of_slot", args.row_of_slot),
@@ -215,7 +212,8 @@ void permute_backward(const PermuteBackwardArgs& args, Workspace /*workspace*/, 
   }
 }
 
-/// combined[t] = sum over k, in this order, of (weights[t, k] *) permuted[row of (t, k)], in float32 from 0 on; 0 for a token without rows.
+/// combined[t] = sum over k, in this order, of (weights[t, k] *) permuted[row of (t, k)], in float32 from 0 on, and what `identity` adds; 0 for a token
+/// that has neither.
 /// One launch on a GPU, nothing waits for the host. Errors: InvalidArgument before anything is written.
 template <DispatchPlace Place, class Tag = EngineTagOf<Place>>
 void combine(const CombineArgs& args, Workspace /*workspace*/, const Place& place) {
@@ -232,7 +230,7 @@ void combine(const CombineArgs& args, Workspace /*workspace*/, const Place& plac
   check.matrix("row_of_slot", args.row_of_slot, tokens, k);
   check.optional_pointer("status", args.status, alignof(Status));
   if (args.weights.data != nullptr) detail::check_factors(check, "weights", args.weights, tokens, k, args.permuted.type);
-  const IdentityExperts identity = detail::given(args.identity);
+  const IdentityExperts& identity = args.identity;
   detail::check_identity(check, identity, tokens, k, args.permuted.columns, args.permuted.type);
   check.apart({region("combined", args.combined), region("permuted", args.permuted), region("row_of_slot", args.row_of_slot),
                region("weights", args.weights), region("identity.experts", identity.experts),
@@ -242,8 +240,8 @@ void combine(const CombineArgs& args, Workspace /*workspace*/, const Place& plac
   detail::sum_rows("combine", args.permuted, args.combined, args.row_of_slot, args.weights, identity, args.status, place);
 }
 
-/// grad_permuted[r] = grad_combined[token of r] (* weight of its slot); grad_weights[t, k] = <grad_combined[t], permuted[row of (t, k)]>.
-/// A slot and a row belong together if row_of_slot and slot_of_row name each other, as permutation leaves them. One launch on a GPU. Errors: InvalidArgument before anything is written.
+/// grad_permuted[r] = grad_combined[token of r] (* weight of its slot); grad_weights[t, k] = <grad_combined[t], permuted[row of (t, k)]>,
+/// or <grad_combined[t], identity.tokens[t]>. A slot and a row belong together if row_of_slot and slot_of_row name each other, as permutation leaves them. One launch on a GPU. Errors: InvalidArgument before anything is written.
 template <DispatchPlace Place, class Tag = EngineTagOf<Place>>
 void combine_backward(const CombineBackwardArgs& args, Workspace /*workspace*/, const Place& place) {
   using Engine = DispatchEngine<Place>;
@@ -269,7 +267,7 @@ void combine_backward(const CombineBackwardArgs& args, Workspace /*workspace*/, 
     check.same_type("permuted", args.permuted.type, "grad_combined", type);
   }
   IdentityExperts identity{};
-  if (args.grad_weights.data != nullptr) identity = detail::given(args.identity);
+  if (args.grad_weights.data != nullptr) identity = args.identity;
   identity.weights = {};  // not read
   detail::check_identity(check, identity, tokens, k, args.grad_combined.columns, type);
   check.apart({region("grad_permuted", args.grad_permuted), region("grad_weights", args.grad_weights),

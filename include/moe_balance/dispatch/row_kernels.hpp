@@ -61,9 +61,7 @@ struct GatherRows {
 
 /// Whether a slot is one of an expert that returns what it is given. Of slots without a row.
 [[nodiscard]] MOEB_INLINE bool is_identity(const IdentityExperts& identity, std::int64_t token, std::int64_t k) {
-  if (identity.experts.data == nullptr) return false;
-  const std::int32_t expert = identity.experts.data[token * identity.experts.stride + k];
-  return expert >= identity.first_expert && expert - identity.first_expert < identity.expert_count;
+  return identity.range.count > 0 && identity.range.has(identity.experts.data[token * identity.experts.stride + k]);
 }
 
 /// tokens[t] = sum over k of (weights[t, k] *) rows[row_of_slot[t, k]], in float32, one fused multiply-add per term from 0 on; and one more where
@@ -129,7 +127,7 @@ struct CombineRows {
   [[nodiscard]] MOEB_INLINE static Own own_share(const BlockT& block, const TileT& tile, const CombineProblem& problem,
                                                  std::int64_t token) {
     Own own{Real(0), false};
-    if (problem.identity.experts.data == nullptr) return own;
+    if (problem.identity.range.count == 0) return own;
     const ConstAnyMatrix& weights = problem.identity.weights;
     MOEB_NO_UNROLL
     for (std::int64_t k = 0; k < problem.row_of_slot.columns; ++k) {
@@ -311,9 +309,17 @@ struct SpreadTokens {
         scale_row(tile, to, from, load_element<Real>(problem.factors, token, k), columns, problem.packs, past_cache);
     }
     if (problem.dots.data == nullptr) return;
+    // The pointer and the stride are chosen, not the matrix: that spilled registers.
     const bool own = row < 0 && is_identity(problem.identity, token, k);
-    store_dot<Real>(tile, problem.dots, token, k, from, own ? problem.identity.tokens : problem.others, own ? token : row,
-                    own ? problem.packs_of_identity : problem.packs_of_others);
+    const T* others = static_cast<const T*>(own ? problem.identity.tokens.data : problem.others.data);
+    const std::int64_t stride = own ? problem.identity.tokens.stride : problem.others.stride;
+    const std::int64_t other = own ? token : row;
+    Real dot = 0;
+    if (other >= 0) {
+      dot = dot_of_rows<Real>(tile, from, others + other * stride, columns,
+                              own ? problem.packs_of_identity : problem.packs_of_others);
+    }
+    if (tile.lane() == 0) store_element(problem.dots, token, k, dot);
   }
 
   /// Whether a row's slot names it, too.

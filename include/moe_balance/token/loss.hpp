@@ -28,6 +28,17 @@ template <class TileT>
   return load;
 }
 
+/// The same as a part's slopes read it: experts that it takes together are added up once, by all lanes.
+template <class Part, class TileT>
+[[nodiscard]] MOEB_INLINE LoadView joined([[maybe_unused]] const Part& part, [[maybe_unused]] const TileT& tile,
+                                          LoadView load) {
+  if constexpr (KnowsZeroExperts<Part>) {
+    const std::int64_t* first = load.counts + (load.experts() - part.zero_experts);
+    load.joined_count = integer_sum(tile, part.zero_experts, [&](std::int64_t i) MOEB_LAMBDA { return first[i]; });
+  }
+  return load;
+}
+
 template <class Balancer>
 struct LossProblem {
   Balancer balancer;
@@ -45,9 +56,10 @@ template <class Part, class TileT>
 [[nodiscard]] MOEB_INLINE double loss_over(const Part& part, const TileT& tile, const LoadView& load,
                                            const std::int64_t* probabilities, std::int64_t tokens) {
   if (tokens == 0) return 0.0;
+  const LoadView joined_load = joined(part, tile, load);
   const double sum = strided_sum(tile, load.experts(), [&](std::int64_t i) MOEB_LAMBDA {
     const double probability = from_fixed<probability_fraction_bits>(probabilities[i]);
-    return mul(static_cast<double>(part.slope(static_cast<int>(i), load)), probability);
+    return mul(static_cast<double>(part.slope(static_cast<int>(i), joined_load)), probability);
   });
   return div(sum, static_cast<double>(tokens));
 }

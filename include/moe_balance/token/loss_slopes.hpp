@@ -54,7 +54,8 @@ MOEB_INLINE void prepare_slopes(const Problem& problem, const TileT& tile, std::
       if constexpr (LossBalancer<Part>) {
         constexpr LossScope scope = loss_scope<Part>;
         const LoadView load =
-            load_of_scope(tile, problem.saved, experts, decltype(problem.top_k)::k, problem.ranks, scope, segment);
+            joined(part, tile,
+                   load_of_scope(tile, problem.saved, experts, decltype(problem.top_k)::k, problem.ranks, scope, segment));
         const std::int64_t segment_tokens = scope == LossScope::sequence ? problem.saved.segment_tokens[segment] : 0;
         const float factor =
             mul(upstream, mean_factor(scope, *problem.saved.tokens, segment_tokens, problem.segments.count()));
