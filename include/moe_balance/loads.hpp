@@ -15,8 +15,7 @@ struct LoadView {
   std::int64_t assignments = 0;          ///< see total()
   int assignments_per_token = 1;         ///< K
   int rank_count = 1;                    ///< see ranks()
-  std::int64_t joined_count =
-      -1;  ///< of the experts that the balancer takes together, where they have been added up; see WithZeroComputation
+  std::int64_t joined_count = -1;        ///< of experts taken together, where they are added up; see WithZeroComputation
 
   /// E.
   [[nodiscard]] MOEB_INLINE int experts() const { return expert_count; }

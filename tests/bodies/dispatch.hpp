@@ -105,7 +105,7 @@ TEST_CASE_TEMPLATE_DEFINE("dispatch: what experts return as they are given it ma
                           dispatch_identity_anywhere) {
   const Engine engine;
   Random random(20);
-  constexpr std::int64_t tokens = 5, hidden = 16;
+  constexpr std::int64_t tokens = 5, hidden = 136;
   const std::vector<float> states = random.normals<float>(tokens * hidden);
   const std::vector<float> grads = random.normals<float>(tokens * hidden);
   using Floats = typename Engine::template Array<float>;

@@ -36,7 +36,7 @@ struct WithZeroComputation : Balancer {
   int zero_experts = 0;             ///< Z, to be given: the last so many of E
   float computed_per_token = 0.0f;  ///< K_e, to be given: above 0, below K
 
-  /// Without the experts, as in update. Errors: InvalidArgument.
+  /// Without the experts, as in start_update. Errors: InvalidArgument.
   void check(const char* call) const {
     MOEB_EXPECTS(zero_experts >= 1, call, ArgumentName("WithZeroComputation", "zero_experts"), zero_experts, "1 or more");
     MOEB_EXPECTS(computed_per_token > 0.0f && is_finite(computed_per_token), call,

@@ -24,16 +24,16 @@ struct NoiseSource {
   float scale = 1.0f;                  ///< multiplies all
   std::uint64_t seed = 0;    ///< of the run, and of the layer: layers with one seed and offset have the same numbers
   std::uint64_t offset = 0;  ///< of the step, say
-  const std::uint64_t* offset_on_device =
-      nullptr;                   ///< optional, where the call runs: added to offset, for graphs that are replayed
+  /// Optional, where the call runs: added to offset, for graphs that are replayed.
+  const std::uint64_t* offset_on_device = nullptr;
   std::int64_t first_token = 0;  ///< the number of row 0 among all tokens of the offset, on all ranks: 0 to 2^48 - T
 };
 
 /// The arguments of add_noise. T tokens, E experts.
 struct NoiseArgs {
   ConstAnyMatrix logits;  ///< [T, E]
-  AnyMatrix
-      noisy;  ///< [T, E] out, float32 or logits' type; may be logits itself. 16-bit types round, and equal logits go to the smaller id
+  /// [T, E] out, float32 or logits' type; may be logits itself. Of numbers that a 16-bit type rounds to equal ones the smaller id is chosen.
+  AnyMatrix noisy;
   NoiseSource noise{};      ///< which numbers are added
   ConstAnyMatrix scales{};  ///< [T, E], optional: multiplies each number; float32 or logits' type
 };
@@ -41,8 +41,8 @@ struct NoiseArgs {
 /// The arguments of add_noise_backward.
 struct NoiseBackwardArgs {
   ConstAnyMatrix grad_noisy;  ///< [T, E]; it is the gradient of logits, too
-  AnyMatrix
-      grad_scales;      ///< [T, E] out: grad_noisy * scale * number; float32 or grad_noisy's type; may be grad_noisy itself
+  /// [T, E] out: grad_noisy * scale * number; float32 or grad_noisy's type; may be grad_noisy itself.
+  AnyMatrix grad_scales;
   NoiseSource noise{};  ///< as given to add_noise
 };
 
@@ -54,14 +54,14 @@ struct NoiseProblem {
   NoiseSource noise;
 };
 
-/// A thread of a GPU has four neighbouring experts of a token, the words of one counter; a CPU's eight times as many, whose numbers it finds in vectors.
+/// A thread of a GPU has four neighbouring experts of a token, the words of one counter; a CPU's more, whose numbers it finds in vectors.
 template <class Real>
 struct AddNoise {
   static constexpr bool uses_shared = false;
 
   template <class BlockT, class TileT>
   MOEB_INLINE void operator()(const BlockT& block, const TileT& /*tile*/, const NoiseProblem& problem) const {
-    constexpr int counters = TileT::slots_in_registers ? 1 : 8;
+    constexpr int counters = TileT::slots_in_registers ? 1 : dispatch_tuning.counters_at_once;
     constexpr int columns = 4 * counters;
     const std::int64_t items_of_row = (problem.sums.columns + columns - 1) / columns;
     with_element_type<Real>(problem.sums.type, [&](auto* type) MOEB_LAMBDA {

@@ -73,6 +73,8 @@ struct DispatchTuning {
   /// What a lane that moves a row loads before it writes: packs of 16 bytes. 65536 rows of 4 KiB on an H100: permute and combine's backward pass, then two
   /// kernels, took 221 and 346 us with one, 215 and 371 with eight, 207 and 325 with four and stores past the cache.
   int packs_at_once = 4;
+  /// Counters whose random numbers a CPU's thread finds together; four numbers each.
+  int counters_at_once = 8;
   /// Most groups of threads that share the rows of the histogram.
   int most_groups = 16;
   /// Rows of more bytes are written past a CPU's cache, if by slots. 64 MiB of rows of 2 KiB took two threads of an AMD EPYC with 32 MiB of third-level cache
