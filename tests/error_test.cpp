@@ -42,6 +42,14 @@ struct UnwaryBins {
   }
 };
 
+/// A rule of the user's that knows how many experts there may be.
+struct OddBias {
+  void check(const char* call, int experts) const {
+    MOEB_EXPECTS(experts % 2 == 1, call, "experts that compute", experts, "an odd number");
+  }
+  [[nodiscard]] float next_bias(float bias, int /*expert*/, const mb::LoadView&) const { return bias; }
+};
+
 TEST_CASE("errors: options that no balancer has are refused by their names") {
   const auto refuses = [](const auto& balancer, const std::string& message) {
     CHECK_THROWS_WITH_AS(mb::check_options("forward", balancer), ("moe_balance: forward: " + message).c_str(),
@@ -168,6 +176,16 @@ TEST_CASE(
       "moe_balance: update: WithZeroComputation.zero_experts is 3; allowed: 1 to 2: one expert at least computes",
       mb::InvalidArgument);
   CHECK(load == std::vector<std::int64_t>(12, 5));
+  // Rows that are longer than any layer say nothing.
+  const std::vector<std::int32_t> fewer{5, 4};
+  loads.experts_of_layer = fewer.data();
+  const mb::Router other{mb::Softmax{}, mb::TopK<2>{}, mb::WithZeroComputation{OddBias{}, 2, 1.0f}};
+  CHECK_THROWS_WITH_AS(other.update({bias.data(), 6, 2}, loads, {}, engine.place()),
+                       "moe_balance: update: experts that compute is 2; allowed: an odd number", mb::InvalidArgument);
+  const std::vector<std::int32_t> odd{5, 3};
+  loads.experts_of_layer = odd.data();
+  other.update({bias.data(), 6, 2}, loads, {}, engine.place());
+  CHECK(load[0] == 0);
 }
 
 TEST_CASE("errors: more sequences than a call takes need more saved memory than there is") {

@@ -405,6 +405,7 @@ TEST_CASE_TEMPLATE_DEFINE("dispatch refuses bad views of experts that return wha
   refuse("range.count", [](Identity& identity) { identity.range.count = 0; });
   refuse("range.count", [](Identity& identity) { identity.range.count = -1; });
   refuse("range.count", [](Identity& identity) { identity = {.tokens = identity.tokens}; });
+  refuse("range.count", [](Identity& identity) { identity = {.range = {.first = 1}}; });
   refuse("tokens.rows", [](Identity& identity) { identity.tokens = {}; });
   refuse("tokens.columns", [](Identity& identity) { identity.tokens.columns = 3; });
   refuse("tokens.data", [](Identity& identity) { identity.tokens.data = nullptr; });

@@ -117,6 +117,17 @@ void check_options(const char* call, const Balancer& balancer, int experts, int 
   }
 }
 
+/// The options of the rules alone, beside so many experts: update reads no loss. Not by for_each_part, which is device code, too.
+template <class Balancer>
+void check_rules(const char* call, const Balancer& balancer, int experts, int k) {
+  if constexpr (CombinedBalancer<Balancer>) {
+    check_rules(call, balancer.first, experts, k);
+    if constexpr (requires { balancer.rest; }) check_rules(call, balancer.rest, experts, k);
+  } else if constexpr (BiasBalancer<Balancer>) {
+    check_options(call, balancer, experts, k);
+  }
+}
+
 /// What a balancer, elementary or combined, is made of.
 template <class Balancer>
 struct BalancerTraits {

@@ -17,6 +17,7 @@ struct FromPlainTopK {
   static_assert(requirements::of_balancer<Loss>());
   static_assert(!BiasBalancer<Loss> && !TokenLossBalancer<Loss>,
                 "FromPlainTopK would leave out the loss's next_bias or token_loss: give them to Combine beside it");
+  static_assert(!KnowsZeroExperts<Loss>, "put WithZeroComputation around FromPlainTopK, not into it");
   static constexpr bool counts_plain_top_k = true;
   static constexpr LossScope scope = loss_scope<Loss>;
 

@@ -116,4 +116,35 @@ struct CombineBackwardArgs {
   IdentityExperts identity{};  ///< optional: grad_weights of their slots is <grad_combined[t], hidden[t]> instead of 0
 };
 
+/// How the numbers are distributed: standard Gumbel (mean 0.577, variance pi^2 / 6), or normal with mean 0 and variance 1.
+enum class NoiseKind : std::uint8_t { gumbel, normal };
+
+/// Which numbers: a token's are the same whatever the call, the engine, the batch and the rank it is in, as long as this and its own number are.
+struct NoiseSource {
+  NoiseKind kind = NoiseKind::gumbel;  ///< their distribution
+  float scale = 1.0f;                  ///< multiplies all
+  std::uint64_t seed = 0;    ///< of the run, and of the layer: layers with one seed and offset have the same numbers
+  std::uint64_t offset = 0;  ///< of the step, say
+  /// Optional, where the call runs: added to offset, for graphs that are replayed.
+  const std::uint64_t* offset_on_device = nullptr;
+  std::int64_t first_token = 0;  ///< the number of row 0 among all tokens of the offset, on all ranks: 0 to 2^48 - T
+};
+
+/// The arguments of add_noise. T tokens, E experts.
+struct NoiseArgs {
+  ConstAnyMatrix logits;  ///< [T, E]
+  /// [T, E] out, float32 or logits' type; may be logits itself. Of numbers that a 16-bit type rounds to equal ones the smaller id is chosen.
+  AnyMatrix noisy;
+  NoiseSource noise{};      ///< which numbers are added
+  ConstAnyMatrix scales{};  ///< [T, E], optional: multiplies each number; float32 or logits' type
+};
+
+/// The arguments of add_noise_backward.
+struct NoiseBackwardArgs {
+  ConstAnyMatrix grad_noisy;  ///< [T, E]; it is the gradient of logits, too
+  /// [T, E] out: grad_noisy * scale * number; float32 or grad_noisy's type; may be grad_noisy itself.
+  AnyMatrix grad_scales;
+  NoiseSource noise{};  ///< as given to add_noise
+};
+
 MOEB_NAMESPACE_END

@@ -50,7 +50,8 @@ void check_factors(const DispatchValidator& check, const char* name, const View&
 
 inline void check_identity(const DispatchValidator& check, const IdentityExperts& identity, std::int64_t tokens,
                            std::int64_t k, std::int64_t columns, DataType type) {
-  const bool is_given = identity.experts.data != nullptr || identity.tokens.data != nullptr || identity.range.count != 0;
+  const bool is_given = identity.experts.data != nullptr || identity.tokens.data != nullptr ||
+                        identity.weights.data != nullptr || identity.range.first != 0 || identity.range.count != 0;
   if (!is_given) return;
   check.range("identity.range.count", identity.range.count, 1, max_dispatch_experts);
   check.range("identity.range.first", identity.range.first, 0, max_dispatch_experts - identity.range.count);

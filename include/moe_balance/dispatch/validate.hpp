@@ -97,12 +97,12 @@ struct DispatchValidator : Validator {
                  "float32, bfloat16, float16; float64 on the CPU only");
   }
 
-  /// Factors of slots: float32 or the hidden states' type; float64 with float64.
-  void type_beside(const char* name, DataType type, DataType hidden) const {
-    MOEB_EXPECTS(type == hidden || (hidden != DataType::float64 && type == DataType::float32), call,
-                 ArgumentName(name, "type"), name_of(type),
-                 hidden == DataType::float64 ? "float64, as the hidden states"
-                                             : std::string("float32 or the hidden states' ") + name_of(hidden));
+  /// float32 or the type of `other`; float64 with float64.
+  void type_beside(const char* name, DataType type, DataType other_type, const char* other = "the hidden states") const {
+    const bool is_alone = other_type == DataType::float32 || other_type == DataType::float64;
+    MOEB_EXPECTS(type == other_type || (other_type != DataType::float64 && type == DataType::float32), call,
+                 ArgumentName(name, "type"), name_of(type), is_alone ? "" : "float32 or ", name_of(other_type), ", as ",
+                 other);
   }
 
   void same_type(const char* name, DataType type, const char* other, DataType other_type) const {

@@ -11,7 +11,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <type_traits>
 
 MOEB_NAMESPACE_BEGIN
 
@@ -144,19 +143,11 @@ struct RouterChecks {
     const Validator check{call};
     check_options(call, balancer);
     check.load_of_layers(load, on_host, bins_of(balancer));
-    check_rules(call, load.experts);
-    if (on_host && load.experts_of_layer != nullptr) {
-      for (std::int64_t l = 0; l < load.layers; ++l) check_rules(call, load.experts_of_layer[l]);
-    }
+    if (load.experts_of_layer == nullptr)
+      check_rules(call, balancer, load.experts, k);
+    else if (on_host)
+      for (std::int64_t l = 0; l < load.layers; ++l) check_rules(call, balancer, load.experts_of_layer[l], k);
     if constexpr (Traits::biases > 0) check.bias_of_layers(bias, load, Traits::bias_memory);
-  }
-
- private:
-  /// The rules' options beside so many experts: losses are not read.
-  void check_rules(const char* call, int experts) const {
-    for_each_part(balancer, [&](const auto& part) {
-      if constexpr (BiasBalancer<std::remove_cvref_t<decltype(part)>>) check_options(call, part, experts, k);
-    });
   }
 };
 
