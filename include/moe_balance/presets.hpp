@@ -128,8 +128,8 @@ using DeepSeekV2 = Preset<DeepSeekV2Model, Balancer, Sync>;
 /// LongCat-Flash: 768 experts of which the last 256 return what they are given, K = 12, weights are the softmax over all, times 6.
 /// Source: arXiv 2509.01322, section 2.1: a bias that is steered to K_e / (K N) of the assignments for each of the N experts that compute. Scaling, and
 /// weights that are not renormalised: the published config (routed_scaling_factor 6, norm_topk_prob absent) and Hugging Face's modeling_longcat_flash.py,
-/// where the scaling multiplies what zero-computation experts return, too. The report gives K_e as about 8 and neither the bias's rate nor the loss's coefficient: mu = 0.001 is
-/// DeepSeek-V3's, and the loss, which needs the number of devices, is not in it: add WithZeroComputation{DeviceLoss{AuxLoss{...}, devices}, 256, 8.0f}.
+/// where the scaling multiplies what zero-computation experts return, too. K_e is about 8. The bias's rate, which it lets decay, and the loss's coefficient are not the report's:
+/// mu = 0.001 is DeepSeek-V3's, and the loss, which needs the number of devices, is not in it: add WithZeroComputation{DeviceLoss{AuxLoss{...}, devices}, 256, 8.0f}.
 /// LongCat-Flash-Lite has 256 + 128 experts, LongCat-2.0 768 + 128 and a scaling of 9: set `zero_experts` and `scaling_factor`.
 struct LongCatFlashModel {
   static constexpr Softmax scoring{};

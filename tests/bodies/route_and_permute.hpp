@@ -29,7 +29,7 @@ struct RoutedAndPermuted {
 
 template <class Engine>
 RoutedAndPermuted routed_and_permuted(const Engine& engine, bool fused, std::int64_t tokens, int experts, std::int64_t align,
-                                      int zero_experts) {
+                                      mb::ExpertRange zero_experts) {
   constexpr int k = 4;
   using Longs = typename Engine::template Array<std::int64_t>;
   using Ids = typename Engine::template Array<std::int32_t>;
