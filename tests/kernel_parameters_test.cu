@@ -101,11 +101,20 @@ TEST_CASE("rule 8: and so do the structs inside them") {
   using mb::SequenceLoss;
   check_echo<SequenceLoss, &SequenceLoss::coefficient, &SequenceLoss::scale>();
   check_echo<Balancer, &Balancer::first, &Balancer::rest>();
+  using Budget = mb::WithZeroComputation<LossFreeBias>;  // its base's members first
+  check_echo<Budget, &Budget::update_rate, &Budget::centring, &Budget::frozen, &Budget::zero_experts, &Budget::computed_per_token>();
 }
 
 TEST_CASE("rule 8: and the dispatch kernels' structs") {
   using mb::IdentityExperts;
   check_echo<IdentityExperts, &IdentityExperts::experts, &IdentityExperts::range, &IdentityExperts::tokens, &IdentityExperts::weights>();
+  using mb::ExpertRange;
+  check_echo<ExpertRange, &ExpertRange::first, &ExpertRange::count>();
+  using mb::NoiseSource;
+  check_echo<NoiseSource, &NoiseSource::kind, &NoiseSource::scale, &NoiseSource::seed, &NoiseSource::offset,
+             &NoiseSource::offset_on_device, &NoiseSource::first_token>();
+  using mb::NoiseProblem;
+  check_echo<NoiseProblem, &NoiseProblem::terms, &NoiseProblem::factors, &NoiseProblem::sums, &NoiseProblem::noise>();
   using mb::PermutationProblem;
   check_echo<PermutationProblem, &PermutationProblem::experts, &PermutationProblem::row_of_slot, &PermutationProblem::tokens,
              &PermutationProblem::k, &PermutationProblem::by_k, &PermutationProblem::expert_count,

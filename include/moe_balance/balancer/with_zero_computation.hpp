@@ -21,7 +21,8 @@
 MOEB_NAMESPACE_BEGIN
 
 /// A loss's slope must be proportional to the counts, as those of this library are, and not ask which expert it is of: the experts that compute nothing are
-/// expert 0 of one. A rule's LoadView has the budget as its total(). Its base is the other balancer, options and all (no final class): WithZeroComputation{LossFreeBias{.update_rate = 1e-3f}, 256, 8.0f}.
+/// expert 0 of one. A rule's LoadView has the budget as its total(). Its base is the other balancer, options and all (no final class):
+/// WithZeroComputation{LossFreeBias{.update_rate = 1e-3f}, 256, 8.0f}.
 template <class Balancer>
 struct WithZeroComputation : Balancer {
   static_assert(!CombinedBalancer<Balancer>, "WithZeroComputation takes one balancer: give Combine one around each part");

@@ -73,10 +73,10 @@ struct PermuteArgs {
 struct IdentityExperts {
   MatrixView<const std::int32_t> experts{};  ///< [T, K] ids, as given to permutation
   ExpertRange range{};                       ///< which they are
-  ConstAnyMatrix
-      tokens{};  ///< [T, H], of the rows' type: hidden, what the layer is given; in permute_backward grad_combined
-  ConstAnyMatrix
-      weights{};  ///< [T, K], what they are multiplied by, 1 where it is left out; float32 or the rows' type; combine_backward needs none
+  /// [T, H], of the rows' type: hidden, what the layer is given; in permute_backward grad_combined.
+  ConstAnyMatrix tokens{};
+  /// [T, K], optional: what they are multiplied by, 1 without; float32 or the rows' type. combine_backward reads none.
+  ConstAnyMatrix weights{};
 };
 
 /// grad_hidden[t] = sum over k of grad_permuted[row of (t, k)] (* scale), and the gradient of scale.

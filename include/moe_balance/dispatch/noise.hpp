@@ -1,5 +1,6 @@
 // add_noise: random numbers on logits, so that a router explores. Choose with the noisy logits and weigh with the clean ones (Replay), or use the noisy
-// ones for both, as noisy top-k gating does. With Gumbel numbers of scale 1 the K largest are a sample of K experts without replacement from the softmax, down to probabilities of 1e-7.
+// ones for both, as noisy top-k gating does. With Gumbel numbers of scale 1 the K largest are a sample of K experts without replacement from the softmax,
+// down to probabilities of 1e-7.
 //   noisy[t, e] = logits[t, e] + scale * scales[t, e] * n(seed, offset, first_token + t, e)
 // Source: Shazeer et al. 2017, arXiv 1701.06538, eq. (4), with scales = softplus of a second projection; Gumbel top-k: Kool et al. 2019, arXiv 1903.06059.
 #pragma once
@@ -54,8 +55,8 @@ void check_noise_matrices(const DispatchValidator& check, const char* read_name,
 
 }  // namespace detail
 
-/// Adds random numbers to logits. A logit that is NaN or infinite stays so, where scale and scales are finite and their product with a number is, too. One launch on a GPU, nothing waits for the host. Errors: InvalidArgument before anything
-/// is written.
+/// Adds random numbers to logits. A logit that is NaN or infinite stays so, where scale and scales are finite and their product with a number is, too.
+/// One launch on a GPU, nothing waits for the host. Errors: InvalidArgument before anything is written.
 template <DispatchPlace Place, class Tag = EngineTagOf<Place>>
 void add_noise(const NoiseArgs& args, Workspace /*workspace*/, const Place& place) {
   DispatchEngine<Place>::check("add_noise", place);

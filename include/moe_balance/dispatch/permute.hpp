@@ -3,6 +3,7 @@
 #pragma once
 
 #include <moe_balance/dispatch/arguments.hpp>
+#include <moe_balance/dispatch/combine_kernels.hpp>
 #include <moe_balance/dispatch/engine.hpp>
 #include <moe_balance/dispatch/row_kernels.hpp>
 #include <moe_balance/dispatch/validate.hpp>
