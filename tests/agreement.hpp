@@ -46,6 +46,18 @@ void describe(const mb::GroupLimitedTopK<K>& selection, oracle::Problem& problem
   problem.groups_kept = selection.groups_kept;
   problem.group_score_top = selection.group_score_top;
 }
+template <int K>
+void describe(const mb::TopP<K>& selection, oracle::Problem& problem) {
+  describe(mb::TopK<K>{.renormalise = selection.renormalise, .scaling_factor = selection.scaling_factor}, problem);
+  problem.surplus = [p = static_cast<double>(selection.p)](double, double, double before, double, int rank) {
+    return rank == 0 ? 1.0 : p - before;
+  };
+}
+template <int K>
+void describe(const mb::Threshold<K>& selection, oracle::Problem& problem) {
+  describe(mb::TopK<K>{.renormalise = selection.renormalise, .scaling_factor = selection.scaling_factor}, problem);
+  problem.surplus = [](double, double ranking, double, double, int) { return ranking; };
+}
 template <class Selection>
 void describe(const mb::Replay<Selection>& replay, oracle::Problem& problem) {
   describe(replay.selection, problem);

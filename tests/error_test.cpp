@@ -82,6 +82,20 @@ TEST_CASE("errors: options that no balancer has are refused by their names") {
   refuses(mb::PidBias{.integral = infinity}, "PidBias.integral is inf; allowed: finite numbers");
   refuses(mb::PidBias{.derivative = -infinity}, "PidBias.derivative is -inf; allowed: finite numbers");
   refuses(mb::PidBias{.centring = mb::Centring(3)}, "PidBias.centring is 3; allowed: none, bias, step");
+  refuses(mb::ThresholdBias{.experts_per_token = 0.0f},
+          "ThresholdBias.experts_per_token is 0.000000; allowed: more than 0, at most K, here 32");
+  refuses(mb::ThresholdBias{.experts_per_token = nan},
+          "ThresholdBias.experts_per_token is nan; allowed: more than 0, at most K, here 32");
+  refuses(mb::ThresholdBias{.experts_per_token = 33.0f},
+          "ThresholdBias.experts_per_token is 33.000000; allowed: more than 0, at most K, here 32");
+  CHECK_THROWS_WITH_AS(
+      mb::check_options("forward", mb::ThresholdBias{.experts_per_token = 2.5f}, 8, 2),
+      "moe_balance: forward: ThresholdBias.experts_per_token is 2.500000; allowed: more than 0, at most K, here 2",
+      mb::InvalidArgument);
+  refuses(mb::ThresholdBias{.momentum = 1.0f}, "ThresholdBias.momentum is 1.000000; allowed: 0 to below 1");
+  refuses(mb::ThresholdBias{.bins = 2}, "ThresholdBias.bins is 2; allowed: 3 to 65536");
+  refuses(mb::ThresholdBias{.spacing = mb::MarginBins::even, .high = -1.0f},
+          "ThresholdBias.high is -1.000000; allowed: more than low, which is 0.000000, by a finite number");
   refuses(mb::QuantileBias{.momentum = 1.0f}, "QuantileBias.momentum is 1.000000; allowed: 0 to below 1");
   refuses(mb::QuantileBias{.momentum = nan}, "QuantileBias.momentum is nan; allowed: 0 to below 1");
   refuses(mb::QuantileBias{.momentum = -0.5f}, "QuantileBias.momentum is -0.500000; allowed: 0 to below 1");

@@ -10,6 +10,7 @@ namespace testing {
 TEST_CASE_TEMPLATE_INVOKE(margins_softmax, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(margins_over_selected, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(margins_sigmoid, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(margins_scores, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(margins_of_many, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(margins_nan, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(margins_user, FiberEngine);

@@ -67,7 +67,7 @@ TEST_CASE("rule 8: the kernels' parameter structs reach the device as the host w
              &Backward::grad_weights, &Backward::grad_logits, &Backward::saved, &Backward::active, &Backward::tokens_on_device,
              &Backward::grad_loss, &Backward::loss_scale, &Backward::ranks, &Backward::segments, &Backward::logits_hold_quads,
              &Backward::grad_holds_quads>();
-  check_echo<Loss, &Loss::balancer, &Loss::saved, &Loss::experts, &Loss::top_k, &Loss::ranks, &Loss::sequences, &Loss::value,
+  check_echo<Loss, &Loss::balancer, &Loss::saved, &Loss::experts, &Loss::top_k, &Loss::ranks, &Loss::sums_counts, &Loss::sequences, &Loss::value,
              &Loss::part_values>();
   check_echo<Update, &Update::balancer, &Update::bias, &Update::load, &Update::top_k, &Update::ranks, &Update::failure_flag>();
   check_echo<mb::Totals, &mb::Totals::counts, &mb::Totals::load, &mb::Totals::saved, &mb::Totals::status,
@@ -96,6 +96,10 @@ TEST_CASE("rule 8: and so do the structs inside them") {
   check_echo<ReplayRef, &ReplayRef::experts, &ReplayRef::tokens>();
   using TopK = mb::GroupLimitedTopK<8>;
   check_echo<TopK, &TopK::groups, &TopK::groups_kept, &TopK::group_score_top, &TopK::renormalise, &TopK::scaling_factor>();
+  using Share = mb::TopP<8>;
+  check_echo<Share, &Share::p, &Share::renormalise, &Share::scaling_factor>();
+  using Cut = mb::Threshold<8>;
+  check_echo<Cut, &Cut::renormalise, &Cut::scaling_factor>();
   using mb::LossFreeBias;
   check_echo<LossFreeBias, &LossFreeBias::update_rate, &LossFreeBias::centring, &LossFreeBias::frozen>();
   using mb::SequenceLoss;

@@ -23,8 +23,8 @@ struct Bins {
     return bin;
   }
 };
-/// Those of the library's rule. Octaves: with h bins of either sign, the i-th edge from the middle lies i / h of 22 octaves above 2^-16, evenly inside an octave.
-inline Bins bins_of(const mb::QuantileBias& rule) {
+/// Those of the library's rules. Octaves: with h bins of either sign, the i-th edge from the middle lies i / h of 22 octaves above 2^-16, evenly inside an octave.
+inline Bins bins_of(const mb::MarginScale& rule) {
   if (rule.spacing == mb::MarginBins::even) {
     const double low = static_cast<double>(rule.low), width = (static_cast<double>(rule.high) - low) / rule.bins;
     const auto resolution = [=](double edge) { return 4e-7 * (std::abs(edge) + std::abs(low)); };
@@ -42,10 +42,19 @@ inline Bins bins_of(const mb::QuantileBias& rule) {
       [](double edge) { return 2e-5 * std::abs(edge); }};  // an octave's number, up to 133, has 17 digits behind the point
 }
 
+inline Bins bins_of(const mb::QuantileBias& rule) {
+  return bins_of(mb::MarginScale{rule.spacing, rule.low, rule.high, rule.bins});
+}
+inline Bins bins_of(const mb::ThresholdBias& rule) {
+  return bins_of(mb::MarginScale{rule.spacing, rule.low, rule.high, rule.bins});
+}
+
 /// `histogram` [E, bins] has one margin of each expert for every token that has margins, each in its bin, but for those that lie at an edge within the
 /// resolution: so many may lie on either side of it. (Score, threshold and difference are float32: about 1e-6 of their sizes.)
-inline void check_histogram(const std::vector<std::int64_t>& histogram, const oracle::Problem& problem, const Bins& bins) {
-  const oracle::Margins margins = oracle::margins(problem);
+/// `of_scores`: margins are scores.
+inline void check_histogram(const std::vector<std::int64_t>& histogram, const oracle::Problem& problem, const Bins& bins,
+                            bool of_scores = false) {
+  const oracle::Margins margins = oracle::margins(problem, of_scores);
   const auto experts = static_cast<std::size_t>(problem.experts);
   REQUIRE(histogram.size() == experts * static_cast<std::size_t>(bins.count));
   std::string wrong;

@@ -8,6 +8,7 @@ namespace testing {
 TEST_CASE_TEMPLATE_INVOKE(margins_softmax, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(margins_over_selected, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(margins_sigmoid, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(margins_scores, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(margins_of_many, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(margins_nan, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(margins_user, HostEngine);

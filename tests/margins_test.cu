@@ -9,6 +9,7 @@ namespace testing {
 TEST_CASE_TEMPLATE_INVOKE(margins_softmax, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(margins_over_selected, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(margins_sigmoid, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(margins_scores, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(margins_of_many, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(margins_nan, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(margins_user, CudaEngine);

@@ -82,6 +82,9 @@ struct Problem {
   int groups = 0;  ///< 0 = no group limit
   int groups_kept = 0;
   int group_score_top = 2;
+  /// Of selections that keep fewer than K: an expert stays where this is above 0. `before`: the sum of the scores of those that rank before it; `best`: the
+  /// first one's score. Empty = all K stay.
+  std::function<double(double score, double ranking, double before, double best, int rank)> surplus;
   bool replay = false;
   std::vector<int> replay_experts;          ///< [T, K]
   std::vector<std::uint8_t> replay_tokens;  ///< [T]; empty = all
@@ -223,6 +226,54 @@ inline std::vector<int> candidates_of_row(const Problem& problem, const std::vec
   return allowed;
 }
 
+/// The surplus of each of K experts that were chosen in this order, and how large the values are that it comes from. Those of logit -infinity have none and
+/// count for nothing.
+struct Surplus {
+  std::vector<double> value;
+  std::vector<double> size;
+};
+inline Surplus surplus_of(const Problem& problem, Int token, const std::vector<int>& chosen) {
+  std::vector<double> scores;
+  const std::vector<double> of_row = scores_of_row(problem, token);
+  double all = 0;
+  for (const int id : chosen) all += of_row[static_cast<std::size_t>(id)];
+  for (const int id : chosen) {
+    const double score = of_row[static_cast<std::size_t>(id)];
+    scores.push_back(problem.scoring.kind == Scoring::Kind::softmax_over_selected ? score / all : score);
+  }
+  Surplus result;
+  double before = 0;
+  double spread = 0;
+  double best = std::nan("");
+  for (std::size_t k = 0; k < chosen.size(); ++k) {
+    if (!std::isfinite(problem.logit(token, chosen[k]))) {
+      result.value.push_back(-1);
+      result.size.push_back(0);
+      continue;
+    }
+    if (std::isnan(best)) best = scores[k];
+    const bool ranks_logits = problem.scoring.kind == Scoring::Kind::softmax_over_selected;
+    const double value = ranks_logits ? problem.logit(token, chosen[k]) : scores[k];
+    const double bias = problem.bias_of(chosen[k]);
+    result.value.push_back(problem.surplus(scores[k], value + bias, before, best, static_cast<int>(k)));
+    if (problem.scoring.kind != Scoring::Kind::elementwise)
+      spread = std::max(spread, logsumexp_of_row(problem, token) - problem.logit(token, chosen[k]));
+    const double sizes = std::abs(value) + std::abs(scores[k]) + std::abs(bias) + std::abs(before) + std::abs(best);
+    result.size.push_back(sizes * (1 + 0.1 * spread));
+    before += scores[k];
+  }
+  return result;
+}
+
+/// Whether a token's K experts may be fewer: it chose them, none of their logits is NaN or +infinity, and one is finite.
+inline bool may_keep_fewer(const Problem& problem, Int token, const std::vector<int>& chosen) {
+  if (!problem.surplus || !problem.is_active(token) || problem.is_replayed(token)) return false;
+  const auto is_finite = [&](int id) { return std::isfinite(problem.logit(token, id)); };
+  return std::all_of(chosen.begin(), chosen.end(),
+                     [&](int id) { return problem.logit(token, id) < std::numeric_limits<double>::infinity(); }) &&
+         std::any_of(chosen.begin(), chosen.end(), is_finite);
+}
+
 /// Expert ids [T, K], best first; -1 for inactive tokens and for replayed ids outside [0, E).
 inline std::vector<int> choose(const Problem& problem) {
   std::vector<int> ids(static_cast<std::size_t>(problem.tokens * problem.k), -1);
@@ -240,6 +291,11 @@ inline std::vector<int> choose(const Problem& problem) {
     for (std::size_t k = 0; k < static_cast<std::size_t>(problem.k) && k < candidates.size(); ++k) {
       ids[first + k] = candidates[k];
     }
+    const std::vector<int> chosen(ids.begin() + static_cast<std::ptrdiff_t>(first),
+                                  ids.begin() + static_cast<std::ptrdiff_t>(first) + problem.k);
+    if (!may_keep_fewer(problem, t, chosen)) continue;
+    const Surplus surplus = surplus_of(problem, t, chosen);
+    for (std::size_t k = 0; k < chosen.size(); ++k) ids[first + k] = surplus.value[k] > 0 ? chosen[k] : -1;
   }
   return ids;
 }
@@ -261,9 +317,57 @@ struct SelectionReport {
   Int undecided_tokens = 0;      ///< tokens whose order lies within the resolution, checked for that only
 };
 
+inline SelectionReport check_selection(const Problem& problem, const std::vector<int>& ids, Resolution resolution);
+
+/// check_selection where fewer than K may be kept: with the empty slots filled by those that should have been chosen it is a selection of K, of which
+/// the right ones stay; one whose surplus is 0 within the resolution may do either.
+inline SelectionReport check_kept(const Problem& problem, const std::vector<int>& ids, Resolution resolution) {
+  Problem all = problem;
+  all.surplus = nullptr;
+  const std::vector<int> expected = choose(all);
+  std::vector<int> filled = ids;
+  if (ids.size() != expected.size()) return {"ids have another size", 0};
+  for (Int t = 0; t < problem.tokens; ++t) {
+    const auto first = static_cast<std::ptrdiff_t>(t * problem.k), last = first + problem.k;
+    if (!problem.is_active(t) || problem.is_replayed(t)) continue;
+    std::vector<int> left(expected.begin() + first, expected.begin() + last);
+    left.erase(
+        std::remove_if(left.begin(), left.end(),
+                       [&](int id) { return std::find(ids.begin() + first, ids.begin() + last, id) != ids.begin() + last; }),
+        left.end());
+    for (auto i = first; i < last; ++i) {
+      int& id = filled[static_cast<std::size_t>(i)];
+      if (id != -1 || left.empty()) continue;
+      id = left.front();
+      left.erase(left.begin());
+    }
+  }
+  SelectionReport report = check_selection(all, filled, resolution);
+  for (Int t = 0; t < problem.tokens && report.first_difference.empty(); ++t) {
+    const auto first = static_cast<std::ptrdiff_t>(t * problem.k);
+    const std::vector<int> chosen(filled.begin() + first, filled.begin() + first + problem.k);
+    const bool may_be_fewer = may_keep_fewer(problem, t, chosen);
+    const Surplus surplus = may_be_fewer ? surplus_of(problem, t, chosen) : Surplus{};
+    for (std::size_t k = 0; k < chosen.size(); ++k) {
+      const bool kept = ids[static_cast<std::size_t>(first) + k] >= 0;
+      const bool is_expert = chosen[k] >= 0;
+      if (kept == (is_expert && (!may_be_fewer || surplus.value[k] > 0))) continue;
+      if (may_be_fewer && std::abs(surplus.value[k]) <= resolution.relative * surplus.size[k]) {
+        ++report.undecided_tokens;
+        continue;
+      }
+      report.first_difference = "token " + std::to_string(t) + " slot " + std::to_string(k) + ": expert " +
+                                std::to_string(chosen[k]) + (kept ? " was kept" : " was not kept");
+      break;
+    }
+  }
+  return report;
+}
+
 /// Checks ids [T, K] from elsewhere. A token whose decisive gaps exceed the resolution must agree exactly; experts with the same
 /// logit and bias are always decided (by the smaller id). Within the resolution ids must be distinct, in range and nearly ordered.
 inline SelectionReport check_selection(const Problem& problem, const std::vector<int>& ids, Resolution resolution) {
+  if (problem.surplus) return check_kept(problem, ids, resolution);
   SelectionReport report;
   const std::vector<int> expected = choose(problem);
   if (ids.size() != expected.size()) {
@@ -573,6 +677,11 @@ inline std::vector<double> slopes(const Problem& problem, const Loss& loss, cons
   const std::vector<Int>& counts = loss.scope == Loss::Scope::global_batch ? around.accumulated : scoped.counts;
   std::vector<double> result;
   for (int e = 0; e < problem.experts; ++e) result.push_back(loss.slope(e, counts, scoped.tokens));
+  if (problem.surplus && loss.scope != Loss::Scope::global_batch) {  // f = count / (all counts) instead of count / (K T)
+    const double all = static_cast<double>(std::accumulate(counts.begin(), counts.end(), Int{0}));
+    const double slots = static_cast<double>(scoped.tokens) * problem.k;
+    for (double& slope : result) slope *= all > 0 ? slots / all : 0.0;
+  }
   return result;
 }
 
@@ -857,19 +966,20 @@ struct Smebu {
 };
 
 /// The margins of each token that has them, of all its experts: score (or logit, where those rank) without the bias, minus the best score + bias of those
-/// that are not among the K best. A token has none where that is not finite, or where a logit is NaN or +infinity.
+/// that are not among the K best. A token has none where that is not finite, or where a logit is NaN or +infinity. `from_zero`: minus 0 instead.
 struct Margins {
   std::vector<std::vector<double>> of_token;
   std::vector<std::vector<double>> size;  ///< |score| + |threshold|, by which they are inexact
 };
-inline Margins margins(const Problem& problem) {
+inline Margins margins(const Problem& problem, bool from_zero = false) {
   Problem without_bias = problem;
   without_bias.bias.clear();
   Margins result;
   for (Int t = 0; t < problem.tokens; ++t) {
     if (!problem.is_active(t)) continue;
     const std::vector<double> ranking = ranking_of_row(problem, t);
-    const double threshold = ranking[static_cast<std::size_t>(order_of(ranking)[static_cast<std::size_t>(problem.k)])];
+    const double threshold =
+        from_zero ? 0.0 : ranking[static_cast<std::size_t>(order_of(ranking)[static_cast<std::size_t>(problem.k)])];
     bool is_broken = !std::isfinite(threshold);
     for (int e = 0; e < problem.experts; ++e)
       is_broken = is_broken || !(problem.logit(t, e) < std::numeric_limits<double>::infinity());

@@ -124,6 +124,34 @@ inline constexpr bool is_narrowing<P> = P::narrows;
 template <class P>
 inline constexpr bool narrows_side_by_side = false;
 
+/// One of the K experts that rank best for a token, as a selection with `keeps` sees it: a token then keeps those that it says, in the order of their rank, and
+/// the others' slots are empty (id -1, weight 0, no count). An expert whose logit is -infinity is not asked for, nor kept, while another of the K is there. Of
+/// a token whose weights are not finite all K stay.
+template <class Real>
+struct RankedExpert {
+  Real score;    ///< of the scoring; of SoftmaxOverSelected its share among the K
+  Real ranking;  ///< what it was ranked by: score + bias, or logit + bias where the scoring ranks by logits
+  Real before;   ///< sum of the scores of those that rank before it
+  Real best;     ///< the score of the first that is asked for
+  int rank;      ///< 0 to K - 1
+};
+
+/// Selections that may keep fewer than K experts: `bool keeps(const RankedExpert<Real>&) const`.
+template <class P>
+inline constexpr bool keeps_fewer = requires(const P policy, const RankedExpert<float> expert) {
+  { policy.keeps(expert) } -> std::convertible_to<bool>;
+};
+/// Asks it; one written for float only serves double, too, at float's precision.
+template <class P, class Real>
+[[nodiscard]] MOEB_INLINE bool is_kept(const P& policy, const RankedExpert<Real>& expert) {
+  if constexpr (requires { policy.keeps(expert); })
+    return policy.keeps(expert);
+  else
+    return policy.keeps(RankedExpert<float>{static_cast<float>(expert.score), static_cast<float>(expert.ranking),
+                                            static_cast<float>(expert.before), static_cast<float>(expert.best),
+                                            expert.rank});
+}
+
 /// looks_across_tokens: a pass over all tokens follows the routing kernel (dispatch/capacity.hpp); the policy brings workspace_bytes,
 /// check_memory, ids_before, after_forward and before_backward.
 template <class P>
@@ -177,6 +205,15 @@ concept BiasFromMargins = requires(const B balancer, const LoadView load, const 
   { balancer.bin_of(0.0f) } -> std::convertible_to<int>;
   { balancer.next_bias(0.0f, 0, load, margins) } -> std::convertible_to<float>;
 };
+
+/// margins_are_scores: what the rule calls margins are scores, of any selection; false where the policy does not say.
+template <class B>
+inline constexpr bool margins_are_scores = false;
+template <class B>
+  requires requires {
+    B::margins_are_scores;
+  }
+inline constexpr bool margins_are_scores<B> = B::margins_are_scores;
 
 /// A selection bias per expert and its rule: the next bias from the present one, the step's counts and what the rule has kept, or the step's margins.
 template <class B>

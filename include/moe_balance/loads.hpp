@@ -43,6 +43,7 @@ struct MarginPosition {
 /// it left unchosen; an expert's margin is its score, without the bias, minus that: with a bias below -margin the token goes elsewhere, above it comes.
 /// Each active token has one margin for each expert, in the bin that the rule's `bin_of` says; none where a logit is NaN or +infinity, or the threshold is
 /// infinite (that of logits, where fewer than K + 1 are above -infinity; a sigmoid or softmax of -infinity is 0, a number).
+/// For rules with margins_are_scores the threshold is 0: a margin is the score, and each active token has one, but where a logit is NaN or +infinity.
 struct MarginView {
   const std::int64_t* histogram = nullptr;  ///< bin b of expert e at histogram[e * bins + b], where the balancer runs
   int bin_count = 0;                        ///< see bins()

@@ -13,6 +13,7 @@
 #include <moe_balance/balancer/quantile_bias.hpp>
 #include <moe_balance/balancer/sequence_loss.hpp>
 #include <moe_balance/balancer/smebu_bias.hpp>
+#include <moe_balance/balancer/threshold_bias.hpp>
 #include <moe_balance/balancer/with_zero_computation.hpp>
 #include <moe_balance/balancer/z_loss.hpp>
 #include <moe_balance/compiled_router.hpp>
@@ -43,4 +44,6 @@
 #include <moe_balance/topk/forced_experts.hpp>
 #include <moe_balance/topk/group_limited_top_k.hpp>
 #include <moe_balance/topk/replay.hpp>
+#include <moe_balance/topk/threshold.hpp>
 #include <moe_balance/topk/top_k.hpp>
+#include <moe_balance/topk/top_p.hpp>

@@ -61,6 +61,11 @@ template <class P>
 concept HasCheck = requires(const P policy) {
   {policy.check("", 1)};
 };
+/// A selection that has a function of this name means to keep fewer experts.
+template <class P>
+concept NamesKeeps = requires {
+  requires std::is_member_function_pointer_v<decltype(&P::keeps)>;
+};
 template <class P>
 concept HasWeighting = requires(const P policy) {
   { policy.weighting() } -> std::convertible_to<Weighting>;
@@ -135,6 +140,8 @@ template <class P>
   static_assert(HasNarrow<P>, "the TopK policy lacks: policy.template narrow<Real>(tile, layout, keys) const");
   static_assert(HasCheck<P>, "the TopK policy lacks: policy.check(call, experts) const");
   static_assert(HasWeighting<P>, "the TopK policy lacks: policy.weighting() const -> Weighting");
+  static_assert(keeps_fewer<P> || !NamesKeeps<P>,
+                "the TopK policy's keeps is not: policy.keeps(const RankedExpert<float>&) const -> bool");
   return true;
 }
 

@@ -35,7 +35,7 @@ struct Router {
   /// What the balancer is made of.
   using Traits = BalancerTraits<Balancer>;
   static_assert(Traits::biases <= 1, "at most one part of a balancer may have a bias");
-  static_assert(!Traits::reads_margins || has_margins<TopKT>,
+  static_assert(!Traits::reads_margins || Traits::reads_scores || has_margins<TopKT>,
                 "a rule that reads margins (BiasFromMargins) needs a plain top-k: TopK, or WithCapacity of it");
   static_assert(Traits::plain_losses == 0 || Traits::plain_losses == Traits::losses,
                 "either all losses count a plain top-k (FromPlainTopK) or none does");
@@ -144,9 +144,9 @@ struct Router {
     const std::int64_t sequences = sequences_of<Balancer>(args).count;
     const SavedView saved = SavedLayout<Balancer>{args.experts, sequences}.view(args.saved.data);
     await_global_counts(saved, place);
-    Engine<Place>::loss(
-        LossProblem<Balancer>{balancer, saved, args.experts, k, sync.ranks(), sequences, args.value, args.part_values},
-        place);
+    Engine<Place>::loss(LossProblem<Balancer>{balancer, saved, args.experts, k, sync.ranks(), keeps_fewer<TopKT>, sequences,
+                                              args.value, args.part_values},
+                        place);
   }
 
   /// Once per optimizer step: sums `load` over ranks, moves the bias of every layer by the balancer's rule, clears `load`. Without a bias
@@ -276,7 +276,9 @@ struct Router {
                                                           ids,
                                                           args.bias.data,
                                                           args.load.counts + args.load.experts,
-                                                          rows_hold_quads(args.logits)};
+                                                          rows_hold_quads(args.logits),
+                                                          args.active,
+                                                          args.tokens_on_device};
     in_real_type<Place>(args.logits.type,
                         [&](auto real) { Engine<Place>::template count_margins<decltype(real)>(problem, place); });
   }

@@ -46,6 +46,8 @@ std::vector<std::int64_t> histogram_of(const Engine& engine, const Scoring& scor
                                static_cast<std::size_t>(inputs.experts) * element, padding * element));
   typename Engine::template Array<std::int32_t> experts_of_token(engine, ids);
   typename Engine::template Array<float> bias(engine, inputs.bias);
+  typename Engine::template Array<std::uint8_t> active(engine, inputs.active);
+  typename Engine::template Array<std::int64_t> token_count(engine, {inputs.tokens_on_device});
   typename Engine::template Array<std::int64_t> cells(engine, std::vector<std::int64_t>(cell_count + 2 * around, before));
   const mb::ConstAnyMatrix view(logits.data(), inputs.logits_type, inputs.tokens, inputs.experts,
                                 inputs.experts + inputs.row_padding);
@@ -57,7 +59,9 @@ std::vector<std::int64_t> histogram_of(const Engine& engine, const Scoring& scor
       mb::MatrixView<const std::int32_t>(experts_of_token.data(), inputs.tokens, TopKT::k),
       inputs.bias.empty() ? nullptr : bias.data(),
       cells.data() + around,
-      mb::rows_hold_quads(view)};
+      mb::rows_hold_quads(view),
+      inputs.active.empty() ? nullptr : active.data(),
+      inputs.tokens_on_device < 0 ? nullptr : token_count.data()};
   const auto place = engine.place();
   mb::Engine<std::remove_cv_t<decltype(place)>>::template count_margins<Real>(problem, place);
   engine.wait();
@@ -104,7 +108,7 @@ void check_counted(const Engine& engine, const Scoring& scoring, const TopKT& to
   CAPTURE(inputs.tokens);
   const std::vector<std::int32_t> ids = ids_of(scoring, top_k, inputs);
   const std::vector<std::int64_t> counted = histogram_of<Real>(engine, scoring, top_k, balancer, inputs, ids);
-  check_histogram(counted, problem_of(scoring, top_k, inputs), bins);
+  check_histogram(counted, problem_of(scoring, top_k, inputs), bins, mb::BalancerTraits<Balancer>::reads_scores);
   CHECK(counted == histogram_of<Real>(HostEngine{}, scoring, top_k, balancer, inputs, ids));
 }
 
@@ -141,6 +145,12 @@ TEST_CASE_TEMPLATE_DEFINE("margins of logits, where those rank", Engine, margins
 TEST_CASE_TEMPLATE_DEFINE("margins of a sigmoid", Engine, margins_sigmoid) {
   const mb::QuantileBias rule{.bins = 100};
   check_all_counted(Engine(), mb::Sigmoid{}, mb::TopK<1>{}, rule, bins_of(rule));
+}
+TEST_CASE_TEMPLATE_DEFINE("margins that are scores, of any selection", Engine, margins_scores) {
+  const mb::ThresholdBias rule{.spacing = mb::MarginBins::even, .low = 0.1f, .high = 0.8f, .bins = 20};
+  check_all_counted(Engine(), mb::Sigmoid{}, mb::Threshold<4>{}, rule, bins_of(rule));
+  const mb::ThresholdBias octaves{.bins = 41};
+  check_all_counted(Engine(), mb::SoftmaxOverSelected{}, mb::TopK<2>{}, mb::Combine{mb::ZLoss{}, octaves}, bins_of(octaves));
 }
 TEST_CASE_TEMPLATE_DEFINE("margins of many chosen, beside losses", Engine, margins_of_many) {
   const mb::QuantileBias rule{.spacing = mb::MarginBins::even, .low = -3.0f, .high = 1.0f, .bins = 17};

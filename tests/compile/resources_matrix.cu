@@ -72,10 +72,14 @@ bool kernels_of_largest_k_exist() {
            kernel_exists<mb::cuda_tier_count - 1, false, LargestK>();
 }
 
-/// What QuantileBias counts margins with.
+/// What QuantileBias counts margins with, and ThresholdBias scores.
 template <int... Tier>
 bool margin_kernels_exist(std::integer_sequence<int, Tier...> /*tiers*/) {
   return ((mb::moe_balance_margins<Tier, mb::MarginProblem<Scoring, TopK, mb::QuantileBias>> != nullptr) && ...);
+}
+template <int... Tier>
+bool score_kernels_exist(std::integer_sequence<int, Tier...> /*tiers*/) {
+  return ((mb::moe_balance_margins<Tier, mb::MarginProblem<Scoring, mb::Threshold<8>, mb::ThresholdBias>> != nullptr) && ...);
 }
 
 template <class... Balancer>
@@ -94,12 +98,14 @@ bool all_kernels_exist() {
   const bool usual_backward = kernels_for_usual_calls<Backward<mb::NoBalancer>, Backward<BiasAndLoss>, Backward<EveryPart>>();
   bool others = true;
   if constexpr (every_kind) {
-    others = kernels_for_any_call<Forward<TopK, mb::NoBalancer>, Backward<mb::NoBalancer>>() &&
+    others = kernels_for_any_call<Forward<TopK, mb::NoBalancer>, Backward<mb::NoBalancer>, Forward<mb::TopP<8>, EveryPart>>() &&
+             kernels_for_usual_calls<Forward<mb::Threshold<8>, BiasAndLoss>>() &&
              kernels_for_usual_calls<Forward<TopK, mb::AuxLoss>, Forward<TopK, LossAndZ>, Forward<TopK, BiasAndPlainLoss>,
                                      Forward<TopK, EveryPart>, Forward<Groups, mb::LossFreeBias>>() &&
              kernels_for_usual_calls<Backward<mb::ZLoss>, Backward<mb::GlobalBatchLoss>, Backward<LossAndZ>>();
   }
-  const bool update = updates_exist<mb::LossFreeBias, mb::ProportionalBias, mb::SmebuBias, mb::PidBias, mb::QuantileBias>();
+  const bool update = updates_exist<mb::LossFreeBias, mb::ProportionalBias, mb::SmebuBias, mb::PidBias, mb::QuantileBias,
+                                     mb::ThresholdBias>();
   return any_call && usual_forward && usual_backward && others && kernels_of_largest_k_exist() &&
-         margin_kernels_exist(AnyTier{}) && update;
+         margin_kernels_exist(AnyTier{}) && score_kernels_exist(AnyTier{}) && update;
 }

@@ -135,7 +135,7 @@ class TileStep {
                 {{inputs.replay.data(), tokens, k}, inputs.replayed.data()},
                 segments,
                 false};
-    loss_ = {balancer, saved_, experts_, k, 1, sequences.count, out.losses.data(), out.losses.data() + 1};
+    loss_ = {balancer, saved_, experts_, k, 1, false, sequences.count, out.losses.data(), out.losses.data() + 1};
     backward_ = {scoring,
                  selection,
                  balancer,

@@ -134,6 +134,7 @@ struct BalancerTraits {
   static constexpr int biases = BiasBalancer<Balancer> ? 1 : 0;
   static constexpr int bias_memory = moe_balance::bias_memory<Balancer>;
   static constexpr bool reads_margins = BiasFromMargins<Balancer>;
+  static constexpr bool reads_scores = reads_margins && margins_are_scores<Balancer>;
   static constexpr int losses = LossBalancer<Balancer> ? 1 : 0;
   static constexpr int token_losses = TokenLossBalancer<Balancer> ? 1 : 0;
   static constexpr bool reads_sequences = losses == 1 && loss_scope<Balancer> == LossScope::sequence;
@@ -150,6 +151,7 @@ struct BalancerTraits<Combine<First, Rest...>> {
   static constexpr int biases = A::biases + B::biases;
   static constexpr int bias_memory = A::bias_memory + B::bias_memory;
   static constexpr bool reads_margins = A::reads_margins || B::reads_margins;
+  static constexpr bool reads_scores = A::reads_scores || B::reads_scores;
   static constexpr int losses = A::losses + B::losses;
   static constexpr int token_losses = A::token_losses + B::token_losses;
   static constexpr bool reads_sequences = A::reads_sequences || B::reads_sequences;

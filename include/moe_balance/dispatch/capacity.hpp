@@ -176,6 +176,10 @@ struct WithCapacity {
   MOEB_INLINE void narrow_side_by_side(int experts, Keys keys) const {
     selection.narrow_side_by_side(experts, keys);
   }
+  /// As the selection, if it has that.
+  template <class Real>
+    requires keeps_fewer<Selection>
+  [[nodiscard]] MOEB_INLINE bool keeps(const RankedExpert<Real>& expert) const { return is_kept(selection, expert); }
 
   void check(const char* call, int experts) const {
     selection.check(call, experts);

@@ -85,9 +85,10 @@ inline constexpr bool has_usual_kernel = [] {
     return TopKT::k <= tier.width && (!has_softmax_beside || has_room);
   }
   const bool has_much_state = selects_groups<TopKT> || Traits::plain_losses > 0 ||
-                              (is_replaying<TopKT> && Traits::losses > 0) || (!is_softmax && Traits::token_losses > 0);
+                              (is_replaying<TopKT> && Traits::losses > 0) || keeps_fewer<TopKT> ||
+                              (!is_softmax && Traits::token_losses > 0);
   if (has_much_state && tier.width < 32 && scores > 4) return false;
-  return scores <= 8 || (is_softmax && Traits::plain_losses == 0 && !is_replaying<TopKT>);
+  return scores <= 8 || (is_softmax && Traits::plain_losses == 0 && !is_replaying<TopKT> && !keeps_fewer<TopKT>);
 }();
 
 /// Whether a token's state in forward is so small that a warp's thread needs no more than 80 registers for it, in the tier of 256 experts.
@@ -95,8 +96,9 @@ template <class Problem>
 inline constexpr bool is_light = [] {
   using Traits = BalancerTraits<decltype(Problem::balancer)>;
   constexpr bool is_softmax = has_softmax_scores<decltype(Problem::scoring)>;
-  if (Traits::token_losses > 0 || Traits::plain_losses > 0 || is_replaying<decltype(Problem::top_k)>) return false;
-  return Traits::losses == 0 || (is_softmax && Traits::biases == 0 && !selects_groups<decltype(Problem::top_k)>);
+  using TopKT = decltype(Problem::top_k);
+  if (Traits::token_losses > 0 || Traits::plain_losses > 0 || is_replaying<TopKT> || keeps_fewer<TopKT>) return false;
+  return Traits::losses == 0 || (is_softmax && Traits::biases == 0 && !selects_groups<TopKT>);
 }();
 
 /// Whether a tier's usual kernel looks at masks: not where a lane has no register left for that, which is forward with much state a token in tiles narrower

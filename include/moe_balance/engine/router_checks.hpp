@@ -70,7 +70,7 @@ struct RouterChecks {
     check.optional_pointer("counts", args.counts, alignof(std::int64_t));
     check.bias(args.bias, experts, needs_bias);
     check.load(args.load, experts, load_is_read || (Traits::biases > 0 && args.accumulate), bins_of(balancer));
-    if (args.accumulate && counts_margins(balancer)) {
+    if (args.accumulate && !Traits::reads_scores && counts_margins(balancer)) {
       check.range("logits.columns", experts, k + 1, max_experts, "experts to leave unchosen, for the margins");
     }
     check.optional_pointer("status", args.status, alignof(Status));

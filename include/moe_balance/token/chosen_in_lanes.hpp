@@ -46,6 +46,26 @@ struct ChosenSideBySide {
     return result;
   }
 
+  /// As empty_unkept, of scores that are no exponentials.
+  template <class TopKT>
+  MOEB_INLINE void empty_unkept(const TopKT& top_k, const float* bias) {
+    run_apart_narrow([&]() MOEB_LAMBDA {
+      NumbersSideBySide before = {};
+      NumbersSideBySide best;
+      for (int i = 0; i < lane_count; ++i) best[i] = score[0][i];
+      for (int k = 0; k < K; ++k) {
+        for (int i = 0; i < lane_count; ++i) {
+          const float value = score[k][i];
+          const float ranking = fma(value, 1.0f, bias == nullptr ? 0.0f : bias[expert[k][i]]);
+          const bool kept = is_kept(top_k, RankedExpert<float>{value, ranking, before[i], best[i], k});
+          before[i] = add(before[i], value);
+          expert[k][i] = kept ? expert[k][i] : -1;
+          score[k][i] = kept ? value : 0.0f;
+        }
+      }
+    });
+  }
+
   /// weight_gradient: from dL/dweight to dL/dscore, or to dL/dlogit if OverSelected.
   MOEB_INLINE void find_gradient(const Weighting& weighting, NumbersSideBySide (&grad)[K]) const {
     run_apart_narrow([&]() MOEB_LAMBDA {

@@ -184,6 +184,67 @@ template <class Real, class Problem, class TileT, class LayoutT, class ChosenT>
   }
 }
 
+/// Empties the slots of experts whose logits are -infinity, if others are left and their weights are finite; else all stay as they were.
+template <class Real, class Problem, class TileT, class LayoutT, class ChosenT>
+[[nodiscard]] MOEB_INLINE WeightRow<Real> weigh_unmasked(const Problem& problem, const TileT& tile,
+                                                         const ForwardToken<Real, Problem, TileT, LayoutT>& state,
+                                                         const float* bias, ChosenT& chosen) {
+  const WeightRow<Real> weights = weigh_chosen(problem, tile, state, bias, chosen);
+  if (weights.finite) return weights;
+  const ChosenT all = chosen;
+  read_chosen_logits(problem.logits, state.token, chosen);
+  bool any = false;
+  MOEB_UNROLL
+  for (int r = 0; r < ChosenT::per_lane; ++r) {
+    if (chosen.logit[r] == -infinity<Real>) chosen.expert[r] = -1;
+    any = any || chosen.expert[r] >= 0;
+  }
+  if (tile.any(any)) {
+    const WeightRow<Real> unmasked = weigh_chosen(problem, tile, state, bias, chosen);
+    if (unmasked.finite) return unmasked;
+  }
+  chosen = all;
+  return weights;
+}
+
+/// Empties the slots of experts that the selection does not keep, where the token's weights are finite.
+template <class Real, class Problem, class TileT, class LayoutT, class ChosenT>
+MOEB_INLINE void empty_unkept(const Problem& problem, const TileT& tile,
+                              const ForwardToken<Real, Problem, TileT, LayoutT>& state, const float* bias, ChosenT& chosen) {
+  using Scoring = decltype(problem.scoring);
+  constexpr int k_count = decltype(problem.top_k)::k;
+  const WeightRow<Real> weights = weigh_unmasked(problem, tile, state, bias, chosen);
+  if (!weights.finite) return;
+  const auto score_of_slot = [&](int r) MOEB_LAMBDA {
+    return is_over_selected<Scoring> ? mul(chosen.score[r], weights.factor) : chosen.score[r];
+  };
+  RankedExpert<Real> own[ChosenT::per_lane];
+  Real before = 0;
+  Real best = 0;
+  bool has_best = false;
+  MOEB_UNROLL
+  for (int k = 0; k < k_count; ++k) {
+    const int r = k / TileT::width;
+    const Real score = tile.shuffle(score_of_slot(r), k % TileT::width);
+    const bool is_used = tile.shuffle(chosen.expert[r], k % TileT::width) >= 0;
+    best = is_used && !has_best ? score : best;
+    has_best = has_best || is_used;
+    if (tile.lane() == k % TileT::width) own[r].before = before;
+    before = add(before, score);
+  }
+  MOEB_UNROLL
+  for (int r = 0; r < ChosenT::per_lane; ++r) {
+    if (chosen.expert[r] < 0) continue;
+    const Real added = bias == nullptr ? Real(0) : static_cast<Real>(bias[chosen.expert[r]]);
+    own[r].score = score_of_slot(r);
+    own[r].ranking =
+        RankingKeys<Scoring, Real>::with_bias(is_over_selected<Scoring> ? chosen.logit[r] : chosen.score[r], added);
+    own[r].best = best;
+    own[r].rank = ChosenT::rank(tile, r);
+    if (!is_kept(problem.top_k, own[r])) chosen.expert[r] = -1;
+  }
+}
+
 /// The third: weights, and what the token adds to sums, but for losses; count_plain_top_k is left to callers whose lanes have rows in memory. Returns
 /// whether losses are to be added.
 /// Sink: where the token's contributions go. count(expert), invalid_expert() are called by the lane that holds the choice, probability(
@@ -193,6 +254,9 @@ template <class Real, class Problem, class TileT, class LayoutT, class ChosenT, 
                                             const float* bias, ForwardToken<Real, Problem, TileT, LayoutT>& state,
                                             ChosenT& chosen, Sink& sink) {
   const std::int64_t token = state.token;
+  if constexpr (keeps_fewer<decltype(problem.top_k)>) {
+    if (!state.replayed) empty_unkept(problem, tile, state, bias, chosen);
+  }
   MOEB_UNROLL
   for (int r = 0; r < chosen.per_lane; ++r) {
     if (chosen.expert[r] >= 0) sink.count(chosen.expert[r]);

@@ -28,7 +28,7 @@ class ForwardLanes {
   static constexpr int capacity = Scores::capacity;  ///< most experts
   static constexpr bool serves = Scores::serves && (Scores::is_softmax || Traits::token_losses == 0) &&
                                  (!is_narrowing<TopKT> || narrows_side_by_side<TopKT>)&&!is_replaying<TopKT> &&
-                                 Traits::plain_losses == 0;
+                                 Traits::plain_losses == 0 && !(keeps_fewer<TopKT> && is_over_selected<Scoring>);
 
   /// `set`: of the loop. With more experts than `capacity` nothing else may be called.
   template <class LayoutT>
@@ -81,9 +81,15 @@ class ForwardLanes {
     if constexpr (narrows_side_by_side<TopKT>) problem.top_k.narrow_side_by_side(scores_.experts, key_);
     select(bias != nullptr);
     if (!chosen_.weigh(problem.top_k.weighting())) return false;
+    if constexpr (keeps_fewer<TopKT>) {
+      chosen_.empty_unkept(problem.top_k, bias);
+      if (!chosen_.weigh(problem.top_k.weighting())) return false;
+    }
     store(problem, rows, first);
     for (int i = 0; i < lane_count; ++i) {
-      for (int k = 0; k < k_count; ++k) sink.count(chosen_.expert[k][i]);
+      for (int k = 0; k < k_count; ++k) {
+        if (!keeps_fewer<TopKT> || chosen_.is_used(k, i)) sink.count(chosen_.expert[k][i]);
+      }
     }
     sink.tokens_apart(lane_count);
     if constexpr (Traits::losses > 0) add_probabilities(sink);

@@ -10,17 +10,17 @@
 
 MOEB_NAMESPACE_BEGIN
 
-/// The counts that a loss of the given scope reads, with their total.
+/// The counts that a loss of the given scope reads, with their total. `sums`: the selection may keep fewer than K experts, and their sum is asked.
 template <class TileT>
 [[nodiscard]] MOEB_INLINE LoadView load_of_scope(const TileT& tile, const SavedView& saved, int experts, int top_k,
-                                                 int ranks, LossScope scope, std::int64_t segment) {
+                                                 int ranks, bool sums, LossScope scope, std::int64_t segment) {
   LoadView load;
   load.counts = scope == LossScope::global_batch ? saved.global_counts
                 : scope == LossScope::sequence   ? saved.segment_counts + segment * experts
                                                  : saved.counts;
   load.expert_count = experts;
   // K T assignments, empty slots included; of the global batch only the counts are known.
-  load.assignments = scope == LossScope::global_batch
+  load.assignments = sums || scope == LossScope::global_batch
                          ? integer_sum(tile, experts, [&](std::int64_t i) MOEB_LAMBDA { return load.counts[i]; })
                          : top_k * (scope == LossScope::sequence ? saved.segment_tokens[segment] : *saved.tokens);
   load.assignments_per_token = top_k;
@@ -46,6 +46,7 @@ struct LossProblem {
   int experts;
   int top_k;
   int ranks;
+  bool sums_counts;  ///< see load_of_scope
   std::int64_t sequences;
   float* value;
   float* part_values;
@@ -69,12 +70,14 @@ template <class Part, class Problem, class TileT>
   constexpr LossScope scope = loss_scope<Part>;
   const SavedView& saved = problem.saved;
   if constexpr (scope != LossScope::sequence) {
-    const LoadView load = load_of_scope(tile, saved, problem.experts, problem.top_k, problem.ranks, scope, 0);
+    const LoadView load =
+        load_of_scope(tile, saved, problem.experts, problem.top_k, problem.ranks, problem.sums_counts, scope, 0);
     return loss_over(part, tile, load, saved.probabilities, *saved.tokens);
   } else {
     double sum = 0.0;
     for (std::int64_t s = 0; s < problem.sequences; ++s) {
-      const LoadView load = load_of_scope(tile, saved, problem.experts, problem.top_k, problem.ranks, scope, s);
+      const LoadView load =
+          load_of_scope(tile, saved, problem.experts, problem.top_k, problem.ranks, problem.sums_counts, scope, s);
       sum =
           add(sum, loss_over(part, tile, load, saved.segment_probabilities + s * problem.experts, saved.segment_tokens[s]));
     }

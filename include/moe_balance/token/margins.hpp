@@ -1,5 +1,5 @@
 // A token's margins, for rules of a bias that read them: each expert's score, without the bias, minus the token's threshold, the best ranking value that it
-// left unchosen. A pass of its own behind forward, which has written the ids: it alone counts E values for each token.
+// left unchosen; or the score itself, where a rule asks for that. A pass of its own behind forward, which has written the ids: it alone counts E values for each token.
 #pragma once
 
 #include <moe_balance/balancer/combine.hpp>
@@ -13,7 +13,7 @@ MOEB_NAMESPACE_BEGIN
 
 /// Selections whose ids tell which ranking value is the best that is left: K by rank of all experts, in that order.
 template <class TopKT>
-inline constexpr bool has_margins = !is_narrowing<TopKT> && !is_replaying<TopKT>;
+inline constexpr bool has_margins = !is_narrowing<TopKT> && !is_replaying<TopKT> && !keeps_fewer<TopKT>;
 
 template <class Scoring, class TopKT, class Balancer>
 struct MarginProblem {
@@ -26,6 +26,9 @@ struct MarginProblem {
   const float* bias;        ///< null: none
   std::int64_t* histogram;  ///< [E, bins], see MarginView
   bool rows_hold_quads;
+  const std::uint8_t* active = nullptr;  ///< with tokens_on_device, read where margins are scores
+  const std::int64_t* tokens_on_device = nullptr;
+  static constexpr std::int64_t first_token = 0;
 };
 
 /// The largest ranking value behind that of the last chosen expert; -infinity where none is a number.
@@ -66,19 +69,28 @@ MOEB_INLINE void add_margins(const Problem& problem, const TileT& tile, const La
                              const float* bias, const Add& add) {
   using Scoring = decltype(problem.scoring);
   constexpr int k_count = decltype(problem.top_k)::k;
-  const std::int32_t last = problem.experts.data[token * problem.experts.stride + k_count - 1];
-  if (last < 0 || last >= layout.experts) return;
+  constexpr bool reads_scores = BalancerTraits<decltype(problem.balancer)>::reads_scores;
+  std::int32_t last = 0;
+  if constexpr (reads_scores) {
+    if (!is_active(problem, token)) return;
+  } else {
+    last = problem.experts.data[token * problem.experts.stride + k_count - 1];
+    if (last < 0 || last >= layout.experts) return;
+  }
   Slots<Real, LayoutT> logits;
   Slots<Real, LayoutT> scores;
-  Slots<Key<Real>, LayoutT> keys;
+  [[maybe_unused]] Slots<Key<Real>, LayoutT> keys;
   load_row(layout, problem.logits, token, problem.rows_hold_quads, logits);
   if (has_broken_logit(tile, layout, logits)) return;
   if constexpr (!is_over_selected<Scoring>) {
     [[maybe_unused]] const auto row = score_row<Real>(problem, tile, layout, token, problem.rows_hold_quads, logits, scores);
   }
-  rank_keys(problem, tile, layout, token, logits, scores, false, bias, keys);
-  const Real threshold = best_behind<Real>(tile, layout, last, keys);
-  if (!is_finite(threshold)) return;
+  Real threshold = 0;
+  if constexpr (!reads_scores) {
+    rank_keys(problem, tile, layout, token, logits, scores, false, bias, keys);
+    threshold = best_behind<Real>(tile, layout, last, keys);
+    if (!is_finite(threshold)) return;
+  }
   for_each_part(problem.balancer, [&](const auto& part) MOEB_LAMBDA {
     if constexpr (BiasFromMargins<std::remove_cvref_t<decltype(part)>>) {
       const int bins = static_cast<int>(part.bins);

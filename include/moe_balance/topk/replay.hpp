@@ -25,6 +25,10 @@ struct Replay {
   MOEB_INLINE void narrow(const TileT& tile, const LayoutT& layout, Keys& keys) const {
     selection.template narrow<Real>(tile, layout, keys);
   }
+  /// As the selection, if it has that.
+  template <class Real>
+    requires keeps_fewer<Selection>
+  [[nodiscard]] MOEB_INLINE bool keeps(const RankedExpert<Real>& expert) const { return is_kept(selection, expert); }
 };
 template <class Selection>
 Replay(Selection) -> Replay<Selection>;
