@@ -4,6 +4,7 @@
 #include "tile/fiber_dispatch.hpp"
 
 #include "bodies/capacity.hpp"
+#include "bodies/sinkhorn.hpp"
 #include "dispatch_run.hpp"
 
 #include <doctest/doctest.h>
@@ -98,6 +99,21 @@ struct RowSums {
   }
 };
 
+/// Four iterations of Sinkhorn, with several experts for each thread and several tokens for each tile: a change that is lost
+/// ends them with the third, a wrong one later.
+struct Sinkhorn {
+  template <class EngineT>
+  auto operator()(const EngineT& engine) const {
+    SinkhornCase given = sinkhorn_case(181, 13, 150, 2, 1);
+    given.tolerance = 0;
+    given.max_iterations = 3;
+    given.tolerance = 0.99f * static_cast<float>(SinkhornOracle(given).change);
+    given.max_iterations = 7;
+    const Scales scales = scales_of(engine, given);
+    return std::tuple(scales.log_scale, scales.iterations);
+  }
+};
+
 /// Whether some order of lanes shows the fault.
 template <class Call>
 bool is_caught(const Call& call, const Faults& faults) {
@@ -143,6 +159,7 @@ TEST_CASE("dispatch: unbroken bodies give the CPU's results in every order of la
   CHECK(!is_caught(one_launch, {}));
   CHECK(!is_caught(Limit{}, {}));
   CHECK(!is_caught(RowSums{}, {}));
+  CHECK(!is_caught(Sinkhorn{}, {}));
 }
 
 // The one that is not is the second of sum_of_earlier_threads, for a kernel that adds up threads twice.
@@ -188,6 +205,12 @@ TEST_CASE("dispatch: an off-by-one in the loops over parts, rows and slots is ca
   CHECK(is_caught(two_launches, {.later_block = 1}));
   CHECK(is_caught(RowSums{}, {.more_blocks = 1}));
   CHECK(is_caught(RowSums{}, {.later_block = 1}));
+}
+
+TEST_CASE("dispatch: the four barriers of Sinkhorn's kernel are needed, and leaving them out is caught") {
+  const Lines lines = lines_of(Sinkhorn{}, &Faults::block_barriers);
+  CHECK(lines.size() == 4);
+  CHECK(needed_by(Sinkhorn{}, &Faults::block_barriers, lines) == lines);
 }
 
 }  // namespace testing

@@ -11,6 +11,7 @@ extern template Answer ask_softmax(const testing::CudaEngine&, const Task&);
 extern template Answer ask_softmax_over_selected(const testing::CudaEngine&, const Task&);
 extern template Answer ask_sigmoid(const testing::CudaEngine&, const Task&);
 extern template Answer ask_sqrt_softplus(const testing::CudaEngine&, const Task&);
+extern template SinkhornAnswer sinkhorn_on(const testing::CudaEngine&, const SinkhornTask&);
 
 std::unique_ptr<Subject> cuda_subject(std::string& why_not);
 std::unique_ptr<Subject> cuda_subject(std::string& why_not) {

@@ -124,6 +124,47 @@ class OracleSubject : public Subject {
     return answer;
   }
 
+  /// As the source has it, in double.
+  SinkhornAnswer sinkhorn(const SinkhornTask& task) override {
+    const auto tokens = static_cast<std::size_t>(task.tokens);
+    const auto experts = static_cast<std::size_t>(task.experts);
+    std::vector<double> cost, d0(tokens), d1(experts, 1.0);
+    for (const float logit : task.logits) cost.push_back(std::exp(static_cast<double>(logit)));
+    double error = 1e9;
+    while (error > static_cast<double>(task.tolerance)) {
+      for (std::size_t t = 0; t < tokens; ++t) {
+        double sum = 0;
+        for (std::size_t e = 0; e < experts; ++e) sum += cost[t * experts + e] * d1[e];
+        d0[t] = 1 / (static_cast<double>(tokens) * (sum + 1e-8));
+      }
+      error = 0;
+      for (std::size_t e = 0; e < experts; ++e) {
+        double sum = 0;
+        for (std::size_t t = 0; t < tokens; ++t) sum += cost[t * experts + e] * d0[t];
+        const double next = 1 / (static_cast<double>(experts) * (sum + 1e-8));
+        error += std::abs(next - d1[e]) / static_cast<double>(experts);
+        d1[e] = next;
+      }
+    }
+    SinkhornAnswer answer;
+    for (std::size_t t = 0; t < tokens; ++t) {
+      const double* const row = cost.data() + t * experts;
+      std::vector<double> values;
+      for (std::size_t e = 0; e < experts; ++e) values.push_back(d1[e] * row[e] * d0[t]);
+      for (const double value : values) answer.normalised.push_back(static_cast<float>(value));
+      double sum = 0;
+      for (std::size_t e = 0; e < experts; ++e) sum += row[e];
+      for (int k = 0; k < task.k; ++k) {
+        const auto best = static_cast<std::size_t>(std::max_element(values.begin(), values.end()) - values.begin());
+        values[best] = -1;
+        answer.experts.push_back(static_cast<int>(best));
+        answer.weights.push_back(
+            static_cast<float>(task.scoring == Scoring::sigmoid ? row[best] / (1 + row[best]) : row[best] / sum));
+      }
+    }
+    return answer;
+  }
+
   PlacementAnswer place(const PlacementTask& task) override {
     PlacementAnswer answer;
     for (int t = 0; t < task.tokens; ++t) {

@@ -4,6 +4,7 @@
 #include "call.hpp"
 #include "golden_subject.hpp"
 
+#include <cmath>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -282,6 +283,76 @@ PlacementAnswer place_on(const Engine& engine, const PlacementTask& task) {
   return {all_ids.values(), all_weights.values()};
 }
 
+/// log d1 after `most` iterations or fewer, and after how many.
+template <class Engine>
+std::pair<std::vector<float>, int> log_scale_of(const Engine& engine, const SinkhornTask& task, float tolerance, int most) {
+  const DispatchArrays<Engine> arrays{engine};
+  typename Engine::template Array<float> logits(engine, task.logits);
+  auto log_scale = arrays.floats(task.experts);
+  auto iterations = arrays.ints(1);
+  const std::size_t bytes = mb::sinkhorn_workspace_bytes(task.experts);
+  auto scratch = arrays.scratch(bytes);
+  mb::sinkhorn({.logits = mb::MatrixView<const float>(logits.data(), task.tokens, task.experts),
+                .log_scale = {log_scale.data(), task.experts},
+                .tolerance = tolerance,
+                .max_iterations = most,
+                .iterations = iterations.data()},
+               {scratch.data(), bytes}, engine.place());
+  engine.wait();
+  return {log_scale.values(), iterations.values()[0]};
+}
+
+/// What Megatron-Core returns has the d0 of the iteration's start beside the d1 of its end.
+inline std::vector<float> normalised_by(const SinkhornTask& task, const std::vector<float>& before,
+                                        const std::vector<float>& after) {
+  const auto experts = static_cast<std::size_t>(task.experts);
+  std::vector<float> result;
+  for (std::size_t first = 0; first < task.logits.size(); first += experts) {
+    const auto scaled = [&](const std::vector<float>& log_scale, std::size_t e) {
+      return std::exp(static_cast<double>(task.logits[first + e]) + static_cast<double>(log_scale[e]));
+    };
+    double sum = 1e-8;
+    for (std::size_t e = 0; e < experts; ++e) sum += scaled(before, e);
+    for (std::size_t e = 0; e < experts; ++e) result.push_back(static_cast<float>(scaled(after, e) / (task.tokens * sum)));
+  }
+  return result;
+}
+
+/// Ids by logits beside log d1, then weights of these ids by the logits alone.
+template <int K, class Engine, class Scoring>
+SinkhornAnswer route_by_scales(const Engine& engine, Scoring scoring, const SinkhornTask& task,
+                               const std::vector<float>& log_scale) {
+  testing::Inputs inputs;
+  inputs.tokens = task.tokens;
+  inputs.experts = task.experts;
+  inputs.logits.assign(task.logits.begin(), task.logits.end());
+  inputs.bias = log_scale;
+  inputs.backward = false;
+  const mb::TopK<K> selection{.renormalise = false};
+  inputs.replay_experts = testing::route(engine, mb::Router{mb::Identity{}, selection, mb::LossFreeBias{}}, inputs).experts;
+  inputs.bias.clear();
+  const testing::Outcome weighed = testing::route(engine, mb::Router{scoring, mb::Replay{selection}}, inputs);
+  return {{}, {weighed.experts.begin(), weighed.experts.end()}, {weighed.weights.begin(), weighed.weights.end()}};
+}
+
+template <class Engine>
+SinkhornAnswer sinkhorn_on(const Engine& engine, const SinkhornTask& task) {
+  const auto [log_scale, iterations] = log_scale_of(engine, task, task.tolerance, 1000);
+  std::vector<float> before(log_scale.size(), 0.0f);
+  if (iterations > 1) before = log_scale_of(engine, task, 0.0f, iterations - 1).first;
+  SinkhornAnswer answer;
+  if (task.k == 1 && task.scoring == Scoring::sigmoid)
+    answer = route_by_scales<1>(engine, mb::Sigmoid{}, task, log_scale);
+  else if (task.k == 4 && task.scoring == Scoring::softmax)
+    answer = route_by_scales<4>(engine, mb::Softmax{}, task, log_scale);
+  else if (task.k == 8 && task.scoring == Scoring::softmax)
+    answer = route_by_scales<8>(engine, mb::Softmax{}, task, log_scale);
+  else
+    throw NotOffered("no router of this kind is compiled into golden_test");
+  answer.normalised = normalised_by(task, before, log_scale);
+  return answer;
+}
+
 template <class Engine>
 class RouterSubject : public Subject {
  public:
@@ -323,6 +394,7 @@ class RouterSubject : public Subject {
 
   PermuteAnswer permute(const PermuteTask& task) override { return permute_on(engine_, task); }
   CapacityAnswer limit(const CapacityTask& task) override { return limit_on(engine_, task); }
+  SinkhornAnswer sinkhorn(const SinkhornTask& task) override { return sinkhorn_on(engine_, task); }
   PlacementAnswer place(const PlacementTask& task) override { return place_on(engine_, task); }
 
  private:

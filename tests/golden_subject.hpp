@@ -8,7 +8,7 @@
 
 namespace golden {
 
-/// A case that the subject does not offer; the message is the reason. The case counts as skipped where golden_cases.hpp lists it, else as failed.
+/// A case that the subject does not offer; the message is the reason.
 struct NotOffered : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -133,6 +133,22 @@ struct PlacementAnswer {
   std::vector<float> weights;
 };
 
+/// Routing by Sinkhorn: the K best of d1 C d0 beside each other, weighed by the logits as they are.
+struct SinkhornTask {
+  int tokens = 0;
+  int experts = 0;
+  int k = 1;
+  float tolerance = 1e-4f;
+  Scoring scoring = Scoring::softmax;  ///< of the weights: softmax over all experts, or sigmoid
+  std::vector<float> logits;
+};
+
+struct SinkhornAnswer {
+  std::vector<float> normalised;  ///< [T, E]: d1_j C_tj d0_t
+  std::vector<int> experts;
+  std::vector<float> weights;
+};
+
 struct Subject {
   virtual ~Subject() = default;
   virtual std::string name() const = 0;
@@ -141,6 +157,7 @@ struct Subject {
   virtual QuantileAnswer balance_quantiles(const QuantileTask& task) = 0;
   virtual PermuteAnswer permute(const PermuteTask& task) = 0;
   virtual CapacityAnswer limit(const CapacityTask& task) = 0;
+  virtual SinkhornAnswer sinkhorn(const SinkhornTask& task) = 0;
   virtual PlacementAnswer place(const PlacementTask& task) = 0;
 };
 

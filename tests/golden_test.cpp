@@ -1,6 +1,6 @@
 // Runs every recorded case through the CPU engine and, where a GPU is there, through CUDA too.
 //   golden_test [folder]     else the folder in MOE_BALANCE_GOLDEN_DIR, else tests/golden
-// For each case: name [place] PASSED | FAILED (first difference) | SKIPPED (reason), of a few named cases only. Closes with 'N passed, M failed, K skipped';
+// For each case: name [place] PASSED | FAILED (first difference, or why it is not offered). Closes with 'N passed, M failed';
 // exit status 1 when anything failed or nothing ran. Build with MOE_BALANCE_TEST_CUDA defined and golden_*.cu linked for CUDA.
 #include "engine_host.hpp"
 #include "golden_cases.hpp"
@@ -14,6 +14,7 @@ extern template Answer ask_softmax(const testing::HostEngine&, const Task&);
 extern template Answer ask_softmax_over_selected(const testing::HostEngine&, const Task&);
 extern template Answer ask_sigmoid(const testing::HostEngine&, const Task&);
 extern template Answer ask_sqrt_softplus(const testing::HostEngine&, const Task&);
+extern template SinkhornAnswer sinkhorn_on(const testing::HostEngine&, const SinkhornTask&);
 
 #if defined(MOE_BALANCE_TEST_CUDA)
 std::unique_ptr<Subject> cuda_subject(std::string& why_not);

@@ -119,6 +119,11 @@ TEST_CASE("rule 8: and the dispatch kernels' structs") {
              &NoiseSource::offset_on_device, &NoiseSource::first_token>();
   using mb::NoiseProblem;
   check_echo<NoiseProblem, &NoiseProblem::terms, &NoiseProblem::factors, &NoiseProblem::sums, &NoiseProblem::noise>();
+  using mb::SinkhornProblem;
+  check_echo<SinkhornProblem, &SinkhornProblem::logits, &SinkhornProblem::active, &SinkhornProblem::tokens_on_device,
+             &SinkhornProblem::tolerance, &SinkhornProblem::iteration, &SinkhornProblem::last_iteration, &SinkhornProblem::log_scale,
+             &SinkhornProblem::iterations, &SinkhornProblem::sums, &SinkhornProblem::scales, &SinkhornProblem::done,
+             &SinkhornProblem::tokens>();
   using mb::PermutationProblem;
   check_echo<PermutationProblem, &PermutationProblem::experts, &PermutationProblem::row_of_slot, &PermutationProblem::tokens,
              &PermutationProblem::k, &PermutationProblem::by_k, &PermutationProblem::expert_count,

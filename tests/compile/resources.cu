@@ -65,6 +65,7 @@ struct DispatchCalls {
   mb::TensorParallelMaskArgs tensor_parallel_mask;
   mb::NoiseArgs noise;
   mb::NoiseBackwardArgs noise_backward;
+  mb::SinkhornArgs sinkhorn;
 };
 
 void dispatch(const Calls& calls, const DispatchCalls& dispatch, cudaStream_t stream);
@@ -94,4 +95,5 @@ void dispatch(const Calls& calls, const DispatchCalls& dispatch, cudaStream_t st
   mb::tensor_parallel_mask(dispatch.tensor_parallel_mask, calls.workspace, stream);
   mb::add_noise(dispatch.noise, calls.workspace, stream);
   mb::add_noise_backward(dispatch.noise_backward, calls.workspace, stream);
+  mb::sinkhorn(dispatch.sinkhorn, calls.workspace, stream);
 }

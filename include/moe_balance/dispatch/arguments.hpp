@@ -147,4 +147,15 @@ struct NoiseBackwardArgs {
   NoiseSource noise{};  ///< as given to add_noise
 };
 
+/// The arguments of sinkhorn. T tokens, E experts. A logit that is NaN or infinite takes no part, and no token without a finite one.
+struct SinkhornArgs {
+  ConstAnyMatrix logits;                           ///< [T, E], T up to 2^22
+  VectorView<float> log_scale;                     ///< [E] out: log d1, a bias of logits
+  float tolerance = 1e-4f;                         ///< of the mean |change of d1|; 0: as many iterations as may be
+  int max_iterations = 50;                         ///< 1 to 10000; on a GPU a launch each, which returns at once when done
+  const std::uint8_t* active = nullptr;            ///< [T], optional: 0 marks a padding token, which takes no part
+  const std::int64_t* tokens_on_device = nullptr;  ///< optional: rows from *tokens_on_device on are treated as inactive
+  std::int32_t* iterations = nullptr;              ///< [1] out, optional, where the call runs; 0 where no token takes part
+};
+
 MOEB_NAMESPACE_END
