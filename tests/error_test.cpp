@@ -93,7 +93,7 @@ TEST_CASE("errors: options that no balancer has are refused by their names") {
       "moe_balance: forward: ThresholdBias.experts_per_token is 2.500000; allowed: more than 0, at most K, here 2",
       mb::InvalidArgument);
   refuses(mb::ThresholdBias{.momentum = 1.0f}, "ThresholdBias.momentum is 1.000000; allowed: 0 to below 1");
-  refuses(mb::ThresholdBias{.bins = 2}, "ThresholdBias.bins is 2; allowed: 3 to 65536");
+  refuses(mb::ThresholdBias{.bins = 0}, "ThresholdBias.bins is 0; allowed: 1 to 65536");
   refuses(mb::ThresholdBias{.spacing = mb::MarginBins::even, .high = -1.0f},
           "ThresholdBias.high is -1.000000; allowed: more than low, which is 0.000000, by a finite number");
   refuses(mb::QuantileBias{.momentum = 1.0f}, "QuantileBias.momentum is 1.000000; allowed: 0 to below 1");

@@ -370,8 +370,9 @@ TEST_CASE_TEMPLATE_DEFINE("ThresholdBias: each expert comes to have its share, t
     CHECK(std::accumulate(frozen.load.begin() + 16, frozen.load.end(), std::int64_t{0}) == 0);
   };
   check(mb::Sigmoid{}, {.experts_per_token = 2.0f, .momentum = 0.5f, .spacing = mb::MarginBins::even, .bins = 16384});
-  check(mb::Softmax{}, {.experts_per_token = 1.25f, .momentum = 0.9f, .bins = 11265});
-  check(mb::SoftmaxOverSelected{}, {.experts_per_token = 0.5f, .momentum = 0.0f, .bins = 11265});
+  check(mb::Softmax{}, {.experts_per_token = 1.25f, .momentum = 0.9f, .spacing = mb::MarginBins::octaves, .bins = 11265});
+  check(mb::SoftmaxOverSelected{},
+        {.experts_per_token = 0.5f, .momentum = 0.0f, .spacing = mb::MarginBins::octaves, .bins = 11265});
 }
 
 }  // namespace testing

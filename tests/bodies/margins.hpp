@@ -149,7 +149,7 @@ TEST_CASE_TEMPLATE_DEFINE("margins of a sigmoid", Engine, margins_sigmoid) {
 TEST_CASE_TEMPLATE_DEFINE("margins that are scores, of any selection", Engine, margins_scores) {
   const mb::ThresholdBias rule{.spacing = mb::MarginBins::even, .low = 0.1f, .high = 0.8f, .bins = 20};
   check_all_counted(Engine(), mb::Sigmoid{}, mb::Threshold<4>{}, rule, bins_of(rule));
-  const mb::ThresholdBias octaves{.bins = 41};
+  const mb::ThresholdBias octaves{.spacing = mb::MarginBins::octaves, .bins = 41};
   check_all_counted(Engine(), mb::SoftmaxOverSelected{}, mb::TopK<2>{}, mb::Combine{mb::ZLoss{}, octaves}, bins_of(octaves));
 }
 TEST_CASE_TEMPLATE_DEFINE("margins of many chosen, beside losses", Engine, margins_of_many) {

@@ -16,10 +16,10 @@ enum class MarginBins : std::uint8_t { octaves, even };
 
 /// The bins of QuantileBias and ThresholdBias, whose members these are.
 struct MarginScale {
-  MarginBins spacing;
-  float low;
-  float high;
-  int bins;
+  MarginBins spacing;  ///< of the bins
+  float low;           ///< even: the smallest margin that is told apart
+  float high;          ///< even: the largest
+  int bins;            ///< of each expert
 
   /// `policy` is the rule's name. Errors: InvalidArgument.
   void check(const char* call, const char* policy) const {
@@ -32,10 +32,12 @@ struct MarginScale {
     MOEB_EXPECTS(bins >= fewest && bins <= max_bins, call, ArgumentName(policy, "bins"), bins, fewest, " to ", max_bins);
   }
 
+  /// The bin that a margin counts in.
   [[nodiscard]] MOEB_INLINE int bin_of(float margin) const {
     return choose(spacing == MarginBins::even, even_bin_of(margin),
                   octave_bin_of(margin));  // both: loops of them are vectors
   }
+  /// The margin that lies there.
   [[nodiscard]] MOEB_INLINE float margin_at(const MarginPosition& at) const {
     return spacing == MarginBins::even ? even_margin_at(at) : octave_margin_at(at);
   }

@@ -18,14 +18,14 @@ MOEB_NAMESPACE_BEGIN
 
 /// Beside Threshold<K>, where K is the most experts that a token may have: where more would take it, an expert's tokens are fewer.
 struct ThresholdBias {
-  static constexpr bool margins_are_scores = true;
+  static constexpr bool margins_are_scores = true;  ///< see BiasFromMargins
 
-  float experts_per_token = 1.0f;            ///< n, the mean over tokens: more than 0, at most K
-  float momentum = 0.99f;                    ///< the part of a cutoff that stays, 0 to below 1
-  MarginBins spacing = MarginBins::octaves;  ///< of the bins
-  float low = 0.0f;                          ///< even: the smallest score that is told apart
-  float high = 1.0f;                         ///< even: the largest
-  int bins = 353;       ///< of each expert, 3 (even: 1) to 65536, 8 bytes each in the load; 353 are 8 an octave
+  float experts_per_token = 1.0f;         ///< n, the mean over tokens: more than 0, at most K
+  float momentum = 0.99f;                 ///< the part of a cutoff that stays, 0 to below 1
+  MarginBins spacing = MarginBins::even;  ///< of the bins; octaves where scores have any scale
+  float low = 0.0f;                       ///< even: the smallest score that is told apart
+  float high = 1.0f;                      ///< even: the largest
+  int bins = 512;                         ///< of each expert, 1 (octaves: 3) to 65536, 8 bytes each in the load
   bool frozen = false;  ///< update leaves the bias as it is (and still clears the load); forward counts no scores
 
   /// Errors: InvalidArgument.

@@ -20,7 +20,7 @@ template <int K>
 struct TopP {
   static_assert(K >= 1 && K <= max_top_k, "TopP chooses up to 1 to 32 experts per token");
   static constexpr int k = K;
-  static constexpr bool narrows = false;
+  static constexpr bool narrows = false;  ///< see is_narrowing
 
   float p = 0.5f;               ///< what the scores of the kept have to sum to, above 0, at most K
   bool renormalise = false;     ///< weights of the kept sum to scaling_factor, where K > 1
