@@ -95,6 +95,18 @@ inline Losses losses_of(const mb::PidBias&, int, int) {
 inline Losses losses_of(const mb::QuantileBias&, int, int) {
   return {};
 }
+inline Losses losses_of(const mb::ImportanceLoss& balancer, int experts, int) {
+  return {oracle::importance_loss(balancer.coefficient, experts, experts)};
+}
+inline Losses losses_of(const mb::DeviceLoss<mb::ImportanceLoss>& balancer, int experts, int) {
+  return {oracle::importance_loss(balancer.loss.coefficient, experts, balancer.devices)};
+}
+inline Losses losses_of(const mb::EntropyLoss& balancer, int, int) {
+  return {oracle::entropy_loss(balancer.coefficient)};
+}
+inline Losses losses_of(const mb::MutualInformationLoss& balancer, int, int) {
+  return {oracle::mean_entropy_loss(balancer.coefficient), oracle::entropy_loss(balancer.coefficient)};
+}
 template <class Loss>
 Losses losses_of(const mb::DeviceLoss<Loss>& balancer, int experts, int k) {
   return {oracle::device_loss(losses_of(balancer.loss, experts, k).front(), experts, balancer.devices)};

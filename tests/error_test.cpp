@@ -82,6 +82,12 @@ TEST_CASE("errors: options that no balancer has are refused by their names") {
   refuses(mb::PidBias{.integral = infinity}, "PidBias.integral is inf; allowed: finite numbers");
   refuses(mb::PidBias{.derivative = -infinity}, "PidBias.derivative is -inf; allowed: finite numbers");
   refuses(mb::PidBias{.centring = mb::Centring(3)}, "PidBias.centring is 3; allowed: none, bias, step");
+  refuses(mb::Combine{mb::ZLoss{}, mb::ImportanceLoss{.coefficient = nan}},
+          "ImportanceLoss.coefficient is nan; allowed: finite numbers");
+  refuses(mb::DeviceLoss{mb::ImportanceLoss{.coefficient = infinity}, 2},
+          "ImportanceLoss.coefficient is inf; allowed: finite numbers");
+  refuses(mb::EntropyLoss{.coefficient = -infinity}, "EntropyLoss.coefficient is -inf; allowed: finite numbers");
+  refuses(mb::MutualInformationLoss{.coefficient = nan}, "MutualInformationLoss.coefficient is nan; allowed: finite numbers");
   refuses(mb::ThresholdBias{.experts_per_token = 0.0f},
           "ThresholdBias.experts_per_token is 0.000000; allowed: more than 0, at most K, here 32");
   refuses(mb::ThresholdBias{.experts_per_token = nan},

@@ -121,6 +121,13 @@ inline std::vector<double> softmax_of_row(const Problem& problem, Int token) {
   return row;
 }
 
+/// -sum p log p.
+inline double entropy_of_row(const std::vector<double>& probabilities) {
+  double sum = 0;
+  for (const double p : probabilities) sum -= p > 0 ? p * std::log(p) : 0.0;
+  return sum;
+}
+
 /// log(sum of exp) of a row's finite logits.
 inline double logsumexp_of_row(const Problem& problem, Int token) {
   double largest = -std::numeric_limits<double>::infinity();
@@ -546,6 +553,12 @@ struct Loss {
   std::function<double(int expert, const std::vector<Int>& counts, Int tokens)> slope;
   std::function<double(double logsumexp)> token_loss;
   std::function<double(double logsumexp)> token_slope;
+  /// Of scope token, in the place of those two: of the entropy of a row's softmax.
+  std::function<double(double entropy)> entropy_loss;
+  std::function<double(double entropy)> entropy_slope;
+  /// In the place of a slope: a function of all P, and its derivatives by each of them, of a micro-batch or a sequence.
+  std::function<double(const std::vector<double>& mean_probability)> value_of_means;
+  std::function<double(int expert, const std::vector<double>& mean_probability)> slope_of_means;
 };
 
 /// coefficient * E * sum_i f_i P_i with f_i = count_i / (K T); `per_token` leaves the K out.
@@ -619,6 +632,47 @@ inline Loss zero_computation_loss(Loss::Scope scope, double coefficient, int exp
   };
   return loss;
 }
+/// The entropy of each token's softmax.
+inline Loss entropy_loss(double coefficient) {
+  Loss loss;
+  loss.scope = Loss::Scope::token;
+  loss.entropy_loss = [=](double entropy) { return coefficient * entropy; };
+  loss.entropy_slope = [=](double) { return coefficient; };
+  return loss;
+}
+/// groups * sum P^2 - sum P over equal groups of experts: variance / mean^2 where P sum to 1, as they do but for tokens that are not finite.
+inline Loss importance_loss(double coefficient, int experts, int groups) {
+  Loss loss;
+  const auto sums_of = [=](const std::vector<double>& p) {
+    std::vector<double> sums(static_cast<std::size_t>(groups), 0.0);
+    for (int e = 0; e < experts; ++e)
+      sums[static_cast<std::size_t>(static_cast<Int>(e) * groups / experts)] += p[static_cast<std::size_t>(e)];
+    return sums;
+  };
+  loss.value_of_means = [=](const std::vector<double>& p) {
+    double value = 0;
+    for (const double sum : sums_of(p)) value += groups * sum * sum - sum;
+    return coefficient * value;
+  };
+  loss.slope_of_means = [=](int expert, const std::vector<double>& p) {
+    const auto group = static_cast<std::size_t>(static_cast<Int>(expert) * groups / experts);
+    return coefficient * groups * 2 * sums_of(p)[group];
+  };
+  return loss;
+}
+/// Minus the entropy of P.
+inline Loss mean_entropy_loss(double coefficient) {
+  Loss loss;
+  loss.value_of_means = [=](const std::vector<double>& p) {
+    double sum = 0;
+    for (const double value : p) sum += value > 0 ? value * std::log(value) : 0.0;
+    return coefficient * sum;
+  };
+  loss.slope_of_means = [=](int expert, const std::vector<double>& p) {
+    return coefficient * (std::log(std::max(p[static_cast<std::size_t>(expert)], 1e-300)) + 1);
+  };
+  return loss;
+}
 inline Loss z_loss(double coefficient) {
   Loss loss;
   loss.scope = Loss::Scope::token;
@@ -676,6 +730,10 @@ inline std::vector<double> slopes(const Problem& problem, const Loss& loss, cons
                                   const Surroundings& around) {
   const std::vector<Int>& counts = loss.scope == Loss::Scope::global_batch ? around.accumulated : scoped.counts;
   std::vector<double> result;
+  if (loss.slope_of_means) {
+    for (int e = 0; e < problem.experts; ++e) result.push_back(loss.slope_of_means(e, scoped.mean_probability));
+    return result;
+  }
   for (int e = 0; e < problem.experts; ++e) result.push_back(loss.slope(e, counts, scoped.tokens));
   if (problem.surplus && loss.scope != Loss::Scope::global_batch) {  // f = count / (all counts) instead of count / (K T)
     const double all = static_cast<double>(std::accumulate(counts.begin(), counts.end(), Int{0}));
@@ -694,7 +752,8 @@ inline double loss_value(const Problem& problem, const std::vector<int>& ids, co
     double sum = 0;
     for (Int t = 0; t < problem.tokens; ++t) {
       if (evaluation.takes_part[static_cast<std::size_t>(t)]) {
-        sum += loss.token_loss(evaluation.logsumexp[static_cast<std::size_t>(t)]);
+        sum += loss.entropy_loss ? loss.entropy_loss(entropy_of_row(softmax_of_row(problem, t)))
+                                 : loss.token_loss(evaluation.logsumexp[static_cast<std::size_t>(t)]);
       }
     }
     const Int tokens = active_tokens(problem);
@@ -705,6 +764,10 @@ inline double loss_value(const Problem& problem, const std::vector<int>& ids, co
   double total = 0;
   for (Int s = 0; s < scopes; ++s) {
     const detail::Scoped scoped = detail::sums(problem, ids, evaluation, around, by_sequence ? s : -1);
+    if (loss.value_of_means) {
+      total += scoped.tokens > 0 ? loss.value_of_means(scoped.mean_probability) : 0.0;
+      continue;
+    }
     const std::vector<double> slope = detail::slopes(problem, loss, scoped, around);
     for (std::size_t e = 0; e < slope.size(); ++e) total += slope[e] * scoped.mean_probability[e];
   }
@@ -853,6 +916,16 @@ inline Gradient gradient_and_magnitude(const Problem& problem, const std::vector
     for (const Loss& loss : losses) {
       if (loss.scope != Loss::Scope::token) continue;
       if (row.empty()) row = softmax_of_row(problem, token);
+      if (loss.entropy_slope) {
+        const double entropy = entropy_of_row(row);
+        const double slope = loss_scale * loss.entropy_slope(entropy) / static_cast<double>(tokens_of_call);
+        for (std::size_t e = 0; e < experts; ++e) {
+          if (row[e] == 0) continue;
+          out[e] -= slope * row[e] * (std::log(row[e]) + entropy);
+          size[e] += std::abs(slope * row[e]) * (std::abs(std::log(row[e])) + entropy);
+        }
+        continue;
+      }
       const double slope = loss_scale * loss.token_slope(evaluation.logsumexp[t]) / static_cast<double>(tokens_of_call);
       for (std::size_t e = 0; e < experts; ++e) {
         out[e] += slope * row[e];

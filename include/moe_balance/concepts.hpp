@@ -173,6 +173,13 @@ concept LossBalancer = std::is_trivially_copyable_v<B> && requires(const B balan
   { balancer.slope(0, load) } -> std::convertible_to<float>;
 };
 
+/// A loss of that kind whose value is not sum_i slope_i P_i = `sum` itself: one whose slopes read load.probability(i), so that they are derivatives of
+/// something else.
+template <class B>
+concept ValuedLoss = LossBalancer<B> && requires(const B balancer, const LoadView load) {
+  { balancer.value(0.0, load) } -> std::convertible_to<double>;
+};
+
 /// What a rule with memory returns: the next bias, and what it will find in its memory in the next step.
 template <int Values>
 struct BiasStep {
@@ -233,6 +240,14 @@ concept TokenLossBalancer = std::is_trivially_copyable_v<B> && requires(const B 
   { balancer.token_slope(0.0f) } -> std::convertible_to<float>;
 };
 
+/// A loss per token that depends on the entropy of its softmax, -sum_i p_i log p_i; `entropy_slope` is its derivative. The softmax is that of the logits,
+/// whatever the scoring; logits that are not finite take no part.
+template <class B>
+concept EntropyLossBalancer = std::is_trivially_copyable_v<B> && requires(const B balancer) {
+  { balancer.entropy_loss(0.0f) } -> std::convertible_to<float>;
+  { balancer.entropy_slope(0.0f) } -> std::convertible_to<float>;
+};
+
 /// Several balancers as one; see balancer/combine.hpp.
 template <class B>
 concept CombinedBalancer = requires {
@@ -248,7 +263,8 @@ concept IdleBalancer = requires {
 /// What a Router takes as balancer: one or more of the parts above, a combination, or nothing at all.
 template <class B>
 concept BalancerPolicy = std::is_trivially_copyable_v<B> &&
-    (LossBalancer<B> || BiasBalancer<B> || TokenLossBalancer<B> || CombinedBalancer<B> || IdleBalancer<B>);
+    (LossBalancer<B> || BiasBalancer<B> || TokenLossBalancer<B> || EntropyLossBalancer<B> || CombinedBalancer<B> ||
+     IdleBalancer<B>);
 
 /// A balancer that tells experts that compute from the last `zero_experts`, which compute nothing (balancer/with_zero_computation.hpp).
 template <class B>

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <moe_balance/config.hpp>
+#include <moe_balance/numeric/fixed_point.hpp>
 #include <moe_balance/tile/rounded.hpp>
 
 #include <cstdint>
@@ -16,6 +17,8 @@ struct LoadView {
   int assignments_per_token = 1;         ///< K
   int rank_count = 1;                    ///< see ranks()
   std::int64_t joined_count = -1;        ///< of experts taken together, where they are added up; see WithZeroComputation
+  const std::int64_t* probability_sums = nullptr;  ///< see probability()
+  std::int64_t token_count = 0;                    ///< see probability()
 
   /// E.
   [[nodiscard]] MOEB_INLINE int experts() const { return expert_count; }
@@ -30,6 +33,12 @@ struct LoadView {
   /// count / total, 0 where nothing was assigned.
   [[nodiscard]] MOEB_INLINE float share(int expert) const {
     return assignments == 0 ? 0.0f : div(static_cast<float>(counts[expert]), static_cast<float>(assignments));
+  }
+  /// P, the expert's mean probability, of the tokens whose P the slope multiplies: this rank's micro-batch, or the sequence. 0 for rules of a bias.
+  [[nodiscard]] MOEB_INLINE float probability(int expert) const {
+    if (token_count == 0) return 0.0f;
+    const double sum = from_fixed<probability_fraction_bits>(probability_sums[expert]);
+    return static_cast<float>(div(sum, static_cast<double>(token_count)));
   }
 };
 

@@ -4,9 +4,12 @@
 #include <moe_balance/balancer/aux_loss.hpp>
 #include <moe_balance/balancer/combine.hpp>
 #include <moe_balance/balancer/device_loss.hpp>
+#include <moe_balance/balancer/entropy_loss.hpp>
 #include <moe_balance/balancer/from_plain_top_k.hpp>
 #include <moe_balance/balancer/global_batch_loss.hpp>
+#include <moe_balance/balancer/importance_loss.hpp>
 #include <moe_balance/balancer/loss_free_bias.hpp>
+#include <moe_balance/balancer/mutual_information_loss.hpp>
 #include <moe_balance/balancer/no_balancer.hpp>
 #include <moe_balance/balancer/pid_bias.hpp>
 #include <moe_balance/balancer/proportional_bias.hpp>

@@ -72,6 +72,10 @@ concept HasWeighting = requires(const P policy) {
 };
 
 template <class B>
+concept HasEntropyLoss = requires(const B balancer) {
+  { balancer.entropy_loss(0.0f) } -> std::convertible_to<float>;
+};
+template <class B>
 concept HasTokenLoss = requires(const B balancer) {
   { balancer.token_loss(0.0f) } -> std::convertible_to<float>;
 };
@@ -97,6 +101,18 @@ concept NamesTokenLoss = requires {
 template <class B>
 concept NamesTokenSlope = requires {
   requires is_function_pointer<decltype(&B::token_slope)>;
+};
+template <class B>
+concept NamesEntropyLoss = requires {
+  requires is_function_pointer<decltype(&B::entropy_loss)>;
+};
+template <class B>
+concept NamesEntropySlope = requires {
+  requires is_function_pointer<decltype(&B::entropy_slope)>;
+};
+template <class B>
+concept NamesValue = requires {
+  requires is_function_pointer<decltype(&B::value)>;
 };
 
 template <class S>
@@ -179,6 +195,11 @@ template <class B>
       "the balancer's next_bias is neither: balancer.next_bias(bias, expert, load) const -> float, nor, with static "
       "constexpr int memory of 1 to 8: balancer.next_bias(bias, expert, load, memory) const -> BiasStep<memory>, nor, "
       "with int bins and bin_of(margin) const -> int: balancer.next_bias(bias, expert, load, margins) const -> float");
+  static_assert(ValuedLoss<B> || !NamesValue<B> || !LossBalancer<B>,
+                "the balancer's value is not: balancer.value(sum, load) const -> double");
+  static_assert(EntropyLossBalancer<B> || !(HasEntropyLoss<B> || NamesEntropyLoss<B> || NamesEntropySlope<B>),
+                "the balancer has entropy_loss or entropy_slope and lacks one of: balancer.entropy_loss(entropy) const -> "
+                "float, balancer.entropy_slope(entropy) const -> float");
   if constexpr (HasTokenLoss<B>) {
     static_assert(TokenLossBalancer<B>,
                   "the balancer has token_loss and lacks: balancer.token_slope(log_sum_exp) const -> float");
@@ -190,7 +211,7 @@ template <class B>
         BalancerPolicy<B>,
         "the balancer lacks one of: balancer.slope(expert, load) const -> float; balancer.next_bias(bias, expert, "
         "load) const -> float (with memory: BiasStep; or from margins); balancer.token_loss(log_sum_exp) and token_slope; "
-        "using is_idle = void");
+        "balancer.entropy_loss(entropy) and entropy_slope; using is_idle = void");
   }
   return true;
 }

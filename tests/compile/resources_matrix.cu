@@ -29,6 +29,7 @@ using BiasAndLoss = mb::Combine<mb::LossFreeBias, mb::SequenceLoss>;
 using BiasAndPlainLoss = mb::Combine<mb::LossFreeBias, mb::FromPlainTopK<mb::SequenceLoss>>;
 using EveryPart =
     mb::Combine<mb::WithZeroComputation<mb::DeviceLoss<mb::AuxLoss>>, mb::SequenceLoss, mb::GlobalBatchLoss, mb::ZLoss, mb::LossFreeBias>;
+using Probabilities = mb::Combine<mb::DeviceLoss<mb::ImportanceLoss>, mb::MutualInformationLoss, mb::SequenceLoss, mb::GlobalBatchLoss, mb::ZLoss, mb::LossFreeBias>;
 using EveryPartPlain =
     mb::Combine<mb::FromPlainTopK<mb::AuxLoss>, mb::FromPlainTopK<mb::SequenceLoss>, mb::ZLoss, mb::LossFreeBias>;
 
@@ -98,11 +99,12 @@ bool all_kernels_exist() {
   const bool usual_backward = kernels_for_usual_calls<Backward<mb::NoBalancer>, Backward<BiasAndLoss>, Backward<EveryPart>>();
   bool others = true;
   if constexpr (every_kind) {
-    others = kernels_for_any_call<Forward<TopK, mb::NoBalancer>, Backward<mb::NoBalancer>, Forward<mb::TopP<8>, EveryPart>>() &&
+    others = kernels_for_any_call<Forward<TopK, mb::NoBalancer>, Backward<mb::NoBalancer>, Forward<mb::TopP<8>, EveryPart>,
+                                  Forward<TopK, Probabilities>, Backward<Probabilities>>() &&
              kernels_for_usual_calls<Forward<mb::Threshold<8>, BiasAndLoss>>() &&
              kernels_for_usual_calls<Forward<TopK, mb::AuxLoss>, Forward<TopK, LossAndZ>, Forward<TopK, BiasAndPlainLoss>,
                                      Forward<TopK, EveryPart>, Forward<Groups, mb::LossFreeBias>>() &&
-             kernels_for_usual_calls<Backward<mb::ZLoss>, Backward<mb::GlobalBatchLoss>, Backward<LossAndZ>>();
+             kernels_for_usual_calls<Backward<mb::EntropyLoss>, Backward<mb::ZLoss>, Backward<mb::GlobalBatchLoss>, Backward<LossAndZ>>();
   }
   const bool update = updates_exist<mb::LossFreeBias, mb::ProportionalBias, mb::SmebuBias, mb::PidBias, mb::QuantileBias,
                                      mb::ThresholdBias>();

@@ -80,6 +80,29 @@ template <class Part, class Real>
   return is_finite(slope) ? slope : Real(0);
 }
 
+/// The same of an entropy loss.
+template <class Part, class Real>
+[[nodiscard]] MOEB_INLINE Real entropy_loss_of(const Part& part, Real entropy) {
+  if constexpr (requires {
+                  { part.entropy_loss(entropy) } -> std::same_as<Real>;
+                })
+    return part.entropy_loss(entropy);
+  else
+    return static_cast<Real>(part.entropy_loss(static_cast<float>(entropy)));
+}
+/// See token_slope_of.
+template <class Part, class Real>
+[[nodiscard]] MOEB_INLINE Real entropy_slope_of(const Part& part, Real entropy) {
+  Real slope;
+  if constexpr (requires {
+                  { part.entropy_slope(entropy) } -> std::same_as<Real>;
+                })
+    slope = part.entropy_slope(entropy);
+  else
+    slope = static_cast<Real>(part.entropy_slope(static_cast<float>(entropy)));
+  return is_finite(slope) ? slope : Real(0);
+}
+
 /// Checks the bins that an elementary balancer's rule counts margins in, if it does: memory is written by them. Errors: InvalidArgument.
 template <class Balancer>
 void check_bins(const char* call, const Balancer& balancer) {
@@ -136,7 +159,8 @@ struct BalancerTraits {
   static constexpr bool reads_margins = BiasFromMargins<Balancer>;
   static constexpr bool reads_scores = reads_margins && margins_are_scores<Balancer>;
   static constexpr int losses = LossBalancer<Balancer> ? 1 : 0;
-  static constexpr int token_losses = TokenLossBalancer<Balancer> ? 1 : 0;
+  static constexpr int entropy_losses = EntropyLossBalancer<Balancer> ? 1 : 0;
+  static constexpr int token_losses = (TokenLossBalancer<Balancer> ? 1 : 0) + entropy_losses;  ///< of either kind
   static constexpr bool reads_sequences = losses == 1 && loss_scope<Balancer> == LossScope::sequence;
   static constexpr bool reads_global_batch = losses == 1 && loss_scope<Balancer> == LossScope::global_batch;
   static constexpr int plain_losses = losses == 1 && counts_plain_top_k<Balancer> ? 1 : 0;
@@ -153,6 +177,7 @@ struct BalancerTraits<Combine<First, Rest...>> {
   static constexpr bool reads_margins = A::reads_margins || B::reads_margins;
   static constexpr bool reads_scores = A::reads_scores || B::reads_scores;
   static constexpr int losses = A::losses + B::losses;
+  static constexpr int entropy_losses = A::entropy_losses + B::entropy_losses;
   static constexpr int token_losses = A::token_losses + B::token_losses;
   static constexpr bool reads_sequences = A::reads_sequences || B::reads_sequences;
   static constexpr bool reads_global_batch = A::reads_global_batch || B::reads_global_batch;

@@ -44,8 +44,9 @@ template <class Loss = AuxLoss>
 struct DeviceLoss {
   static_assert(LossBalancer<Loss>, "the loss of DeviceLoss lacks: balancer.slope(expert, load) const -> float");
   static_assert(requirements::of_balancer<Loss>());
-  static_assert(!BiasBalancer<Loss> && !TokenLossBalancer<Loss>,
-                "DeviceLoss would leave out the loss's next_bias or token_loss: give them to Combine beside it");
+  static_assert(
+      !BiasBalancer<Loss> && !TokenLossBalancer<Loss> && !EntropyLossBalancer<Loss>,
+      "DeviceLoss would leave out the loss's next_bias, token_loss or entropy_loss: give them to Combine beside it");
   static_assert(!KnowsZeroExperts<Loss>,
                 "DeviceLoss would mix experts that compute and others: put WithZeroComputation around it");
   static constexpr bool counts_plain_top_k = moe_balance::counts_plain_top_k<Loss>;
@@ -67,6 +68,10 @@ struct DeviceLoss {
     const int share =
         load.experts() < devices ? 1 : load.experts() / devices;  // fewer: experts taken together, see WithZeroComputation
     return mean_slope(loss, expert / share * share, share, load);
+  }
+  /// As the loss, if it has that.
+  [[nodiscard]] MOEB_INLINE double value(double sum, const LoadView& load) const requires ValuedLoss<Loss> {
+    return loss.value(sum, load);
   }
 };
 template <class Loss>

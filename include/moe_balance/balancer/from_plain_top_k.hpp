@@ -15,8 +15,9 @@ template <class Loss>
 struct FromPlainTopK {
   static_assert(LossBalancer<Loss>, "the loss of FromPlainTopK lacks: balancer.slope(expert, load) const -> float");
   static_assert(requirements::of_balancer<Loss>());
-  static_assert(!BiasBalancer<Loss> && !TokenLossBalancer<Loss>,
-                "FromPlainTopK would leave out the loss's next_bias or token_loss: give them to Combine beside it");
+  static_assert(
+      !BiasBalancer<Loss> && !TokenLossBalancer<Loss> && !EntropyLossBalancer<Loss>,
+      "FromPlainTopK would leave out the loss's next_bias, token_loss or entropy_loss: give them to Combine beside it");
   static_assert(!KnowsZeroExperts<Loss>, "put WithZeroComputation around FromPlainTopK, not into it");
   static constexpr bool counts_plain_top_k = true;
   static constexpr LossScope scope = loss_scope<Loss>;
@@ -29,6 +30,10 @@ struct FromPlainTopK {
   void check(const char* call, int experts, int k) const { check_options(call, loss, experts, k); }
 
   [[nodiscard]] MOEB_INLINE float slope(int expert, const LoadView& load) const { return loss.slope(expert, load); }
+  /// As the loss, if it has that.
+  [[nodiscard]] MOEB_INLINE double value(double sum, const LoadView& load) const requires ValuedLoss<Loss> {
+    return loss.value(sum, load);
+  }
 };
 template <class Loss>
 FromPlainTopK(Loss) -> FromPlainTopK<Loss>;

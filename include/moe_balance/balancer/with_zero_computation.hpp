@@ -31,6 +31,8 @@ struct WithZeroComputation : Balancer {
                 "balancer.next_bias(bias, expert, load) const");
   static_assert(requirements::of_balancer<Balancer>());
   static_assert(!KnowsZeroExperts<Balancer>, "WithZeroComputation is around a balancer that has one around it already");
+  static_assert(!ValuedLoss<Balancer> && !EntropyLossBalancer<Balancer>,
+                "the balancer of WithZeroComputation has a loss of probabilities, in which counts have no part");
   static_assert(!BiasFromMargins<Balancer>,
                 "the balancer of WithZeroComputation reads margins: a quantile of all experts balances all of them");
 

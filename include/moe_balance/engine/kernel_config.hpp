@@ -79,16 +79,17 @@ inline constexpr bool has_usual_kernel = [] {
   constexpr bool is_softmax = has_softmax_scores<decltype(Problem::scoring)>;
   if (Tier >= usual_tier_count) return false;
   if (is_backward<Problem>) {
-    const bool has_softmax_beside = !is_softmax && Traits::token_losses > 0;
+    const bool has_softmax_beside = (!is_softmax && Traits::token_losses > 0) || Traits::entropy_losses > 0;
     const bool has_room = tier.width == 32 && !is_costly_score<decltype(Problem::scoring)> &&
                           (Traits::losses == 0 || is_over_selected<decltype(Problem::scoring)>);
     return TopKT::k <= tier.width && (!has_softmax_beside || has_room);
   }
   const bool has_much_state = selects_groups<TopKT> || Traits::plain_losses > 0 ||
                               (is_replaying<TopKT> && Traits::losses > 0) || keeps_fewer<TopKT> ||
-                              (!is_softmax && Traits::token_losses > 0);
+                              (!is_softmax && Traits::token_losses > 0) || Traits::entropy_losses > 0;
   if (has_much_state && tier.width < 32 && scores > 4) return false;
-  return scores <= 8 || (is_softmax && Traits::plain_losses == 0 && !is_replaying<TopKT> && !keeps_fewer<TopKT>);
+  return scores <= 8 || (is_softmax && Traits::plain_losses == 0 && !is_replaying<TopKT> && !keeps_fewer<TopKT> &&
+                         Traits::entropy_losses == 0);
 }();
 
 /// Whether a token's state in forward is so small that a warp's thread needs no more than 80 registers for it, in the tier of 256 experts.

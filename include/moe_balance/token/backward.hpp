@@ -3,6 +3,7 @@
 #pragma once
 
 #include <moe_balance/token/backward_problem.hpp>
+#include <moe_balance/token/entropy.hpp>
 #include <moe_balance/token/forward.hpp>
 #include <moe_balance/token/loss_slopes.hpp>
 #include <moe_balance/token/scatter.hpp>
@@ -87,6 +88,24 @@ template <class Real, class Problem>
   return mul(slope, slopes.token_factor);
 }
 
+/// The entropy losses' gradient. `scores` are overwritten.
+template <class Real, class Problem, class TileT, class LayoutT>
+MOEB_INLINE void add_entropy_loss_gradient(const Problem& problem, const TileT& tile, const LayoutT& layout,
+                                           std::int64_t token, const LossSlopes<Real>& slopes, Slots<Real, LayoutT>& logits,
+                                           Slots<Real, LayoutT>& scores, Slots<Real, LayoutT>& grad) {
+  const bool quads = problem.logits_hold_quads;
+  reload_row(tile, layout, problem.logits, token, quads, logits);
+  const SoftmaxRow<Real> softmax = softmax_row(tile, layout, logits, scores);
+  const Real entropy = entropy_of_row(problem.logits, quads, tile, layout, token, softmax, logits, scores);
+  Real slope = 0;
+  for_each_part(problem.balancer, [&](const auto& part) MOEB_LAMBDA {
+    if constexpr (EntropyLossBalancer<std::remove_cvref_t<decltype(part)>>)
+      slope = add(slope, entropy_slope_of(part, entropy));
+  });
+  slope = mul(slope, slopes.token_factor);
+  add_entropy_gradient(problem.logits, quads, tile, layout, token, softmax, entropy, slope, logits, grad);
+}
+
 /// The token losses' gradient where the scores are no softmax. It is not finite where the logit is not: set to 0 later. `scores` are overwritten.
 template <class Real, class Problem, class TileT, class LayoutT>
 MOEB_INLINE void add_token_loss_gradient(const Problem& problem, const TileT& tile, const LayoutT& layout,
@@ -149,7 +168,7 @@ template <class Real, class Problem, class TileT, class LayoutT>
   if constexpr (LayoutT::rereads_logits && !asks_scores) finite = finite_slots(layout, logits);
   const typename RowOf<Scoring, Real>::type row =
       score_row(problem, tile, layout, token, problem.logits_hold_quads, logits, scores);
-  constexpr bool has_token_losses = Traits::token_losses > 0;
+  constexpr bool has_token_losses = Traits::token_losses > Traits::entropy_losses;
   constexpr bool scores_are_softmax = has_softmax_scores<Scoring>;
   Real token_slope = 0;  // found here, it takes the place of what the row knows in a lane's registers
   if constexpr (has_token_losses && scores_are_softmax) token_slope = slope_of_token_losses(problem, slopes, row);
@@ -187,6 +206,8 @@ template <class Real, class Problem, class TileT, class LayoutT>
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA { grad[slot] = fma(token_slope, scores[slot], grad[slot]); });
   else if constexpr (has_token_losses)
     add_token_loss_gradient(problem, tile, layout, token, slopes, logits, scores, grad);
+  if constexpr (Traits::entropy_losses > 0)
+    add_entropy_loss_gradient(problem, tile, layout, token, slopes, logits, scores, grad);
   if constexpr (LayoutT::rereads_logits) {  // asks the logits again: to know until here would keep them in registers
     for_each_logit(tile, layout, problem.logits, token, problem.logits_hold_quads, logits,
                    [&](int slot, Real logit) MOEB_LAMBDA { grad[slot] = choose(is_finite(logit), grad[slot], Real(0)); });

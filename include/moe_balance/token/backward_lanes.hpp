@@ -23,7 +23,8 @@ class BackwardLanes {
 
  public:
   static constexpr int capacity = only_chosen ? LayoutT::capacity : NumbersOfExperts::capacity;  ///< most experts
-  static constexpr bool serves = Scores::serves && (Scores::is_softmax || Traits::token_losses == 0);
+  static constexpr bool serves =
+      Scores::serves && (Scores::is_softmax || Traits::token_losses == 0) && Traits::entropy_losses == 0;
 
   /// `set`: of the loop. With more experts than `capacity` nothing else may be called.
   MOEB_INLINE BackwardLanes(InstructionSet set, const LayoutT& layout) : instructions_(set), scores_(set, layout.experts) {

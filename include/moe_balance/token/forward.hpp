@@ -4,6 +4,7 @@
 #include <moe_balance/balancer/combine.hpp>
 #include <moe_balance/numeric/fixed_point.hpp>
 #include <moe_balance/token/choice.hpp>
+#include <moe_balance/token/entropy.hpp>
 #include <moe_balance/token/forward_problem.hpp>
 #include <moe_balance/token/row_io.hpp>
 #include <moe_balance/token/scores.hpp>
@@ -83,17 +84,19 @@ MOEB_INLINE void add_probabilities(const Problem& problem, const TileT& tile, co
   }
 }
 
-/// A token's own losses, from its log-sum-exp, added to the sink.
+/// A token's own losses, from its log-sum-exp and its entropy, added to the sink.
 template <class Problem, class TileT, class Real, class Sink>
-MOEB_INLINE void add_losses_of_token(const Problem& problem, const TileT& tile, Real log_sum_exp, Sink& sink) {
+MOEB_INLINE void add_losses_of_token(const Problem& problem, const TileT& tile, Real log_sum_exp, Real entropy, Sink& sink) {
   int index = 0;
+  const auto add_loss = [&](Real loss) MOEB_LAMBDA {
+    const Real most = problem.largest_token_loss;
+    if (tile.lane() == 0) sink.token_loss(index, to_fixed<token_loss_fraction_bits>(loss, most));
+    ++index;
+  };
   for_each_part(problem.balancer, [&](const auto& part) MOEB_LAMBDA {
-    if constexpr (TokenLossBalancer<std::remove_cvref_t<decltype(part)>>) {
-      const Real loss = token_loss_of(part, log_sum_exp);
-      const Real most = problem.largest_token_loss;
-      if (tile.lane() == 0) sink.token_loss(index, to_fixed<token_loss_fraction_bits>(loss, most));
-      ++index;
-    }
+    using Part = std::remove_cvref_t<decltype(part)>;
+    if constexpr (TokenLossBalancer<Part>) add_loss(token_loss_of(part, log_sum_exp));
+    if constexpr (EntropyLossBalancer<Part>) add_loss(entropy_loss_of(part, entropy));
   });
 }
 
@@ -103,14 +106,18 @@ MOEB_INLINE void add_token_losses(const Problem& problem, const TileT& tile, con
                                   Slots<Real, LayoutT>& logits, Slots<Real, LayoutT>& scores, const Row& row, Sink& sink) {
   using Traits = BalancerTraits<decltype(problem.balancer)>;
   if constexpr (Traits::token_losses > 0) {
-    Real log_sum_exp;
-    if constexpr (has_softmax_scores<decltype(problem.scoring)>) {
-      log_sum_exp = row.log_sum_exp();
-    } else {
+    constexpr bool has_softmax = has_softmax_scores<decltype(problem.scoring)>;
+    SoftmaxRow<Real> softmax;
+    if constexpr (!has_softmax || Traits::entropy_losses > 0)
       reload_row(tile, layout, problem.logits, token, problem.rows_hold_quads, logits);
-      log_sum_exp = softmax_row(tile, layout, logits, scores).log_sum_exp();
-    }
-    add_losses_of_token(problem, tile, log_sum_exp, sink);
+    if constexpr (has_softmax)
+      softmax = row;
+    else
+      softmax = softmax_row(tile, layout, logits, scores);
+    Real entropy = 0;
+    if constexpr (Traits::entropy_losses > 0)
+      entropy = entropy_of_row(problem.logits, problem.rows_hold_quads, tile, layout, token, softmax, logits, scores);
+    add_losses_of_token(problem, tile, softmax.log_sum_exp(), entropy, sink);
   }
 }
 

@@ -28,7 +28,8 @@ class ForwardLanes {
   static constexpr int capacity = Scores::capacity;  ///< most experts
   static constexpr bool serves = Scores::serves && (Scores::is_softmax || Traits::token_losses == 0) &&
                                  (!is_narrowing<TopKT> || narrows_side_by_side<TopKT>)&&!is_replaying<TopKT> &&
-                                 Traits::plain_losses == 0 && !(keeps_fewer<TopKT> && is_over_selected<Scoring>);
+                                 Traits::plain_losses == 0 && Traits::entropy_losses == 0 &&
+                                 !(keeps_fewer<TopKT> && is_over_selected<Scoring>);
 
   /// `set`: of the loop. With more experts than `capacity` nothing else may be called.
   template <class LayoutT>
@@ -189,7 +190,7 @@ class ForwardLanes {
   MOEB_INLINE void add_token_losses(const Problem& problem, const TileT& tile, Sink& sink) {
     for (int i = 0; i < lane_count; ++i) {
       const SoftmaxRow<float> row{.maximum = scores_.maximum[i], .sum = scores_.sum[i]};
-      add_losses_of_token(problem, tile, row.log_sum_exp(), sink);
+      add_losses_of_token(problem, tile, row.log_sum_exp(), 0.0f, sink);
     }
   }
 };

@@ -25,6 +25,9 @@ template <class TileT>
                          : top_k * (scope == LossScope::sequence ? saved.segment_tokens[segment] : *saved.tokens);
   load.assignments_per_token = top_k;
   load.rank_count = scope == LossScope::global_batch ? ranks : 1;
+  const bool of_sequence = scope == LossScope::sequence;
+  load.probability_sums = of_sequence ? saved.segment_probabilities + segment * experts : saved.probabilities;
+  load.token_count = of_sequence ? saved.segment_tokens[segment] : *saved.tokens;
   return load;
 }
 
@@ -52,17 +55,20 @@ struct LossProblem {
   float* part_values;
 };
 
-/// sum_i slope_i P_i over `tokens` tokens; 0 without tokens.
+/// sum_i slope_i P_i over the load's tokens, or what the part makes of that; 0 without tokens.
 template <class Part, class TileT>
-[[nodiscard]] MOEB_INLINE double loss_over(const Part& part, const TileT& tile, const LoadView& load,
-                                           const std::int64_t* probabilities, std::int64_t tokens) {
-  if (tokens == 0) return 0.0;
+[[nodiscard]] MOEB_INLINE double loss_over(const Part& part, const TileT& tile, const LoadView& load) {
+  if (load.token_count == 0) return 0.0;
   const LoadView joined_load = joined(part, tile, load);
   const double sum = strided_sum(tile, load.experts(), [&](std::int64_t i) MOEB_LAMBDA {
-    const double probability = from_fixed<probability_fraction_bits>(probabilities[i]);
+    const double probability = from_fixed<probability_fraction_bits>(load.probability_sums[i]);
     return mul(static_cast<double>(part.slope(static_cast<int>(i), joined_load)), probability);
   });
-  return div(sum, static_cast<double>(tokens));
+  const double mean = div(sum, static_cast<double>(load.token_count));
+  if constexpr (ValuedLoss<Part>)
+    return static_cast<double>(part.value(mean, joined_load));
+  else
+    return mean;
 }
 
 template <class Part, class Problem, class TileT>
@@ -72,14 +78,13 @@ template <class Part, class Problem, class TileT>
   if constexpr (scope != LossScope::sequence) {
     const LoadView load =
         load_of_scope(tile, saved, problem.experts, problem.top_k, problem.ranks, problem.sums_counts, scope, 0);
-    return loss_over(part, tile, load, saved.probabilities, *saved.tokens);
+    return loss_over(part, tile, load);
   } else {
     double sum = 0.0;
     for (std::int64_t s = 0; s < problem.sequences; ++s) {
       const LoadView load =
           load_of_scope(tile, saved, problem.experts, problem.top_k, problem.ranks, problem.sums_counts, scope, s);
-      sum =
-          add(sum, loss_over(part, tile, load, saved.segment_probabilities + s * problem.experts, saved.segment_tokens[s]));
+      sum = add(sum, loss_over(part, tile, load));
     }
     return div(sum, static_cast<double>(problem.sequences));
   }
@@ -91,7 +96,7 @@ template <class Part, class Problem, class TileT>
   return div(from_fixed<token_loss_fraction_bits>(saved.token_losses[index]), static_cast<double>(*saved.tokens));
 }
 
-/// Writes each loss's value, in the order of Combine (a part with both kinds: its balancing loss, then its token loss), and their sum.
+/// Writes each loss's value, in the order of Combine (a part with several kinds: its balancing loss, its token loss, its entropy loss), and their sum.
 template <class Problem, class TileT>
 MOEB_INLINE void evaluate_losses(const Problem& problem, const TileT& tile) {
   double total = 0.0;
@@ -106,6 +111,7 @@ MOEB_INLINE void evaluate_losses(const Problem& problem, const TileT& tile) {
     using Part = std::remove_cvref_t<decltype(part)>;
     if constexpr (LossBalancer<Part>) add_loss(loss_of_part(part, problem, tile));
     if constexpr (TokenLossBalancer<Part>) add_loss(token_loss_mean(problem.saved, token_index++));
+    if constexpr (EntropyLossBalancer<Part>) add_loss(token_loss_mean(problem.saved, token_index++));
   });
   if (problem.value != nullptr && tile.lane() == 0) *problem.value = static_cast<float>(total);
 }

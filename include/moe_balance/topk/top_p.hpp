@@ -4,7 +4,7 @@
 // SoftmaxOverSelected they are shares among the K; others have the sums that they have. With a bias, experts are taken in the order of score + bias.
 // Losses balance the assignments that were made: f_i is expert i's part of their sum, not of K T, so that a balanced loss is its coefficient whatever the
 // mean number of experts is. Huang et al.'s f_i is larger by that number.
-// Source: Huang et al. 2024, "Harder Tasks Need More Experts", arXiv 2403.07652, eq. (3) and (4), whose weights are the scores as they are.
+// Source: Huang et al. 2024, "Harder Tasks Need More Experts", arXiv 2403.07652, whose weights are the scores as they are.
 #pragma once
 
 #include <moe_balance/concepts.hpp>

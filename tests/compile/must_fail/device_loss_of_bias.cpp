@@ -1,4 +1,4 @@
-// EXPECT: DeviceLoss would leave out the loss's next_bias or token_loss
+// EXPECT: DeviceLoss would leave out the loss's next_bias, token_loss or entropy_loss
 #include <moe_balance/moe_balance.hpp>
 
 namespace mb = moe_balance;
