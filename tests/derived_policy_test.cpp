@@ -151,6 +151,8 @@ TEST_CASE("a narrow of its own in a class derived from TopK, whatever wraps it")
   check_even(mb::Router{mb::SoftmaxOverSelected{}, Even{}});
   check_even(mb::Router{mb::Sigmoid{}, mb::Replay<Even>{}});
   check_even(mb::Router{mb::Sigmoid{}, EvenOnly<mb::Replay<mb::TopK<2>>>{}});
+  check_even(mb::Router{mb::Sigmoid{}, EvenOnly<mb::TopP<2>>{{.p = 2.0f}}});  // which keeps all, as the next does
+  check_even(mb::Router{mb::Sigmoid{}, EvenOnly<mb::Threshold<2>>{}});
 }
 
 TEST_CASE("scores below 0 in a class derived from Sigmoid") {

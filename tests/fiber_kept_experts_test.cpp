@@ -15,6 +15,7 @@ TEST_CASE_TEMPLATE_INVOKE(kept_user, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(kept_replay, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(kept_nan, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(threshold_bias_by_hand, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(threshold_bias_of_all, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(threshold_bias_balances, FiberEngine);
 
 }  // namespace testing

@@ -18,6 +18,7 @@ TEST_CASE_TEMPLATE_INVOKE(kept_user, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(kept_replay, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(kept_nan, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(threshold_bias_by_hand, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(threshold_bias_of_all, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(threshold_bias_balances, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(kept_types, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(kept_balanced, HostEngine);
@@ -42,6 +43,8 @@ TEST_CASE("side by side: what is kept has the bits of tokens one by one") {
       Inputs inputs = side_by_side::make_inputs(kind, experts, 4, seed);
       side_by_side::check(mb::Router{mb::Softmax{}, mb::TopP<4>{.p = 0.4f}, mb::AuxLoss{}}, inputs);
       side_by_side::check(mb::Router{mb::SoftmaxOverSelected{}, mb::TopP<4>{.p = 0.4f, .renormalise = true}}, inputs);
+      side_by_side::check(mb::Router{mb::Softmax{}, users::MinP<4>{.part = 0.5f}}, inputs);
+      side_by_side::check(mb::Router{mb::Softmax{}, users::NotTheThird<4>{}}, inputs);
       inputs.bias = normal_bias(seed, experts);
       for (float& bias : inputs.bias) bias -= 0.6f;
       inputs.load = zero_load(experts);

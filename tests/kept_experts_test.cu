@@ -14,6 +14,7 @@ TEST_CASE_TEMPLATE_INVOKE(kept_user, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(kept_replay, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(kept_nan, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(threshold_bias_by_hand, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(threshold_bias_of_all, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(threshold_bias_balances, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(kept_capacity, CudaEngine);
 

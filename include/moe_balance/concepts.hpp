@@ -126,7 +126,7 @@ inline constexpr bool narrows_side_by_side = false;
 
 /// One of the K experts that rank best for a token, as a selection with `keeps` sees it: a token then keeps those that it says, in the order of their rank, and
 /// the others' slots are empty (id -1, weight 0, no count). An expert whose logit is -infinity is not asked for, nor kept, while another of the K is there. Of
-/// a token whose weights are not finite all K stay.
+/// a token whose K weights are not finite all stay.
 template <class Real>
 struct RankedExpert {
   Real score;    ///< of the scoring; of SoftmaxOverSelected its share among the K

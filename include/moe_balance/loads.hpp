@@ -24,7 +24,7 @@ struct LoadView {
   [[nodiscard]] MOEB_INLINE int experts() const { return expert_count; }
   /// Tokens of one expert.
   [[nodiscard]] MOEB_INLINE std::int64_t count(int expert) const { return counts[expert]; }
-  /// All assignments: K for each active token, empty slots included; of the global batch (and in next_bias) the sum of the counts, the budget in a WithZeroComputation.
+  /// All assignments: K for each active token, empty slots included, but those made where a selection keeps fewer (TopP); of the global batch (and in next_bias) the sum of the counts, the budget in a WithZeroComputation.
   [[nodiscard]] MOEB_INLINE std::int64_t total() const { return assignments; }
   /// K.
   [[nodiscard]] MOEB_INLINE int top_k() const { return assignments_per_token; }

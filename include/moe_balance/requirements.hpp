@@ -61,11 +61,6 @@ template <class P>
 concept HasCheck = requires(const P policy) {
   {policy.check("", 1)};
 };
-/// A selection that has a function of this name means to keep fewer experts.
-template <class P>
-concept NamesKeeps = requires {
-  requires std::is_member_function_pointer_v<decltype(&P::keeps)>;
-};
 template <class P>
 concept HasWeighting = requires(const P policy) {
   { policy.weighting() } -> std::convertible_to<Weighting>;
@@ -84,6 +79,14 @@ concept HasTokenLoss = requires(const B balancer) {
 template <class Pointer>
 inline constexpr bool is_function_pointer =
     std::is_member_function_pointer_v<Pointer> || std::is_function_v<std::remove_pointer_t<Pointer>>;
+/// A selection with a function of this name means to keep fewer experts. A template is seen where it takes a RankedExpert, be that or the policy const or not.
+template <class P>
+concept NamesKeeps = requires {
+  requires is_function_pointer<decltype(&P::keeps)>;
+}
+|| requires(P policy, RankedExpert<float> expert) {
+  policy.keeps(expert);
+};
 // A balancer that has a function of one of these names means to have that part, whatever its arguments are. Templates and overloads have no
 // one address and are not seen.
 template <class B>

@@ -39,6 +39,15 @@ void describe(const MinP<K>& selection, oracle::Problem& problem) {
   };
 }
 
+/// Those that rank before a sum of 0.6, but the third.
+template <int K>
+struct NotTheThird : MinP<K> {
+  template <class Real>
+  MOEB_HOST_DEVICE bool keeps(const mb::RankedExpert<Real>& expert) const {
+    return expert.before < Real(0.6) && expert.rank != 2;
+  }
+};
+
 /// The first and, of the others, every second one: no prefix of the ranks.
 template <int K>
 struct EverySecond : MinP<K> {
@@ -253,6 +262,8 @@ TEST_CASE_TEMPLATE_DEFINE("the experts that are kept: 16-bit types, rows apart, 
     agrees(Engine(), mb::Softmax{}, mb::TopP<6>{.p = 0.15f}, inputs, everything());
   }
   agrees(Engine(), mb::Softmax{}, mb::TopP<6>{.p = 0.15f}, full_inputs(1651, 0, 60, 6), everything());
+  const Outcome half = agrees(Engine(), mb::Softmax{}, mb::TopP<4>{.p = 0.5f}, rows_of_constant(1, 4, 0.5));  // exact sums
+  CHECK(half.experts == std::vector<std::int32_t>{0, 1, -1, -1});
   const Inputs equal = rows_of_constant(5, 8, 0.5);
   const Outcome outcome = agrees(Engine(), mb::Softmax{}, mb::TopP<6>{.p = 0.4f}, equal);
   CHECK(outcome.experts == std::vector<std::int32_t>{0, 1,  2,  3, -1, -1, 0, 1,  2,  3, -1, -1, 0, 1,  2,
@@ -333,10 +344,24 @@ TEST_CASE_TEMPLATE_DEFINE("ThresholdBias by hand: a quantile of scores, its runn
   of = rule;
   of.frozen = true;
   CHECK(moved(of, bias, load) == bias);
+  // Of 98 tokens and 49 experts two are larger, though 1 / 49 is rounded: each score has a bin of its own.
+  std::vector<std::int64_t> all_bins = zero_load(49);
+  for (int e = 0; e < 49; ++e) all_bins.insert(all_bins.end(), 98, 1);
+  const mb::ThresholdBias single{.spacing = mb::MarginBins::even, .bins = 98};
+  near(moved(single, std::vector<float>(49), all_bins), std::vector<double>(49, -95.5 / 98));
   // Each layer by its own.
   std::vector<std::int64_t> layers = load;
   layers.insert(layers.end(), {0, 0, 0, 8, 0, 0, 0, 0, 6, 2});
   near(moved(rule, {0, 0, 0, 0}, layers, 2), {-first, -second, -second, -first});
+}
+
+TEST_CASE_TEMPLATE_DEFINE("ThresholdBias: scores are counted where K is all experts, too", Engine, threshold_bias_of_all) {
+  Inputs inputs = normal_inputs(1680, 20, 4, 4);
+  const mb::ThresholdBias rule{.experts_per_token = 2.0f, .bins = 8};
+  inputs.bias.assign(4, -0.5f);
+  inputs.load = zero_load(4 * 9);
+  const Outcome outcome = train(Engine(), mb::Router{mb::Sigmoid{}, mb::Threshold<4>{}, rule}, inputs);
+  CHECK(std::accumulate(outcome.load.begin() + 4, outcome.load.end(), std::int64_t{0}) == 4 * 20);
 }
 
 TEST_CASE_TEMPLATE_DEFINE("ThresholdBias: each expert comes to have its share, tokens as many as they need", Engine,
@@ -349,12 +374,15 @@ TEST_CASE_TEMPLATE_DEFINE("ThresholdBias: each expert comes to have its share, t
     inputs.bias.assign(16, 0.0f);
     inputs.load = zero_load(16 * (1 + router.load_bins()));
     inputs.active = Random(1691).flags(512, 0.1);
+    inputs.tokens_on_device = 500;
+    for (std::size_t t = 500; t < 512; ++t) inputs.active[t] = 1;  // which are none all the same
     Outcome outcome;
     for (int step = 0; step < 12; ++step) {
       outcome = train(Engine(), router, inputs);
       inputs.bias = update(Engine(), router, inputs.bias, outcome.load).bias;
     }
-    const double active = static_cast<double>(std::count(inputs.active.begin(), inputs.active.end(), 1));
+    const double active = static_cast<double>(std::count(inputs.active.begin(), inputs.active.end() - 12, 1));
+    CHECK(std::accumulate(outcome.load.begin() + 16, outcome.load.end(), std::int64_t{0}) == 16 * static_cast<int>(active));
     double all = 0;
     for (const std::int64_t count : outcome.counts) {
       all += static_cast<double>(count);

@@ -163,6 +163,10 @@ TEST_CASE_TEMPLATE_DEFINE("losses of probabilities: masked experts and tokens th
   CHECK(agrees(Engine(), mb::Softmax{}, mb::TopK<3>{}, inputs, losses).status.non_finite_tokens > 1);
   agrees(Engine(), mb::Sigmoid{}, mb::TopK<3>{}, inputs, losses);
   agrees(Engine(), mb::SoftmaxOverSelected{}, mb::TopK<3>{}, inputs, losses);
+  inputs.bias.assign(24, 0.0f);  // infinite logits that are not chosen
+  for (std::size_t e = 0; e < 3; ++e) inputs.bias[e] = -5.0f;
+  inputs.load = zero_load(24);
+  agrees(Engine(), mb::Sigmoid{}, mb::TopK<3>{}, inputs, mb::Combine{losses, mb::LossFreeBias{}});
 }
 
 }  // namespace testing

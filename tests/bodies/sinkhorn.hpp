@@ -302,6 +302,20 @@ TEST_CASE_TEMPLATE_DEFINE("sinkhorn: logits of any size, whose exponentials no f
     CHECK(error_of(got, SinkhornOracle(given)) < 4e-6);
     CHECK(std::all_of(got.log_scale.begin(), got.log_scale.end(), [&](float u) { return u == got.log_scale[0]; }));
   }
+  // Logits so low that the formula's 1e-8 counts beside them: d1 is large, and its last bits move it by more than the tolerance.
+  for (const double base : {-28.0, -33.0, -35.0, -45.0}) {
+    CAPTURE(base);
+    SinkhornCase low = sinkhorn_case(178, 64, 64, 0.3, 0.0);
+    for (double& logit : low.logits) logit = static_cast<double>(static_cast<float>(logit + base));
+    low.max_iterations = 2000;
+    const Scales ended = scales_of(engine, low);
+    CHECK(ended.iterations <= SinkhornOracle(low).iterations + 2);
+    low.tolerance = 0;
+    for (const int iterations : {1, 2, ended.iterations}) {
+      low.max_iterations = iterations;
+      CHECK(error_of(scales_of(engine, low), SinkhornOracle(low)) < 6e-5);
+    }
+  }
   // Tokens want different experts by far, or all the same: float32 holds the sum of a logit of 1000 and a bias to 6e-5.
   Random random(176);
   for (int round = 0; round < 4; ++round) {

@@ -20,8 +20,9 @@ MOEB_NAMESPACE_BEGIN
 struct ThresholdBias {
   static constexpr bool margins_are_scores = true;  ///< see BiasFromMargins
 
-  float experts_per_token = 1.0f;         ///< n, the mean over tokens: more than 0, at most K
-  float momentum = 0.99f;                 ///< the part of a cutoff that stays, 0 to below 1
+  float experts_per_token =
+      1.0f;                ///< n, the mean over tokens: more than 0, at most K; of n = E the smallest scores are left out
+  float momentum = 0.99f;  ///< the part of a cutoff that stays, 0 to below 1
   MarginBins spacing = MarginBins::even;  ///< of the bins; octaves where scores have any scale
   float low = 0.0f;                       ///< even: the smallest score that is told apart
   float high = 1.0f;                      ///< even: the largest
@@ -44,8 +45,8 @@ struct ThresholdBias {
 
   /// See BiasFromMargins.
   [[nodiscard]] MOEB_INLINE float next_bias(float bias, int expert, const LoadView& load, const MarginView& margins) const {
-    const double share = div(static_cast<double>(experts_per_token), static_cast<double>(load.experts()));
-    const auto larger = static_cast<std::int64_t>(mul(static_cast<double>(margins.tokens()), share));
+    const double assignments = mul(static_cast<double>(margins.tokens()), static_cast<double>(experts_per_token));  // exact
+    const auto larger = static_cast<std::int64_t>(div(assignments, static_cast<double>(load.experts())));
     const std::int64_t last = margins.tokens() - 1;
     const float cutoff = scale().margin_at(margins.position(expert, larger < last ? larger : last));
     const float stays = bias == 0.0f ? 0.0f : momentum;

@@ -19,7 +19,7 @@
 MOEB_NAMESPACE_BEGIN
 
 /// Binary digits of p_tj behind the point: 2^22 tokens fit 64 bits. What is rounded off P_j is at most 2^-41, a
-/// twenty-thousandth of the 1e-8 that stands beside it.
+/// twenty-thousandth of the 1e-8 that stands beside it where d1 is 1; where it is smaller P_j is larger.
 inline constexpr int sinkhorn_fraction_bits = 40;
 inline constexpr std::int64_t most_sinkhorn_tokens = std::int64_t{1} << 22;
 
@@ -93,7 +93,8 @@ struct IterateSinkhorn {
   }
 
  private:
-  /// The scales after this iteration, and bits of |change of d1| where the sums will be.
+  /// The scales after this iteration, and bits of |change of d1| where the sums will be; 0 where the scale moved by its last bits only, as one of a large d1
+  /// does for ever.
   template <class BlockT>
   MOEB_INLINE static void find_scales(const BlockT& block, const SinkhornProblem& problem, std::int64_t tokens, int experts,
                                       const Shared& shared) {
@@ -103,8 +104,10 @@ struct IterateSinkhorn {
       const float old_scale = before[e];
       const float scale = tokens == 0 ? old_scale : scale_after(old_scale, sums[e], tokens, experts);
       const double change = sub(static_cast<double>(exp(scale)), static_cast<double>(exp(old_scale)));
+      const float step = sub(scale, old_scale);
+      const bool is_rounding = larger_of(step, -step) <= mul(0x1p-22f, larger_of(scale, -scale));
       shared.scales[e] = scale;
-      shared.sums[e] = bits_of(change < 0.0 ? -change : change);
+      shared.sums[e] = is_rounding ? 0 : bits_of(change < 0.0 ? -change : change);
     }
   }
 

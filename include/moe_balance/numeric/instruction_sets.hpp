@@ -45,6 +45,9 @@ __attribute__((noinline, flatten, target(MOEB_TARGET_V3))) void run_x86_64_v3(co
 template <class Function>
 __attribute__((noinline, flatten)) void run_baseline(const Function& f) {
   f();
+#if defined(__AVX__) && defined(__GNUC__)
+  __builtin_ia32_vzeroupper();
+#endif
 }
 
 #if !defined(__x86_64__) || !defined(__GNUC__)

@@ -88,22 +88,30 @@ template <class Real, class Problem>
   return mul(slope, slopes.token_factor);
 }
 
-/// The entropy losses' gradient. `scores` are overwritten.
+/// What the gradient of the entropy losses needs to know of a token.
+template <class Real>
+struct EntropySlope {
+  SoftmaxRow<Real> row;
+  Real entropy;
+  Real slope;
+};
+/// Found before scores are, and a lane has slots for the sum's terms.
 template <class Real, class Problem, class TileT, class LayoutT>
-MOEB_INLINE void add_entropy_loss_gradient(const Problem& problem, const TileT& tile, const LayoutT& layout,
-                                           std::int64_t token, const LossSlopes<Real>& slopes, Slots<Real, LayoutT>& logits,
-                                           Slots<Real, LayoutT>& scores, Slots<Real, LayoutT>& grad) {
-  const bool quads = problem.logits_hold_quads;
-  reload_row(tile, layout, problem.logits, token, quads, logits);
-  const SoftmaxRow<Real> softmax = softmax_row(tile, layout, logits, scores);
-  const Real entropy = entropy_of_row(problem.logits, quads, tile, layout, token, softmax, logits, scores);
-  Real slope = 0;
+[[nodiscard]] MOEB_INLINE EntropySlope<Real> slope_of_entropy_losses(const Problem& problem, const TileT& tile,
+                                                                     const LayoutT& layout, std::int64_t token,
+                                                                     const LossSlopes<Real>& slopes,
+                                                                     const Slots<Real, LayoutT>& logits) {
+  Slots<Real, LayoutT> terms;
+  EntropySlope<Real> result;
+  result.row = softmax_row(tile, layout, logits, terms);
+  result.entropy = entropy_of_row(problem.logits, problem.logits_hold_quads, tile, layout, token, result.row, logits, terms);
+  result.slope = 0;
   for_each_part(problem.balancer, [&](const auto& part) MOEB_LAMBDA {
     if constexpr (EntropyLossBalancer<std::remove_cvref_t<decltype(part)>>)
-      slope = add(slope, entropy_slope_of(part, entropy));
+      result.slope = add(result.slope, entropy_slope_of(part, result.entropy));
   });
-  slope = mul(slope, slopes.token_factor);
-  add_entropy_gradient(problem.logits, quads, tile, layout, token, softmax, entropy, slope, logits, grad);
+  result.slope = mul(result.slope, slopes.token_factor);
+  return result;
 }
 
 /// The token losses' gradient where the scores are no softmax. It is not finite where the logit is not: set to 0 later. `scores` are overwritten.
@@ -163,6 +171,11 @@ template <class Real, class Problem, class TileT, class LayoutT>
   Slots<Real, LayoutT>& logits = state.logits;
   Slots<Real, LayoutT> scores;
   if constexpr (!LayoutT::in_registers) load_chosen_logits(problem.logits, token, logits, chosen);
+  [[maybe_unused]] EntropySlope<Real> entropy;
+  if constexpr (Traits::entropy_losses > 0) {
+    entropy = slope_of_entropy_losses(problem, tile, layout, token, slopes, logits);
+    reload_row(tile, layout, problem.logits, token, problem.logits_hold_quads, logits);  // or its exponentials would stay
+  }
   FiniteSlots<LayoutT> finite;
   constexpr bool asks_scores = LayoutT::rereads_logits && shows_non_finite<Scoring>;  // no bits to keep in registers
   if constexpr (LayoutT::rereads_logits && !asks_scores) finite = finite_slots(layout, logits);
@@ -206,8 +219,17 @@ template <class Real, class Problem, class TileT, class LayoutT>
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA { grad[slot] = fma(token_slope, scores[slot], grad[slot]); });
   else if constexpr (has_token_losses)
     add_token_loss_gradient(problem, tile, layout, token, slopes, logits, scores, grad);
-  if constexpr (Traits::entropy_losses > 0)
-    add_entropy_loss_gradient(problem, tile, layout, token, slopes, logits, scores, grad);
+  if constexpr (Traits::entropy_losses > 0) {
+    reload_row(tile, layout, problem.logits, token, problem.logits_hold_quads, logits);
+    const auto add = [&](const SoftmaxRow<Real>& softmax) MOEB_LAMBDA {
+      add_entropy_gradient(problem.logits, problem.logits_hold_quads, tile, layout, token, softmax, entropy.entropy,
+                           entropy.slope, logits, grad);
+    };
+    if constexpr (scores_are_softmax)  // the same row, which is known anyway
+      add(row);
+    else
+      add(entropy.row);
+  }
   if constexpr (LayoutT::rereads_logits) {  // asks the logits again: to know until here would keep them in registers
     for_each_logit(tile, layout, problem.logits, token, problem.logits_hold_quads, logits,
                    [&](int slot, Real logit) MOEB_LAMBDA { grad[slot] = choose(is_finite(logit), grad[slot], Real(0)); });

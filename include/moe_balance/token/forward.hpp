@@ -108,12 +108,12 @@ MOEB_INLINE void add_token_losses(const Problem& problem, const TileT& tile, con
   if constexpr (Traits::token_losses > 0) {
     constexpr bool has_softmax = has_softmax_scores<decltype(problem.scoring)>;
     SoftmaxRow<Real> softmax;
-    if constexpr (!has_softmax || Traits::entropy_losses > 0)
-      reload_row(tile, layout, problem.logits, token, problem.rows_hold_quads, logits);
-    if constexpr (has_softmax)
+    if constexpr (has_softmax) {
       softmax = row;
-    else
+    } else {
+      reload_row(tile, layout, problem.logits, token, problem.rows_hold_quads, logits);
       softmax = softmax_row(tile, layout, logits, scores);
+    }
     Real entropy = 0;
     if constexpr (Traits::entropy_losses > 0)
       entropy = entropy_of_row(problem.logits, problem.rows_hold_quads, tile, layout, token, softmax, logits, scores);

@@ -19,7 +19,7 @@ template <class TileT>
                 : scope == LossScope::sequence   ? saved.segment_counts + segment * experts
                                                  : saved.counts;
   load.expert_count = experts;
-  // K T assignments, empty slots included; of the global batch only the counts are known.
+  // K T assignments, replayed empty slots included, or those made; of the global batch only the counts are known.
   load.assignments = sums || scope == LossScope::global_batch
                          ? integer_sum(tile, experts, [&](std::int64_t i) MOEB_LAMBDA { return load.counts[i]; })
                          : top_k * (scope == LossScope::sequence ? saved.segment_tokens[segment] : *saved.tokens);

@@ -17,7 +17,6 @@ template <int K>
 struct Threshold {
   static_assert(K >= 1 && K <= max_top_k, "Threshold chooses up to 1 to 32 experts per token");
   static constexpr int k = K;
-  static constexpr bool narrows = false;  ///< see is_narrowing
 
   bool renormalise = false;     ///< weights of the kept sum to scaling_factor, where K > 1
   float scaling_factor = 1.0f;  ///< multiplies every weight
@@ -36,5 +35,9 @@ struct Threshold {
   }
 };
 static_assert(TopKPolicy<Threshold<8>> && keeps_fewer<Threshold<8>>);
+/// \cond
+template <int K>
+inline constexpr bool is_narrowing<Threshold<K>> = false;
+/// \endcond
 
 MOEB_NAMESPACE_END

@@ -1,4 +1,4 @@
-// TopP: a token has as many experts as its scores need to add up to p, up to K: the smallest set of the best ones whose scores sum to p or more. Where the
+// TopP: a token has as many experts as its scores need to add up to p, up to K: the smallest set of the best ones whose scores, none of them negative, sum to p or more. Where the
 // router is sure, few experts work; where it is not, more.
 // Scores are those of the scoring, before weights are made of them: of Softmax they sum to 1 over all experts, so that p is a probability; of
 // SoftmaxOverSelected they are shares among the K; others have the sums that they have. With a bias, experts are taken in the order of score + bias.
@@ -20,7 +20,6 @@ template <int K>
 struct TopP {
   static_assert(K >= 1 && K <= max_top_k, "TopP chooses up to 1 to 32 experts per token");
   static constexpr int k = K;
-  static constexpr bool narrows = false;  ///< see is_narrowing
 
   float p = 0.5f;               ///< what the scores of the kept have to sum to, above 0, at most K
   bool renormalise = false;     ///< weights of the kept sum to scaling_factor, where K > 1
@@ -37,9 +36,13 @@ struct TopP {
   /// See RankedExpert.
   template <class Real>
   [[nodiscard]] MOEB_INLINE bool keeps(const RankedExpert<Real>& expert) const {
-    return expert.rank == 0 || expert.before < static_cast<Real>(p);
+    return expert.before < static_cast<Real>(p);
   }
 };
 static_assert(TopKPolicy<TopP<8>> && keeps_fewer<TopP<8>>);
+/// \cond
+template <int K>
+inline constexpr bool is_narrowing<TopP<K>> = false;
+/// \endcond
 
 MOEB_NAMESPACE_END
