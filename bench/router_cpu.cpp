@@ -1,5 +1,6 @@
 // Forward, backward, route and update of the library's routers on the CPU.
 #include "routers/elementwise.hpp"
+#include "routers/kept_experts.hpp"
 #include "routers/margins.hpp"
 #include "routers/softmax_large_k.hpp"
 #include "routers/softmax_over_selected.hpp"

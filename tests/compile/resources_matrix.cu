@@ -105,7 +105,7 @@ bool all_kernels_exist() {
              kernels_for_usual_calls<Forward<mb::Threshold<8>, BiasAndLoss>>() &&
              kernels_for_usual_calls<Forward<TopK, mb::AuxLoss>, Forward<TopK, LossAndZ>, Forward<TopK, BiasAndPlainLoss>,
                                      Forward<TopK, EveryPart>, Forward<Groups, mb::LossFreeBias>>() &&
-             kernels_for_usual_calls<Backward<mb::EntropyLoss>, Backward<mb::ZLoss>, Backward<mb::GlobalBatchLoss>, Backward<LossAndZ>>();
+             kernels_for_usual_calls<Backward<mb::ZLoss>, Backward<mb::GlobalBatchLoss>, Backward<LossAndZ>>();
   }
   const bool update = updates_exist<mb::LossFreeBias, mb::ProportionalBias, mb::SmebuBias, mb::PidBias, mb::QuantileBias,
                                      mb::ThresholdBias>();

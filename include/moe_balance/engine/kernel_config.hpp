@@ -79,7 +79,8 @@ inline constexpr bool has_usual_kernel = [] {
   constexpr bool is_softmax = has_softmax_scores<decltype(Problem::scoring)>;
   if (Tier >= usual_tier_count) return false;
   if (is_backward<Problem>) {
-    const bool has_softmax_beside = (!is_softmax && Traits::token_losses > 0) || Traits::entropy_losses > 0;
+    if (Traits::entropy_losses > 0) return false;
+    const bool has_softmax_beside = !is_softmax && Traits::token_losses > 0;
     const bool has_room = tier.width == 32 && !is_costly_score<decltype(Problem::scoring)> &&
                           (Traits::losses == 0 || is_over_selected<decltype(Problem::scoring)>);
     return TopKT::k <= tier.width && (!has_softmax_beside || has_room);

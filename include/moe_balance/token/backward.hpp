@@ -88,30 +88,47 @@ template <class Real, class Problem>
   return mul(slope, slopes.token_factor);
 }
 
-/// What the gradient of the entropy losses needs to know of a token.
+/// A token's entropy, and what multiplies its gradient.
 template <class Real>
 struct EntropySlope {
-  SoftmaxRow<Real> row;
-  Real entropy;
-  Real slope;
+  Real entropy = 0;
+  Real slope = 0;
+
+  EntropySlope() = default;
+  template <class Problem>
+  MOEB_INLINE EntropySlope(const Problem& problem, const LossSlopes<Real>& slopes, Real value) : entropy(value) {
+    for_each_part(problem.balancer, [&](const auto& part) MOEB_LAMBDA {
+      if constexpr (EntropyLossBalancer<std::remove_cvref_t<decltype(part)>>)
+        slope = add(slope, entropy_slope_of(part, value));
+    });
+    slope = mul(slope, slopes.token_factor);
+  }
 };
-/// Found before scores are, and a lane has slots for the sum's terms.
+/// Of a row that is read again later, before its scores are found: a lane still has slots for the sum's terms.
 template <class Real, class Problem, class TileT, class LayoutT>
-[[nodiscard]] MOEB_INLINE EntropySlope<Real> slope_of_entropy_losses(const Problem& problem, const TileT& tile,
-                                                                     const LayoutT& layout, std::int64_t token,
-                                                                     const LossSlopes<Real>& slopes,
-                                                                     const Slots<Real, LayoutT>& logits) {
+[[nodiscard]] MOEB_INLINE EntropySlope<Real> entropy_before_scores(const Problem& problem, const TileT& tile,
+                                                                   const LayoutT& layout, std::int64_t token,
+                                                                   const LossSlopes<Real>& slopes,
+                                                                   Slots<Real, LayoutT>& logits) {
+  const bool quads = problem.logits_hold_quads;
   Slots<Real, LayoutT> terms;
-  EntropySlope<Real> result;
-  result.row = softmax_row(tile, layout, logits, terms);
-  result.entropy = entropy_of_row(problem.logits, problem.logits_hold_quads, tile, layout, token, result.row, logits, terms);
-  result.slope = 0;
-  for_each_part(problem.balancer, [&](const auto& part) MOEB_LAMBDA {
-    if constexpr (EntropyLossBalancer<std::remove_cvref_t<decltype(part)>>)
-      result.slope = add(result.slope, entropy_slope_of(part, result.entropy));
-  });
-  result.slope = mul(result.slope, slopes.token_factor);
-  return result;
+  const SoftmaxRow<Real> row = softmax_row(tile, layout, logits, terms);
+  const Real entropy = entropy_of_row(problem.logits, quads, tile, layout, token, row, logits, terms);
+  reload_row(tile, layout, problem.logits, token, quads, logits);  // or its exponentials would stay
+  return {problem, slopes, entropy};
+}
+
+/// The entropy losses' gradient where the scores are no softmax. `scores` are overwritten.
+template <class Real, class Problem, class TileT, class LayoutT>
+MOEB_INLINE void add_entropy_gradient_apart(const Problem& problem, const TileT& tile, const LayoutT& layout,
+                                            std::int64_t token, const LossSlopes<Real>& slopes, Slots<Real, LayoutT>& logits,
+                                            Slots<Real, LayoutT>& scores, Slots<Real, LayoutT>& grad) {
+  const bool quads = problem.logits_hold_quads;
+  reload_row(tile, layout, problem.logits, token, quads, logits);
+  const SoftmaxRow<Real> row = softmax_row(tile, layout, logits, scores);
+  const Real entropy = entropy_of_row(problem.logits, quads, tile, layout, token, row, logits, scores);
+  const EntropySlope<Real> slope(problem, slopes, entropy);
+  add_entropy_gradient(problem.logits, quads, tile, layout, token, row, entropy, slope.slope, logits, grad);
 }
 
 /// The token losses' gradient where the scores are no softmax. It is not finite where the logit is not: set to 0 later. `scores` are overwritten.
@@ -172,10 +189,9 @@ template <class Real, class Problem, class TileT, class LayoutT>
   Slots<Real, LayoutT> scores;
   if constexpr (!LayoutT::in_registers) load_chosen_logits(problem.logits, token, logits, chosen);
   [[maybe_unused]] EntropySlope<Real> entropy;
-  if constexpr (Traits::entropy_losses > 0) {
-    entropy = slope_of_entropy_losses(problem, tile, layout, token, slopes, logits);
-    reload_row(tile, layout, problem.logits, token, problem.logits_hold_quads, logits);  // or its exponentials would stay
-  }
+  constexpr bool has_entropy = Traits::entropy_losses > 0 && has_softmax_scores<Scoring>;
+  if constexpr (has_entropy && LayoutT::rereads_logits)
+    entropy = entropy_before_scores(problem, tile, layout, token, slopes, logits);
   FiniteSlots<LayoutT> finite;
   constexpr bool asks_scores = LayoutT::rereads_logits && shows_non_finite<Scoring>;  // no bits to keep in registers
   if constexpr (LayoutT::rereads_logits && !asks_scores) finite = finite_slots(layout, logits);
@@ -185,6 +201,8 @@ template <class Real, class Problem, class TileT, class LayoutT>
   constexpr bool scores_are_softmax = has_softmax_scores<Scoring>;
   Real token_slope = 0;  // found here, it takes the place of what the row knows in a lane's registers
   if constexpr (has_token_losses && scores_are_softmax) token_slope = slope_of_token_losses(problem, slopes, row);
+  if constexpr (has_entropy && !LayoutT::rereads_logits)
+    entropy = {problem, slopes, entropy_of_scores(tile, layout, row, logits, scores)};
   const Weighting weighting = problem.top_k.weighting();
   WeightRow<Real> weights;
   if constexpr (!LayoutT::in_registers) weights = weigh_in_row(problem.scoring, row, weighting, tile, scores, chosen);
@@ -219,16 +237,12 @@ template <class Real, class Problem, class TileT, class LayoutT>
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA { grad[slot] = fma(token_slope, scores[slot], grad[slot]); });
   else if constexpr (has_token_losses)
     add_token_loss_gradient(problem, tile, layout, token, slopes, logits, scores, grad);
-  if constexpr (Traits::entropy_losses > 0) {
+  if constexpr (has_entropy) {
     reload_row(tile, layout, problem.logits, token, problem.logits_hold_quads, logits);
-    const auto add = [&](const SoftmaxRow<Real>& softmax) MOEB_LAMBDA {
-      add_entropy_gradient(problem.logits, problem.logits_hold_quads, tile, layout, token, softmax, entropy.entropy,
-                           entropy.slope, logits, grad);
-    };
-    if constexpr (scores_are_softmax)  // the same row, which is known anyway
-      add(row);
-    else
-      add(entropy.row);
+    add_entropy_gradient_of_scores(problem.logits, problem.logits_hold_quads, tile, layout, token, row, entropy.entropy,
+                                   entropy.slope, logits, scores, grad);
+  } else if constexpr (Traits::entropy_losses > 0) {
+    add_entropy_gradient_apart(problem, tile, layout, token, slopes, logits, scores, grad);
   }
   if constexpr (LayoutT::rereads_logits) {  // asks the logits again: to know until here would keep them in registers
     for_each_logit(tile, layout, problem.logits, token, problem.logits_hold_quads, logits,

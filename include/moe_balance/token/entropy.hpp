@@ -16,9 +16,10 @@ struct Surprise {
   Real probability;
   Real size;
 
+  MOEB_INLINE Surprise(const SoftmaxRow<Real>& row, Real log_of_sum, Real logit, Real p)
+      : probability(choose(is_finite(logit), p, Real(0))), size(sub(log_of_sum, sub(logit, row.maximum))) {}
   MOEB_INLINE Surprise(const SoftmaxRow<Real>& row, Real log_of_sum, Real logit)
-      : probability(choose(is_finite(logit), row.probability(logit), Real(0))),
-        size(sub(log_of_sum, sub(logit, row.maximum))) {}
+      : Surprise(row, log_of_sum, logit, row.probability(logit)) {}
   /// p * f(-log p); 0 where p is.
   [[nodiscard]] MOEB_INLINE Real weighted(Real factor) const {
     return choose(probability > Real(0), mul(probability, factor), Real(0));
@@ -38,6 +39,17 @@ template <class Real, class TileT, class LayoutT>
   return canonical_sum<Real>(tile, layout, [&](int slot, Real sum) MOEB_LAMBDA { return add(sum, terms[slot]); });
 }
 
+/// The same where the scores are the probabilities and a lane has the row's logits, too.
+template <class Real, class TileT, class LayoutT>
+[[nodiscard]] MOEB_INLINE Real entropy_of_scores(const TileT& tile, const LayoutT& layout, const SoftmaxRow<Real>& row,
+                                                 const Slots<Real, LayoutT>& logits, const Slots<Real, LayoutT>& scores) {
+  const Real log_of_sum = log(row.sum);
+  return canonical_sum<Real>(tile, layout, [&](int slot, Real sum) MOEB_LAMBDA {
+    const Surprise<Real> surprise(row, log_of_sum, logits[slot], scores[slot]);
+    return add(sum, surprise.weighted(surprise.size));
+  });
+}
+
 /// Adds slope * d entropy / d logit to the gradient.
 template <class Real, class TileT, class LayoutT>
 MOEB_INLINE void add_entropy_gradient(const ConstAnyMatrix& matrix, bool quads, const TileT& tile, const LayoutT& layout,
@@ -46,6 +58,19 @@ MOEB_INLINE void add_entropy_gradient(const ConstAnyMatrix& matrix, bool quads, 
   const Real log_of_sum = log(row.sum);
   for_each_logit(tile, layout, matrix, token, quads, logits, [&](int slot, Real logit) MOEB_LAMBDA {
     const Surprise<Real> surprise(row, log_of_sum, logit);
+    grad[slot] = fma(slope, surprise.weighted(sub(surprise.size, entropy)), grad[slot]);
+  });
+}
+
+/// The same where the scores are the probabilities.
+template <class Real, class TileT, class LayoutT>
+MOEB_INLINE void add_entropy_gradient_of_scores(const ConstAnyMatrix& matrix, bool quads, const TileT& tile,
+                                                const LayoutT& layout, std::int64_t token, const SoftmaxRow<Real>& row,
+                                                Real entropy, Real slope, const Slots<Real, LayoutT>& logits,
+                                                const Slots<Real, LayoutT>& scores, Slots<Real, LayoutT>& grad) {
+  const Real log_of_sum = log(row.sum);
+  for_each_logit(tile, layout, matrix, token, quads, logits, [&](int slot, Real logit) MOEB_LAMBDA {
+    const Surprise<Real> surprise(row, log_of_sum, logit, scores[slot]);
     grad[slot] = fma(slope, surprise.weighted(sub(surprise.size, entropy)), grad[slot]);
   });
 }

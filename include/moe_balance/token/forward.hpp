@@ -115,7 +115,9 @@ MOEB_INLINE void add_token_losses(const Problem& problem, const TileT& tile, con
       softmax = softmax_row(tile, layout, logits, scores);
     }
     Real entropy = 0;
-    if constexpr (Traits::entropy_losses > 0)
+    if constexpr (Traits::entropy_losses > 0 && has_softmax && !LayoutT::rereads_logits)
+      entropy = entropy_of_scores(tile, layout, softmax, logits, scores);
+    else if constexpr (Traits::entropy_losses > 0)
       entropy = entropy_of_row(problem.logits, problem.rows_hold_quads, tile, layout, token, softmax, logits, scores);
     add_losses_of_token(problem, tile, softmax.log_sum_exp(), entropy, sink);
   }
