@@ -99,9 +99,8 @@ bool all_kernels_exist() {
   const bool usual_backward = kernels_for_usual_calls<Backward<mb::NoBalancer>, Backward<BiasAndLoss>, Backward<EveryPart>>();
   bool others = true;
   if constexpr (every_kind) {
-    others = kernels_for_any_call<Forward<TopK, mb::NoBalancer>, Backward<mb::NoBalancer>, Forward<mb::TopP<8>, EveryPart>,
-                                  Forward<TopK, Probabilities>, Backward<Probabilities>,
-                                  mb::BackwardProblem<Scoring, mb::TopP<8>, EveryPart>>() &&
+    others = kernels_for_any_call<Forward<TopK, mb::NoBalancer>, Backward<mb::NoBalancer>, Forward<mb::TopP<8>, Probabilities>,
+                                  mb::BackwardProblem<Scoring, mb::TopP<8>, Probabilities>>() &&
              kernels_for_usual_calls<Forward<mb::Threshold<8>, BiasAndLoss>>() &&
              kernels_for_usual_calls<Forward<TopK, mb::AuxLoss>, Forward<TopK, LossAndZ>, Forward<TopK, BiasAndPlainLoss>,
                                      Forward<TopK, EveryPart>, Forward<Groups, mb::LossFreeBias>>() &&
