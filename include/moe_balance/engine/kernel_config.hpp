@@ -67,8 +67,8 @@ template <class Scoring>
 inline constexpr bool is_costly_score = std::is_same_v<Scoring, SqrtSoftplus>;
 
 /// Whether a tier has a kernel of its own for a problem's usual calls. Not where a lane's registers are too few for what is read ahead: for the state
-/// of groups, a second selection, replayed ids beside a loss, or a softmax beside other scores, in tiles narrower than a warp; for more than eight scores,
-/// but for a softmax that nothing is replayed or selected beside; and backward, for several of the chosen experts, and for a softmax beside costly
+/// of groups, a second selection, fewer than K experts, a token's entropy, replayed ids beside a loss, or a softmax beside other scores, in tiles narrower than a warp; for more than eight scores,
+/// but for a softmax that nothing is replayed or selected beside; and backward, for entropies, for several of the chosen experts, and for a softmax beside costly
 /// scores, or beside other scores and their loss.
 template <int Tier, class Problem>
 inline constexpr bool has_usual_kernel = [] {

@@ -128,7 +128,8 @@ MOEB_INLINE void add_entropy_gradient_apart(const Problem& problem, const TileT&
   const SoftmaxRow<Real> row = softmax_row(tile, layout, logits, scores);
   const Real entropy = entropy_of_row(problem.logits, quads, tile, layout, token, row, logits, scores);
   const EntropySlope<Real> slope(problem, slopes, entropy);
-  add_entropy_gradient(problem.logits, quads, tile, layout, token, row, entropy, slope.slope, logits, grad);
+  const auto probability_of = [&](int /*slot*/, Real logit) MOEB_LAMBDA { return row.probability(logit); };
+  add_entropy_gradient(problem.logits, quads, tile, layout, token, row, entropy, slope.slope, logits, probability_of, grad);
 }
 
 /// The token losses' gradient where the scores are no softmax. It is not finite where the logit is not: set to 0 later. `scores` are overwritten.
@@ -239,8 +240,9 @@ template <class Real, class Problem, class TileT, class LayoutT>
     add_token_loss_gradient(problem, tile, layout, token, slopes, logits, scores, grad);
   if constexpr (has_entropy) {
     reload_row(tile, layout, problem.logits, token, problem.logits_hold_quads, logits);
-    add_entropy_gradient_of_scores(problem.logits, problem.logits_hold_quads, tile, layout, token, row, entropy.entropy,
-                                   entropy.slope, logits, scores, grad);
+    const auto probability_of = [&](int slot, Real /*logit*/) MOEB_LAMBDA { return scores[slot]; };
+    add_entropy_gradient(problem.logits, problem.logits_hold_quads, tile, layout, token, row, entropy.entropy, entropy.slope,
+                         logits, probability_of, grad);
   } else if constexpr (Traits::entropy_losses > 0) {
     add_entropy_gradient_apart(problem, tile, layout, token, slopes, logits, scores, grad);
   }

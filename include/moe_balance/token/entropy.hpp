@@ -18,8 +18,6 @@ struct Surprise {
 
   MOEB_INLINE Surprise(const SoftmaxRow<Real>& row, Real log_of_sum, Real logit, Real p)
       : probability(choose(is_finite(logit), p, Real(0))), size(sub(log_of_sum, sub(logit, row.maximum))) {}
-  MOEB_INLINE Surprise(const SoftmaxRow<Real>& row, Real log_of_sum, Real logit)
-      : Surprise(row, log_of_sum, logit, row.probability(logit)) {}
   /// p * f(-log p); 0 where p is.
   [[nodiscard]] MOEB_INLINE Real weighted(Real factor) const {
     return choose(probability > Real(0), mul(probability, factor), Real(0));
@@ -33,7 +31,7 @@ template <class Real, class TileT, class LayoutT>
                                               const Slots<Real, LayoutT>& logits, Slots<Real, LayoutT>& terms) {
   const Real log_of_sum = log(row.sum);
   for_each_logit(tile, layout, matrix, token, quads, logits, [&](int slot, Real logit) MOEB_LAMBDA {
-    const Surprise<Real> surprise(row, log_of_sum, logit);
+    const Surprise<Real> surprise(row, log_of_sum, logit, row.probability(logit));
     terms[slot] = surprise.weighted(surprise.size);
   });
   return canonical_sum<Real>(tile, layout, [&](int slot, Real sum) MOEB_LAMBDA { return add(sum, terms[slot]); });
@@ -50,27 +48,15 @@ template <class Real, class TileT, class LayoutT>
   });
 }
 
-/// Adds slope * d entropy / d logit to the gradient.
-template <class Real, class TileT, class LayoutT>
+/// Adds slope * d entropy / d logit to the gradient. `probability_of(slot, logit)`: row.probability(logit), or where it is known already.
+template <class Real, class TileT, class LayoutT, class ProbabilityOf>
 MOEB_INLINE void add_entropy_gradient(const ConstAnyMatrix& matrix, bool quads, const TileT& tile, const LayoutT& layout,
                                       std::int64_t token, const SoftmaxRow<Real>& row, Real entropy, Real slope,
-                                      const Slots<Real, LayoutT>& logits, Slots<Real, LayoutT>& grad) {
+                                      const Slots<Real, LayoutT>& logits, const ProbabilityOf& probability_of,
+                                      Slots<Real, LayoutT>& grad) {
   const Real log_of_sum = log(row.sum);
   for_each_logit(tile, layout, matrix, token, quads, logits, [&](int slot, Real logit) MOEB_LAMBDA {
-    const Surprise<Real> surprise(row, log_of_sum, logit);
-    grad[slot] = fma(slope, surprise.weighted(sub(surprise.size, entropy)), grad[slot]);
-  });
-}
-
-/// The same where the scores are the probabilities.
-template <class Real, class TileT, class LayoutT>
-MOEB_INLINE void add_entropy_gradient_of_scores(const ConstAnyMatrix& matrix, bool quads, const TileT& tile,
-                                                const LayoutT& layout, std::int64_t token, const SoftmaxRow<Real>& row,
-                                                Real entropy, Real slope, const Slots<Real, LayoutT>& logits,
-                                                const Slots<Real, LayoutT>& scores, Slots<Real, LayoutT>& grad) {
-  const Real log_of_sum = log(row.sum);
-  for_each_logit(tile, layout, matrix, token, quads, logits, [&](int slot, Real logit) MOEB_LAMBDA {
-    const Surprise<Real> surprise(row, log_of_sum, logit, scores[slot]);
+    const Surprise<Real> surprise(row, log_of_sum, logit, probability_of(slot, logit));
     grad[slot] = fma(slope, surprise.weighted(sub(surprise.size, entropy)), grad[slot]);
   });
 }

@@ -28,7 +28,7 @@ struct MarginProblem {
   bool rows_hold_quads;
   const std::uint8_t* active = nullptr;  ///< with tokens_on_device, read where margins are scores
   const std::int64_t* tokens_on_device = nullptr;
-  static constexpr std::int64_t first_token = 0;
+  static constexpr std::int64_t first_token = 0;  ///< for is_active: row 0 is the call's first token
 };
 
 /// The largest ranking value behind that of the last chosen expert; -infinity where none is a number.
