@@ -1,7 +1,8 @@
-// CONTRACT.md lines 13 and 15 on a GPU.
+// CONTRACT.md lines 13 and 15 on a GPU, and memory that calls may share, of more experts than error_test has kernels for.
 #include "engine_cuda.cuh"
 
 #include "bodies/contract_running.hpp"
+#include "bodies/router_overlaps.hpp"
 
 namespace testing {
 
@@ -15,5 +16,6 @@ TEST_CASE_TEMPLATE_INVOKE(replay_ids, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(row_strides, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(many_layers, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(different_layers, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(router_in_place, CudaEngine);
 
 }  // namespace testing

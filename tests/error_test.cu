@@ -27,7 +27,6 @@ TEST_CASE_TEMPLATE_INVOKE(errors_none, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(router_overlaps, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(router_overlaps_in_part, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(router_interleaved, CudaEngine);
-TEST_CASE_TEMPLATE_INVOKE(router_in_place, CudaEngine);
 
 TEST_CASE("a stream that was asked while it had work to do leaves no error for the next call") {
   const CudaEngine engine;

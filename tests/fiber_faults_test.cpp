@@ -130,15 +130,6 @@ TEST_CASE("a grid that clears its own sums gives the CPU's results, and blocks t
   }
 }
 
-TEST_CASE("a forward that does not wait for the kernel that clears its sums is caught") {
-  for (const int experts : all_experts) {
-    CAPTURE(experts);
-    std::set<std::uint_least32_t> waits = lines_of(&Faults::kernel_waits, experts);
-    REQUIRE(waits.size() == 1);
-    CHECK(is_caught(Faults{.kernel_waits = {.skipped = *waits.begin()}}, experts));
-  }
-}
-
 TEST_CASE("shuffles of half the width are caught") {
   CHECK(is_caught(Faults{.half_width_shuffles = true}));
 }

@@ -83,12 +83,13 @@ struct Compiled {
 template <class Engine>
   requires(!Engine::has_float64)
 struct Compiled<Engine> {
-  using K = std::integer_sequence<int, 1, 2, 4, 6, 8, 10>;
+  using K = std::integer_sequence<int, 1, 2, 4, 6, 8, 10, 12>;
   static constexpr bool groups(int k) { return k == 6 || k == 8; }
   static constexpr bool replay(int k) { return k == 6; }
-  /// K = 1 is Llama 4's.
+  /// K = 1 is Llama 4's, K = 12 LongCat-Flash's.
   template <class Scoring>
   static constexpr bool plain(int k) {
+    if (k == 12) return std::is_same_v<Scoring, mb::Softmax>;
     return k > 1 || std::is_same_v<Scoring, mb::Sigmoid>;
   }
   /// K = 1 is Switch's.

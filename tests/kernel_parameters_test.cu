@@ -72,7 +72,7 @@ TEST_CASE("rule 8: the kernels' parameter structs reach the device as the host w
   check_echo<Update, &Update::balancer, &Update::bias, &Update::load, &Update::top_k, &Update::ranks, &Update::failure_flag>();
   check_echo<mb::Totals, &mb::Totals::counts, &mb::Totals::load, &mb::Totals::saved, &mb::Totals::status,
              &mb::Totals::saved_words, &mb::Totals::words_to_clear, &mb::Totals::counts_to_clear,
-             &mb::Totals::clearing_blocks, &mb::Totals::cleared_beside, &mb::Totals::rows_of_sums>();
+             &mb::Totals::clearing_blocks, &mb::Totals::rows_of_sums>();
 }
 
 TEST_CASE("rule 8: and so do the structs inside them") {
@@ -131,7 +131,8 @@ TEST_CASE("rule 8: and the dispatch kernels' structs") {
              &PermutationProblem::slot_of_row,
              &PermutationProblem::rows, &PermutationProblem::align, &PermutationProblem::rows_per_expert, &PermutationProblem::counts,
              &PermutationProblem::expert_of_block, &PermutationProblem::row_blocks, &PermutationProblem::block_size,
-             &PermutationProblem::histogram, &PermutationProblem::ranking_blocks, &PermutationProblem::invalid,
+             &PermutationProblem::histogram, &PermutationProblem::ranking_blocks, &PermutationProblem::rows_of_block,
+             &PermutationProblem::invalid,
              &PermutationProblem::sums>();
   using mb::RowsOfSums;
   check_echo<RowsOfSums, &RowsOfSums::rows, &RowsOfSums::row_count, &RowsOfSums::sums, &RowsOfSums::words>();

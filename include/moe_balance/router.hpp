@@ -305,11 +305,10 @@ struct Router {
                                              place);
       }
     }
-    if constexpr (requires { Engine<Place>::clear_beside(saved, 0, saved, 0, place); }) {
+    if constexpr (requires { Engine<Place>::clear_sums(saved, 0, saved, 0, place); }) {
       const auto words = static_cast<std::int64_t>(loss_count > 0 ? saved_size / sizeof(std::int64_t) : 0);
       const int counts = totals.counts != nullptr ? experts : 0;
-      totals.cleared_beside = Engine<Place>::clear_beside(saved, words, totals.counts, counts, place);
-      return;
+      return Engine<Place>::clear_sums(saved, words, totals.counts, counts, place);
     }
     if constexpr (loss_count > 0) Engine<Place>::clear(saved, saved_size, place);
     if (totals.counts != nullptr) {

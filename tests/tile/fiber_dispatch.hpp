@@ -78,7 +78,7 @@ struct DispatchEngine<testing::Fibers> {
       testing::run_beside_kernel_before(run);
   }
 
-  /// Runs beside what clears for it, and the next launch, of the permutation's second kernel, beside this one.
+  /// The next launch, of the permutation's second kernel, runs beside this one.
   template <class Problem>
   static void forward_and_count(const Problem& problem, const Totals& totals, const Histogram& histogram,
                                 const Fibers& place) {
@@ -87,17 +87,14 @@ struct DispatchEngine<testing::Fibers> {
       constexpr CudaTier tier = Config::tier;
       const int threads = place.routing_threads;
       testing::usual_kernels += Config::usual ? 1 : 0;
-      if (!totals.cleared_beside) testing::end_kernel_before();
-      testing::kernel_before = [=, clearing = std::exchange(testing::kernel_before, nullptr)] {
-        testing::kernel_before = clearing;
-        testing::run_beside_kernel_before([&] {
-          testing::launch_fibers(place, histogram.rows, 1, threads,
-                                 forward_shared_bytes<decltype(problem.balancer), tier>(threads),
-                                 [&](const testing::FiberBlock& block) {
-                                   const testing::FiberTile<tier.width> tile{block.group, block.thread()};
-                                   forward_and_count_kernel<Config>(block, tile, problem, totals, histogram);
-                                 });
-        });
+      testing::end_kernel_before();
+      testing::kernel_before = [=] {
+        testing::launch_fibers(place, histogram.rows, 1, threads,
+                               forward_shared_bytes<decltype(problem.balancer), tier>(threads),
+                               [&](const testing::FiberBlock& block) {
+                                 const testing::FiberTile<tier.width> tile{block.group, block.thread()};
+                                 forward_and_count_kernel<Config>(block, tile, problem, totals, histogram);
+                               });
       };
     });
   }

@@ -178,15 +178,11 @@ struct Engine<testing::FibersOfTiers<Tiers...>> {
     std::memcpy(to, from, bytes);
   }
 
-  /// Forward is the next launch, and runs beside this one.
-  [[nodiscard]] static bool clear_beside(std::int64_t* words, std::int64_t word_count, std::int64_t* counts, int count_count,
-                                         const Fibers& place) {
+  static void clear_sums(std::int64_t* words, std::int64_t word_count, std::int64_t* counts, int count_count,
+                         const Fibers& place) {
     testing::end_kernel_before();
-    testing::kernel_before = [=] {
-      testing::launch_fibers(with_tile_faults(place), 2, 1, 64, 0,
-                             [&](const FiberBlock& block) { clear_kernel(block, words, word_count, counts, count_count); });
-    };
-    return true;
+    testing::launch_fibers(with_tile_faults(place), 2, 1, 64, 0,
+                           [&](const FiberBlock& block) { clear_kernel(block, words, word_count, counts, count_count); });
   }
 
   template <class Problem>
@@ -216,8 +212,7 @@ struct Engine<testing::FibersOfTiers<Tiers...>> {
       if (totals.clearing_blocks > 1)
         testing::launch_fibers_together(place, grid.columns, grid.rows, tier.threads, shared_bytes, body);
       else
-        testing::run_beside_kernel_before(
-            [&] { testing::launch_fibers(place, grid.columns, grid.rows, tier.threads, shared_bytes, body); });
+        testing::launch_fibers(place, grid.columns, grid.rows, tier.threads, shared_bytes, body);
     });
   }
 

@@ -165,7 +165,8 @@ struct DropSlots {
     const ItemRange run = range_of_part(digits, block.thread(), block.threads());  // counted from the largest digit down
     std::int64_t own = 0;
     for (std::int64_t i = run.first; i < run.last; ++i) own += shared.bins[digits - 1 - i];
-    std::int64_t before = sum_of_earlier_threads(block, tile, own, shared.sums);
+    std::int64_t before = sum_of_earlier_threads(block, tile, block.threads(), own, shared.sums);
+    block.barrier();
     for (std::int64_t i = run.first; i < run.last; ++i) {
       const std::int64_t count = shared.bins[digits - 1 - i];
       if (before < wanted && wanted <= before + count) {

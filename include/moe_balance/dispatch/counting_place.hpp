@@ -25,18 +25,13 @@ MOEB_NAMESPACE_BEGIN
   return {bounded(range.first), bounded(range.last)};
 }
 
-/// Where a block adds up: in a row of its own, which it clears, where there are such rows. A barrier must come before it adds.
+/// The row that a block leaves its sums in; empty where there are none.
 template <class Balancer, class BlockT>
-[[nodiscard]] MOEB_INLINE Totals totals_of_block(const BlockT& block, std::int64_t experts, const Totals& given) {
-  Totals totals = given;
-  if constexpr (SavedLayout<Balancer>::is_used && !BalancerTraits<Balancer>::reads_global_batch) {
-    if (given.rows_of_sums == nullptr) return totals;
-    const SavedLayout<Balancer> layout{experts, 1};
-    std::int64_t* const row = given.rows_of_sums + block.index() * layout.words();
-    for (std::int64_t w = block.thread(); w < layout.words(); w += block.threads()) row[w] = 0;
-    totals.saved = layout.view(row);
-  }
-  return totals;
+[[nodiscard]] MOEB_INLINE SavedView row_of_block(const BlockT& block, std::int64_t experts, const Totals& totals) {
+  constexpr bool may_have = SavedLayout<Balancer>::is_used && !BalancerTraits<Balancer>::reads_global_batch;
+  if (!may_have || totals.rows_of_sums == nullptr) return {};
+  const SavedLayout<Balancer> layout{experts, 1};
+  return layout.view(totals.rows_of_sums + block.index() * layout.words());
 }
 
 /// The forward pass by blocks that have contiguous ranges of tokens. Block b leaves its counts in row b of the histogram.
@@ -45,9 +40,13 @@ MOEB_HOST_DEVICE inline void forward_and_count_kernel(const BlockT& block, const
                                                       const Totals& given_totals, const Histogram& histogram) {
   const auto& problem = specialised<Config>(given);
   ForwardPass<Config, BlockT, TileT, Problem> pass(block, tile, problem);
-  const Totals totals = totals_of_block<decltype(problem.balancer)>(block, problem.logits.columns, given_totals);
+  using Balancer = decltype(problem.balancer);
+  const SavedView row = row_of_block<Balancer>(block, problem.logits.columns, given_totals);
+  Totals totals = given_totals;
+  if (row.counts != nullptr) totals.saved = {};
   const bool adds = problem.segments.count() != 1;  // else a row is written once: memory is far away
   const auto clear_row = [&]() MOEB_LAMBDA {
+    MOEB_NO_UNROLL
     for (int e = block.thread(); e < histogram.columns; e += block.threads()) histogram.set(block.index(), e, 0);
   };
   if (adds) clear_row();
@@ -57,11 +56,17 @@ MOEB_HOST_DEVICE inline void forward_and_count_kernel(const BlockT& block, const
     const ItemRange items = items_of_segment(problem.segments, segment, range);
     if (items.first >= items.last) {
       if (!adds) clear_row();
+      if (row.counts != nullptr) {
+        MOEB_NO_UNROLL
+        for (int e = block.thread(); e < problem.logits.columns; e += block.threads()) set_expert_row(row, e, 0, 0);
+        if (block.thread() == 0) set_token_row(row, TokenTotals<BalancerTraits<Balancer>::token_losses>{});
+      }
       continue;
     }
     const auto sink =
         forward_tokens<Config>(pass, problem, segment, items.first + tile_in_block(block, tile), items.last, tiles);
-    pass.finish_segment(sink, totals, segment);
+    pass.finish_segment(sink, totals, segment, false, row);
+    MOEB_NO_UNROLL
     for (int e = block.thread(); e < histogram.columns; e += block.threads()) {
       const std::int32_t count = pass.shared.counts()[e];
       if (adds)
@@ -73,10 +78,6 @@ MOEB_HOST_DEVICE inline void forward_and_count_kernel(const BlockT& block, const
     if (problem.segments.sequences.layout == Sequences::Layout::offsets) {
       range.first = problem.segments.token(segment, items.last - 1) + 1;
     }
-  }
-  // Blocks without tokens, too: what comes after this kernel comes after the clearing.
-  if constexpr (BesideBlock<BlockT>) {
-    if (totals.cleared_beside) block.await_kernel_before();
   }
 }
 
@@ -99,11 +100,11 @@ struct Engine<CountingPlace<Place, Tag>> {
   static void clear(void* data, std::size_t bytes, const Counting& counting) {
     Engine<Place>::clear(data, bytes, counting.place);
   }
-  [[nodiscard]] static bool clear_beside(std::int64_t* words, std::int64_t word_count, std::int64_t* counts, int count_count,
-                                         const Counting& counting) requires requires {
-    Engine<Place>::clear_beside(words, word_count, counts, count_count, counting.place);
+  static void clear_sums(std::int64_t* words, std::int64_t word_count, std::int64_t* counts, int count_count,
+                         const Counting& counting) requires requires {
+    Engine<Place>::clear_sums(words, word_count, counts, count_count, counting.place);
   }
-  { return Engine<Place>::clear_beside(words, word_count, counts, count_count, counting.place); }
+  { Engine<Place>::clear_sums(words, word_count, counts, count_count, counting.place); }
   /// For forward to add up in: rows that are cleared by who adds, so that no launch has to.
   static void add_up_in_rows(Totals& totals, std::int64_t* saved, std::int64_t words, const Counting& counting) {
     totals.rows_of_sums = counting.sums->rows;

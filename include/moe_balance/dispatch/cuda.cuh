@@ -57,30 +57,33 @@ __global__ void __launch_bounds__(32 * most_tiles_of<Body>(), blocks_of_most_til
   body(block, CudaTile<32>{}, problem);
 }
 
-/// Blocks of its tier's size that a multiprocessor has registers for.
+/// Blocks of its tier's size whose threads a block that routes and counts may have, for whose registers a multiprocessor has room.
 template <class Config, class Problem>
-inline constexpr int tier_blocks = blocks_per_sm(Config::tier, forward_kind<Config, Problem>);
-/// Whether a block that routes and counts may have the threads of several such blocks.
-template <class Config, class Problem>
-inline constexpr bool routes_by_large_blocks =
-    has_room_for_large_routing_blocks(Config::tier) &&
-    (tier_blocks<Config, Problem>) >= dispatch_tuning.tier_blocks_of_large_routing_block;
+inline constexpr int most_tier_blocks = [] {
+  constexpr int resident = blocks_per_sm(Config::tier, forward_kind<Config, Problem>);
+  constexpr int most = dispatch_tuning.most_tier_blocks_of_routing_block;
+  return !has_room_for_large_routing_blocks(Config::tier) ? 1 : resident < most ? resident : most;
+}();
 /// The largest block that its kernel is compiled for: with as many registers as forward's.
 template <class Config, class Problem>
-inline constexpr int most_routing_threads =
-    (routes_by_large_blocks<Config, Problem> ? tier_blocks<Config, Problem> : 1) * Config::tier.threads;
-/// Its threads, on a device whose blocks have so much shared memory.
+inline constexpr int most_routing_threads = (most_tier_blocks<Config, Problem>)*Config::tier.threads;
+/// Its threads, on a device whose blocks have so much shared memory: no more than it has tokens for.
 template <class Config, class Problem>
-[[nodiscard]] constexpr int routing_threads(std::size_t available) {
-  constexpr int large = dispatch_tuning.tier_blocks_of_large_routing_block * Config::tier.threads;
-  const bool fits = forward_shared_bytes<decltype(Problem::balancer), Config::tier>(large) <= available;
-  return routes_by_large_blocks<Config, Problem> && fits ? large : Config::tier.threads;
+[[nodiscard]] constexpr int routing_threads(std::int64_t tokens, std::size_t available) {
+  const auto fits = [&](int threads) {
+    return forward_shared_bytes<decltype(Problem::balancer), Config::tier>(threads) <= available &&
+           threads / Config::tier.width <= tokens;
+  };
+  int threads = most_routing_threads<Config, Problem>;
+  while (threads > Config::tier.threads && !fits(threads)) threads -= Config::tier.threads;
+  return threads;
 }
 
 /// How many of the largest a multiprocessor must have registers for.
 template <class Config, class Problem>
 inline constexpr int blocks_of_most_routing_threads =
-    tier_blocks<Config, Problem>* Config::tier.threads / most_routing_threads<Config, Problem>;
+    blocks_per_sm(Config::tier, forward_kind<Config, Problem>) * Config::tier.threads
+    / most_routing_threads<Config, Problem>;
 
 template <int Tier, bool Usual, class Problem>
 __global__ void __launch_bounds__(most_routing_threads<KernelConfig<Tier, Usual>, Problem>,
@@ -88,11 +91,12 @@ __global__ void __launch_bounds__(most_routing_threads<KernelConfig<Tier, Usual>
     moe_balance_forward_and_count(const __grid_constant__ Problem problem, const __grid_constant__ Totals totals,
                                   const __grid_constant__ Histogram histogram) {
   extern __shared__ __align__(16) std::byte moe_balance_shared[];
-  CudaBlock<>{nullptr}.let_next_kernel_start();
   using Config = KernelConfig<Tier, Usual>;
-  constexpr int fixed_threads = routes_by_large_blocks<Config, Problem> ? 0 : Config::tier.threads;
-  forward_and_count_kernel<Config>(CudaBlock<fixed_threads>{moe_balance_shared}, CudaTile<Config::tier.width>{}, problem,
-                                   totals, histogram);
+  constexpr int fixed_threads = most_tier_blocks < Config, Problem >> 1 ? 0 : Config::tier.threads;
+  const CudaBlock<fixed_threads> block{moe_balance_shared};
+  block.await_kernel_before();
+  block.let_next_kernel_start();
+  forward_and_count_kernel<Config>(block, CudaTile<Config::tier.width>{}, problem, totals, histogram);
 }
 
 struct MOEB_HIDDEN CudaDispatchEngine {
@@ -159,38 +163,41 @@ struct MOEB_HIDDEN CudaDispatchEngine {
   static void launch(const char* call, const LaunchSize& size, const Body& body, const Problem& problem,
                      cudaStream_t stream) {
     const auto kernel = moe_balance_dispatch<Body, Problem>;
-    allow_shared_bytes(call, kernel, size.shared_bytes);
-    const CudaEngine::LaunchShape shape{dim3(static_cast<unsigned>(size.blocks)), 32 * size.tiles, size.shared_bytes};
+    CudaEngine::LaunchShape shape{dim3(static_cast<unsigned>(size.blocks)), 32 * size.tiles, size.shared_bytes};
     if constexpr (waits_by_itself<Body>) {
       // The first launch of two has let it start long before its own end.
-      const bool few = size.blocks * cuda_launch_tuning.multiprocessors_per_block_beside <= multiprocessors();
+      const std::int64_t processors = multiprocessors();
+      const bool few = size.blocks * cuda_launch_tuning.multiprocessors_per_block_beside <= processors;
+      // Blocks that start early are put where there is room first: none of nearly as many as multiprocessors has room beside another.
+      if (few && 2 * size.blocks > processors) {
+        shape.shared_bytes = std::max(size.shared_bytes, most_shared_bytes() / 2 + reserved_shared_bytes);
+      }
+      allow_shared_bytes(call, kernel, shape.shared_bytes);
       if (!few) {
         kernel<<<shape.grid, shape.threads, shape.shared_bytes, stream>>>(body, problem);
         return check_cuda(cudaGetLastError(), call);
       }
+    } else {
+      allow_shared_bytes(call, kernel, shape.shared_bytes);
     }
     CudaEngine::launch(call, CudaEngine::current_device(call), kernel, shape, stream, body, problem);
   }
 
-  /// The routing kernel of the fused calls, one block per row of the histogram. Started early only behind a kernel that clears for it.
+  /// The routing kernel of the fused calls, one block per row of the histogram.
   template <class Problem>
   static void forward_and_count(const Problem& problem, const Totals& totals, const Histogram& histogram,
                                 cudaStream_t stream) {
     with_config<compiled_tiers>(problem, [&](auto config) {
       using Config = decltype(config);
       const bool is_large = has_large_routing_blocks(static_cast<int>(problem.logits.columns), stream);
-      const int threads = is_large ? routing_threads<Config, Problem>(most_shared_bytes()) : Config::tier.threads;
+      const int threads =
+          is_large ? routing_threads<Config, Problem>(histogram.tokens_per_row, most_shared_bytes()) : Config::tier.threads;
       const std::size_t shared_bytes = forward_shared_bytes<decltype(problem.balancer), Config::tier>(threads);
       const auto kernel = moe_balance_forward_and_count<Config::index, Config::usual, Problem>;
       allow_shared_bytes("forward_and_permute", kernel, shared_bytes);
       const CudaEngine::LaunchShape shape{dim3(static_cast<unsigned>(histogram.rows)), threads, shared_bytes};
-      if (totals.cleared_beside) {
-        CudaEngine::launch("launching forward_and_permute", CudaEngine::current_device("forward_and_permute"), kernel, shape,
-                           stream, problem, totals, histogram);
-      } else {
-        kernel<<<shape.grid, shape.threads, shape.shared_bytes, stream>>>(problem, totals, histogram);
-        check_cuda(cudaGetLastError(), "launching forward_and_permute");
-      }
+      CudaEngine::launch("launching forward_and_permute", CudaEngine::current_device("forward_and_permute"), kernel, shape,
+                         stream, problem, totals, histogram);
     });
   }
 

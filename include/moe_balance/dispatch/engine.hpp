@@ -90,23 +90,28 @@ MOEB_INLINE void for_each_item_of_thread(const BlockT& block, std::int64_t n, Fu
   for (std::int64_t i = block.index() * block.threads() + block.thread(); i < n; i += step) f(i);
 }
 
-/// Sum of the values of all threads before this one. Every thread calls it; `sums` has a word of shared memory for each tile.
+/// Sum of the values of all threads before this one, of which the first `count` have any. Every thread calls it; `sums` has a word of shared memory for
+/// each tile, and is in use until the next barrier.
 template <class BlockT, class TileT>
-[[nodiscard]] MOEB_INLINE std::int64_t sum_of_earlier_threads(const BlockT& block, const TileT& tile, std::int64_t value,
-                                                              std::int64_t* sums) {
+[[nodiscard]] MOEB_INLINE std::int64_t sum_of_earlier_threads(const BlockT& block, const TileT& tile, int count,
+                                                              std::int64_t value, std::int64_t* sums) {
   const int own = block.thread() / TileT::width;
+  const bool has_any = own * TileT::width < count;
   std::int64_t inclusive = value;
-  for (int distance = 1; distance < TileT::width; distance *= 2) {
-    const bool has_source = tile.lane() >= distance;
-    const std::int64_t earlier = tile.shuffle(inclusive, has_source ? tile.lane() - distance : tile.lane());
-    inclusive += has_source ? earlier : 0;
+  if (has_any) {
+    for (int distance = 1; distance < TileT::width; distance *= 2) {
+      const bool has_source = tile.lane() >= distance;
+      const std::int64_t earlier = tile.shuffle(inclusive, has_source ? tile.lane() - distance : tile.lane());
+      inclusive += has_source ? earlier : 0;
+    }
+    if (tile.lane() == TileT::width - 1) sums[own] = inclusive;
   }
-  if (tile.lane() == TileT::width - 1) sums[own] = inclusive;
   block.barrier();
   std::int64_t before = inclusive - value;
-  MOEB_NO_UNROLL
-  for (int i = 0; i < own; ++i) before += sums[i];
-  block.barrier();
+  if (has_any) {
+    MOEB_UNROLL_BY_4
+    for (int i = 0; i < own; ++i) before += sums[i];
+  }
   return before;
 }
 

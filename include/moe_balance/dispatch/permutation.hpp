@@ -171,8 +171,12 @@ struct IdsName {
 template <class Place, class Tag = EngineTagOf<Place>>
 void place_slots(PermutationProblem problem, std::int64_t ranking_blocks, const Place& place, const IdsName& name = {}) {
   using Engine = DispatchEngine<Place>;
-  const int tiles = Engine::tiles(name.count(problem.expert_count), place);
+  int tiles = Engine::tiles(name.count(problem.expert_count), place);
+  const std::int64_t slots_of_block = (problem.tokens * problem.k + ranking_blocks - 1) / ranking_blocks;
+  const bool has_few = slots_of_block <= dispatch_tuning.slots_of_few_tiles && problem.histogram.counts != nullptr;
+  if (has_few && tiles > dispatch_tuning.tiles) tiles = dispatch_tuning.tiles;
   problem.ranking_blocks = ranking_blocks;
+  problem.rows_of_block = problem.histogram.rows / ranking_blocks;
   const std::int64_t marking = Engine::reads_arguments ? 0
                                                        : std::min(1 + problem.rows / dispatch_tuning.rows_per_marking_block,
                                                                   dispatch_tuning.most_parts);

@@ -127,15 +127,15 @@ struct PlaceSlots {
     const bool counts_all = problem.histogram.counts == nullptr;
     const bool ranks = block.index() < problem.ranking_blocks;
     const std::int64_t rows = problem.histogram.rows;
-    const std::int64_t rows_of_block = rows / problem.ranking_blocks;
-    const std::int64_t first_row = counts_all ? 0 : ranks ? block.index() * rows_of_block : rows;
-    const SlotsOfRows slots(problem, first_row, counts_all || ranks ? first_row + rows_of_block : rows);
+    const std::int64_t first_row = counts_all ? 0 : ranks ? block.index() * problem.rows_of_block : rows;
+    const SlotsOfRows slots(problem, first_row, counts_all || ranks ? first_row + problem.rows_of_block : rows);
     const auto range =
         range_of_part<std::uint32_t>(slots.count, static_cast<std::uint32_t>(own_tile), static_cast<std::uint32_t>(tiles));
     if constexpr (BesideBlock<BlockT>) block.await_kernel_before();
-    // The first ids are on their way while the other blocks' counts are added up.
+    // The first ids are on their way while what the other blocks have left is added up.
     std::int32_t ids[at_once];
     load_ids(tile, slots, range.first, range.last, ids);
+    problem.sums.add_up(block, tile);
     if (!counts_all) {
       const HistogramSums sums{shared.total, shared.earlier, shared.parts};
       sums.add_up(block, problem.histogram, problem.expert_count, static_cast<int>(first_row));
@@ -152,7 +152,6 @@ struct PlaceSlots {
     block.barrier();
     if (ranks) rank(tile, problem, slots, range, ids, counts, shared);
     mark_padding(block, tile, problem, shared.offset, [&](std::int64_t e) MOEB_LAMBDA { return shared.total[e]; });
-    problem.sums.add_up(block, tile);
   }
 
  private:
@@ -162,8 +161,9 @@ struct PlaceSlots {
     return (3 * e + 1 + t) * sizeof(std::int64_t) + t * e * sizeof(std::int32_t);
   }
 
-  /// Slots of each lane whose ids a tile waits for together.
+  /// Slots of each lane whose ids a tile waits for together, and tiles whose counts a thread reads together.
   static constexpr int at_once = dispatch_tuning.ids_at_once;
+  static constexpr int tiles_at_once = 4;
 
   using SlotRange = RangeOf<std::uint32_t>;
 
@@ -208,18 +208,23 @@ struct PlaceSlots {
                     });
   }
 
-  /// Turns the tiles' counts into the slots of earlier tiles.
+  /// Turns the tiles' counts into the slots of earlier tiles. By the last threads, because the first find offsets.
   template <class BlockT>
   MOEB_INLINE static void start_tiles(const BlockT& block, const PermutationProblem& problem, int tiles,
                                       const Shared& shared) {
-    for (int e = block.thread(); e < problem.expert_count; e += block.threads()) {
+    for (int e = block.threads() - 1 - block.thread(); e < problem.expert_count; e += block.threads()) {
+      std::int32_t* const counts = shared.tile_counts + e;
       std::int32_t before = 0;
-      MOEB_UNROLL_BY_4
-      for (int i = 0; i < tiles; ++i) {
-        std::int32_t& count = shared.tile_counts[i * problem.expert_count + e];
-        const std::int32_t own = count;
-        count = before;
-        before += own;
+      MOEB_NO_UNROLL
+      for (int first = 0; first < tiles; first += tiles_at_once) {
+        std::int32_t own[tiles_at_once];
+        MOEB_UNROLL
+        for (int i = 0; i < tiles_at_once; ++i) own[i] = first + i < tiles ? counts[(first + i) * problem.expert_count] : 0;
+        MOEB_UNROLL
+        for (int i = 0; i < tiles_at_once; ++i) {
+          if (first + i < tiles) counts[(first + i) * problem.expert_count] = before;
+          before += own[i];
+        }
       }
     }
   }

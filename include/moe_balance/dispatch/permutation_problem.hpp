@@ -93,9 +93,10 @@ struct PermutationProblem {
   Histogram histogram;  ///< without counts where slots are few: each block counts all, the first gives them rows, and all
                         ///< share the marking of padding
   std::int64_t
-      ranking_blocks;     ///< of the second launch: they share the rows of the histogram; further ones only mark padding
-  std::int64_t* invalid;  ///< counts ids that are no expert's; may be null
-  RowsOfSums sums;        ///< of what routed, which the second launch adds up beside
+      ranking_blocks;  ///< of the second launch: they share the rows of the histogram; further ones only mark padding
+  std::int64_t rows_of_block;  ///< of the histogram, which each of those ranks
+  std::int64_t* invalid;       ///< counts ids that are no expert's; may be null
+  RowsOfSums sums;             ///< of what routed, which the second launch adds up beside
 };
 
 /// The expert of a slot; -1 for empty and invalid ones.
@@ -151,18 +152,27 @@ MOEB_INLINE void mark_padding(const BlockT& block, const TileT& tile, const Perm
   return has_row && offset + place < problem.rows ? offset + place : -1;
 }
 
-/// Calls store(e, first row of e) for every expert, and store(E, all rows); rows_of(e) is how many e has. Each thread has a run of neighbouring
-/// experts; `sums` has a word of shared memory for each tile.
+/// Calls store(e, first row of e) for every expert, and store(E, all rows); rows_of(e) is how many e has. Each thread has an expert, or a run of
+/// neighbouring ones; `sums` has a word of shared memory for each tile.
 template <class BlockT, class TileT, class RowsOf, class Store>
 MOEB_INLINE void for_each_offset(const BlockT& block, const TileT& tile, std::int64_t experts, std::int64_t* sums,
                                  const RowsOf& rows_of, const Store& store) {
-  const ItemRange run = range_of_part(experts, block.thread(), block.threads());
+  const auto all = static_cast<int>(experts);
+  if (all <= block.threads()) {
+    const int e = block.thread();
+    const std::int64_t rows = e < all ? rows_of(e) : 0;
+    const std::int64_t first = sum_of_earlier_threads(block, tile, all, rows, sums);
+    if (e < all) store(e, first);
+    if (e + 1 == all) store(experts, first + rows);
+    return;
+  }
+  const auto run = range_of_part<int>(all, block.thread(), block.threads());
   std::int64_t rows = 0;
   MOEB_NO_UNROLL
-  for (std::int64_t e = run.first; e < run.last; ++e) rows += rows_of(e);
-  std::int64_t next = sum_of_earlier_threads(block, tile, rows, sums);
+  for (int e = run.first; e < run.last; ++e) rows += rows_of(e);
+  std::int64_t next = sum_of_earlier_threads(block, tile, block.threads(), rows, sums);
   MOEB_NO_UNROLL
-  for (std::int64_t e = run.first; e < run.last; ++e) {
+  for (int e = run.first; e < run.last; ++e) {
     store(e, next);
     next += rows_of(e);
   }

@@ -45,7 +45,7 @@ struct FusedParts {
  private:
   [[nodiscard]] static std::int64_t routing_blocks(std::int64_t tokens, bool large) {
     const std::int64_t most =
-        dispatch_tuning.most_routing_blocks * (large ? 1 : dispatch_tuning.tier_blocks_of_large_routing_block);
+        dispatch_tuning.most_routing_blocks * (large ? 1 : dispatch_tuning.small_routing_blocks_of_large);
     return std::clamp<std::int64_t>(tokens / dispatch_tuning.tokens_per_routing_block, 1, most);
   }
 };

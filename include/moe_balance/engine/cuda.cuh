@@ -45,18 +45,15 @@ struct MOEB_HIDDEN CudaEngine {
     if (bytes != 0) check_cuda(cudaMemsetAsync(data, 0, bytes, stream), "clearing sums");
   }
 
-  /// Clears what a forward adds up in. Returns whether the device lets that forward, which must be the next launch, run beside this one: its blocks
-  /// read logits meanwhile, and wait before they add.
-  [[nodiscard]] static bool clear_beside(std::int64_t* words, std::int64_t word_count, std::int64_t* counts, int count_count,
-                                         cudaStream_t stream) {
+  /// Clears what a forward adds up in, in one launch.
+  static void clear_sums(std::int64_t* words, std::int64_t word_count, std::int64_t* counts, int count_count,
+                         cudaStream_t stream) {
     const Device device = current_device("clearing sums");
     constexpr int threads = cuda_launch_tuning.threads_for_sums;
     const std::int64_t useful = (std::max<std::int64_t>(word_count, count_count) + threads - 1) / threads;
     const auto blocks = static_cast<unsigned>(std::clamp<std::int64_t>(useful, 1, device.multiprocessors));
-    // An ordinary launch: forward reads before it waits, and must find all earlier work done.
-    moe_balance_clear<threads><<<blocks, threads, 0, stream>>>(words, word_count, counts, count_count);
-    check_cuda(cudaGetLastError(), "clearing sums");
-    return device.runs_beside();
+    launch("clearing sums", device, moe_balance_clear<threads>, {.grid = dim3(blocks), .threads = threads}, stream, words,
+           word_count, counts, count_count);
   }
 
   static void copy(void* to, const void* from, std::size_t bytes, cudaStream_t stream) {

@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(most_forward_threads<KernelConfig<Tier, Usual>
     moe_balance_forward(const __grid_constant__ Problem problem, const __grid_constant__ Totals totals) {
   extern __shared__ __align__(16) std::byte moe_balance_shared[];
   const CudaBlock<fixed_forward_threads<KernelConfig<Tier, Usual>, Problem>> block{moe_balance_shared};
-  if (!totals.cleared_beside) block.await_kernel_before();
+  block.await_kernel_before();
   forward_kernel<KernelConfig<Tier, Usual>>(block, CudaTile<cuda_tiers[Tier].width>{}, problem, totals);
 }
 
@@ -131,6 +131,7 @@ template <int Threads>
 __global__ void __launch_bounds__(Threads) MOEB_HIDDEN
     moe_balance_clear(std::int64_t* words, std::int64_t word_count, std::int64_t* counts, int count_count) {
   const CudaBlock<Threads> block{nullptr};
+  block.await_kernel_before();
   block.let_next_kernel_start();
   clear_kernel(block, words, word_count, counts, count_count);
 }

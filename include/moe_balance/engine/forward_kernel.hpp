@@ -37,6 +37,7 @@ struct ForwardPass {
         tile{own_tile, shared.words(tile_in_block(own_block, own_tile), own_block.threads() / TileT::width, TileT::width)},
         sums{shared.probabilities(tile_in_block(own_block, own_tile)), layout} {
     if constexpr (reads_bias) {
+      MOEB_NO_UNROLL
       for (int e = block.thread(); e < Config::max_experts; e += block.threads()) {
         shared.bias()[e] = problem.bias != nullptr && e < experts ? problem.bias[e] : 0.0f;
       }
@@ -51,7 +52,9 @@ struct ForwardPass {
       return nullptr;
   }
 
+  /// Loops over experts stay rolled: most threads go through them once, and how often would be found by a division.
   MOEB_HOST_DEVICE void start_segment() {
+    MOEB_NO_UNROLL
     for (int e = block.thread(); e < Config::max_experts; e += block.threads()) {
       shared.counts()[e] = 0;
       shared.loss_counts()[e] = 0;
@@ -67,35 +70,44 @@ struct ForwardPass {
   [[nodiscard]] MOEB_HOST_DEVICE Sink sink() { return {block, shared.counts(), shared.loss_counts(), sums}; }
 
   /// No barrier at the end: the next segment starts by clearing, and each thread clears what it alone has just read.
-  /// `awaits_blocks`: the first time in a grid that clears together, nothing may be added before all have.
+  /// `awaits_blocks`: the first time in a grid that clears together, nothing may be added before all have. `row`: where the block, which has one segment,
+  /// leaves what would be added to `totals.saved`; empty where there is none.
   MOEB_HOST_DEVICE void finish_segment(const Sink& sink, const Totals& totals, std::int64_t segment,
-                                       bool awaits_blocks = false) {
+                                       bool awaits_blocks = false, const SavedView& row = {}) {
     if constexpr (Shared::has_probabilities) sums.flush();
-    add_tokens_shared(block, shared.tokens(), sink.part_of_lane(tile.lane()), Shared::Traits::token_losses);
+    shared.tokens()->add(block, sink.part_of_lane(tile.lane()));
     block.barrier();
     const int groups = add_up_rows_by_groups();
     if constexpr (ClusterBlock<BlockT>) {
       if (awaits_blocks) block.await_blocks();
     }
-    if constexpr (BesideBlock<BlockT>) {
-      if (totals.cleared_beside) block.await_kernel_before();
-    }
 
     const auto add = [&](std::int64_t* to, std::int64_t value) { block.add_global(to, value); };
+    MOEB_NO_UNROLL
     for (int e = block.thread(); e < experts; e += block.threads()) {
       const std::int64_t probability = sum_of_rows(e, 0, 1, groups > 1 ? groups : rows());
+      if (row.counts != nullptr) set_expert_row(row, e, shared.loss_counts()[e], probability);
       add_expert_totals<Balancer>(totals, segment, experts, e, shared.counts()[e], shared.loss_counts()[e], probability,
                                   add);
     }
-    if (block.thread() == 0) add_token_totals<Balancer>(totals, segment, *shared.tokens(), add);
+    if (block.thread() == 0) {
+      const auto tokens = shared.tokens()->totals();
+      if (row.counts != nullptr) set_token_row(row, tokens);
+      add_token_totals<Balancer>(totals, segment, tokens, add);
+    }
   }
 
  private:
   /// An expert's sum of probabilities in rows first, first + step, ...
   [[nodiscard]] MOEB_HOST_DEVICE std::int64_t sum_of_rows(int expert, int first, int step, int last) const {
+    constexpr int at_once = 4;  // a compiler that unrolls finds how often by a division, and does so before the first token
     std::int64_t sum = 0;
-    MOEB_UNROLL_BY_8
-    for (int row = first; row < last; row += step) sum += shared.probabilities(row)[place(expert)];
+    MOEB_NO_UNROLL
+    for (int row = first; row < last; row += at_once * step) {
+      MOEB_UNROLL
+      for (int i = 0; i < at_once; ++i)
+        sum += row + i * step < last ? shared.probabilities(row + i * step)[place(expert)] : 0;
+    }
     return sum;
   }
 

@@ -12,11 +12,11 @@ MOEB_NAMESPACE_BEGIN
 // atomic additions, which for 64 bits would be loops of compare-and-swap. probability(slot, fixed) adds any, unit_probability(slot, probability)
 // one of 0 to 2.
 
-/// Where a row of a tile of `Width` lanes has a lane's slot. Neighbouring lanes have neighbouring words; in every other slot lanes change places by
-/// eight, so that a warp that reads experts in their order, four slots of eight lanes, meets each bank as seldom as it can.
+/// Where a row of a tile of `Width` lanes has a lane's slot. Neighbouring lanes have neighbouring words; fours of lanes change places from slot to slot, so
+/// that half a warp that reads experts in their order, four slots of four lanes, meets each bank once.
 template <int Width>
 [[nodiscard]] MOEB_HOST_DEVICE constexpr int place_in_row(int lane, int slot) {
-  return slot * Width + (Width < 16 ? lane : lane ^ slot % 2 * 8);
+  return slot * Width + (lane ^ (Width < 8 ? 0 : Width < 16 ? slot / 2 % 2 : slot % 4) * 4);
 }
 
 /// In registers.
@@ -50,12 +50,57 @@ struct SharedSums {
   MOEB_HOST_DEVICE void flush() {}
 };
 
+/// What a block counts of its tokens, in words of 32 bits: shared memory adds to those by itself, to 64 bits by loops of compare-and-swap, in which
+/// all warps of a block wait for each other. A token loss, a sum of 64 bits, is three of them.
+template <int TokenLosses>
+struct alignas(16) BlockTokens {
+  static constexpr int bits_of_part = 22;  ///< so that parts of 512 sums can be added up
+  std::int32_t tokens;
+  std::int32_t non_finite_tokens;
+  std::int32_t invalid_experts;
+  std::int32_t token_losses[TokenLosses == 0 ? 1 : TokenLosses][3];
+
+  /// Adds a lane's part; only one of each tile has any of a loss.
+  template <class BlockT>
+  MOEB_HOST_DEVICE void add(const BlockT& block, const TokenTotals<TokenLosses>& own) {
+    const auto add = [&](std::int32_t& to, std::int64_t value) MOEB_LAMBDA {
+      if (value != 0) block.add_shared(&to, static_cast<std::int32_t>(value));
+    };
+    add(tokens, own.tokens);
+    add(non_finite_tokens, own.non_finite_tokens);
+    add(invalid_experts, own.invalid_experts);
+    constexpr std::int64_t mask = (std::int64_t{1} << bits_of_part) - 1;
+    MOEB_UNROLL
+    for (int i = 0; i < TokenLosses; ++i) {
+      const std::int64_t sum = own.token_losses[i];
+      add(token_losses[i][0], sum & mask);
+      add(token_losses[i][1], sum >> bits_of_part & mask);
+      add(token_losses[i][2], sum >> 2 * bits_of_part);
+    }
+  }
+  [[nodiscard]] MOEB_HOST_DEVICE TokenTotals<TokenLosses> totals() const {
+    TokenTotals<TokenLosses> sums;
+    sums.tokens = tokens;
+    sums.non_finite_tokens = non_finite_tokens;
+    sums.invalid_experts = invalid_experts;
+    MOEB_UNROLL
+    for (int i = 0; i < TokenLosses; ++i) {
+      const std::int32_t(&parts)[3] = token_losses[i];
+      const auto upper = static_cast<std::uint64_t>(std::int64_t{parts[2]});
+      sums.token_losses[i] = static_cast<std::int64_t>(
+          static_cast<std::uint32_t>(parts[0]) + (std::uint64_t{static_cast<std::uint32_t>(parts[1])} << bits_of_part) +
+          (upper << 2 * bits_of_part));
+    }
+    return sums;
+  }
+};
+
 /// Shared memory of the forward kernel, in this order: the token totals, counts, the losses' own counts where they differ, the bias, and a row
 /// of probability sums for each tile.
 template <class Balancer, int MaxExperts>
 struct ForwardShared {
   using Traits = BalancerTraits<Balancer>;
-  using Tokens = TokenTotals<Traits::token_losses>;
+  using Tokens = BlockTokens<Traits::token_losses>;
   static constexpr bool has_probabilities = Traits::losses > 0;
   static constexpr std::size_t counts_at = sizeof(Tokens);
   static constexpr bool counts_apart = Traits::plain_losses > 0;
@@ -129,16 +174,5 @@ struct KernelSink {
     for (int i = 0; i < Traits::token_losses; ++i) tokens.token_losses[i] += i == index ? fixed : 0;
   }
 };
-
-template <class BlockT, class Tokens>
-MOEB_HOST_DEVICE inline void add_tokens_shared(const BlockT& block, Tokens* shared, const Tokens& own, int token_losses) {
-  if (own.tokens != 0) block.add_shared(&shared->tokens, own.tokens);
-  if (own.non_finite_tokens != 0) block.add_shared(&shared->non_finite_tokens, own.non_finite_tokens);
-  if (own.invalid_experts != 0) block.add_shared(&shared->invalid_experts, own.invalid_experts);
-  MOEB_UNROLL
-  for (int i = 0; i < token_losses; ++i) {
-    if (own.token_losses[i] != 0) block.add_shared(&shared->token_losses[i], own.token_losses[i]);
-  }
-}
 
 MOEB_NAMESPACE_END

@@ -47,7 +47,12 @@ template <class Problem>
     problem.logits_hold_quads = true;
     problem.grad_holds_quads = true;
   } else {
-    if constexpr (BalancerTraits<decltype(problem.balancer)>::biases == 0)
+    using Traits = BalancerTraits<decltype(problem.balancer)>;
+    if constexpr (!Traits::reads_sequences) {  // for backward, too, on sm_90 four bytes of its registers would not have room
+      problem.segments.sequences.count = 1;
+      problem.segments.length = problem.segments.tokens;
+    }
+    if constexpr (Traits::biases == 0)
       problem.bias = nullptr;
     else if (problem.bias == nullptr)
       __builtin_unreachable();

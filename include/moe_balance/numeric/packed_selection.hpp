@@ -67,18 +67,22 @@ struct PackedSelection {
   static constexpr std::uint32_t window = 0xffffffffu >> slot_bits;  ///< the largest distance
 
   /// Whether a lane sorts all its words: in tiles narrower than a warp it would have to know most of them.
-  static constexpr bool sorts = TileT::width < 32 && LayoutT::capacity <= 8;
+  static constexpr bool sorts_well =
+      LayoutT::capacity <= 8;  ///< which takes fewer instructions than merging, to know more than three
+  static constexpr bool sorts = TileT::width < 32 && sorts_well;
 
-  /// How many keys of a lane to know, so that at most one warp in ten fails: the chance that so many of the picks before the last come from one lane.
+  /// How many keys of a lane to know: so many that at most one warp in a thousand fails, where a lane has eight words to sort, because a call ends with its
+  /// last warp; else, and where that would take more than six, one in ten. It fails where so many of the picks before the last come from one lane.
   static constexpr int depth = [] {
     if (sorts) return Count < LayoutT::capacity ? Count : LayoutT::capacity;
     constexpr int most = LayoutT::capacity < 6 ? LayoutT::capacity : 6;
+    constexpr double wanted = sorts_well ? 0.001 : 0.1;
     double chance = 32.0;  // of some lane of a warp
     for (int taken = 1; taken <= most; ++taken) {
       chance *= static_cast<double>(Count - taken) / taken / TileT::width;
-      if (taken >= 2 && chance <= 0.1) return taken;
+      if (taken >= 2 && chance <= wanted) return taken;
     }
-    return most == LayoutT::capacity ? most : 0;
+    return most == LayoutT::capacity || chance <= 0.1 ? most : 0;
   }();
   static constexpr bool knows_all = depth == LayoutT::capacity || depth == Count;  ///< that can be taken
   static constexpr bool works = HasTileMemory<TileT> && TileT::width >= 8 && Count <= TileT::width &&
@@ -171,7 +175,7 @@ struct PackedSelection {
   };
 
   [[nodiscard]] MOEB_INLINE static BestWords<depth> best_of_lane(const Slots<std::uint32_t, LayoutT>& words) {
-    if constexpr (sorts)
+    if constexpr (sorts || (sorts_well && depth > 3))
       return best_sorted<depth>(words);
     else
       return best_words<depth, 0, LayoutT::capacity>(words);

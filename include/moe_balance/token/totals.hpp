@@ -20,10 +20,8 @@ struct Totals {
   int counts_to_clear = 0;
   /// Blocks that clear them, all of the grid's: more than one run at the same time and wait for each other before they add. 0: none has to.
   int clearing_blocks = 0;
-  /// Whether the kernel before clears them while this one runs: it waits for that one before it adds.
-  bool cleared_beside = false;
-  /// [blocks, words of `saved`], not cleared: each block of a fused call adds up in a row of its own, and the next kernel adds rows. Null: all add up in
-  /// `saved`. One segment only.
+  /// [blocks, words of `saved`], not cleared: each block of a fused call leaves its sums in a row of its own, and the next kernel adds rows. Null: all add up
+  /// in `saved`. One segment only.
   std::int64_t* rows_of_sums = nullptr;
 };
 
@@ -70,6 +68,22 @@ MOEB_INLINE void add_token_totals(const Totals& totals, std::int64_t segment, co
     if (sums.non_finite_tokens != 0) add(&totals.status->non_finite_tokens, sums.non_finite_tokens);
     if (sums.invalid_experts != 0) add(&totals.status->invalid_experts, sums.invalid_experts);
   }
+}
+
+/// A row's sums of one expert, and those that are not per expert; of one segment, which has the same sums.
+MOEB_INLINE void set_expert_row(const SavedView& row, int expert, std::int64_t loss_count, std::int64_t probability) {
+  row.counts[expert] = loss_count;
+  row.probabilities[expert] = probability;
+  if (row.segment_counts == nullptr) return;
+  row.segment_counts[expert] = loss_count;
+  row.segment_probabilities[expert] = probability;
+}
+template <int TokenLosses>
+MOEB_INLINE void set_token_row(const SavedView& row, const TokenTotals<TokenLosses>& sums) {
+  *row.tokens = sums.tokens;
+  if (row.segment_tokens != nullptr) *row.segment_tokens = sums.tokens;
+  MOEB_UNROLL
+  for (int i = 0; i < TokenLosses; ++i) row.token_losses[i] = sums.token_losses[i];
 }
 
 /// After a call whose loss reads the step's load: load += counts where `accumulate` says so; counts becomes the load that the call saw.
