@@ -5,12 +5,16 @@
 
 namespace testing {
 
-TEST_CASE("blocks that route have twice the threads of their tier where their shared memory has room for the sums of all") {
+TEST_CASE("blocks that route have up to three times the threads of their tier, for which there are tokens, registers and shared memory") {
   using Problem = mb::ForwardProblem<mb::Softmax, mb::TopK<4>, mb::AuxLoss>;
   for (const std::size_t available : {65536u, 101376u, 232448u}) {
-    CHECK(mb::routing_threads<mb::KernelConfig<3, true>, Problem>(available) == 512);
-    CHECK(mb::routing_threads<mb::KernelConfig<4, true>, Problem>(available) == (available < 70000 ? 256 : 512));
-    CHECK(mb::routing_threads<mb::KernelConfig<5, false>, Problem>(available) == 128);
+    CHECK(mb::routing_threads<mb::KernelConfig<3, true>, Problem>(24, available) == 768);
+    CHECK(mb::routing_threads<mb::KernelConfig<3, true>, Problem>(23, available) == 512);
+    CHECK(mb::routing_threads<mb::KernelConfig<3, true>, Problem>(15, available) == 256);
+    CHECK(mb::routing_threads<mb::KernelConfig<3, true>, Problem>(0, available) == 256);
+    CHECK(mb::routing_threads<mb::KernelConfig<4, true>, Problem>(64, available) == (available < 70000 ? 256 : 512));
+    CHECK(mb::routing_threads<mb::KernelConfig<0, true>, Problem>(95, available) == 512);
+    CHECK(mb::routing_threads<mb::KernelConfig<5, false>, Problem>(64, available) == 128);
   }
 }
 

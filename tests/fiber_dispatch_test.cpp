@@ -188,6 +188,19 @@ TEST_CASE("forward_and_permute: fibers = CPU in blocks with fewer tiles than tok
   }
 }
 
+TEST_CASE("forward_and_permute: losses of tokens beyond 2^44 of their units, of both signs") {
+  for (const float coefficient : {1.0f, -1.0f}) {
+    const mb::Router router{mb::Softmax{}, mb::TopK<4>{},
+                            mb::Combine{mb::ZLoss{.coefficient = 1.0f}, mb::EntropyLoss{.coefficient = coefficient}}};
+    for (const std::int64_t tokens : {3, 300}) {
+      Inputs inputs = normal_inputs(44, tokens, 32, 4, 0.5);
+      for (double& logit : inputs.logits) logit += 60.0;
+      inputs.loss_parts = 2;
+      check_fused<FiberEngine>(router, inputs);
+    }
+  }
+}
+
 TEST_CASE(
     "contract 12: a fused call is two kernels, and one that clears where losses are of several sequences or the global "
     "batch") {
