@@ -48,7 +48,7 @@ TEST_CASE("contract 12: few tokens, counts and sums included, are one node of a 
     Memory<CudaEngine> memory = memory_for(engine, small, inputs);
     const auto enqueue = [&] { small.forward(memory.forward_args(), memory.workspace(), engine.place()); };
     const bool clears = tokens <= 8 || (tokens <= 64 && major >= 9);  // 8 tokens a block, 8 blocks a cluster
-    const std::size_t nodes = clears ? 1 : 2;  // or a kernel that clears counts and sums, and routing beside it
+    const std::size_t nodes = clears ? 1 : 2;  // or a kernel that clears counts and sums, and routing behind it
     CHECK(nodes_of(graph_of(engine, enqueue)) == nodes);
     const auto graph = captured(engine, enqueue);
     for (int i = 0; i < 3; ++i) {

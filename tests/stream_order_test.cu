@@ -80,7 +80,7 @@ struct AsBits {
 TEST_CASE("route, forward, backward and loss wait for the kernel before them") {
   const mb::Router router{mb::Softmax{}, mb::TopK<4>{}, mb::Combine{mb::LossFreeBias{}, mb::AuxLoss{.coefficient = 0.1f}}};
   const CudaEngine engine;
-  for (const std::int64_t tokens : {5, 100, 3000}) {  // one block, a cluster, beside a kernel that clears
+  for (const std::int64_t tokens : {5, 100, 3000}) {  // one block, a cluster, behind a kernel that clears
     CAPTURE(tokens);
     Inputs inputs = normal_inputs(181, tokens, 64, 4);
     inputs.bias.assign(64, 0.0f);

@@ -105,7 +105,7 @@ struct Engine<CountingPlace<Place, Tag>> {
     Engine<Place>::clear_sums(words, word_count, counts, count_count, counting.place);
   }
   { Engine<Place>::clear_sums(words, word_count, counts, count_count, counting.place); }
-  /// For forward to add up in: rows that are cleared by who adds, so that no launch has to.
+  /// For forward: rows that blocks leave their sums in, so that no launch has to clear.
   static void add_up_in_rows(Totals& totals, std::int64_t* saved, std::int64_t words, const Counting& counting) {
     totals.rows_of_sums = counting.sums->rows;
     counting.sums->sums = saved;

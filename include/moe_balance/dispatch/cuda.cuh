@@ -92,7 +92,8 @@ __global__ void __launch_bounds__(most_routing_threads<KernelConfig<Tier, Usual>
                                   const __grid_constant__ Histogram histogram) {
   extern __shared__ __align__(16) std::byte moe_balance_shared[];
   using Config = KernelConfig<Tier, Usual>;
-  constexpr int fixed_threads = most_tier_blocks < Config, Problem >> 1 ? 0 : Config::tier.threads;
+  constexpr bool has_one_size = (most_tier_blocks<Config, Problem>) == 1;
+  constexpr int fixed_threads = has_one_size ? Config::tier.threads : 0;
   const CudaBlock<fixed_threads> block{moe_balance_shared};
   block.await_kernel_before();
   block.let_next_kernel_start();

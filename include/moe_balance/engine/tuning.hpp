@@ -139,7 +139,7 @@ struct CudaTier {
   bool private_rows;  ///< probability sums in shared memory: more than 16 per lane would not fit registers
 };
 
-/// Whether a block that routes and counts has the threads of two: the next kernel then has half the rows of counts to read. Not where shared memory has
+/// Whether a block that routes and counts has the threads of several: the next kernel then has fewer rows of counts to read. Not where shared memory has
 /// room for the rows of one only.
 [[nodiscard]] constexpr bool has_room_for_large_routing_blocks(const CudaTier& tier) {
   return !tier.private_rows;
