@@ -107,14 +107,14 @@ def whole_part(text):
 
 
 def figures_of(path):
-    """One program's figures: Google Benchmark's without this machine's names and folders, other files as they are."""
+    """One program's figures: Google Benchmark's without this machine's names and folders, other files but for the folders of their command."""
     text = read(path)
     try:
         figures = json.loads(text)
     except ValueError:
         figures = whole_part(text)
     if "benchmarks" not in figures:
-        return figures
+        return {**figures, "command": without_folders(figures["command"])} if "command" in figures else figures
     context = {key: value for key, value in figures.get("context", {}).items() if key not in ("host_name", "executable")}
     context["command"] = without_folders(context.get("command", ""))
     dropped = ("family_index", "per_family_instance_index", "run_name", "run_type", "repetitions", "repetition_index", "threads")

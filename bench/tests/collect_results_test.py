@@ -106,6 +106,10 @@ class CollectResults(unittest.TestCase):
     def test_commands_name_no_folders(self):
         self.assertEqual(collect_results.without_folders("bash bench/gpu_check.sh --output /a/b/out --x=/c/d.json"),
                          "bash bench/gpu_check.sh --output out --x=d.json")
+        self.step(101, "compare_torch", "passed")
+        self.put("figures/compare_torch.json", '{"command": "compare_torch.py --json /a/b/c.json", "results": []}')
+        figures = collect_results.report_of(self.work)["figures"]["compare_torch"]
+        self.assertEqual(figures, {"command": "compare_torch.py --json c.json", "results": []})
 
     def test_a_figure_file_that_was_cut_off_is_said_to_be(self):
         self.step(101, "benchmarks", "timed_out")
