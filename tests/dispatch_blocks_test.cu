@@ -5,18 +5,17 @@
 
 namespace testing {
 
-TEST_CASE("blocks that route have up to three times the threads of their tier, for which there are tokens, registers and shared memory") {
+// Blocks that route have up to three times the threads of their tier, for which there are tokens, registers and shared memory.
+template <int Tier, bool Usual>
+constexpr int threads_for(std::int64_t tokens, std::size_t available) {
   using Problem = mb::ForwardProblem<mb::Softmax, mb::TopK<4>, mb::AuxLoss>;
-  for (const std::size_t available : {65536u, 101376u, 232448u}) {
-    CHECK(mb::routing_threads<mb::KernelConfig<3, true>, Problem>(24, available) == 768);
-    CHECK(mb::routing_threads<mb::KernelConfig<3, true>, Problem>(23, available) == 512);
-    CHECK(mb::routing_threads<mb::KernelConfig<3, true>, Problem>(15, available) == 256);
-    CHECK(mb::routing_threads<mb::KernelConfig<3, true>, Problem>(0, available) == 256);
-    CHECK(mb::routing_threads<mb::KernelConfig<4, true>, Problem>(64, available) == (available < 70000 ? 256 : 512));
-    CHECK(mb::routing_threads<mb::KernelConfig<0, true>, Problem>(95, available) == 512);
-    CHECK(mb::routing_threads<mb::KernelConfig<5, false>, Problem>(64, available) == 128);
-  }
+  return mb::routing_threads<mb::KernelConfig<Tier, Usual>, Problem>(tokens, available);
 }
+static_assert(threads_for<3, true>(24, 65536) == 768 && threads_for<3, true>(24, 232448) == 768);
+static_assert(threads_for<3, true>(23, 65536) == 512 && threads_for<3, true>(15, 65536) == 256 && threads_for<3, true>(0, 65536) == 256);
+static_assert(threads_for<4, true>(64, 65536) == 256 && threads_for<4, true>(64, 101376) == 512);
+static_assert(threads_for<0, true>(95, 101376) == 512 && threads_for<0, true>(96, 101376) == 768);
+static_assert(threads_for<5, false>(64, 101376) == 128);
 
 TEST_CASE("forward_and_permute of few and many tokens in every size of kernel: GPU = CPU, bit for bit") {
   const mb::Router router{mb::Softmax{}, mb::TopK<4>{}, mb::AuxLoss{.coefficient = 0.1f}};

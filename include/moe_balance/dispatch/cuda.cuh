@@ -165,21 +165,20 @@ struct MOEB_HIDDEN CudaDispatchEngine {
                      cudaStream_t stream) {
     const auto kernel = moe_balance_dispatch<Body, Problem>;
     CudaEngine::LaunchShape shape{dim3(static_cast<unsigned>(size.blocks)), 32 * size.tiles, size.shared_bytes};
+    bool may_start_early = true;
     if constexpr (waits_by_itself<Body>) {
       // The first launch of two has let it start long before its own end.
       const std::int64_t processors = multiprocessors();
-      const bool few = size.blocks * cuda_launch_tuning.multiprocessors_per_block_beside <= processors;
+      may_start_early = size.blocks * cuda_launch_tuning.multiprocessors_per_block_beside <= processors;
       // Blocks that start early are put where there is room first: none of nearly as many as multiprocessors has room beside another.
-      if (few && 2 * size.blocks > processors) {
+      if (may_start_early && 2 * size.blocks > processors) {
         shape.shared_bytes = std::max(size.shared_bytes, most_shared_bytes() / 2 + reserved_shared_bytes);
       }
-      allow_shared_bytes(call, kernel, shape.shared_bytes);
-      if (!few) {
-        kernel<<<shape.grid, shape.threads, shape.shared_bytes, stream>>>(body, problem);
-        return check_cuda(cudaGetLastError(), call);
-      }
-    } else {
-      allow_shared_bytes(call, kernel, shape.shared_bytes);
+    }
+    allow_shared_bytes(call, kernel, shape.shared_bytes);
+    if (!may_start_early) {
+      kernel<<<shape.grid, shape.threads, shape.shared_bytes, stream>>>(body, problem);
+      return check_cuda(cudaGetLastError(), call);
     }
     CudaEngine::launch(call, CudaEngine::current_device(call), kernel, shape, stream, body, problem);
   }

@@ -163,7 +163,7 @@ struct PlaceSlots {
 
   /// Slots of each lane whose ids a tile waits for together, and tiles whose counts a thread reads together.
   static constexpr int at_once = dispatch_tuning.ids_at_once;
-  static constexpr int tiles_at_once = 4;
+  static constexpr int tiles_at_once = dispatch_tuning.tile_counts_at_once;
 
   using SlotRange = RangeOf<std::uint32_t>;
 

@@ -100,8 +100,9 @@ struct ForwardPass {
  private:
   /// An expert's sum of probabilities in rows first, first + step, ...
   [[nodiscard]] MOEB_HOST_DEVICE std::int64_t sum_of_rows(int expert, int first, int step, int last) const {
-    constexpr int at_once = 4;  // a compiler that unrolls finds how often by a division, and does so before the first token
+    constexpr int at_once = cuda_launch_tuning.rows_of_sums_at_once;
     std::int64_t sum = 0;
+    // A compiler that unrolls this finds how often by a division, and does so before the first token.
     MOEB_NO_UNROLL
     for (int row = first; row < last; row += at_once * step) {
       MOEB_UNROLL

@@ -53,8 +53,8 @@ struct DispatchTuning {
   /// has room for them (has_room_for_large_routing_blocks) and the device as many multiprocessors; otherwise several times as many with the threads of
   /// one. Fewer where they would have fewer tokens than this.
   std::int64_t most_routing_blocks = 128;
-  int most_tier_blocks_of_routing_block =
-      3;  ///< as far as registers go: 768 threads took 15.2 us of route_and_permute on an H200, 512 took 15.6
+  /// Several: as many as registers and tokens are enough for. 8192 tokens on an H200: 768 threads 15.2 us of route_and_permute, 512 15.6.
+  int most_tier_blocks_of_routing_block = 3;
   int small_routing_blocks_of_large = 2;
   std::int64_t tokens_per_routing_block = 16;
   /// A part counts in 32 bits.
@@ -71,8 +71,9 @@ struct DispatchTuning {
   int blocks_per_multiprocessor = 8;
   /// Blocks of eight warps that registers must leave room for: 80 registers per thread; of sixteen, one with up to 128.
   int blocks_with_registers = 3;
-  /// What a lane of a permutation loads before it waits: slots' ids; rows of the histogram, of which it takes eight counts each.
+  /// What a lane of a permutation loads before it waits: slots' ids; tiles' counts of an expert; rows of the histogram, of which it takes eight counts each.
   int ids_at_once = 4;
+  int tile_counts_at_once = 4;
   int rows_at_once = 8;
   /// What a lane that moves a row loads before it writes: packs of 16 bytes. 65536 rows of 4 KiB on an H100: permute and combine's backward pass, then two
   /// kernels, took 221 and 346 us with one, 215 and 371 with eight, 207 and 325 with four and stores past the cache.
@@ -101,6 +102,8 @@ inline constexpr DispatchTuning dispatch_tuning{};
 struct CudaLaunchTuning {
   /// Threads of a block that clears or publishes sums.
   int threads_for_sums = 256;
+  /// Rows of sums that a thread of forward reads before it adds: a guess.
+  int rows_of_sums_at_once = 4;
   /// Forward's blocks are as large as still gives this share of the multiprocessors, in quarters, a block: nearly all have work then.
   int quarters_with_a_block = 3;
   /// The second kernel of a permutation is started beside the first where it has at most one block for so many multiprocessors: of more, some would start where

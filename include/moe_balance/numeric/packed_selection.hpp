@@ -66,9 +66,9 @@ struct PackedSelection {
   static constexpr std::uint32_t last_slot = (1u << slot_bits) - 1u;
   static constexpr std::uint32_t window = 0xffffffffu >> slot_bits;  ///< the largest distance
 
+  /// Whether to sort a lane's words takes fewer instructions than to merge them, if it is to know more than three.
+  static constexpr bool sorts_well = LayoutT::capacity <= 8;
   /// Whether a lane sorts all its words: in tiles narrower than a warp it would have to know most of them.
-  static constexpr bool sorts_well =
-      LayoutT::capacity <= 8;  ///< which takes fewer instructions than merging, to know more than three
   static constexpr bool sorts = TileT::width < 32 && sorts_well;
 
   /// How many keys of a lane to know: so many that at most one warp in a thousand fails, where a lane has eight words to sort, because a call ends with its
