@@ -53,7 +53,7 @@ struct DispatchTuning {
   /// has room for them (has_room_for_large_routing_blocks) and the device as many multiprocessors; otherwise several times as many with the threads of
   /// one. Fewer where they would have fewer tokens than this.
   std::int64_t most_routing_blocks = 128;
-  /// Several: as many as registers and tokens are enough for. 8192 tokens on an H200: 768 threads 15.2 us of route_and_permute, 512 15.6.
+  /// Several: as many as registers and tokens are enough for. 8192 tokens on an H200: 768 threads 15.2 us of route_and_permute, 512 15.6 (docs/design.md, "Stamps of the clock").
   int most_tier_blocks_of_routing_block = 3;
   int small_routing_blocks_of_large = 2;
   std::int64_t tokens_per_routing_block = 16;
@@ -62,7 +62,7 @@ struct DispatchTuning {
   /// A GPU's block: eight warps.
   int tiles = 8;
   /// One that counts and ranks slots: sixteen, or eight where it has so few slots that sixteen mostly do the same: 8192 tokens of 8 slots, 512 a block, took
-  /// 13.8 us of route_and_permute on an H200 with eight and 14.3 with sixteen, 32768 tokens 32.2 and 31.9. Four where the counts of so many experts would not
+  /// 13.8 us of route_and_permute on an H200 with eight and 14.3 with sixteen, 32768 tokens 32.2 and 31.9 (there, too). Four where the counts of so many experts would not
   /// fit shared memory.
   int tiles_that_rank = 16;
   std::int64_t slots_of_few_tiles = 512;
