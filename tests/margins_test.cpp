@@ -33,4 +33,20 @@ TEST_CASE("margins of float64 logits, and of many tokens on several threads") {
   }
 }
 
+TEST_CASE("margins of more tokens than a thread's own counts hold, and of more cells than it has memory for") {
+  const mb::QuantileBias one_bin{.spacing = mb::MarginBins::even, .bins = 1};  // of all tokens
+  Inputs inputs = normal_inputs(9, 140000, 3, 1, 0.5);
+  CHECK(histogram_of<float>(HostEngine{.threads = 1}, mb::Sigmoid{}, mb::TopK<1>{}, one_bin, inputs,
+                            ids_of(mb::Sigmoid{}, mb::TopK<1>{}, inputs)) == std::vector<std::int64_t>(3, inputs.tokens));
+  const mb::QuantileBias rule{.bins = 353};
+  inputs = normal_inputs(10, 800, 2048, 1, 0.5);
+  static_assert(2048 * 353 * sizeof(std::uint16_t) > mb::host_tuning.most_margin_bytes);
+  const std::vector<std::int32_t> ids = ids_of(mb::Sigmoid{}, mb::TopK<4>{}, inputs);
+  const auto on_threads = [&](int threads) {
+    return histogram_of<float>(HostEngine{.threads = threads}, mb::Sigmoid{}, mb::TopK<4>{}, rule, inputs, ids);
+  };
+  check_histogram(on_threads(1), problem_of(mb::Sigmoid{}, mb::TopK<4>{}, inputs), bins_of(rule));
+  CHECK(on_threads(2) == on_threads(1));
+}
+
 }  // namespace testing

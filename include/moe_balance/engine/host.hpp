@@ -4,6 +4,7 @@
 #pragma once
 
 #include <moe_balance/engine/engine.hpp>
+#include <moe_balance/engine/host_margins.hpp>
 #include <moe_balance/engine/threads.hpp>
 #include <moe_balance/engine/tuning.hpp>
 #include <moe_balance/error.hpp>
@@ -34,6 +35,17 @@ struct AtomicAdd {
   MOEB_NO_EXECUTION_CHECK
   MOEB_INLINE void operator()(std::int64_t* to, std::int64_t value) const {
     std::atomic_ref<std::int64_t>(*to).fetch_add(value, std::memory_order_relaxed);
+  }
+};
+
+/// The same where there are any.
+struct SharedAdd {
+  bool is_shared;
+  MOEB_INLINE void operator()(std::int64_t* to, std::int64_t value) const {
+    if (is_shared)
+      AtomicAdd{}(to, value);
+    else
+      *to += value;
   }
 };
 
@@ -163,7 +175,12 @@ struct Engine<Host> {
     const int experts = static_cast<int>(problem.logits.columns);
     const int threads = thread_count(host, problem.logits.rows, experts);
     run_parallel(host, threads, [&](int part, int parts) {
-      run_loop<Real>(host, [&](InstructionSet /*set*/) MOEB_LAMBDA { margins_part<Real>(problem, experts, part, parts); });
+      const std::int64_t first = problem.logits.rows * part / parts;
+      const std::int64_t last = problem.logits.rows * (part + 1) / parts;
+      OwnMargins own(problem.histogram, experts, bins_of(problem.balancer), last - first, SharedAdd{parts > 1});
+      run_loop<Real>(host,
+                     [&](InstructionSet /*set*/) MOEB_LAMBDA { margins_part<Real>(problem, experts, first, last, own); });
+      own.flush();
     });
   }
 
@@ -244,19 +261,15 @@ struct Engine<Host> {
     }
   }
 
-  template <class Real, class Problem>
-  MOEB_INLINE static void margins_part(const Problem& problem, int experts, int part, int parts) {
+  template <class Real, class Problem, class Own>
+  MOEB_INLINE static void margins_part(const Problem& problem, int experts, std::int64_t first, std::int64_t last,
+                                       Own& own) {
     const HostLayout layout{experts, 0};
     alignas(64) float bias[max_experts];
     for (int e = 0; e < max_experts; ++e) bias[e] = problem.bias != nullptr && e < experts ? problem.bias[e] : 0.0f;
-    const std::int64_t last = problem.logits.rows * (part + 1) / parts;
-    for (std::int64_t token = problem.logits.rows * part / parts; token < last; ++token) {
-      add_margins<Real>(problem, SerialTile{}, layout, token, bias, [&](std::int64_t* cell) MOEB_LAMBDA {
-        if (parts > 1)
-          AtomicAdd{}(cell, 1);
-        else
-          ++*cell;
-      });
+    for (std::int64_t token = first; token < last; ++token) {
+      own.start_token();
+      add_margins<Real>(problem, SerialTile{}, layout, token, bias, [&](std::int64_t cell) MOEB_LAMBDA { own.count(cell); });
     }
   }
 

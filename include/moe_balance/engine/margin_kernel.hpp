@@ -29,7 +29,8 @@ MOEB_HOST_DEVICE inline void margin_kernel(const BlockT& block, const TileT& til
   for (std::int64_t token = block.index() * tiles + tile_in_block(block, tile); token < problem.logits.rows;
        token += stride) {
     if (token + stride < problem.logits.rows) prefetch_row<RowUse::read>(layout, problem.logits, token + stride);
-    add_margins<float>(problem, tile, layout, token, bias, [&](std::int64_t* cell) { block.add_global(cell, 1); });
+    add_margins<float>(problem, tile, layout, token, bias,
+                       [&](std::int64_t cell) { block.add_global(problem.histogram + cell, 1); });
   }
 }
 

@@ -35,6 +35,8 @@ struct HostTuning {
   /// took 0.8 of the rows' time, 16 MiB each, the third-level cache's size, and more 1.1 to 1.3 times as long (256 experts; 512 and 1024: 0.9 to 1.0). Elements
   /// of two bytes took 0.8 of it and less whatever their number (docs/design.md, Speed).
   std::int64_t bytes_side_by_side = std::int64_t{24} << 20;
+  /// Most memory in which a thread counts margins for itself.
+  std::size_t most_margin_bytes = std::size_t{1} << 20;
   /// Least stack of a thread that a call starts: three times the 320 KiB that a part may need (tests/stack_test.cpp).
   std::size_t thread_stack_bytes = std::size_t{1} << 20;
 };

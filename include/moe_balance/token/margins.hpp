@@ -62,7 +62,7 @@ template <class Real, class TileT, class LayoutT>
                     [](Real logit) MOEB_LAMBDA { return choose(logit < infinity<Real>, Real(0), Real(1)); }) > Real(0);
 }
 
-/// Calls add(cell) for the cell of the histogram that each expert's margin is counted in. `bias` has a value for every slot's expert, padding included. Nothing
+/// Calls add(cell) for the cell of the histogram, expert * bins + bin, that each expert's margin is counted in. `bias` has a value for every slot's expert, padding included. Nothing
 /// of tokens that are not active, that have a logit of NaN or +infinity, or that leave no finite ranking value.
 template <class Real, class Problem, class TileT, class LayoutT, class Add>
 MOEB_INLINE void add_margins(const Problem& problem, const TileT& tile, const LayoutT& layout, std::int64_t token,
@@ -98,8 +98,7 @@ MOEB_INLINE void add_margins(const Problem& problem, const TileT& tile, const La
         const int bin = static_cast<int>(part.bin_of(static_cast<float>(sub(score, threshold))));
         return bin < 0 ? 0 : bin >= bins ? bins - 1 : bin;
       };
-      const auto cell = [&](int expert, int bin)
-                            MOEB_LAMBDA { return problem.histogram + static_cast<std::int64_t>(expert) * bins + bin; };
+      const auto cell = [&](int expert, int bin) MOEB_LAMBDA { return static_cast<std::int64_t>(expert) * bins + bin; };
       if constexpr (!LayoutT::in_registers) {  // first all bins, in vectors
         Slots<std::int32_t, LayoutT> bin;
         for_each_slot(layout, [&](int slot) MOEB_LAMBDA {
