@@ -111,6 +111,13 @@ template <class Loss>
 Losses losses_of(const mb::DeviceLoss<Loss>& balancer, int experts, int k) {
   return {oracle::device_loss(losses_of(balancer.loss, experts, k).front(), experts, balancer.devices)};
 }
+template <class Loss>
+Losses losses_of(const mb::CommunicationLoss<Loss>& balancer, int experts, int) {
+  constexpr bool by_sequence = std::is_same_v<Loss, mb::SequenceLoss>;
+  return {oracle::communication_loss(by_sequence ? oracle::Loss::Scope::sequence : oracle::Loss::Scope::micro_batch,
+                                     balancer.loss.coefficient, experts, balancer.devices, balancer.devices_per_token,
+                                     balancer.loss.scale == mb::LossScale::per_token)};
+}
 /// Scope, coefficient, scale and devices of what a WithZeroComputation is around.
 struct LossOfKinds {
   oracle::Loss::Scope scope;

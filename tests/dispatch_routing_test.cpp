@@ -15,6 +15,7 @@ TEST_CASE_TEMPLATE_INVOKE(route_and_permute_errors, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_same, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_sizes, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_sums, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_arrivals, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_replay, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_capacity, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_margins, HostEngine);

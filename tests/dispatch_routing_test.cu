@@ -12,6 +12,7 @@ TEST_CASE_TEMPLATE_INVOKE(route_and_permute_errors, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_same, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_sizes, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_sums, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_arrivals, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_replay, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_capacity, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_margins, CudaEngine);

@@ -87,7 +87,8 @@ TEST_CASE("errors: options that no balancer has are refused by their names") {
   refuses(mb::DeviceLoss{mb::ImportanceLoss{.coefficient = infinity}, 2},
           "ImportanceLoss.coefficient is inf; allowed: finite numbers");
   refuses(mb::EntropyLoss{.coefficient = -infinity}, "EntropyLoss.coefficient is -inf; allowed: finite numbers");
-  refuses(mb::MutualInformationLoss{.coefficient = nan}, "MutualInformationLoss.coefficient is nan; allowed: finite numbers");
+  refuses(mb::MutualInformationLoss{.coefficient = nan},
+          "MutualInformationLoss.coefficient is nan; allowed: finite numbers");
   refuses(mb::ThresholdBias{.experts_per_token = 0.0f},
           "ThresholdBias.experts_per_token is 0.000000; allowed: more than 0, at most K, here 32");
   refuses(mb::ThresholdBias{.experts_per_token = nan},
@@ -156,6 +157,45 @@ TEST_CASE("errors: devices that do not divide the experts are refused by each ca
     const mb::ForwardArgs args = memory.forward_args();
     router.update(args.bias, args.load, memory.workspace(), engine.place());  // reads no loss
   }
+}
+
+namespace {
+/// A loss of the user's that counts arrivals and checks nothing itself.
+struct Arrivals {
+  static constexpr bool counts_arrivals = true;
+  int devices = 0;
+  [[nodiscard]] MOEB_INLINE float slope(int expert, const mb::LoadView& load) const { return load.share(expert); }
+};
+}  // namespace
+
+TEST_CASE("errors: devices of arrivals that do not divide the experts, or that no token reaches so many of") {
+  const HostEngine engine;
+  const auto check = [&](const auto& balancer, const std::string& problem) {
+    const mb::Router router{mb::Softmax{}, mb::TopK<2>{}, mb::Combine{mb::ZLoss{}, balancer}};
+    const Inputs inputs = normal_inputs(59, 4, 24, 2);
+    Memory<HostEngine> memory = memory_for(engine, router, inputs);
+    const auto refuses = [&](const std::string& call, const auto& f) {
+      CHECK_THROWS_WITH_AS(f(), ("moe_balance: " + call + ": " + problem).c_str(), mb::InvalidArgument);
+    };
+    refuses("forward", [&] { router.forward(memory.forward_args(), memory.workspace(), engine.place()); });
+    refuses("backward", [&] { router.backward(memory.backward_args(), memory.workspace(), engine.place()); });
+    refuses("loss", [&] { router.loss(memory.loss_args(), memory.workspace(), engine.place()); });
+    CHECK(same_bits(memory.outcome(), memory_for(engine, router, inputs).outcome()));
+  };
+  const mb::AuxLoss loss{};
+  for (const int devices : {-1, 0, 5, 48}) {
+    const std::string allowed = " is " + std::to_string(devices) + "; allowed: a divisor of the 24 experts";
+    check(mb::CommunicationLoss{loss, devices, 1}, "CommunicationLoss.devices" + allowed);
+    check(Arrivals{devices}, "balancer's devices" + allowed);
+  }
+  for (const int reached : {-1, 0, 3}) {
+    check(mb::CommunicationLoss{loss, 4, reached}, "CommunicationLoss.devices_per_token is " + std::to_string(reached) +
+                                                       "; allowed: 1 to 2, the smaller of the devices and K");
+  }
+  check(mb::CommunicationLoss{loss, 1, 2},
+        "CommunicationLoss.devices_per_token is 2; allowed: 1 to 1, the smaller of the devices and K");
+  check(mb::CommunicationLoss{mb::AuxLoss{.scale = mb::LossScale(9)}, 4, 2},
+        "AuxLoss.scale is 9; allowed: per_assignment, per_token");
 }
 
 TEST_CASE(

@@ -34,6 +34,7 @@ TEST_CASE_TEMPLATE_INVOKE(route_and_permute_errors, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_same, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_sizes, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_sums, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_arrivals, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_replay, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_capacity, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(forward_and_permute_margins, FiberEngine);

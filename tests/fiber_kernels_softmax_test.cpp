@@ -26,6 +26,16 @@ TEST_CASE("fibers = CPU: losses over devices, a bias in proportion") {
       {4, 60, 256, 1024});
 }
 
+TEST_CASE("fibers = CPU: losses that count tokens which reach a device") {
+  check_same_as_host(mb::Router{mb::Softmax{}, mb::TopK<4>{},
+                                mb::Combine{mb::LossFreeBias{}, mb::AuxLoss{}, mb::CommunicationLoss{mb::AuxLoss{}, 4, 2}}},
+                     {4, 60, 128, 256, 1024});
+  check_same_as_host(mb::Router{mb::Softmax{}, mb::Replay{mb::GroupLimitedTopK<4>{.groups = 4, .groups_kept = 2}},
+                                mb::Combine{mb::CommunicationLoss{mb::SequenceLoss{.coefficient = 0.1f}, 2, 2},
+                                            mb::FromPlainTopK{mb::SequenceLoss{}}, mb::ZLoss{}}},
+                     {32, 60, 256, 512});
+}
+
 TEST_CASE("fibers = CPU: biases whose rules keep something") {
   check_same_as_host(mb::Router{mb::Softmax{}, mb::TopK<4>{}, mb::SmebuBias{}}, {4, 60, 256});
   check_same_as_host(mb::Router{mb::Softmax{}, mb::TopK<4>{}, mb::PidBias{.integral = 1e-3f, .derivative = 1e-2f}}, {33});

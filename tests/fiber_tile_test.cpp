@@ -120,6 +120,9 @@ TEST_CASE("tile widths agree: FromPlainTopK") {
   check_elementwise(
       mb::Combine{mb::FromPlainTopK{mb::AuxLoss{}}, mb::FromPlainTopK{mb::SequenceLoss{}}, mb::LossFreeBias{}});
 }
+TEST_CASE("tile widths agree: CommunicationLoss") {
+  check_elementwise(mb::Combine{mb::CommunicationLoss{mb::SequenceLoss{.coefficient = 0.5f}, 4, 3}, mb::AuxLoss{}});
+}
 TEST_CASE("tile widths agree: a user's own balancers") {
   check_elementwise(mb::Combine{SquaredShare{}, LinearZLoss{}, NeighbourBias{}});
 }

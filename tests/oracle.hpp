@@ -559,6 +559,8 @@ struct Loss {
   /// In the place of a slope: a function of all P, and its derivatives by each of them, of a micro-batch or a sequence.
   std::function<double(const std::vector<double>& mean_probability)> value_of_means;
   std::function<double(int expert, const std::vector<double>& mean_probability)> slope_of_means;
+  /// In the place of a slope: from what each active token of the scope has chosen.
+  std::function<double(int expert, const std::vector<std::vector<int>>& choices)> slope_of_choices;
 };
 
 /// coefficient * E * sum_i f_i P_i with f_i = count_i / (K T); `per_token` leaves the K out.
@@ -603,6 +605,23 @@ inline Loss device_loss(const Loss& of_experts, int experts, int devices) {
       ++members;
     }
     return sum / members;
+  };
+  return loss;
+}
+/// coefficient * sum_d f_d P_d over devices that hold equal blocks of experts, f_d = devices / (reached T) * the tokens that have an expert of device d (times
+/// `reached` where `per_token`), P_d the sum of its experts' P.
+inline Loss communication_loss(Loss::Scope scope, double coefficient, int experts, int devices, int reached,
+                               bool per_token) {
+  Loss loss;
+  loss.scope = scope;
+  loss.slope_of_choices = [=](int expert, const std::vector<std::vector<int>>& choices) {
+    if (choices.empty()) return 0.0;
+    const auto device_of = [&](int e) { return static_cast<Int>(e) * devices / experts; };
+    double tokens = 0;
+    for (const std::vector<int>& chosen : choices) {
+      tokens += std::any_of(chosen.begin(), chosen.end(), [&](int e) { return device_of(e) == device_of(expert); }) ? 1 : 0;
+    }
+    return coefficient * devices * tokens / static_cast<double>(choices.size()) / (per_token ? 1 : reached);
   };
   return loss;
 }
@@ -694,6 +713,7 @@ namespace detail {
 struct Scoped {
   Int tokens = 0;
   std::vector<Int> counts;
+  std::vector<std::vector<int>> choices;  ///< of each token
   std::vector<double> mean_probability;
 };
 
@@ -710,9 +730,12 @@ inline Scoped sums(const Problem& problem, const std::vector<int>& ids, const Ev
   for (Int t = 0; t < problem.tokens; ++t) {
     if (!problem.is_active(t) || (sequence >= 0 && sequence_of(around, t) != sequence)) continue;
     ++result.tokens;
+    result.choices.emplace_back();
     for (int k = 0; k < problem.k; ++k) {
       const int id = ids[static_cast<std::size_t>(t * problem.k + k)];
-      if (id >= 0) ++result.counts[static_cast<std::size_t>(id)];
+      if (id < 0) continue;
+      ++result.counts[static_cast<std::size_t>(id)];
+      result.choices.back().push_back(id);
     }
     for (int e = 0; e < problem.experts; ++e) {
       result.mean_probability[static_cast<std::size_t>(e)] +=
@@ -732,6 +755,10 @@ inline std::vector<double> slopes(const Problem& problem, const Loss& loss, cons
   std::vector<double> result;
   if (loss.slope_of_means) {
     for (int e = 0; e < problem.experts; ++e) result.push_back(loss.slope_of_means(e, scoped.mean_probability));
+    return result;
+  }
+  if (loss.slope_of_choices) {
+    for (int e = 0; e < problem.experts; ++e) result.push_back(loss.slope_of_choices(e, scoped.choices));
     return result;
   }
   for (int e = 0; e < problem.experts; ++e) result.push_back(loss.slope(e, counts, scoped.tokens));

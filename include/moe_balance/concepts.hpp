@@ -308,6 +308,17 @@ template <class B>
   }
 inline constexpr bool counts_plain_top_k<B> = B::counts_plain_top_k;
 
+/// Whether a loss of a micro-batch or a sequence counts arrivals at its `int devices`, equal blocks of experts: its LoadView's count(expert) is how many tokens have
+/// the expert as their first, in the order of their slots, of those on its device, so that the sum over a device's experts is how many tokens reach it.
+/// total() stays that of the assignments. False where the policy does not say.
+template <class B>
+inline constexpr bool counts_arrivals = false;
+template <class B>
+  requires requires {
+    B::counts_arrivals;
+  }
+inline constexpr bool counts_arrivals<B> = B::counts_arrivals;
+
 // Sync ----------------------------------------------------------------------------------------------------------------------
 
 /// Knows its ranks. A policy is a handle that is cheap to copy; what it needs while sums are under way lies in an object that all copies

@@ -28,6 +28,8 @@ struct LoadView {
   [[nodiscard]] MOEB_INLINE std::int64_t total() const { return assignments; }
   /// K.
   [[nodiscard]] MOEB_INLINE int top_k() const { return assignments_per_token; }
+  /// The active tokens of the scope; of the global batch those of this rank's micro-batch, and 0 for rules of a bias.
+  [[nodiscard]] MOEB_INLINE std::int64_t tokens() const { return token_count; }
   /// Ranks whose counts were summed; 1 but for the global batch.
   [[nodiscard]] MOEB_INLINE int ranks() const { return rank_count; }
   /// count / total, 0 where nothing was assigned.

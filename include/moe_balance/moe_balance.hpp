@@ -3,6 +3,7 @@
 
 #include <moe_balance/balancer/aux_loss.hpp>
 #include <moe_balance/balancer/combine.hpp>
+#include <moe_balance/balancer/communication_loss.hpp>
 #include <moe_balance/balancer/device_loss.hpp>
 #include <moe_balance/balancer/entropy_loss.hpp>
 #include <moe_balance/balancer/from_plain_top_k.hpp>

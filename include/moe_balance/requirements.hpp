@@ -67,6 +67,10 @@ concept HasWeighting = requires(const P policy) {
 };
 
 template <class B>
+concept HasDevices = requires(const B balancer) {
+  { balancer.devices } -> std::convertible_to<int>;
+};
+template <class B>
 concept HasEntropyLoss = requires(const B balancer) {
   { balancer.entropy_loss(0.0f) } -> std::convertible_to<float>;
 };
@@ -198,6 +202,13 @@ template <class B>
       "the balancer's next_bias is neither: balancer.next_bias(bias, expert, load) const -> float, nor, with static "
       "constexpr int memory of 1 to 8: balancer.next_bias(bias, expert, load, memory) const -> BiasStep<memory>, nor, "
       "with int bins and bin_of(margin) const -> int: balancer.next_bias(bias, expert, load, margins) const -> float");
+  if constexpr (counts_arrivals<B>) {
+    static_assert(LossBalancer<B> && HasDevices<B>,
+                  "the balancer counts arrivals and lacks: balancer.slope(expert, load), or int devices");
+    static_assert(loss_scope<B> != LossScope::global_batch,
+                  "the balancer counts arrivals, of which a load says nothing: its scope is a micro-batch or a sequence");
+    static_assert(!counts_plain_top_k<B>, "the balancer counts either arrivals or a plain top-k");
+  }
   static_assert(ValuedLoss<B> || !NamesValue<B> || !LossBalancer<B>,
                 "the balancer's value is not: balancer.value(sum, load) const -> double");
   static_assert(EntropyLossBalancer<B> || !(HasEntropyLoss<B> || NamesEntropyLoss<B> || NamesEntropySlope<B>),

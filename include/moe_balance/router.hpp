@@ -37,8 +37,9 @@ struct Router {
   static_assert(Traits::biases <= 1, "at most one part of a balancer may have a bias");
   static_assert(!Traits::reads_margins || Traits::reads_scores || has_margins<TopKT>,
                 "a rule that reads margins (BiasFromMargins) needs a plain top-k: TopK, or WithCapacity of it");
-  static_assert(Traits::plain_losses == 0 || Traits::plain_losses == Traits::losses,
-                "either all losses count a plain top-k (FromPlainTopK) or none does");
+  static_assert(Traits::plain_losses == 0 || Traits::plain_losses + Traits::arrival_losses == Traits::losses,
+                "either all losses, but those that count arrivals, count a plain top-k (FromPlainTopK) or none does");
+  static_assert(Traits::arrival_losses <= 1, "at most one loss may count arrivals (CommunicationLoss)");
   static_assert(Traits::plain_losses == 0 || Traits::biases == 0 || !Traits::reads_global_batch,
                 "a bias and a global-batch loss from a plain top-k cannot share one load");
 

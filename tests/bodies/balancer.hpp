@@ -189,6 +189,67 @@ TEST_CASE_TEMPLATE_DEFINE("DeviceLoss: equally busy devices cost the coefficient
         doctest::Approx(0.5 * 2 * probability_of_device_0).epsilon(2e-6));
 }
 
+TEST_CASE_TEMPLATE_DEFINE("CommunicationLoss: one to E devices, padding, ragged sequences, beside other losses", Engine,
+                          communication_loss_agreement) {
+  Inputs inputs = normal_inputs(96, 48, 24, 4, 1.0);
+  inputs.active = Random(97).flags(48, 0.3);
+  inputs.load = random_load(98, 24, 50);
+  inputs.sequences = 4;
+  inputs.layout = mb::Sequences::Layout::offsets;
+  inputs.offsets = {0, 5, 5, 40, 48};
+  const mb::AuxLoss loss{.coefficient = 0.5f};
+  const mb::SequenceLoss by_sequence{.coefficient = 0.5f, .scale = mb::LossScale::per_token};
+  for (const int devices : {1, 2, 6, 24}) {
+    CAPTURE(devices);
+    const int reached = std::min(devices, 3);
+    agrees(Engine(), mb::Softmax{}, mb::TopK<4>{}, inputs, mb::CommunicationLoss{loss, devices, reached});
+    agrees(Engine(), mb::Sigmoid{}, mb::TopK<4>{}, inputs,
+           mb::Combine{mb::AuxLoss{.coefficient = 0.3f}, mb::CommunicationLoss{by_sequence, devices, reached}, mb::ZLoss{}});
+  }
+  // DeepSeek-V2's three, and one of the global batch, whose load has assignments only.
+  const mb::GroupLimitedTopK<4> groups{.groups = 6, .groups_kept = 2};
+  agrees(Engine(), mb::Softmax{}, groups, inputs,
+         mb::Combine{by_sequence, mb::DeviceLoss{by_sequence, 6}, mb::CommunicationLoss{by_sequence, 6, 2}});
+  inputs.bias = normal_bias(100, 24);
+  agrees(Engine(), mb::SoftmaxOverSelected{}, mb::TopK<4>{}, inputs,
+         mb::Combine{mb::CommunicationLoss{loss, 6, 2}, mb::GlobalBatchLoss{.coefficient = 0.5f}, mb::LossFreeBias{}});
+  Inputs single = normal_inputs(99, 48, 24, 1, 1.0);
+  agrees(Engine(), mb::Softmax{}, mb::TopK<1>{}, single, mb::CommunicationLoss{loss, 6, 1});
+}
+
+TEST_CASE_TEMPLATE_DEFINE(
+    "CommunicationLoss: a device per expert is the loss over experts; a plain top-k beside it counts apart", Engine,
+    communication_loss_of_experts) {
+  Inputs inputs = normal_inputs(93, 40, 24, 4, 1.0);
+  const mb::AuxLoss loss{.coefficient = 0.5f};
+  const mb::GroupLimitedTopK<4> groups{.groups = 6, .groups_kept = 2};
+  const auto outcome = [&](const auto& balancer) {
+    return train(Engine(), mb::Router{mb::Softmax{}, groups, balancer}, inputs);
+  };
+  const Outcome of_experts = outcome(loss);
+  const Outcome of_devices = outcome(mb::CommunicationLoss{loss, 24, 4});
+  CHECK(of_devices.loss == of_experts.loss);
+  CHECK(of_devices.grad_bytes == of_experts.grad_bytes);
+  const float from_plain = outcome(mb::FromPlainTopK{loss}).loss;
+  const float of_arrivals = outcome(mb::CommunicationLoss{loss, 6, 2}).loss;
+  inputs.loss_parts = 2;
+  CHECK(outcome(mb::Combine{mb::FromPlainTopK{loss}, mb::CommunicationLoss{loss, 6, 2}}).parts ==
+        std::vector<float>{from_plain, of_arrivals});
+}
+
+TEST_CASE_TEMPLATE_DEFINE("CommunicationLoss: a token counts once for a device, however many of its experts it has", Engine,
+                          communication_loss_once) {
+  Inputs inputs = rows_of_constant(16, 8, -10.0);
+  for (std::size_t t = 0; t < 16; ++t) {  // two experts of device 0, or one of each
+    inputs.logits[t * 8 + 1] = 10.0;
+    inputs.logits[t * 8 + (t % 4 == 0 ? 7 : 3)] = 10.0;
+  }
+  const mb::CommunicationLoss loss{mb::AuxLoss{.coefficient = 0.5f}, 2, 2};
+  // 16 tokens reach device 0, whose P is 7/8; 4 reach device 1: D / (M T) = 1 / 16.
+  CHECK(agrees(Engine(), mb::Softmax{}, mb::TopK<2>{}, inputs, loss).loss ==
+        doctest::Approx(0.5 * (1.0 * 0.875 + 0.25 * 0.125)).epsilon(2e-6));
+}
+
 TEST_CASE_TEMPLATE_DEFINE("ProportionalBias: b += u (mean - c) / unit, for every unit and centring", Engine,
                           bias_proportional) {
   using Pair = std::pair<mb::ErrorUnit, oracle::Unit>;

@@ -146,6 +146,28 @@ TEST_CASE_TEMPLATE_DEFINE(
   }
 }
 
+TEST_CASE_TEMPLATE_DEFINE("forward_and_permute: tokens that reach a device, of a micro-batch and of sequences", Engine,
+                          forward_and_permute_arrivals) {
+  const auto check = [&](const auto& loss, std::int64_t tokens, int sequences) {
+    CAPTURE(tokens);
+    CAPTURE(sequences);
+    const mb::Router router{
+        mb::Softmax{}, mb::TopK<4>{},
+        mb::Combine{mb::CommunicationLoss{loss, 4, 3}, mb::AuxLoss{.coefficient = 0.25f}, mb::LossFreeBias{}}};
+    Inputs inputs = full_inputs(38, tokens, 32, 4);
+    inputs.loss_parts = 2;
+    inputs.sequences = sequences;
+    if (tokens == 600) inputs.tokens_on_device = 417;
+    check_fused<Engine>(router, inputs);
+  };
+  for (const std::int64_t tokens : {0, 1, 100, 600, 1100}) {
+    check(mb::AuxLoss{.coefficient = 0.5f}, tokens, 1);
+    for (const int sequences : {1, 2}) {
+      if (tokens % sequences == 0) check(mb::SequenceLoss{.coefficient = 0.5f}, tokens, sequences);
+    }
+  }
+}
+
 TEST_CASE_TEMPLATE_DEFINE("forward_and_permute: losses that count a plain top-k, replayed ids", Engine,
                           forward_and_permute_replay) {
   const mb::Router router{mb::Softmax{}, mb::Replay{mb::TopK<4>{}},

@@ -27,11 +27,12 @@ using UsualTier = std::make_integer_sequence<int, mb::usual_tier_count>;
 using LossAndZ = mb::Combine<mb::GlobalBatchLoss, mb::ZLoss>;
 using BiasAndLoss = mb::Combine<mb::LossFreeBias, mb::SequenceLoss>;
 using BiasAndPlainLoss = mb::Combine<mb::LossFreeBias, mb::FromPlainTopK<mb::SequenceLoss>>;
+using BiasAndArrivals = mb::Combine<mb::LossFreeBias, mb::CommunicationLoss<mb::SequenceLoss>>;
 using EveryPart =
     mb::Combine<mb::WithZeroComputation<mb::DeviceLoss<mb::AuxLoss>>, mb::SequenceLoss, mb::GlobalBatchLoss, mb::ZLoss, mb::LossFreeBias>;
 using Probabilities = mb::Combine<mb::DeviceLoss<mb::ImportanceLoss>, mb::MutualInformationLoss, mb::SequenceLoss, mb::GlobalBatchLoss, mb::ZLoss, mb::LossFreeBias>;
 using EveryPartPlain =
-    mb::Combine<mb::FromPlainTopK<mb::AuxLoss>, mb::FromPlainTopK<mb::SequenceLoss>, mb::ZLoss, mb::LossFreeBias>;
+    mb::Combine<mb::FromPlainTopK<mb::AuxLoss>, mb::FromPlainTopK<mb::SequenceLoss>, mb::CommunicationLoss<mb::SequenceLoss>, mb::ZLoss, mb::LossFreeBias>;
 
 /// Taking a kernel's address is what has it compiled.
 template <int Tier, bool Usual, class Problem>
@@ -103,8 +104,8 @@ bool all_kernels_exist() {
                                   mb::BackwardProblem<Scoring, mb::TopP<8>, Probabilities>>() &&
              kernels_for_usual_calls<Forward<mb::Threshold<8>, BiasAndLoss>>() &&
              kernels_for_usual_calls<Forward<TopK, mb::AuxLoss>, Forward<TopK, LossAndZ>, Forward<TopK, BiasAndPlainLoss>,
-                                     Forward<TopK, EveryPart>, Forward<Groups, mb::LossFreeBias>>() &&
-             kernels_for_usual_calls<Backward<mb::ZLoss>, Backward<mb::GlobalBatchLoss>, Backward<LossAndZ>>();
+                                     Forward<TopK, BiasAndArrivals>, Forward<Groups, BiasAndArrivals>, Forward<TopK, EveryPart>, Forward<Groups, mb::LossFreeBias>>() &&
+             kernels_for_usual_calls<Backward<BiasAndArrivals>, Backward<mb::ZLoss>, Backward<mb::GlobalBatchLoss>, Backward<LossAndZ>>();
   }
   const bool update = updates_exist<mb::LossFreeBias, mb::ProportionalBias, mb::SmebuBias, mb::PidBias, mb::QuantileBias,
                                      mb::ThresholdBias>();

@@ -72,6 +72,7 @@ struct ArraySums {
   using Traits = mb::BalancerTraits<Balancer>;
   std::int64_t counts[step_capacity] = {};
   std::int64_t loss_counts[step_capacity] = {};
+  std::int64_t arrivals[step_capacity] = {};
   std::int64_t probabilities[step_capacity] = {};
   mb::TokenTotals<Traits::token_losses> tokens{};
 
@@ -79,7 +80,8 @@ struct ArraySums {
     const auto add = [](std::int64_t* to, std::int64_t value) { *to += value; };
     for (int e = 0; e < experts; ++e) {
       const std::int64_t loss_count = Traits::plain_losses > 0 ? loss_counts[e] : counts[e];
-      mb::add_expert_totals<Balancer>(totals, segment, experts, e, counts[e], loss_count, probabilities[e], add);
+      mb::add_expert_totals<Balancer>(totals, segment, experts, e, {counts[e], loss_count, arrivals[e], probabilities[e]},
+                                      add);
     }
     mb::add_token_totals<Balancer>(totals, segment, tokens, add);
   }
@@ -97,6 +99,7 @@ struct ArraySink {
   void token_loss(int index, std::int64_t fixed) { sums.tokens.token_losses[index] += fixed; }
   void count(std::int32_t expert) { ++sums.counts[expert]; }
   void loss_count(std::int32_t expert) { ++sums.loss_counts[expert]; }
+  void arrival(std::int32_t expert) { ++sums.arrivals[expert]; }
   void probability(int slot, std::int64_t fixed) {
     if (layout.holds_expert(slot)) sums.probabilities[layout.expert(slot)] += fixed;
   }

@@ -112,6 +112,16 @@ void check_bins(const char* call, const Balancer& balancer) {
   }
 }
 
+/// Checks the devices that a loss counts arrivals at: experts are divided by them. Errors: InvalidArgument.
+template <class Balancer>
+void check_devices(const char* call, const Balancer& balancer, int experts) {
+  if constexpr (counts_arrivals<Balancer>) {
+    const int devices = balancer.devices;
+    MOEB_EXPECTS(devices >= 1 && devices <= experts && experts % devices == 0, call, "balancer's devices", devices,
+                 "a divisor of the ", experts, " experts");
+  }
+}
+
 /// Checks the options of each part that has a check(call) for them, before a call.
 template <class Balancer>
 void check_options(const char* call, const Balancer& balancer) {
@@ -129,14 +139,15 @@ void check_options(const char* call, const Balancer& balancer, int experts, int 
   if constexpr (CombinedBalancer<Balancer>) {
     check_options(call, balancer.first, experts, k);
     if constexpr (requires { balancer.rest; }) check_options(call, balancer.rest, experts, k);
-  } else if constexpr (requires { balancer.check(call, experts, k); }) {
-    balancer.check(call, experts, k);
-    check_bins(call, balancer);
-  } else if constexpr (requires { balancer.check(call, experts); }) {
-    balancer.check(call, experts);
-    check_bins(call, balancer);
   } else {
-    check_options(call, balancer);
+    if constexpr (requires { balancer.check(call, experts, k); })
+      balancer.check(call, experts, k);
+    else if constexpr (requires { balancer.check(call, experts); })
+      balancer.check(call, experts);
+    else if constexpr (requires { balancer.check(call); })
+      balancer.check(call);
+    check_bins(call, balancer);
+    check_devices(call, balancer, experts);
   }
 }
 
@@ -164,6 +175,8 @@ struct BalancerTraits {
   static constexpr bool reads_sequences = losses == 1 && loss_scope<Balancer> == LossScope::sequence;
   static constexpr bool reads_global_batch = losses == 1 && loss_scope<Balancer> == LossScope::global_batch;
   static constexpr int plain_losses = losses == 1 && counts_plain_top_k<Balancer> ? 1 : 0;
+  static constexpr int arrival_losses = losses == 1 && counts_arrivals<Balancer> ? 1 : 0;
+  static constexpr int count_sets = 1 + arrival_losses;  ///< what forward counts by expert for losses
 };
 template <class First>
 struct BalancerTraits<Combine<First>> : BalancerTraits<First> {};
@@ -182,6 +195,8 @@ struct BalancerTraits<Combine<First, Rest...>> {
   static constexpr bool reads_sequences = A::reads_sequences || B::reads_sequences;
   static constexpr bool reads_global_batch = A::reads_global_batch || B::reads_global_batch;
   static constexpr int plain_losses = A::plain_losses + B::plain_losses;
+  static constexpr int arrival_losses = A::arrival_losses + B::arrival_losses;
+  static constexpr int count_sets = 1 + arrival_losses;
 };
 
 /// Whether update leaves the part's bias as it is.

@@ -47,6 +47,8 @@ struct DeviceLoss {
   static_assert(
       !BiasBalancer<Loss> && !TokenLossBalancer<Loss> && !EntropyLossBalancer<Loss>,
       "DeviceLoss would leave out the loss's next_bias, token_loss or entropy_loss: give them to Combine beside it");
+  static_assert(!counts_arrivals<Loss>,
+                "DeviceLoss would leave out which devices the loss counts arrivals at: give it to Combine beside it");
   static_assert(!KnowsZeroExperts<Loss>,
                 "DeviceLoss would mix experts that compute and others: put WithZeroComputation around it");
   static constexpr bool counts_plain_top_k = moe_balance::counts_plain_top_k<Loss>;

@@ -18,6 +18,8 @@ struct FromPlainTopK {
   static_assert(
       !BiasBalancer<Loss> && !TokenLossBalancer<Loss> && !EntropyLossBalancer<Loss>,
       "FromPlainTopK would leave out the loss's next_bias, token_loss or entropy_loss: give them to Combine beside it");
+  static_assert(!counts_arrivals<Loss>,
+                "FromPlainTopK would leave out which devices the loss counts arrivals at: give it to Combine beside it");
   static_assert(!KnowsZeroExperts<Loss>, "put WithZeroComputation around FromPlainTopK, not into it");
   static constexpr bool counts_plain_top_k = true;
   static constexpr LossScope scope = loss_scope<Loss>;

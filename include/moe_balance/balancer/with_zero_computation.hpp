@@ -33,6 +33,9 @@ struct WithZeroComputation : Balancer {
   static_assert(!KnowsZeroExperts<Balancer>, "WithZeroComputation is around a balancer that has one around it already");
   static_assert(!ValuedLoss<Balancer> && !EntropyLossBalancer<Balancer>,
                 "the balancer of WithZeroComputation has a loss of probabilities, in which counts have no part");
+  static_assert(
+      !counts_arrivals<Balancer>,
+      "the balancer of WithZeroComputation counts arrivals at devices of all experts, of which some compute nothing");
   static_assert(!BiasFromMargins<Balancer>,
                 "the balancer of WithZeroComputation reads margins: a quantile of all experts balances all of them");
 

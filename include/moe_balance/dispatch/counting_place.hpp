@@ -58,7 +58,9 @@ MOEB_HOST_DEVICE inline void forward_and_count_kernel(const BlockT& block, const
       if (!adds) clear_row();
       if (row.counts != nullptr) {
         MOEB_NO_UNROLL
-        for (int e = block.thread(); e < problem.logits.columns; e += block.threads()) set_expert_row(row, e, 0, 0);
+        for (int e = block.thread(); e < pass.experts; e += block.threads()) {
+          set_expert_row<Balancer>(row, pass.experts, e, {});
+        }
         if (block.thread() == 0) set_token_row(row, TokenTotals<BalancerTraits<Balancer>::token_losses>{});
       }
       continue;

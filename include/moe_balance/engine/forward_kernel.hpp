@@ -58,6 +58,7 @@ struct ForwardPass {
     for (int e = block.thread(); e < Config::max_experts; e += block.threads()) {
       shared.counts()[e] = 0;
       shared.loss_counts()[e] = 0;
+      if constexpr (Shared::counts_arrivals) shared.arrivals()[e] = 0;
       if constexpr (Sums::adds_to_row) {
         for (int tile_index = 0; tile_index < rows(); ++tile_index) shared.probabilities(tile_index)[place(e)] = 0;
       }
@@ -67,7 +68,9 @@ struct ForwardPass {
     block.barrier();
   }
 
-  [[nodiscard]] MOEB_HOST_DEVICE Sink sink() { return {block, shared.counts(), shared.loss_counts(), sums}; }
+  [[nodiscard]] MOEB_HOST_DEVICE Sink sink() {
+    return {block, shared.counts(), shared.loss_counts(), shared.arrivals(), sums};
+  }
 
   /// No barrier at the end: the next segment starts by clearing, and each thread clears what it alone has just read.
   /// `awaits_blocks`: the first time in a grid that clears together, nothing may be added before all have. `row`: where the block, which has one segment,
@@ -85,10 +88,11 @@ struct ForwardPass {
     const auto add = [&](std::int64_t* to, std::int64_t value) { block.add_global(to, value); };
     MOEB_NO_UNROLL
     for (int e = block.thread(); e < experts; e += block.threads()) {
-      const std::int64_t probability = sum_of_rows(e, 0, 1, groups > 1 ? groups : rows());
-      if (row.counts != nullptr) set_expert_row(row, e, shared.loss_counts()[e], probability);
-      add_expert_totals<Balancer>(totals, segment, experts, e, shared.counts()[e], shared.loss_counts()[e], probability,
-                                  add);
+      ExpertSums sums_of_expert{shared.counts()[e], shared.loss_counts()[e], 0,
+                                sum_of_rows(e, 0, 1, groups > 1 ? groups : rows())};
+      if constexpr (Shared::counts_arrivals) sums_of_expert.arrivals = shared.arrivals()[e];
+      if (row.counts != nullptr) set_expert_row<Balancer>(row, experts, e, sums_of_expert);
+      add_expert_totals<Balancer>(totals, segment, experts, e, sums_of_expert, add);
     }
     if (block.thread() == 0) {
       const auto tokens = shared.tokens()->totals();

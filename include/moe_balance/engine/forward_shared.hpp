@@ -95,8 +95,8 @@ struct alignas(16) BlockTokens {
   }
 };
 
-/// Shared memory of the forward kernel, in this order: the token totals, counts, the losses' own counts where they differ, the bias, and a row
-/// of probability sums for each tile.
+/// Shared memory of the forward kernel, in this order: the token totals, counts, the losses' own counts where they differ, arrivals where a loss counts those, the
+/// bias, and a row of probability sums for each tile.
 template <class Balancer, int MaxExperts>
 struct ForwardShared {
   using Traits = BalancerTraits<Balancer>;
@@ -105,7 +105,9 @@ struct ForwardShared {
   static constexpr std::size_t counts_at = sizeof(Tokens);
   static constexpr bool counts_apart = Traits::plain_losses > 0;
   static constexpr std::size_t loss_counts_at = counts_apart ? counts_at + MaxExperts * sizeof(std::int32_t) : counts_at;
-  static constexpr std::size_t bias_at = loss_counts_at + MaxExperts * sizeof(std::int32_t);
+  static constexpr bool counts_arrivals = Traits::arrival_losses > 0;
+  static constexpr std::size_t arrivals_at = loss_counts_at + MaxExperts * sizeof(std::int32_t);
+  static constexpr std::size_t bias_at = arrivals_at + (counts_arrivals ? MaxExperts * sizeof(std::int32_t) : 0);
   static constexpr std::size_t rows_at = bias_at + MaxExperts * sizeof(float);
   static constexpr std::size_t row_bytes = has_probabilities ? MaxExperts * sizeof(std::int64_t) : 0;
   static_assert(rows_at % alignof(std::int64_t) == 0);
@@ -123,6 +125,10 @@ struct ForwardShared {
   /// The same as counts() unless losses count apart.
   [[nodiscard]] MOEB_HOST_DEVICE std::int32_t* loss_counts() const {
     return reinterpret_cast<std::int32_t*>(memory + loss_counts_at);
+  }
+  /// Of the bias's memory unless a loss counts them.
+  [[nodiscard]] MOEB_HOST_DEVICE std::int32_t* arrivals() const {
+    return reinterpret_cast<std::int32_t*>(memory + arrivals_at);
   }
   [[nodiscard]] MOEB_HOST_DEVICE float* bias() const { return reinterpret_cast<float*>(memory + bias_at); }
   [[nodiscard]] MOEB_HOST_DEVICE std::int64_t* probabilities(int tile) const {
@@ -148,6 +154,7 @@ struct KernelSink {
   const BlockT& block;
   std::int32_t* counts;
   std::int32_t* loss_counts;
+  std::int32_t* arrivals;
   SumsT& sums;
   TokenTotals<Traits::token_losses> tokens{};
   std::int32_t tokens_of_tile = 0;  ///< 32 bits hold what a kernel's block can see
@@ -167,6 +174,7 @@ struct KernelSink {
   }
   MOEB_HOST_DEVICE void count(std::int32_t expert) { block.add_shared(counts + expert, 1); }
   MOEB_HOST_DEVICE void loss_count(std::int32_t expert) { block.add_shared(loss_counts + expert, 1); }
+  MOEB_HOST_DEVICE void arrival(std::int32_t expert) { block.add_shared(arrivals + expert, 1); }
   MOEB_HOST_DEVICE void probability(int slot, std::int64_t fixed) { sums.probability(slot, fixed); }
   MOEB_HOST_DEVICE void unit_probability(int slot, float probability) { sums.unit_probability(slot, probability); }
   MOEB_HOST_DEVICE void token_loss(int index, std::int64_t fixed) {

@@ -62,6 +62,7 @@ struct HostSink {
   int units = 0;
   static constexpr bool counts_apart = Traits::plain_losses > 0;
   std::int64_t loss_counts[counts_apart ? max_experts : 1];
+  std::int64_t arrivals[Traits::arrival_losses > 0 ? max_experts : 1];
   TokenTotals<Traits::token_losses> tokens;
 
   MOEB_INLINE explicit HostSink(const Row& its_layout) : layout(its_layout) {}
@@ -107,6 +108,7 @@ struct HostSink {
   MOEB_INLINE void invalid_expert() { ++tokens.invalid_experts; }
   MOEB_INLINE void count(std::int32_t expert) { ++counts[expert]; }
   MOEB_INLINE void loss_count(std::int32_t expert) { ++loss_counts[expert]; }
+  MOEB_INLINE void arrival(std::int32_t expert) { ++arrivals[expert]; }
   MOEB_INLINE void probability(int slot, std::int64_t fixed) { probabilities[slot] += fixed; }
   MOEB_INLINE void token_loss(int index, std::int64_t fixed) { tokens.token_losses[index] += fixed; }
 
@@ -114,6 +116,7 @@ struct HostSink {
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA { counts[slot] = 0; });
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA { probabilities[slot] = 0; });
     for (std::int64_t& count : loss_counts) count = 0;
+    for (std::int64_t& count : arrivals) count = 0;
     units = 0;
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA { unit_high[slot] = 0; });
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA { unit_low[slot] = 0; });
@@ -123,7 +126,9 @@ struct HostSink {
     if constexpr (SumsUnits) carry();
     for (int e = 0; e < experts; ++e) {
       const std::int64_t loss_count = counts_apart ? loss_counts[counts_apart ? e : 0] : counts[e];
-      add_expert_totals<Balancer>(totals, segment, experts, e, counts[e], loss_count, probabilities[e], AtomicAdd{});
+      const std::int64_t arrived = arrivals[Traits::arrival_losses > 0 ? e : 0];
+      add_expert_totals<Balancer>(totals, segment, experts, e, {counts[e], loss_count, arrived, probabilities[e]},
+                                  AtomicAdd{});
     }
     add_token_totals<Balancer>(totals, segment, tokens, AtomicAdd{});
   }

@@ -67,7 +67,7 @@ template <class Scoring>
 inline constexpr bool is_costly_score = std::is_same_v<Scoring, SqrtSoftplus>;
 
 /// Whether a tier has a kernel of its own for a problem's usual calls. Not where a lane's registers are too few for what is read ahead: for the state
-/// of groups, a second selection, fewer than K experts, a token's entropy, replayed ids beside a loss, or a softmax beside other scores, in tiles narrower than a warp; for more than eight scores,
+/// of groups, a second selection, arrivals, fewer than K experts, a token's entropy, replayed ids beside a loss, or a softmax beside other scores, in tiles narrower than a warp; for more than eight scores,
 /// but for a softmax that nothing is replayed or selected beside; and backward, for entropies, for several of the chosen experts, and for a softmax beside costly
 /// scores, or beside other scores and their loss.
 template <int Tier, class Problem>
@@ -85,12 +85,12 @@ inline constexpr bool has_usual_kernel = [] {
                           (Traits::losses == 0 || is_over_selected<decltype(Problem::scoring)>);
     return TopKT::k <= tier.width && (!has_softmax_beside || has_room);
   }
-  const bool has_much_state = selects_groups<TopKT> || Traits::plain_losses > 0 ||
-                              (is_replaying<TopKT> && Traits::losses > 0) || keeps_fewer<TopKT> ||
-                              (!is_softmax && Traits::token_losses > 0) || Traits::entropy_losses > 0;
+  const bool counts_more = Traits::plain_losses + Traits::arrival_losses > 0;
+  const bool has_much_state = selects_groups<TopKT> || counts_more || (is_replaying<TopKT> && Traits::losses > 0) ||
+                              keeps_fewer<TopKT> || (!is_softmax && Traits::token_losses > 0) || Traits::entropy_losses > 0;
   if (has_much_state && tier.width < 32 && scores > 4) return false;
-  return scores <= 8 || (is_softmax && Traits::plain_losses == 0 && !is_replaying<TopKT> && !keeps_fewer<TopKT> &&
-                         Traits::entropy_losses == 0);
+  return scores <= 8 ||
+         (is_softmax && !counts_more && !is_replaying<TopKT> && !keeps_fewer<TopKT> && Traits::entropy_losses == 0);
 }();
 
 /// Whether a token's state in forward is so small that a warp's thread needs no more than 80 registers for it, in the tier of 256 experts.
@@ -99,7 +99,8 @@ inline constexpr bool is_light = [] {
   using Traits = BalancerTraits<decltype(Problem::balancer)>;
   constexpr bool is_softmax = has_softmax_scores<decltype(Problem::scoring)>;
   using TopKT = decltype(Problem::top_k);
-  if (Traits::token_losses > 0 || Traits::plain_losses > 0 || is_replaying<TopKT> || keeps_fewer<TopKT>) return false;
+  if (Traits::token_losses > 0 || Traits::plain_losses + Traits::arrival_losses > 0) return false;
+  if (is_replaying<TopKT> || keeps_fewer<TopKT>) return false;
   return Traits::losses == 0 || (is_softmax && Traits::biases == 0 && !selects_groups<TopKT>);
 }();
 

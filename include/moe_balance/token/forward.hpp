@@ -254,9 +254,39 @@ MOEB_INLINE void empty_unkept(const Problem& problem, const TileT& tile,
   }
 }
 
+/// Reports to the sink each chosen expert that is the token's first on its device, for a loss that counts those.
+template <class Problem, class TileT, class ChosenT, class Sink>
+MOEB_INLINE void count_arrivals_of(const Problem& problem, const TileT& tile, const ChosenT& chosen, Sink& sink) {
+  constexpr int k_count = decltype(problem.top_k)::k;
+  for_each_part(problem.balancer, [&](const auto& part) MOEB_LAMBDA {
+    if constexpr (counts_arrivals<std::remove_cvref_t<decltype(part)>>) {
+      const int experts_of_device = static_cast<int>(problem.logits.columns) / static_cast<int>(part.devices);
+      int device[ChosenT::per_lane];
+      bool is_first[ChosenT::per_lane];
+      MOEB_UNROLL
+      for (int r = 0; r < ChosenT::per_lane; ++r) {
+        is_first[r] = chosen.expert[r] >= 0;
+        device[r] = is_first[r] ? chosen.expert[r] / experts_of_device : -1;
+      }
+      MOEB_UNROLL
+      for (int k = 0; k < k_count - 1; ++k) {
+        const int other = tile.shuffle(device[k / TileT::width], k % TileT::width);
+        MOEB_UNROLL
+        for (int r = 0; r < ChosenT::per_lane; ++r) {
+          if (ChosenT::rank(tile, r) > k && other == device[r]) is_first[r] = false;
+        }
+      }
+      MOEB_UNROLL
+      for (int r = 0; r < ChosenT::per_lane; ++r) {
+        if (is_first[r]) sink.arrival(chosen.expert[r]);
+      }
+    }
+  });
+}
+
 /// The third: weights, and what the token adds to sums, but for losses; count_plain_top_k is left to callers whose lanes have rows in memory. Returns
 /// whether losses are to be added.
-/// Sink: where the token's contributions go. count(expert), invalid_expert() are called by the lane that holds the choice, probability(
+/// Sink: where the token's contributions go. count(expert), arrival(expert), invalid_expert() are called by the lane that holds the choice, probability(
 /// slot, fixed) by the lane that holds the slot, loss_count(expert) by one lane, token_loss(index, fixed) by lane 0, token() and non_finite_token() by all.
 template <class Real, class Problem, class TileT, class LayoutT, class ChosenT, class Sink>
 [[nodiscard]] MOEB_INLINE bool weigh_active(const Problem& problem, const TileT& tile, const LayoutT& layout,
@@ -270,6 +300,8 @@ template <class Real, class Problem, class TileT, class LayoutT, class ChosenT, 
   for (int r = 0; r < chosen.per_lane; ++r) {
     if (chosen.expert[r] >= 0) sink.count(chosen.expert[r]);
   }
+  if constexpr (BalancerTraits<decltype(problem.balancer)>::arrival_losses > 0)
+    count_arrivals_of(problem, tile, chosen, sink);
   if constexpr (LayoutT::in_registers)
     count_plain_top_k(problem, tile, layout, token, state.logits, state.scores, is_regular(state.row), sink);
   const WeightRow<Real> weights = weigh_chosen(problem, tile, state, bias, chosen);

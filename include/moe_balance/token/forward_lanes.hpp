@@ -28,7 +28,7 @@ class ForwardLanes {
   static constexpr int capacity = Scores::capacity;  ///< most experts
   static constexpr bool serves = Scores::serves && (Scores::is_softmax || Traits::token_losses == 0) &&
                                  (!is_narrowing<TopKT> || narrows_side_by_side<TopKT>)&&!is_replaying<TopKT> &&
-                                 Traits::plain_losses == 0 && Traits::entropy_losses == 0 &&
+                                 Traits::plain_losses == 0 && Traits::arrival_losses == 0 && Traits::entropy_losses == 0 &&
                                  !(keeps_fewer<TopKT> && is_over_selected<Scoring>);
 
   /// `set`: of the loop. With more experts than `capacity` nothing else may be called.

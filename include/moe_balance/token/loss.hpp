@@ -10,18 +10,21 @@
 
 MOEB_NAMESPACE_BEGIN
 
-/// The counts that a loss of the given scope reads, with their total. `sums`: the selection may keep fewer than K experts, and their sum is asked.
-template <class TileT>
-[[nodiscard]] MOEB_INLINE LoadView load_of_scope(const TileT& tile, const SavedView& saved, int experts, int top_k,
-                                                 int ranks, bool sums, LossScope scope, std::int64_t segment) {
+/// The counts that a part's loss reads, with their total. `sums`: the selection may keep fewer than K experts, and their sum is asked.
+template <class Balancer, class Part, class TileT>
+[[nodiscard]] MOEB_INLINE LoadView load_of_part(const TileT& tile, const SavedView& saved, int experts, int top_k, int ranks,
+                                                bool sums, std::int64_t segment) {
+  constexpr LossScope scope = loss_scope<Part>;
+  constexpr int sets = BalancerTraits<Balancer>::count_sets;
   LoadView load;
-  load.counts = scope == LossScope::global_batch ? saved.global_counts
-                : scope == LossScope::sequence   ? saved.segment_counts + segment * experts
-                                                 : saved.counts;
+  const std::int64_t* const counts = scope == LossScope::global_batch ? saved.global_counts
+                                     : scope == LossScope::sequence   ? saved.segment_counts + segment * sets * experts
+                                                                      : saved.counts;
+  load.counts = counts_arrivals<Part> ? counts + experts : counts;
   load.expert_count = experts;
   // K T assignments, replayed empty slots included, or those made; of the global batch only the counts are known.
   load.assignments = sums || scope == LossScope::global_batch
-                         ? integer_sum(tile, experts, [&](std::int64_t i) MOEB_LAMBDA { return load.counts[i]; })
+                         ? integer_sum(tile, experts, [&](std::int64_t i) MOEB_LAMBDA { return counts[i]; })
                          : top_k * (scope == LossScope::sequence ? saved.segment_tokens[segment] : *saved.tokens);
   load.assignments_per_token = top_k;
   load.rank_count = scope == LossScope::global_batch ? ranks : 1;
@@ -49,7 +52,7 @@ struct LossProblem {
   int experts;
   int top_k;
   int ranks;
-  bool sums_counts;  ///< see load_of_scope
+  bool sums_counts;  ///< see load_of_part
   std::int64_t sequences;
   float* value;
   float* part_values;
@@ -74,18 +77,15 @@ template <class Part, class TileT>
 template <class Part, class Problem, class TileT>
 [[nodiscard]] MOEB_INLINE double loss_of_part(const Part& part, const Problem& problem, const TileT& tile) {
   constexpr LossScope scope = loss_scope<Part>;
-  const SavedView& saved = problem.saved;
+  const auto load_of_segment = [&](std::int64_t segment) MOEB_LAMBDA {
+    return load_of_part<decltype(problem.balancer), Part>(tile, problem.saved, problem.experts, problem.top_k, problem.ranks,
+                                                          problem.sums_counts, segment);
+  };
   if constexpr (scope != LossScope::sequence) {
-    const LoadView load =
-        load_of_scope(tile, saved, problem.experts, problem.top_k, problem.ranks, problem.sums_counts, scope, 0);
-    return loss_over(part, tile, load);
+    return loss_over(part, tile, load_of_segment(0));
   } else {
     double sum = 0.0;
-    for (std::int64_t s = 0; s < problem.sequences; ++s) {
-      const LoadView load =
-          load_of_scope(tile, saved, problem.experts, problem.top_k, problem.ranks, problem.sums_counts, scope, s);
-      sum = add(sum, loss_over(part, tile, load));
-    }
+    for (std::int64_t s = 0; s < problem.sequences; ++s) sum = add(sum, loss_over(part, tile, load_of_segment(s)));
     return div(sum, static_cast<double>(problem.sequences));
   }
 }

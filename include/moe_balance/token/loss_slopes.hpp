@@ -53,9 +53,10 @@ MOEB_INLINE void prepare_slopes(const Problem& problem, const TileT& tile, std::
       using Part = std::remove_cvref_t<decltype(part)>;
       if constexpr (LossBalancer<Part>) {
         constexpr LossScope scope = loss_scope<Part>;
-        const LoadView load = joined(part, tile,
-                                     load_of_scope(tile, problem.saved, experts, decltype(problem.top_k)::k, problem.ranks,
-                                                   keeps_fewer<decltype(problem.top_k)>, scope, segment));
+        const LoadView load = joined(
+            part, tile,
+            load_of_part<decltype(problem.balancer), Part>(tile, problem.saved, experts, decltype(problem.top_k)::k,
+                                                           problem.ranks, keeps_fewer<decltype(problem.top_k)>, segment));
         const std::int64_t segment_tokens = scope == LossScope::sequence ? problem.saved.segment_tokens[segment] : 0;
         const float factor =
             mul(upstream, mean_factor(scope, *problem.saved.tokens, segment_tokens, problem.segments.count()));

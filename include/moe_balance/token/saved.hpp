@@ -10,13 +10,13 @@ MOEB_NAMESPACE_BEGIN
 
 /// Pointers into a SavedRef. All sums are over active tokens; probabilities and token losses are fixed-point.
 struct SavedView {
-  std::int64_t* tokens = nullptr;          ///< [1] active tokens
-  std::int64_t* token_losses = nullptr;    ///< [token losses]
-  std::int64_t* counts = nullptr;          ///< [E] this call's assignments
+  std::int64_t* tokens = nullptr;        ///< [1] active tokens
+  std::int64_t* token_losses = nullptr;  ///< [token losses]
+  std::int64_t* counts = nullptr;  ///< [count_sets, E] this call's assignments; then its arrivals, where a loss counts those
   std::int64_t* probabilities = nullptr;   ///< [E]
   std::int64_t* global_counts = nullptr;   ///< [E] load after this call, then its sum over ranks; global-batch losses only
   std::int64_t* segment_tokens = nullptr;  ///< [S]; sequence losses only, like the next two
-  std::int64_t* segment_counts = nullptr;  ///< [S, E]
+  std::int64_t* segment_counts = nullptr;  ///< [S, count_sets, E]
   std::int64_t* segment_probabilities = nullptr;  ///< [S, E]
 };
 
@@ -30,8 +30,9 @@ struct SavedLayout {
 
   [[nodiscard]] MOEB_INLINE constexpr std::int64_t words() const {
     if (!is_used) return 0;
-    return 1 + Traits::token_losses + 2 * experts + (Traits::reads_global_batch ? experts : 0) +
-           (Traits::reads_sequences ? sequences * (1 + 2 * experts) : 0);
+    const std::int64_t sums = (Traits::count_sets + 1) * experts;
+    return 1 + Traits::token_losses + sums + (Traits::reads_global_batch ? experts : 0) +
+           (Traits::reads_sequences ? sequences * (1 + sums) : 0);
   }
 
   [[nodiscard]] MOEB_INLINE SavedView view(void* data) const {
@@ -41,7 +42,7 @@ struct SavedLayout {
     saved.tokens = next;
     saved.token_losses = next += 1;
     saved.counts = next += Traits::token_losses;
-    saved.probabilities = next += experts;
+    saved.probabilities = next += Traits::count_sets * experts;
     next += experts;
     if (Traits::reads_global_batch) {
       saved.global_counts = next;
@@ -50,7 +51,7 @@ struct SavedLayout {
     if (Traits::reads_sequences) {
       saved.segment_tokens = next;
       saved.segment_counts = next += sequences;
-      saved.segment_probabilities = next + sequences * experts;
+      saved.segment_probabilities = next + sequences * Traits::count_sets * experts;
     }
     return saved;
   }

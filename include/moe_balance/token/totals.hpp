@@ -25,24 +25,35 @@ struct Totals {
   std::int64_t* rows_of_sums = nullptr;
 };
 
-/// Adds one expert's sums of a segment to every destination, by `add(pointer, value)`, which is atomic. `loss_count` is what losses read:
-/// the count itself, unless they count a plain top-k.
+/// One expert's sums of a segment.
+struct ExpertSums {
+  std::int64_t count = 0;
+  std::int64_t loss_count = 0;  ///< what losses read: the count itself, unless they count a plain top-k
+  std::int64_t arrivals = 0;    ///< where a loss counts those
+  std::int64_t probability = 0;
+};
+
+/// Adds them to every destination, by `add(pointer, value)`, which is atomic.
 template <class Balancer, class Add>
-MOEB_INLINE void add_expert_totals(const Totals& totals, std::int64_t segment, int experts, int expert, std::int64_t count,
-                                   std::int64_t loss_count, std::int64_t probability, Add&& add) {
+MOEB_INLINE void add_expert_totals(const Totals& totals, std::int64_t segment, int experts, int expert,
+                                   const ExpertSums& sums, Add&& add) {
   using Traits = BalancerTraits<Balancer>;
-  const std::int64_t cell = segment * experts + expert;
-  if (count != 0) {
-    if (totals.counts != nullptr) add(totals.counts + expert, count);
-    if (totals.load != nullptr) add(totals.load + expert, count);
+  if (sums.count != 0) {
+    if (totals.counts != nullptr) add(totals.counts + expert, sums.count);
+    if (totals.load != nullptr) add(totals.load + expert, sums.count);
   }
-  if (loss_count != 0 && totals.saved.counts != nullptr) {
-    add(totals.saved.counts + expert, loss_count);
-    if (Traits::reads_sequences) add(totals.saved.segment_counts + cell, loss_count);
+  const std::int64_t cell = segment * Traits::count_sets * experts + expert;
+  if (sums.loss_count != 0 && totals.saved.counts != nullptr) {
+    add(totals.saved.counts + expert, sums.loss_count);
+    if (Traits::reads_sequences) add(totals.saved.segment_counts + cell, sums.loss_count);
   }
-  if (Traits::losses > 0 && probability != 0 && totals.saved.probabilities != nullptr) {
-    add(totals.saved.probabilities + expert, probability);
-    if (Traits::reads_sequences) add(totals.saved.segment_probabilities + cell, probability);
+  if (Traits::arrival_losses > 0 && sums.arrivals != 0 && totals.saved.counts != nullptr) {
+    add(totals.saved.counts + experts + expert, sums.arrivals);
+    if (Traits::reads_sequences) add(totals.saved.segment_counts + cell + experts, sums.arrivals);
+  }
+  if (Traits::losses > 0 && sums.probability != 0 && totals.saved.probabilities != nullptr) {
+    add(totals.saved.probabilities + expert, sums.probability);
+    if (Traits::reads_sequences) add(totals.saved.segment_probabilities + segment * experts + expert, sums.probability);
   }
 }
 
@@ -71,12 +82,15 @@ MOEB_INLINE void add_token_totals(const Totals& totals, std::int64_t segment, co
 }
 
 /// A row's sums of one expert, and those that are not per expert; of one segment, which has the same sums.
-MOEB_INLINE void set_expert_row(const SavedView& row, int expert, std::int64_t loss_count, std::int64_t probability) {
-  row.counts[expert] = loss_count;
-  row.probabilities[expert] = probability;
-  if (row.segment_counts == nullptr) return;
-  row.segment_counts[expert] = loss_count;
-  row.segment_probabilities[expert] = probability;
+template <class Balancer>
+MOEB_INLINE void set_expert_row(const SavedView& row, int experts, int expert, const ExpertSums& sums) {
+  const auto set = [&](std::int64_t* counts, std::int64_t* probabilities) MOEB_LAMBDA {
+    counts[expert] = sums.loss_count;
+    if (BalancerTraits<Balancer>::arrival_losses > 0) counts[experts + expert] = sums.arrivals;
+    probabilities[expert] = sums.probability;
+  };
+  set(row.counts, row.probabilities);
+  if (row.segment_counts != nullptr) set(row.segment_counts, row.segment_probabilities);
 }
 template <int TokenLosses>
 MOEB_INLINE void set_token_row(const SavedView& row, const TokenTotals<TokenLosses>& sums) {
