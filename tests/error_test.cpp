@@ -135,6 +135,21 @@ TEST_CASE("errors: options that no balancer has are refused by their names") {
           "WithZeroComputation.centring is 2; allowed: none: what the biases have in common steers how much is computed");
 }
 
+namespace {
+template <class Call>
+void refuses(const std::string& name, const std::string& problem, const Call& call) {
+  CHECK_THROWS_WITH_AS(call(), ("moe_balance: " + name + ": " + problem).c_str(), mb::InvalidArgument);
+}
+/// By forward, backward and loss.
+template <class Router>
+void refuses_to_train(const Router& router, Memory<HostEngine>& memory, const std::string& problem) {
+  const mb::Host host;
+  refuses("forward", problem, [&] { router.forward(memory.forward_args(), memory.workspace(), host); });
+  refuses("backward", problem, [&] { router.backward(memory.backward_args(), memory.workspace(), host); });
+  refuses("loss", problem, [&] { router.loss(memory.loss_args(), memory.workspace(), host); });
+}
+}  // namespace
+
 TEST_CASE("errors: devices that do not divide the experts are refused by each call that reads them") {
   const HostEngine engine;
   for (const int devices : {-1, 0, 5, 48}) {
@@ -144,14 +159,8 @@ TEST_CASE("errors: devices that do not divide the experts are refused by each ca
     inputs.bias = normal_bias(60, 24);
     inputs.load = zero_load(24);
     Memory<HostEngine> memory = memory_for(engine, router, inputs);
-    const auto refuses = [&](const std::string& call, const auto& f) {
-      const std::string message = "moe_balance: " + call + ": DeviceLoss.devices is " + std::to_string(devices) +
-                                  "; allowed: a divisor of the 24 experts";
-      CHECK_THROWS_WITH_AS(f(), message.c_str(), mb::InvalidArgument);
-    };
-    refuses("forward", [&] { router.forward(memory.forward_args(), memory.workspace(), engine.place()); });
-    refuses("backward", [&] { router.backward(memory.backward_args(), memory.workspace(), engine.place()); });
-    refuses("loss", [&] { router.loss(memory.loss_args(), memory.workspace(), engine.place()); });
+    refuses_to_train(router, memory,
+                     "DeviceLoss.devices is " + std::to_string(devices) + "; allowed: a divisor of the 24 experts");
     const Outcome untouched = memory_for(engine, router, inputs).outcome();
     CHECK(same_bits(memory.outcome(), untouched));
     const mb::ForwardArgs args = memory.forward_args();
@@ -174,12 +183,7 @@ TEST_CASE("errors: devices of arrivals that do not divide the experts, or that n
     const mb::Router router{mb::Softmax{}, mb::TopK<2>{}, mb::Combine{mb::ZLoss{}, balancer}};
     const Inputs inputs = normal_inputs(59, 4, 24, 2);
     Memory<HostEngine> memory = memory_for(engine, router, inputs);
-    const auto refuses = [&](const std::string& call, const auto& f) {
-      CHECK_THROWS_WITH_AS(f(), ("moe_balance: " + call + ": " + problem).c_str(), mb::InvalidArgument);
-    };
-    refuses("forward", [&] { router.forward(memory.forward_args(), memory.workspace(), engine.place()); });
-    refuses("backward", [&] { router.backward(memory.backward_args(), memory.workspace(), engine.place()); });
-    refuses("loss", [&] { router.loss(memory.loss_args(), memory.workspace(), engine.place()); });
+    refuses_to_train(router, memory, problem);
     CHECK(same_bits(memory.outcome(), memory_for(engine, router, inputs).outcome()));
   };
   const mb::AuxLoss loss{};
@@ -209,15 +213,10 @@ TEST_CASE(
     inputs.bias = normal_bias(60, 24);
     inputs.load = zero_load(24);
     Memory<HostEngine> memory = memory_for(engine, router, inputs);
-    const auto refuses = [&](const std::string& call, const auto& f) {
-      CHECK_THROWS_WITH_AS(f(), ("moe_balance: " + call + ": " + problem).c_str(), mb::InvalidArgument);
-    };
-    refuses("forward", [&] { router.forward(memory.forward_args(), memory.workspace(), engine.place()); });
-    refuses("backward", [&] { router.backward(memory.backward_args(), memory.workspace(), engine.place()); });
-    refuses("loss", [&] { router.loss(memory.loss_args(), memory.workspace(), engine.place()); });
+    refuses_to_train(router, memory, problem);
     if (problem.rfind("DeviceLoss", 0) != 0) {  // update reads no loss
       const mb::ForwardArgs args = memory.forward_args();
-      refuses("update", [&] { router.update(args.bias, args.load, memory.workspace(), engine.place()); });
+      refuses("update", problem, [&] { router.update(args.bias, args.load, memory.workspace(), engine.place()); });
     }
     CHECK(same_bits(memory.outcome(), memory_for(engine, router, inputs).outcome()));
   };

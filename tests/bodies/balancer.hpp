@@ -133,15 +133,21 @@ TEST_CASE_TEMPLATE_DEFINE("GlobalBatchLoss: a backward after later forwards stil
   CHECK(late.loss == prompt.loss);
 }
 
-TEST_CASE_TEMPLATE_DEFINE(
-    "DeviceLoss: of a micro-batch, of sequences, of the global batch; one to E devices, padding, ragged sequences", Engine,
-    device_loss_agreement) {
-  Inputs inputs = normal_inputs(90, 48, 24, 4, 1.0);
-  inputs.active = Random(91).flags(48, 0.3);
-  inputs.load = random_load(92, 24, 50);
+/// 48 tokens of 24 experts and four slots, some not active, in sequences of 5, 0, 35 and 8.
+inline Inputs ragged_inputs(std::uint64_t seed) {
+  Inputs inputs = normal_inputs(seed, 48, 24, 4, 1.0);
+  inputs.active = Random(seed + 1).flags(48, 0.3);
+  inputs.load = random_load(seed + 2, 24, 50);
   inputs.sequences = 4;
   inputs.layout = mb::Sequences::Layout::offsets;
   inputs.offsets = {0, 5, 5, 40, 48};
+  return inputs;
+}
+
+TEST_CASE_TEMPLATE_DEFINE(
+    "DeviceLoss: of a micro-batch, of sequences, of the global batch; one to E devices, padding, ragged sequences", Engine,
+    device_loss_agreement) {
+  const Inputs inputs = ragged_inputs(90);
   for (const int devices : {1, 2, 6, 24}) {
     CAPTURE(devices);
     agrees(Engine(), mb::Softmax{}, mb::TopK<4>{}, inputs, mb::DeviceLoss{mb::AuxLoss{.coefficient = 0.5f}, devices});
@@ -191,12 +197,7 @@ TEST_CASE_TEMPLATE_DEFINE("DeviceLoss: equally busy devices cost the coefficient
 
 TEST_CASE_TEMPLATE_DEFINE("CommunicationLoss: one to E devices, padding, ragged sequences, beside other losses", Engine,
                           communication_loss_agreement) {
-  Inputs inputs = normal_inputs(96, 48, 24, 4, 1.0);
-  inputs.active = Random(97).flags(48, 0.3);
-  inputs.load = random_load(98, 24, 50);
-  inputs.sequences = 4;
-  inputs.layout = mb::Sequences::Layout::offsets;
-  inputs.offsets = {0, 5, 5, 40, 48};
+  Inputs inputs = ragged_inputs(96);
   const mb::AuxLoss loss{.coefficient = 0.5f};
   const mb::SequenceLoss by_sequence{.coefficient = 0.5f, .scale = mb::LossScale::per_token};
   for (const int devices : {1, 2, 6, 24}) {
