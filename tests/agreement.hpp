@@ -95,6 +95,10 @@ inline Losses losses_of(const mb::PidBias&, int, int) {
 inline Losses losses_of(const mb::QuantileBias&, int, int) {
   return {};
 }
+template <class Rule>
+Losses losses_of(const mb::MultiplicativeBias<Rule>&, int, int) {
+  return {};
+}
 inline Losses losses_of(const mb::ImportanceLoss& balancer, int experts, int) {
   return {oracle::importance_loss(balancer.coefficient, experts, experts)};
 }
@@ -158,6 +162,20 @@ Losses losses_of(const mb::Combine<Parts...>& balancer, int experts, int k) {
     for (const oracle::Loss& loss : losses_of(balancer.rest, experts, k)) all.push_back(loss);
   }
   return all;
+}
+
+/// Whether a balancer's bias multiplies.
+template <class Balancer>
+bool multiplies(const Balancer& /*balancer*/) {
+  return false;
+}
+template <class Rule>
+bool multiplies(const mb::MultiplicativeBias<Rule>& /*balancer*/) {
+  return true;
+}
+template <class Rule, class... Others>
+bool multiplies(const mb::Combine<mb::MultiplicativeBias<Rule>, Others...>& /*balancer*/) {
+  return true;
 }
 
 /// Sequence of each token, by the three layouts.
@@ -262,7 +280,8 @@ inline Closeness closeness_for(const Inputs& inputs, bool has_slopes) {
 template <class Scoring, class Selection, class Balancer>
 void check_outcome(const Outcome& outcome, const Scoring& scoring, const Selection& selection, const Balancer& balancer,
                    const Inputs& inputs) {
-  const oracle::Problem problem = problem_of(scoring, selection, inputs);
+  oracle::Problem problem = problem_of(scoring, selection, inputs);
+  problem.bias_is_factor = multiplies(balancer);
   const Losses losses = losses_of(balancer, inputs.experts, problem.k);
   const Closeness closeness = closeness_for(inputs, !losses.empty());
   const std::vector<int> ids(outcome.experts.begin(), outcome.experts.end());

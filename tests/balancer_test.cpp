@@ -19,6 +19,8 @@ TEST_CASE_TEMPLATE_INVOKE(device_loss_balanced, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(communication_loss_agreement, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(communication_loss_of_experts, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(communication_loss_once, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(bias_factor, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(bias_factor_rule, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(bias_proportional, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(bias_at_rest, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(bias_smebu, HostEngine);

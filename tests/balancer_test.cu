@@ -19,6 +19,8 @@ TEST_CASE_TEMPLATE_INVOKE(device_loss_balanced, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(communication_loss_agreement, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(communication_loss_of_experts, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(communication_loss_once, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(bias_factor, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(bias_factor_rule, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(bias_proportional, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(bias_at_rest, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(bias_smebu, CudaEngine);

@@ -38,6 +38,9 @@ TEST_CASE("fibers = CPU: losses that count tokens which reach a device") {
 
 TEST_CASE("fibers = CPU: biases whose rules keep something") {
   check_same_as_host(mb::Router{mb::Softmax{}, mb::TopK<4>{}, mb::SmebuBias{}}, {4, 60, 256});
+  check_same_as_host(
+      mb::Router{mb::Softmax{}, mb::TopP<4>{}, mb::Combine{mb::MultiplicativeBias{mb::SmebuBias{}}, mb::ZLoss{}}},
+      {60, 128, 256, 512});
   check_same_as_host(mb::Router{mb::Softmax{}, mb::TopK<4>{}, mb::PidBias{.integral = 1e-3f, .derivative = 1e-2f}}, {33});
 }
 

@@ -75,6 +75,7 @@ struct Problem {
   int k = 1;
   std::vector<double> logits;        ///< [T, E]
   std::vector<double> bias;          ///< [E]
+  bool bias_is_factor = false;       ///< ranks by score * (1 + bias)
   std::vector<std::uint8_t> active;  ///< [T]
   Scoring scoring;
   bool renormalise = true;
@@ -90,6 +91,9 @@ struct Problem {
   std::vector<std::uint8_t> replay_tokens;  ///< [T]; empty = all
 
   double logit(Int token, int expert) const { return logits[static_cast<std::size_t>(token * experts + expert)]; }
+  double ranking_of(double value, int expert) const {
+    return bias_is_factor ? value + value * bias_of(expert) : value + bias_of(expert);
+  }
   double bias_of(int expert) const { return bias.empty() ? 0.0 : bias[static_cast<std::size_t>(expert)]; }
   bool is_active(Int token) const { return active.empty() || active[static_cast<std::size_t>(token)] != 0; }
   bool is_replayed(Int token) const {
@@ -175,7 +179,7 @@ inline std::vector<double> softmax_ranking_of_row(const Problem& problem, Int to
   return row;
 }
 
-/// What decides a row: score + bias, or logit + bias for SoftmaxOverSelected.
+/// What decides a row: score + bias (or the product), or logit + bias for SoftmaxOverSelected.
 inline std::vector<double> ranking_of_row(const Problem& problem, Int token) {
   std::vector<double> probabilities;
   if (problem.scoring.kind == Scoring::Kind::softmax) probabilities = softmax_ranking_of_row(problem, token);
@@ -188,7 +192,7 @@ inline std::vector<double> ranking_of_row(const Problem& problem, Int token) {
     } else if (problem.scoring.kind == Scoring::Kind::elementwise) {
       value = problem.scoring.score(logit);
     }
-    ranking[static_cast<std::size_t>(e)] = value + problem.bias_of(e);
+    ranking[static_cast<std::size_t>(e)] = problem.ranking_of(value, e);
   }
   return ranking;
 }
@@ -262,7 +266,8 @@ inline Surplus surplus_of(const Problem& problem, Int token, const std::vector<i
     const bool ranks_logits = problem.scoring.kind == Scoring::Kind::softmax_over_selected;
     const double value = ranks_logits ? problem.logit(token, chosen[k]) : scores[k];
     const double bias = problem.bias_of(chosen[k]);
-    result.value.push_back(problem.surplus(scores[k], value + bias, before, best, static_cast<int>(k)));
+    result.value.push_back(
+        problem.surplus(scores[k], problem.ranking_of(value, chosen[k]), before, best, static_cast<int>(k)));
     if (problem.scoring.kind != Scoring::Kind::elementwise)
       spread = std::max(spread, logsumexp_of_row(problem, token) - problem.logit(token, chosen[k]));
     const double sizes = std::abs(value) + std::abs(scores[k]) + std::abs(bias) + std::abs(before) + std::abs(best);

@@ -233,6 +233,15 @@ template <class B>
   requires BiasWithMemory<B>
 inline constexpr int bias_memory<B> = B::memory;
 
+/// Whether experts are ranked by score * (1 + bias) instead of score + bias; false where the policy does not say.
+template <class B>
+inline constexpr bool bias_is_factor = false;
+template <class B>
+  requires requires {
+    B::bias_is_factor;
+  }
+inline constexpr bool bias_is_factor<B> = B::bias_is_factor;
+
 /// A loss per token that depends on its logits through their log-sum-exp; `token_slope` is its derivative.
 template <class B>
 concept TokenLossBalancer = std::is_trivially_copyable_v<B> && requires(const B balancer) {

@@ -10,6 +10,7 @@
 #include <moe_balance/balancer/global_batch_loss.hpp>
 #include <moe_balance/balancer/importance_loss.hpp>
 #include <moe_balance/balancer/loss_free_bias.hpp>
+#include <moe_balance/balancer/multiplicative_bias.hpp>
 #include <moe_balance/balancer/mutual_information_loss.hpp>
 #include <moe_balance/balancer/no_balancer.hpp>
 #include <moe_balance/balancer/pid_bias.hpp>

@@ -35,6 +35,9 @@ struct Router {
   /// What the balancer is made of.
   using Traits = BalancerTraits<Balancer>;
   static_assert(Traits::biases <= 1, "at most one part of a balancer may have a bias");
+  static_assert(!Traits::bias_is_factor || (is_non_negative<Scoring> && !is_over_selected<Scoring>),
+                "a bias that multiplies (MultiplicativeBias) needs scores that are never negative (non_negative)");
+  static_assert(!Traits::bias_is_factor || !Traits::reads_margins, "a bias that multiplies cannot be found from margins");
   static_assert(!Traits::reads_margins || Traits::reads_scores || has_margins<TopKT>,
                 "a rule that reads margins (BiasFromMargins) needs a plain top-k: TopK, or WithCapacity of it");
   static_assert(Traits::plain_losses == 0 || Traits::plain_losses + Traits::arrival_losses == Traits::losses,

@@ -251,6 +251,56 @@ TEST_CASE_TEMPLATE_DEFINE("CommunicationLoss: a token counts once for a device, 
         doctest::Approx(0.5 * (1.0 * 0.875 + 0.25 * 0.125)).epsilon(2e-6));
 }
 
+TEST_CASE_TEMPLATE_DEFINE("MultiplicativeBias: ranks by score * (1 + b), for every selection; weights do not see it", Engine,
+                          bias_factor) {
+  const mb::MultiplicativeBias bias{mb::LossFreeBias{}};
+  for (const int experts : {7, 24, 60, 300}) {
+    CAPTURE(experts);
+    Inputs inputs = normal_inputs(101, 70, experts, 4, 1.0);
+    inputs.accumulate = false;
+    inputs.bias = normal_bias(102, experts, 0.4);
+    inputs.bias[1] = -1.0f;  // of no worth
+    inputs.bias[2] = -1.5f;
+    inputs.bias[3] = 0.0f;
+    inputs.active = Random(103).flags(70, 0.8);
+    agrees(Engine(), mb::Softmax{}, mb::TopK<4>{}, inputs, bias);
+    agrees(Engine(), mb::Sigmoid{}, mb::TopK<4>{}, inputs, mb::Combine{bias, mb::AuxLoss{}, mb::ZLoss{}});
+    agrees(Engine(), mb::SqrtSoftplus{}, mb::TopP<4>{.p = 0.9f}, inputs, mb::MultiplicativeBias{mb::SmebuBias{}});
+    if (experts % 6 == 0) {
+      agrees(Engine(), mb::Sigmoid{}, mb::GroupLimitedTopK<4>{.groups = 6, .groups_kept = 2, .group_score_top = 2}, inputs,
+             mb::Combine{bias, mb::SequenceLoss{}});
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE_DEFINE(
+    "MultiplicativeBias: a bias of 0 is none, its rule is the other's, and it may decide where a sum does not", Engine,
+    bias_factor_rule) {
+  Inputs inputs = normal_inputs(104, 40, 24, 4, 1.0);
+  inputs.accumulate = false;
+  inputs.bias.assign(24, 0.0f);
+  const auto routed = [&](const auto& balancer) {
+    return train(Engine(), mb::Router{mb::Sigmoid{}, mb::TopK<4>{}, balancer}, inputs);
+  };
+  CHECK(same_bits(routed(mb::MultiplicativeBias{mb::LossFreeBias{}}), routed(mb::LossFreeBias{})));
+  const std::vector<float> before = normal_bias(105, 24);
+  const std::vector<std::int64_t> load = random_load(106, 24, 30);
+  const mb::Router sum{mb::Sigmoid{}, mb::TopK<4>{}, mb::ProportionalBias{.update_rate = 0.1f}};
+  const mb::Router product{mb::Sigmoid{}, mb::TopK<4>{}, mb::MultiplicativeBias{sum.balancer}};
+  CHECK(update(Engine(), product, before, load).bias == update(Engine(), sum, before, load).bias);
+
+  Inputs small = rows_of_constant(1, 4, -20.0);  // scores of 2e-9
+  small.accumulate = false;
+  small.logits[1] = -19.9;
+  small.bias = {0.0f, 0.0f, 0.2f, -0.3f};
+  CHECK(agrees(Engine(), mb::Sigmoid{}, mb::TopK<1>{}, small, mb::MultiplicativeBias{mb::LossFreeBias{}}).experts ==
+        std::vector<std::int32_t>{2});
+  small.logits[2] = -20.1;  // 0.905 * 1.2 of what expert 0 has, expert 1 has 1.105
+  CHECK(agrees(Engine(), mb::Sigmoid{}, mb::TopK<1>{}, small, mb::MultiplicativeBias{mb::LossFreeBias{}}).experts ==
+        std::vector<std::int32_t>{1});
+  CHECK(agrees(Engine(), mb::Sigmoid{}, mb::TopK<1>{}, small, mb::LossFreeBias{}).experts == std::vector<std::int32_t>{2});
+}
+
 TEST_CASE_TEMPLATE_DEFINE("ProportionalBias: b += u (mean - c) / unit, for every unit and centring", Engine,
                           bias_proportional) {
   using Pair = std::pair<mb::ErrorUnit, oracle::Unit>;

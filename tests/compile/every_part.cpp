@@ -48,6 +48,7 @@ void every_policy() {
   call(mb::Router{mb::Softmax{}, mb::TopK<2>{},
                   mb::Combine{mb::WithZeroComputation{mb::PidBias{}, 1, 1.5f},
                               mb::WithZeroComputation{mb::DeviceLoss{mb::AuxLoss{}, 2}, 1, 1.5f}}});
+  call(mb::Router{mb::Sigmoid{}, mb::TopK<2>{}, mb::MultiplicativeBias{mb::SmebuBias{}}});
   call(mb::Router{mb::Softmax{}, mb::TopK<2>{}, mb::CommunicationLoss{mb::SequenceLoss{}, 2, 2}});
   call(mb::Router{mb::Identity{}, mb::WithCapacity<mb::TopK<2>>{.pad = true}, mb::ZLoss{}});
   call(mb::Router{mb::Softmax{}, mb::TopK<2>{}, mb::FromPlainTopK{mb::GlobalBatchLoss{}}, mb::SingleDevice{}});

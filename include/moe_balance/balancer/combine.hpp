@@ -167,6 +167,7 @@ template <class Balancer>
 struct BalancerTraits {
   static constexpr int biases = BiasBalancer<Balancer> ? 1 : 0;
   static constexpr int bias_memory = moe_balance::bias_memory<Balancer>;
+  static constexpr bool bias_is_factor = biases == 1 && moe_balance::bias_is_factor<Balancer>;
   static constexpr bool reads_margins = BiasFromMargins<Balancer>;
   static constexpr bool reads_scores = reads_margins && margins_are_scores<Balancer>;
   static constexpr int losses = LossBalancer<Balancer> ? 1 : 0;
@@ -187,6 +188,7 @@ struct BalancerTraits<Combine<First, Rest...>> {
   using B = BalancerTraits<Combine<Rest...>>;
   static constexpr int biases = A::biases + B::biases;
   static constexpr int bias_memory = A::bias_memory + B::bias_memory;
+  static constexpr bool bias_is_factor = A::bias_is_factor || B::bias_is_factor;
   static constexpr bool reads_margins = A::reads_margins || B::reads_margins;
   static constexpr bool reads_scores = A::reads_scores || B::reads_scores;
   static constexpr int losses = A::losses + B::losses;

@@ -20,11 +20,16 @@ inline constexpr bool shows_non_finite = is_normalised<Scoring>&& is_non_negativ
 
 /// The key of one value, a score, or a logit where the scoring ranks by those. The sum with a bias is written as value * 1 + bias, so that a user's score
 /// that ends in a product is rounded before the bias is added.
-template <class Scoring, class Real>
+template <class Scoring, class Balancer, class Real>
 struct RankingKeys {
   static constexpr bool are_non_negative = is_non_negative<Scoring> && !is_over_selected<Scoring>;
 
-  [[nodiscard]] MOEB_INLINE static Real with_bias(Real value, Real bias) { return fma(value, Real(1), bias); }
+  [[nodiscard]] MOEB_INLINE static Real with_bias(Real value, Real bias) {
+    if constexpr (BalancerTraits<Balancer>::bias_is_factor)
+      return mul(value, add(bias, Real(1)));
+    else
+      return fma(value, Real(1), bias);
+  }
   [[nodiscard]] MOEB_INLINE static Key<Real> of_sum(Real ranking) {  // +0 and any zero are +0
     return are_non_negative ? key_without_minus_zero(ranking) : key_of_number(ranking);
   }
@@ -40,7 +45,7 @@ MOEB_INLINE void rank_keys(const Problem& problem, const TileT& tile, const Layo
                            const Slots<Real, LayoutT>& logits, const Slots<Real, LayoutT>& scores, bool regular,
                            const float* bias, Slots<Key<Real>, LayoutT>& keys) {
   using Scoring = decltype(problem.scoring);
-  using Ranking = RankingKeys<Scoring, Real>;
+  using Ranking = RankingKeys<Scoring, decltype(problem.balancer), Real>;
   const auto rank = [&](const auto& ranking_of, const auto& key_of) MOEB_LAMBDA {
     for_each_logit(tile, layout, problem.logits, token, problem.rows_hold_quads, logits,
                    [&](int slot, Real logit) MOEB_LAMBDA {

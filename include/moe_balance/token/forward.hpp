@@ -246,8 +246,8 @@ MOEB_INLINE void empty_unkept(const Problem& problem, const TileT& tile,
     if (chosen.expert[r] < 0) continue;
     const Real added = bias == nullptr ? Real(0) : static_cast<Real>(bias[chosen.expert[r]]);
     own[r].score = score_of_slot(r);
-    own[r].ranking =
-        RankingKeys<Scoring, Real>::with_bias(is_over_selected<Scoring> ? chosen.logit[r] : chosen.score[r], added);
+    using Ranking = RankingKeys<Scoring, decltype(problem.balancer), Real>;
+    own[r].ranking = Ranking::with_bias(is_over_selected<Scoring> ? chosen.logit[r] : chosen.score[r], added);
     own[r].best = best;
     own[r].rank = ChosenT::rank(tile, r);
     if (!is_kept(problem.top_k, own[r])) chosen.expert[r] = -1;

@@ -18,6 +18,7 @@ class ForwardLanes {
   using TopKT = decltype(Problem::top_k);
   using Traits = BalancerTraits<decltype(Problem::balancer)>;
   using Scores = ScoresSideBySide<Scoring>;
+  using Ranking = RankingKeys<Scoring, decltype(Problem::balancer), float>;
   static constexpr int k_count = TopKT::k;
   /// Softmax over the selected has scores of its own, and those of all for losses only.
   static constexpr bool has_scores = !is_over_selected<Scoring> || Traits::losses + Traits::token_losses > 0;
@@ -113,7 +114,6 @@ class ForwardLanes {
 
   /// As rank_keys, of logits that are finite.
   MOEB_INLINE void find_keys(const float* bias) {
-    using Ranking = RankingKeys<Scoring, float>;
     const NumbersSideBySide* const value = ranked();
     for (int e = 0; e < scores_.experts; ++e) {
       if (bias != nullptr) {
@@ -133,7 +133,7 @@ class ForwardLanes {
   MOEB_INLINE void select(bool has_bias) {
     alignas(64) KeysSideBySide best[k_count];
     select_in_lanes<k_count>(instructions_, key_, scores_.experts, chosen_.expert, best);
-    if (!has_bias && (RankingKeys<Scoring, float>::are_non_negative || is_over_selected<Scoring>)) {
+    if (!has_bias && (Ranking::are_non_negative || is_over_selected<Scoring>)) {
       for (int k = 0; k < k_count; ++k) {
         for (int i = 0; i < lane_count; ++i) chosen_.score[k][i] = value_of_key<float>(best[k][i]);
       }
