@@ -68,7 +68,7 @@ inline constexpr bool is_costly_score = std::is_same_v<Scoring, SqrtSoftplus>;
 
 /// Whether a tier has a kernel of its own for a problem's usual calls. Not where a lane's registers are too few for what is read ahead: for the state
 /// of groups, a second selection, arrivals, fewer than K experts, a token's entropy, replayed ids beside a loss, or a softmax beside other scores, in tiles narrower than a warp; for more than eight scores,
-/// but for a softmax that nothing is replayed or selected beside; and backward, for entropies, for several of the chosen experts, and for a softmax beside costly
+/// but for a softmax that nothing is replayed or selected beside; and backward, for entropies, for arrivals beside costly scores, for several of the chosen experts, and for a softmax beside costly
 /// scores, or beside other scores and their loss.
 template <int Tier, class Problem>
 inline constexpr bool has_usual_kernel = [] {
@@ -79,10 +79,11 @@ inline constexpr bool has_usual_kernel = [] {
   constexpr bool is_softmax = has_softmax_scores<decltype(Problem::scoring)>;
   if (Tier >= usual_tier_count) return false;
   if (is_backward<Problem>) {
-    if (Traits::entropy_losses > 0) return false;
+    const bool is_costly = is_costly_score<decltype(Problem::scoring)>;
+    if (Traits::entropy_losses > 0 || (is_costly && Traits::arrival_losses > 0)) return false;
     const bool has_softmax_beside = !is_softmax && Traits::token_losses > 0;
-    const bool has_room = tier.width == 32 && !is_costly_score<decltype(Problem::scoring)> &&
-                          (Traits::losses == 0 || is_over_selected<decltype(Problem::scoring)>);
+    const bool has_room =
+        tier.width == 32 && !is_costly && (Traits::losses == 0 || is_over_selected<decltype(Problem::scoring)>);
     return TopKT::k <= tier.width && (!has_softmax_beside || has_room);
   }
   const bool counts_more = Traits::plain_losses + Traits::arrival_losses > 0;
