@@ -47,4 +47,9 @@ TEST_CASE_TEMPLATE_INVOKE(combine_parts, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(loss_scales, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(token_without_experts, HostEngine);
 
+TEST_CASE("MultiplicativeBias: more experts, side by side and by rows") {
+  check_factor(HostEngine(), 60);
+  check_factor(HostEngine(), 300);
+}
+
 }  // namespace testing

@@ -227,6 +227,20 @@ Choice deepseek_v3(const Row& x, const Row& bias) {
   return {ids, weights_of(s, ids, true, 2.5)};
 }
 
+Choice sigmoid_and_bias(const Row& x, const Row& bias, double scale) {
+  const Row s = sigmoid(x);
+  Row ranking = s;
+  for (std::size_t e = 0; e < ranking.size(); ++e) ranking[e] += bias[e];
+  const std::vector<int> ids = largest(ranking, 8, any_expert);
+  return {ids, weights_of(s, ids, true, scale)};
+}
+Choice kimi_k2(const Row& x, const Row& bias) {
+  return sigmoid_and_bias(x, bias, 2.827);
+}
+Choice glm_4_5(const Row& x, const Row& bias) {
+  return sigmoid_and_bias(x, bias, 2.5);
+}
+
 Choice deepseek_v2(const Row& x, const Row&) {
   const Row s = softmax(x);
   const std::vector<int> kept = kept_groups(s, 8, 3, 1);
@@ -476,6 +490,7 @@ TEST_CASE("Llama4 routes as Hugging Face's, gradient included, and has no loss")
 TEST_CASE("every preset routes as its model's publication says") {
   agrees_with(mb::presets::DeepSeekV3<>{}, deepseek_v3, problem_of(256, 1), true);
   agrees_with(mb::presets::DeepSeekV2<>{}, deepseek_v2, problem_of(160, 2), false);
+  agrees_with(mb::presets::KimiK2<>{}, kimi_k2, problem_of(384, 12), true);
   agrees_with(mb::presets::LongCatFlash<>{}, longcat_flash, problem_of(768, 11), true);
   agrees_with(mb::presets::GptOss<>{}, gpt_oss, problem_of(32, 3), false);
   agrees_with(mb::presets::Llama4<>{}, llama4, problem_of(16, 4), false);
@@ -512,10 +527,41 @@ TEST_CASE("presets with a loss have the published coefficient and scale") {
   CHECK(switch_routed.loss ==
         doctest::Approx(switch_loss(0.01, switch_routed.experts, all_softmax(switch_problem), 13.0)).epsilon(1e-5).scale(0));
 
+  const Problem glm_problem = problem_of(160, 13);
+  const Routed glm_routed = agrees_with(mb::presets::Glm45<>{}, glm_4_5, glm_problem, true);
+  std::vector<Row> shares;
+  for (const Row& row : glm_problem.rows) {
+    shares.push_back(sigmoid(row));
+    const double sum = std::accumulate(shares.back().begin(), shares.back().end(), 0.0);
+    for (double& share : shares.back()) share /= sum;
+  }
+  CHECK(glm_routed.loss == doctest::Approx(switch_loss(1e-4, glm_routed.experts, shares, 8 * 13.0)).epsilon(1e-5).scale(0));
+
   const Problem v2_problem = problem_of(160, 9);
   const Routed v2_routed = run(mb::presets::DeepSeekV2<>{}, v2_problem.logits, 160);
   CHECK(v2_routed.loss ==
         doctest::Approx(switch_loss(0.003, v2_routed.experts, all_softmax(v2_problem), 6 * 13.0)).epsilon(1e-5).scale(0));
+}
+
+TEST_CASE("KimiK2 and GLM-4.5 route as Hugging Face's, gradient included") {
+  reproduces("kimi_k2_t5_e384_k8", mb::presets::KimiK2<>{});
+  reproduces("glm_4_5_t8_e160_k8", mb::presets::Glm45<>{});
+}
+
+TEST_CASE("KimiK2 and GLM-4.5 move their biases by 0.001") {
+  const auto moves = [](const auto& router) {
+    const mb::Bias bias{384, 1};
+    const mb::Load load{384, 1};
+    for (int e = 0; e < 384; ++e) load.ref().counts[e] = e % 3;  // 384 in all, 1 on the mean
+    router.update(bias.ref(), load.ref(), {}, mb::Host{.threads = 1});
+    for (int e = 0; e < 384; ++e) {
+      if (bias.ref().data[e] != (e % 3 == 0 ? 1e-3f : e % 3 == 1 ? 0.0f : -1e-3f)) return false;
+    }
+    return true;
+  };
+  CHECK(moves(mb::presets::KimiK2<>{}));
+  CHECK(moves(mb::presets::Glm45<>{}));
+  static_assert(mb::presets::KimiK2<>::loss_count == 0);
 }
 
 TEST_CASE("DeepSeekV3 moves its bias by 0.001 and has the sequence loss at 0.0001") {

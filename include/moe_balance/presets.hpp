@@ -111,6 +111,30 @@ struct DeepSeekV3Model {
 template <class Balancer = BalancerOf<DeepSeekV3Model>, class Sync = SingleDevice>
 using DeepSeekV3 = Preset<DeepSeekV3Model, Balancer, Sync>;
 
+/// Kimi K2: 384 experts, K = 8, no groups, weights renormalised, times 2.827. One shared expert besides.
+/// Source: the published config (model_type kimi_k2: n_group 1, norm_topk_prob true, topk_method noaux_tc, routed_scaling_factor 2.827), whose code is
+/// DeepSeek-V3's; arXiv 2507.20534, which says nothing of balancing. The bias is in the routing; its rate here is DeepSeek-V3's, as is the aux_loss_alpha of the config, 0.001,
+/// which is not taken over.
+struct KimiK2Model {
+  static constexpr Sigmoid scoring{};
+  static constexpr TopK<8> top_k{.renormalise = true, .scaling_factor = 2.827f};
+  static constexpr LossFreeBias balancer{.update_rate = 1e-3f};
+};
+template <class Balancer = BalancerOf<KimiK2Model>, class Sync = SingleDevice>
+using KimiK2 = Preset<KimiK2Model, Balancer, Sync>;
+
+/// GLM-4.5: 160 experts, K = 8, weights renormalised, times 2.5; GLM-4.5-Air has 128 experts and a scaling of 1: set `scaling_factor`. One shared expert besides.
+/// Source: arXiv 2508.06471: sigmoid gates, loss-free balancing at a rate of 0.001 for the first 15T tokens and 0 (`frozen`) for the rest, and a sequence-level balance
+/// loss of 0.0001, whose f it does not define; here it is the actual routing. Scaling, and that weights are renormalised: the published configs and Hugging Face's modeling_glm4_moe.py.
+struct Glm45Model {
+  static constexpr Sigmoid scoring{};
+  static constexpr TopK<8> top_k{.renormalise = true, .scaling_factor = 2.5f};
+  static constexpr Combine<LossFreeBias, SequenceLoss> balancer{LossFreeBias{.update_rate = 1e-3f},
+                                                                SequenceLoss{.coefficient = 1e-4f}};
+};
+template <class Balancer = BalancerOf<Glm45Model>, class Sync = SingleDevice>
+using Glm45 = Preset<Glm45Model, Balancer, Sync>;
+
 /// DeepSeek-V2: 160 experts in 8 groups of which 3 are kept, by their best expert; K = 6, two shared experts besides.
 /// Source: arXiv 2405.04434, section 2.2.3 and 3.1.2: expert-level loss 0.003 over each sequence (the published config has aux_loss_alpha
 /// 0.001, the paper's value for V2-Lite). The paper's device-level loss, which needs the number of devices, is not in it: add

@@ -19,6 +19,7 @@ import types
 import torch
 import torch.nn.functional
 from transformers.models.deepseek_v3 import modeling_deepseek_v3
+from transformers.models.glm4_moe import modeling_glm4_moe
 from transformers.models.gpt_oss import modeling_gpt_oss
 from transformers.models.llama4 import modeling_llama4
 from transformers.models.longcat_flash import modeling_longcat_flash
@@ -256,6 +257,29 @@ def deepseek_v3_case(seed, tokens):
     return case.routing(lambda x: router(x)[:0:-1], torch.sigmoid(logits) + bias, bias)
 
 
+def sigmoid_case(name, router, seed, tokens):
+    """A router with sigmoids, a bias and no groups; of the K it chooses only the order is this function's."""
+    experts, top_k, scaling = router.num_experts, router.top_k, router.routed_scaling_factor
+    assert (router.num_group, router.topk_group, top_k, router.norm_topk_prob) == (1, 1, 8, True)
+    bias = 0.1 * torch.randn(experts, generator=torch.Generator().manual_seed(2000 + seed))
+    logits = logits_for(seed, tokens, experts, lambda row: separated(torch.sigmoid(row) + bias, top_k))
+    with_identity(router, experts).e_score_correction_bias.copy_(bias)
+    case = Case(f"{name}_t{tokens}_e{experts}_k{top_k}", "route", f"Hugging Face {type(router).__name__}", seed, logits, top_k,
+                **{**plain_config("sigmoid", True), "scaling_factor": scaling})
+    return case.routing(lambda x: router(x)[:0:-1], torch.sigmoid(logits) + bias, bias)
+
+
+def kimi_k2_case(seed, tokens):
+    """Its published code is DeepSeek-V3's."""
+    config = modeling_deepseek_v3.DeepseekV3Config(hidden_size=384, n_routed_experts=384, n_group=1, topk_group=1, routed_scaling_factor=2.827)
+    return sigmoid_case("kimi_k2", modeling_deepseek_v3.DeepseekV3TopkRouter(config), seed, tokens)
+
+
+def glm_4_5_case(seed, tokens):
+    config = modeling_glm4_moe.Glm4MoeConfig(hidden_size=160, n_routed_experts=160, routed_scaling_factor=2.5)
+    return sigmoid_case("glm_4_5", modeling_glm4_moe.Glm4MoeTopkRouter(config), seed, tokens)
+
+
 def longcat_flash_case(seed, tokens):
     experts, zero, top_k = 768, 256, 12
     bias = 1e-3 * torch.randn(experts, generator=torch.Generator().manual_seed(2000 + seed))
@@ -323,6 +347,8 @@ def main():
         gpt_oss_case(10, 8, 128),
         deepseek_v3_case(11, 6),
         longcat_flash_case(15, 4),
+        kimi_k2_case(16, 5),
+        glm_4_5_case(17, 8),
     ]
     if arguments.megablocks:
         cases.append(olmoe_case(12, 12, 64, arguments.megablocks))

@@ -11,6 +11,8 @@ import sys
 CASES = {
     "deepseek_v3": (("deepseek_v3_t9_e256_k8_g8", "deepseek_v3_gradient_t6_e256_k8_g8"), {}),
     "deepseek_v2": (("deepseek_v2_t9_e160_k6_g8", "deepseek_v2_loss_t10_e160_k6_g8"), {"loss": 0.003}),
+    "kimi_k2": (("kimi_k2_t5_e384_k8",), {}),
+    "glm_4_5": (("glm_4_5_t8_e160_k8",), {}),
     "longcat_flash": (("longcat_flash_t4_e768_k12",), {}),
     "mixtral": (("mixtral_t48_e16_k2", "mixtral_t20_e8_k2"), {"loss": 0.02}),
     "qwen3": (("qwen3_t9_e128_k8",), {"loss": 0.001 / 8}),

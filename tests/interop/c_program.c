@@ -118,16 +118,16 @@ static void one_step_of_training(void) {
 }
 
 static void presets(void) {
-  const char* const names[] = {"deepseek_v3", "deepseek_v2", "mixtral", "qwen3", "gpt_oss", "olmoe", "switch", "llama4"};
-  const int32_t top_k[] = {8, 6, 2, 8, 4, 8, 1, 1};
-  const int32_t has_loss[] = {1, 1, 1, 1, 0, 1, 1, 0};
-  for (int i = 0; i < 8; ++i) {
+  const char* const names[] = {"deepseek_v3", "deepseek_v2", "mixtral", "qwen3", "gpt_oss", "olmoe", "switch", "llama4", "kimi_k2", "glm_4_5"};
+  const int32_t top_k[] = {8, 6, 2, 8, 4, 8, 1, 1, 8, 8};
+  const int32_t has_loss[] = {1, 1, 1, 1, 0, 1, 1, 0, 0, 1};
+  for (int i = 0; i < 10; ++i) {
     moeb_router* router = NULL;
     CHECK(moeb_router_create(names[i], &router) == moeb_ok);
     CHECK(moeb_top_k(router) == top_k[i]);
     CHECK(moeb_has_loss(router) == has_loss[i]);
-    CHECK(moeb_has_bias(router) == (i == 0));
-    CHECK(moeb_has_load(router) == (i == 0 || i == 3));
+    CHECK(moeb_has_bias(router) == (i == 0 || i >= 8));
+    CHECK(moeb_has_load(router) == (i == 0 || i == 3 || i >= 8));
     float value = 0;
     if (!has_loss[i]) CHECK(moeb_loss(router, NULL, 0, experts, 1, &value) == moeb_invalid_argument);
     moeb_router_destroy(router);
