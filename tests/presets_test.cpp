@@ -227,18 +227,26 @@ Choice deepseek_v3(const Row& x, const Row& bias) {
   return {ids, weights_of(s, ids, true, 2.5)};
 }
 
-Choice sigmoid_and_bias(const Row& x, const Row& bias, double scale) {
-  const Row s = sigmoid(x);
+/// Renormalised.
+Choice scores_and_bias(const Row& s, const Row& bias, int k, double scale) {
   Row ranking = s;
   for (std::size_t e = 0; e < ranking.size(); ++e) ranking[e] += bias[e];
-  const std::vector<int> ids = largest(ranking, 8, any_expert);
+  const std::vector<int> ids = largest(ranking, k, any_expert);
   return {ids, weights_of(s, ids, true, scale)};
 }
+Choice deepseek_v4(const Row& x, const Row& bias) {
+  Row scores;
+  for (const double logit : x) scores.push_back(std::sqrt(std::log1p(std::exp(logit))));
+  return scores_and_bias(scores, bias, 6, 1.5);
+}
+Choice minimax_m2(const Row& x, const Row& bias) {
+  return scores_and_bias(sigmoid(x), bias, 8, 1.0);
+}
 Choice kimi_k2(const Row& x, const Row& bias) {
-  return sigmoid_and_bias(x, bias, 2.827);
+  return scores_and_bias(sigmoid(x), bias, 8, 2.827);
 }
 Choice glm_4_5(const Row& x, const Row& bias) {
-  return sigmoid_and_bias(x, bias, 2.5);
+  return scores_and_bias(sigmoid(x), bias, 8, 2.5);
 }
 
 Choice deepseek_v2(const Row& x, const Row&) {
@@ -490,6 +498,8 @@ TEST_CASE("Llama4 routes as Hugging Face's, gradient included, and has no loss")
 TEST_CASE("every preset routes as its model's publication says") {
   agrees_with(mb::presets::DeepSeekV3<>{}, deepseek_v3, problem_of(256, 1), true);
   agrees_with(mb::presets::DeepSeekV2<>{}, deepseek_v2, problem_of(160, 2), false);
+  agrees_with(mb::presets::DeepSeekV4<>{}, deepseek_v4, problem_of(256, 14), true);
+  agrees_with(mb::presets::MiniMaxM2<>{}, minimax_m2, problem_of(256, 15), true);
   agrees_with(mb::presets::KimiK2<>{}, kimi_k2, problem_of(384, 12), true);
   agrees_with(mb::presets::LongCatFlash<>{}, longcat_flash, problem_of(768, 11), true);
   agrees_with(mb::presets::GptOss<>{}, gpt_oss, problem_of(32, 3), false);
@@ -543,12 +553,14 @@ TEST_CASE("presets with a loss have the published coefficient and scale") {
         doctest::Approx(switch_loss(0.003, v2_routed.experts, all_softmax(v2_problem), 6 * 13.0)).epsilon(1e-5).scale(0));
 }
 
-TEST_CASE("KimiK2 and GLM-4.5 route as Hugging Face's, gradient included") {
+TEST_CASE("DeepSeekV4, MiniMaxM2, KimiK2 and GLM-4.5 route as Hugging Face's, gradient included") {
+  reproduces("deepseek_v4_t6_e256_k6", mb::presets::DeepSeekV4<>{});
+  reproduces("minimax_m2_t6_e256_k8", mb::presets::MiniMaxM2<>{});
   reproduces("kimi_k2_t5_e384_k8", mb::presets::KimiK2<>{});
   reproduces("glm_4_5_t8_e160_k8", mb::presets::Glm45<>{});
 }
 
-TEST_CASE("KimiK2 and GLM-4.5 move their biases by 0.001") {
+TEST_CASE("DeepSeekV4, MiniMaxM2, KimiK2 and GLM-4.5 move their biases by 0.001") {
   const auto moves = [](const auto& router) {
     const mb::Bias bias{384, 1};
     const mb::Load load{384, 1};
@@ -559,9 +571,12 @@ TEST_CASE("KimiK2 and GLM-4.5 move their biases by 0.001") {
     }
     return true;
   };
+  CHECK(moves(mb::presets::DeepSeekV4<>{}));
+  CHECK(moves(mb::presets::MiniMaxM2<>{}));
   CHECK(moves(mb::presets::KimiK2<>{}));
   CHECK(moves(mb::presets::Glm45<>{}));
-  static_assert(mb::presets::KimiK2<>::loss_count == 0);
+  static_assert(
+      mb::presets::DeepSeekV4<>::loss_count + mb::presets::MiniMaxM2<>::loss_count + mb::presets::KimiK2<>::loss_count == 0);
 }
 
 TEST_CASE("DeepSeekV3 moves its bias by 0.001 and has the sequence loss at 0.0001") {

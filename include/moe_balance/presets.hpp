@@ -22,6 +22,7 @@
 #include <moe_balance/scoring/sigmoid.hpp>
 #include <moe_balance/scoring/softmax.hpp>
 #include <moe_balance/scoring/softmax_over_selected.hpp>
+#include <moe_balance/scoring/sqrt_softplus.hpp>
 #include <moe_balance/sync/single_device.hpp>
 #include <moe_balance/topk/group_limited_top_k.hpp>
 #include <moe_balance/topk/top_k.hpp>
@@ -110,6 +111,29 @@ struct DeepSeekV3Model {
 };
 template <class Balancer = BalancerOf<DeepSeekV3Model>, class Sync = SingleDevice>
 using DeepSeekV3 = Preset<DeepSeekV3Model, Balancer, Sync>;
+
+/// DeepSeek-V4: 256 experts (Flash), K = 6, no groups, weights renormalised, times 1.5. One shared expert besides. The first three layers take their experts from a table by token id:
+/// Router{SqrtSoftplus{}, Replay{DeepSeekV4Model::top_k}} with ReplayRef, whose weights come from the scores all the same.
+/// Source: Hugging Face's modeling_deepseek_v4.py and its configuration, which is DeepSeek-V4-Flash's (scoring_func sqrtsoftplus, routed_scaling_factor 1.5); of other sizes set `scaling_factor` from
+/// their configs. The rate of the bias is DeepSeek-V3's; what else balanced the load in training is not taken over.
+struct DeepSeekV4Model {
+  static constexpr SqrtSoftplus scoring{};
+  static constexpr TopK<6> top_k{.renormalise = true, .scaling_factor = 1.5f};
+  static constexpr LossFreeBias balancer{.update_rate = 1e-3f};
+};
+template <class Balancer = BalancerOf<DeepSeekV4Model>, class Sync = SingleDevice>
+using DeepSeekV4 = Preset<DeepSeekV4Model, Balancer, Sync>;
+
+/// MiniMax-M2: 256 experts, K = 8, no groups, weights renormalised.
+/// Source: Hugging Face's modeling_minimax_m2.py and its configuration. How load was balanced in training is not published but for the bias, whose rate here is
+/// DeepSeek-V3's; the configuration's router_aux_loss_coef, 0.001, is for fine-tuning and not taken over.
+struct MiniMaxM2Model {
+  static constexpr Sigmoid scoring{};
+  static constexpr TopK<8> top_k{.renormalise = true, .scaling_factor = 1.0f};
+  static constexpr LossFreeBias balancer{.update_rate = 1e-3f};
+};
+template <class Balancer = BalancerOf<MiniMaxM2Model>, class Sync = SingleDevice>
+using MiniMaxM2 = Preset<MiniMaxM2Model, Balancer, Sync>;
 
 /// Kimi K2: 384 experts, K = 8, no groups, weights renormalised, times 2.827. One shared expert besides.
 /// Source: the published config (model_type kimi_k2: n_group 1, norm_topk_prob true, topk_method noaux_tc, routed_scaling_factor 2.827), whose code is

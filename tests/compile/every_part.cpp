@@ -57,6 +57,8 @@ void every_policy() {
 void every_preset() {
   call(mb::presets::DeepSeekV3<>{});
   call(mb::presets::DeepSeekV2<>{}.with(mb::NoBalancer{}));
+  call(mb::presets::DeepSeekV4<>{});
+  call(mb::presets::MiniMaxM2<>{});
   call(mb::presets::KimiK2<>{});
   call(mb::presets::Glm45<>{});
   call(mb::presets::LongCatFlash<>{});

@@ -19,10 +19,12 @@ import types
 import torch
 import torch.nn.functional
 from transformers.models.deepseek_v3 import modeling_deepseek_v3
+from transformers.models.deepseek_v4 import modeling_deepseek_v4
 from transformers.models.glm4_moe import modeling_glm4_moe
 from transformers.models.gpt_oss import modeling_gpt_oss
 from transformers.models.llama4 import modeling_llama4
 from transformers.models.longcat_flash import modeling_longcat_flash
+from transformers.models.minimax_m2 import modeling_minimax_m2
 from transformers.models.mixtral import modeling_mixtral
 from transformers.models.olmoe import modeling_olmoe
 from transformers.models.qwen3_moe import modeling_qwen3_moe
@@ -257,27 +259,40 @@ def deepseek_v3_case(seed, tokens):
     return case.routing(lambda x: router(x)[:0:-1], torch.sigmoid(logits) + bias, bias)
 
 
-def sigmoid_case(name, router, seed, tokens):
-    """A router with sigmoids, a bias and no groups; of the K it chooses only the order is this function's."""
-    experts, top_k, scaling = router.num_experts, router.top_k, router.routed_scaling_factor
-    assert (router.num_group, router.topk_group, top_k, router.norm_topk_prob) == (1, 1, 8, True)
+def biased_case(name, router, seed, tokens, scoring="sigmoid", score=torch.sigmoid, scaling=1.0, takes_bias=False):
+    """A router of elementwise scores with a bias, which renormalises and has no groups; of the K it chooses only the order is this function's."""
+    experts, top_k = router.num_experts, router.top_k
+    assert getattr(router, "num_group", 1) == getattr(router, "topk_group", 1) == 1 and getattr(router, "norm_topk_prob", True)
+    assert getattr(router, "routed_scaling_factor", 1.0) == scaling
     bias = 0.1 * torch.randn(experts, generator=torch.Generator().manual_seed(2000 + seed))
-    logits = logits_for(seed, tokens, experts, lambda row: separated(torch.sigmoid(row) + bias, top_k))
-    with_identity(router, experts).e_score_correction_bias.copy_(bias)
+    logits = logits_for(seed, tokens, experts, lambda row: separated(score(row) + bias, top_k))
+    with_identity(router, experts)
+    if not takes_bias:
+        router.e_score_correction_bias.copy_(bias)
     case = Case(f"{name}_t{tokens}_e{experts}_k{top_k}", "route", f"Hugging Face {type(router).__name__}", seed, logits, top_k,
-                **{**plain_config("sigmoid", True), "scaling_factor": scaling})
-    return case.routing(lambda x: router(x)[:0:-1], torch.sigmoid(logits) + bias, bias)
+                **{**plain_config(scoring, True), "scaling_factor": scaling})
+    return case.routing(lambda x: (router(x, bias) if takes_bias else router(x))[:0:-1], score(logits) + bias, bias)
 
 
 def kimi_k2_case(seed, tokens):
     """Its published code is DeepSeek-V3's."""
     config = modeling_deepseek_v3.DeepseekV3Config(hidden_size=384, n_routed_experts=384, n_group=1, topk_group=1, routed_scaling_factor=2.827)
-    return sigmoid_case("kimi_k2", modeling_deepseek_v3.DeepseekV3TopkRouter(config), seed, tokens)
+    return biased_case("kimi_k2", modeling_deepseek_v3.DeepseekV3TopkRouter(config), seed, tokens, scaling=2.827)
 
 
 def glm_4_5_case(seed, tokens):
     config = modeling_glm4_moe.Glm4MoeConfig(hidden_size=160, n_routed_experts=160, routed_scaling_factor=2.5)
-    return sigmoid_case("glm_4_5", modeling_glm4_moe.Glm4MoeTopkRouter(config), seed, tokens)
+    return biased_case("glm_4_5", modeling_glm4_moe.Glm4MoeTopkRouter(config), seed, tokens, scaling=2.5)
+
+
+def deepseek_v4_case(seed, tokens):
+    router = modeling_deepseek_v4.DeepseekV4TopKRouter(modeling_deepseek_v4.DeepseekV4Config(hidden_size=256))
+    return biased_case("deepseek_v4", router, seed, tokens, "sqrt_softplus", lambda x: torch.nn.functional.softplus(x).sqrt(), 1.5)
+
+
+def minimax_m2_case(seed, tokens):
+    router = modeling_minimax_m2.MiniMaxM2TopKRouter(modeling_minimax_m2.MiniMaxM2Config(hidden_size=256))
+    return biased_case("minimax_m2", router, seed, tokens, takes_bias=True)
 
 
 def longcat_flash_case(seed, tokens):
@@ -349,6 +364,8 @@ def main():
         longcat_flash_case(15, 4),
         kimi_k2_case(16, 5),
         glm_4_5_case(17, 8),
+        deepseek_v4_case(18, 6),
+        minimax_m2_case(19, 6),
     ]
     if arguments.megablocks:
         cases.append(olmoe_case(12, 12, 64, arguments.megablocks))

@@ -11,6 +11,8 @@ import sys
 CASES = {
     "deepseek_v3": (("deepseek_v3_t9_e256_k8_g8", "deepseek_v3_gradient_t6_e256_k8_g8"), {}),
     "deepseek_v2": (("deepseek_v2_t9_e160_k6_g8", "deepseek_v2_loss_t10_e160_k6_g8"), {"loss": 0.003}),
+    "deepseek_v4": (("deepseek_v4_t6_e256_k6",), {}),
+    "minimax_m2": (("minimax_m2_t6_e256_k8",), {}),
     "kimi_k2": (("kimi_k2_t5_e384_k8",), {}),
     "glm_4_5": (("glm_4_5_t8_e160_k8",), {}),
     "longcat_flash": (("longcat_flash_t4_e768_k12",), {}),

@@ -118,10 +118,10 @@ static void one_step_of_training(void) {
 }
 
 static void presets(void) {
-  const char* const names[] = {"deepseek_v3", "deepseek_v2", "mixtral", "qwen3", "gpt_oss", "olmoe", "switch", "llama4", "kimi_k2", "glm_4_5"};
-  const int32_t top_k[] = {8, 6, 2, 8, 4, 8, 1, 1, 8, 8};
-  const int32_t has_loss[] = {1, 1, 1, 1, 0, 1, 1, 0, 0, 1};
-  for (int i = 0; i < 10; ++i) {
+  const char* const names[] = {"deepseek_v3", "deepseek_v2", "mixtral", "qwen3", "gpt_oss", "olmoe", "switch", "llama4", "kimi_k2", "glm_4_5", "deepseek_v4", "minimax_m2"};
+  const int32_t top_k[] = {8, 6, 2, 8, 4, 8, 1, 1, 8, 8, 6, 8};
+  const int32_t has_loss[] = {1, 1, 1, 1, 0, 1, 1, 0, 0, 1, 0, 0};
+  for (int i = 0; i < 12; ++i) {
     moeb_router* router = NULL;
     CHECK(moeb_router_create(names[i], &router) == moeb_ok);
     CHECK(moeb_top_k(router) == top_k[i]);

@@ -86,8 +86,8 @@ MOEB_C_API const char* moeb_version(void);
 /** The message of this thread's latest error; "" before any. Valid until the thread's next call. */
 MOEB_C_API const char* moeb_last_error(void);
 
-/** The router of a model: "deepseek_v3", "deepseek_v2", "kimi_k2", "glm_4_5", "longcat_flash", "mixtral", "qwen3", "gpt_oss", "olmoe", "switch" or "llama4",
- *  as published: of "longcat_flash"'s experts the last 256 compute nothing. The caller destroys it. */
+/** The router of a model: "deepseek_v3", "deepseek_v2", "deepseek_v4", "kimi_k2", "glm_4_5", "minimax_m2", "longcat_flash", "mixtral", "qwen3", "gpt_oss",
+ *  "olmoe", "switch" or "llama4", as published: of "longcat_flash"'s experts the last 256 compute nothing. The caller destroys it. */
 MOEB_C_API int moeb_router_create(const char* preset, moeb_router** router);
 /** NULL is allowed. */
 MOEB_C_API void moeb_router_destroy(moeb_router* router);

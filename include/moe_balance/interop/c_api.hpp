@@ -152,6 +152,8 @@ static_assert(static_cast<int>(DataType::float32) == moeb_float32 && static_cast
 [[nodiscard]] inline std::unique_ptr<moeb_router> router_named(const std::string& preset) {
   if (preset == "deepseek_v3") return std::make_unique<AnyRouter<presets::DeepSeekV3<>>>();
   if (preset == "deepseek_v2") return std::make_unique<AnyRouter<presets::DeepSeekV2<>>>();
+  if (preset == "deepseek_v4") return std::make_unique<AnyRouter<presets::DeepSeekV4<>>>();
+  if (preset == "minimax_m2") return std::make_unique<AnyRouter<presets::MiniMaxM2<>>>();
   if (preset == "kimi_k2") return std::make_unique<AnyRouter<presets::KimiK2<>>>();
   if (preset == "glm_4_5") return std::make_unique<AnyRouter<presets::Glm45<>>>();
   if (preset == "longcat_flash") return std::make_unique<AnyRouter<presets::LongCatFlash<>>>();
@@ -161,8 +163,10 @@ static_assert(static_cast<int>(DataType::float32) == moeb_float32 && static_cast
   if (preset == "olmoe") return std::make_unique<AnyRouter<presets::Olmoe<>>>();
   if (preset == "switch") return std::make_unique<AnyRouter<presets::Switch<>>>();
   if (preset == "llama4") return std::make_unique<AnyRouter<presets::Llama4<>>>();
-  fail_argument("moeb_router_create", "preset", "\"" + preset + "\"",
-                {"deepseek_v3, deepseek_v2, kimi_k2, glm_4_5, longcat_flash, mixtral, qwen3, gpt_oss, olmoe, switch, llama4"});
+  fail_argument(
+      "moeb_router_create", "preset", "\"" + preset + "\"",
+      {"deepseek_v3, deepseek_v2, deepseek_v4, kimi_k2, glm_4_5, minimax_m2, longcat_flash, mixtral, qwen3, gpt_oss, olmoe, "
+       "switch, llama4"});
 }
 
 }  // namespace c_api
