@@ -32,7 +32,12 @@ inline oracle::Scoring oracle_of(const NanBelowZero& /*scoring*/) {
 }
 static_assert(mb::BiasFromMargins<BinsByRoot> && mb::BiasBalancer<BinsByRoot> && !mb::MemorylessBias<BinsByRoot>);
 
-/// The histogram [E, bins] as a call adds to it, where each cell had 7; what lies around it stays as it was.
+struct alignas(16) Sixteen {
+  std::uint64_t words[2];
+  bool operator==(const Sixteen&) const = default;
+};
+
+/// The histogram [E, bins] as a call adds to it, where each cell had 7; what lies around it stays as it was, and what lies around the memory that it has on a GPU.
 template <class Real, class Engine, class Scoring, class TopKT, class Balancer>
 std::vector<std::int64_t> histogram_of(const Engine& engine, const Scoring& scoring, const TopKT& top_k,
                                        const Balancer& balancer, const Inputs& inputs,
@@ -49,6 +54,11 @@ std::vector<std::int64_t> histogram_of(const Engine& engine, const Scoring& scor
   typename Engine::template Array<std::uint8_t> active(engine, inputs.active);
   typename Engine::template Array<std::int64_t> token_count(engine, {inputs.tokens_on_device});
   typename Engine::template Array<std::int64_t> cells(engine, std::vector<std::int64_t>(cell_count + 2 * around, before));
+  constexpr std::size_t guard = 4;  // of 16 bytes each
+  const auto scratch_size = mb::TokenThresholds<Scoring>::bytes(inputs.tokens) / sizeof(Sixteen);
+  const std::vector<Sixteen> poison(scratch_size + 2 * guard, Sixteen{0x4d4d4d4d4d4d4d4d, 0x4d4d4d4d4d4d4d4d});
+  typename Engine::template Array<Sixteen> scratch(engine, poison);
+  constexpr bool on_host = mb::Engine<std::remove_cv_t<decltype(engine.place())>>::serves_float64;
   const mb::ConstAnyMatrix view(logits.data(), inputs.logits_type, inputs.tokens, inputs.experts,
                                 inputs.experts + inputs.row_padding);
   const mb::MarginProblem<Scoring, TopKT, Balancer> problem{
@@ -61,7 +71,8 @@ std::vector<std::int64_t> histogram_of(const Engine& engine, const Scoring& scor
       cells.data() + around,
       mb::rows_hold_quads(view),
       inputs.active.empty() ? nullptr : active.data(),
-      inputs.tokens_on_device < 0 ? nullptr : token_count.data()};
+      inputs.tokens_on_device < 0 ? nullptr : token_count.data(),
+      on_host ? mb::TokenThresholds<Scoring>{} : mb::TokenThresholds<Scoring>::of(scratch.data() + guard, inputs.tokens)};
   const auto place = engine.place();
   mb::Engine<std::remove_cv_t<decltype(place)>>::template count_margins<Real>(problem, place);
   engine.wait();
@@ -73,6 +84,10 @@ std::vector<std::int64_t> histogram_of(const Engine& engine, const Scoring& scor
       own.push_back(after[i] - before);
     else
       others_stay = others_stay && after[i] == before;
+  }
+  const std::vector<Sixteen> scratch_after = scratch.values();
+  for (std::size_t i = 0; i < guard; ++i) {
+    others_stay = others_stay && scratch_after[i] == poison[i] && scratch_after[guard + scratch_size + i] == poison[i];
   }
   CHECK(others_stay);
   return own;
