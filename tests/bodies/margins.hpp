@@ -109,6 +109,15 @@ inline Inputs awkward_inputs(std::uint64_t seed, std::int64_t tokens, int expert
   return inputs;
 }
 
+/// Test bodies with many tokens have this share of them on an engine that is slow.
+template <class Engine>
+constexpr std::int64_t shares_of_tokens() {
+  if constexpr (requires { Engine::share_of_tokens; })
+    return Engine::share_of_tokens;
+  else
+    return 1;
+}
+
 /// What forward chooses, as the pass gets it.
 template <class Scoring, class TopKT>
 std::vector<std::int32_t> ids_of(const Scoring& scoring, const TopKT& top_k, const Inputs& inputs) {
@@ -188,6 +197,26 @@ TEST_CASE_TEMPLATE_DEFINE("margins in bins of a user's rule", Engine, margins_us
   check_counted(Engine(), mb::Identity{}, mb::TopK<2>{}, rule, bins, normal_inputs(5, 40, 24, 1));
   check_counted(Engine(), mb::Identity{}, mb::TopK<2>{}, rule, bins, normal_inputs(6, 40, 300, 1));
   check_counted(Engine(), mb::Identity{}, mb::TopK<2>{}, rule, bins, awkward_inputs(7, 40, 24));  // bins -1 and 50
+}
+
+TEST_CASE_TEMPLATE_DEFINE("margins of many tokens, which on a GPU two kernels count", Engine, margins_of_many_tokens) {
+  const mb::QuantileBias octaves;
+  const mb::QuantileBias even{.spacing = mb::MarginBins::even, .low = -0.25f, .high = 0.25f, .bins = 64};
+  const mb::ThresholdBias of_scores;
+  const auto check = [](int experts, mb::DataType type, const auto& scoring, const auto& rule) {
+    const auto seed = static_cast<std::uint64_t>(experts);
+    Inputs inputs = normal_inputs(seed, 2600 / shares_of_tokens<Engine>(), experts, 1, 0.5);
+    inputs.logits_type = type;
+    inputs.bias = normal_bias(seed + 1, experts, 0.02);
+    inputs.active = Random(seed + 2).flags(static_cast<std::size_t>(inputs.tokens), 0.1);
+    inputs.row_padding = experts % 4;
+    check_counted(Engine(), scoring, mb::TopK<4>{}, rule, bins_of(rule), inputs);
+  };
+  check(256, mb::DataType::float32, mb::Sigmoid{}, octaves);
+  check(257, mb::DataType::bfloat16, mb::Softmax{}, even);
+  check(61, mb::DataType::float16, mb::SqrtSoftplus{}, octaves);
+  check(130, mb::DataType::float32, mb::SoftmaxOverSelected{}, octaves);
+  check(64, mb::DataType::float32, mb::Softmax{}, of_scores);
 }
 
 }  // namespace testing
