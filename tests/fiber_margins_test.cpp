@@ -151,7 +151,8 @@ TEST_CASE("the second kernel's blocks: sectors of rows, what fits, and ranges of
     const mb::ConstAnyMatrix logits(nullptr, type, tokens, experts, experts);
     return mb::MarginGrid(logits, bins, multiprocessors, static_cast<std::size_t>(kibibytes) * 1024, mb::margin_tuning);
   };
-  const auto is = [](const mb::MarginGrid& grid, int experts_of_block, std::int64_t expert_ranges, std::int64_t token_ranges) {
+  const auto is = [](const mb::MarginGrid& grid, int experts_of_block, std::int64_t expert_ranges,
+                     std::int64_t token_ranges) {
     CHECK(grid.experts_of_block == experts_of_block);
     CHECK(grid.expert_ranges == expert_ranges);
     CHECK(grid.token_ranges == token_ranges);
@@ -161,9 +162,9 @@ TEST_CASE("the second kernel's blocks: sectors of rows, what fits, and ranges of
   is(grid(8192, 256, 353, float32, 132, 227), 8, 32, 4);
   is(grid(8192, 256, 353, mb::DataType::bfloat16, 132, 227), 16, 16, 8);
   is(grid(8192, 257, 353, float32, 132, 227), 8, 33, 4);
-  is(grid(8192, 256, 353, float32, 1, 227), 8, 32, 1);    // one multiprocessor
+  is(grid(8192, 256, 353, float32, 1, 227), 8, 32, 1);      // one multiprocessor
   is(grid(8192, 2048, 353, float32, 132, 227), 8, 256, 1);  // more ranges of experts than multiprocessors
-  is(grid(32768, 8, 353, float32, 132, 227), 8, 1, 46);   // 706 tokens each, at least
+  is(grid(32768, 8, 353, float32, 132, 227), 8, 1, 46);     // 706 tokens each, at least
   is(grid(65536, 256, 16384, float32, 132, 227), 2, 128, 1);
   is(grid(65536, 256, 16384, float32, 132, 99), 1, 256, 1);
   is(grid(65536, 256, 16384, float32, 132, 63), 0, 0, 0);  // no room for an expert

@@ -252,10 +252,9 @@ struct Engine<testing::FibersOfTiers<Tiers...>> {
                              });
     });
     if (!has_second) return;
-    testing::launch_fibers(
-        place, grid.token_ranges, grid.expert_ranges, place.margins.threads,
-        grid.shared_bytes - place.faults.less_shared_bytes,
-        [&](const FiberBlock& block) { margin_count_kernel(block, problem, grid.experts_of_block); });
+    testing::launch_fibers(place, grid.token_ranges, grid.expert_ranges, place.margins.threads,
+                           grid.shared_bytes - place.faults.less_shared_bytes,
+                           [&](const FiberBlock& block) { margin_count_kernel(block, problem, grid.experts_of_block); });
   }
 
   template <class Problem>

@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(cuda_tiers[Tier].threads, cuda_tiers[Tier].blo
 }
 
 template <class Problem>
-__global__ void __launch_bounds__(margin_tuning.threads) MOEB_HIDDEN
+__global__ void __launch_bounds__(margin_tuning.threads, margin_tuning.blocks_per_multiprocessor) MOEB_HIDDEN
     moe_balance_margin_counts(const __grid_constant__ Problem problem, int experts_of_block) {
   extern __shared__ __align__(16) std::byte moe_balance_shared[];
   const CudaBlock<margin_tuning.threads> block{moe_balance_shared};

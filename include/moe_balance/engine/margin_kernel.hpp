@@ -90,33 +90,53 @@ struct MarginRange {
   }
 };
 
+/// Where a thread of the second kernel counts: an expert, and every step-th token of a range.
+template <class T, class Scoring>
+struct MarginWalk {
+  const T* logits;  ///< of the expert, token 0
+  std::int64_t stride;
+  TokenThresholds<Scoring> thresholds;
+  int step;
+  std::int32_t* cells;  ///< [bins], of the expert
+};
+
+/// Adds the margins of `Count` tokens of a walk to its cells.
+template <int Count, class T, class BlockT, class Scoring, class Binning>
+MOEB_INLINE void count_tokens(const BlockT& block, const Scoring& scoring, const Binning& binning, int bins,
+                              const MarginWalk<T, Scoring>& walk, std::int64_t token) {
+  const T* const logits = walk.logits + token * walk.stride;
+  const TokenThresholds<Scoring> thresholds = walk.thresholds.from(token);
+  TokenThreshold<float, Scoring> threshold[Count];
+  float logit[Count];
+  MOEB_UNROLL
+  for (int i = 0; i < Count; ++i) {  // all are loaded before one is waited for
+    logit[i] = to_real(logits[i * walk.step * walk.stride]);
+    threshold[i] = thresholds[i * walk.step];
+  }
+  MOEB_UNROLL
+  for (int i = 0; i < Count; ++i) {
+    const int bin = bin_of_margin(binning, bins, threshold[i].margin_of_logit(scoring, logit[i]));
+    if (threshold[i].has_margins()) block.add_shared(walk.cells + bin, 1);
+  }
+}
+
 /// Adds a range's margins to its cells [experts, bins] in shared memory. Neighbouring threads have neighbouring experts of a token, then those of the next tokens.
 /// `T`: of the logits.
-template <class T, class BlockT, class Problem, class Rule>
-MOEB_HOST_DEVICE inline void count_range(const BlockT& block, const Problem& problem, const Rule& rule,
+template <class T, class BlockT, class Problem, class Binning>
+MOEB_HOST_DEVICE inline void count_range(const BlockT& block, const Problem& problem, const Binning& binning, int bins,
                                          const MarginRange& range, int experts_of_block, std::int32_t* cells) {
-  constexpr int at_once = margin_tuning.tokens_at_once;
   const int own = block.thread() % experts_of_block;
   if (own >= range.experts) return;
-  const int step = block.threads() / experts_of_block;
-  const T* const logits = static_cast<const T*>(problem.logits.data) + range.first_expert + own;
-  std::int32_t* const own_cells = cells + own * static_cast<int>(rule.bins);
-  for (std::int64_t first = range.first_token + block.thread() / experts_of_block; first < range.last_token;
-       first += at_once * step) {
-    TokenThreshold<float, decltype(problem.scoring)> threshold[at_once];
-    float logit[at_once];
-    MOEB_UNROLL
-    for (int i = 0; i < at_once; ++i) {  // all are loaded before one is waited for
-      const std::int64_t token = first + i * step < range.last_token ? first + i * step : first;
-      threshold[i] = problem.thresholds[token];
-      logit[i] = to_real(logits[token * problem.logits.stride]);
-    }
-    MOEB_UNROLL
-    for (int i = 0; i < at_once; ++i) {
-      const int bin = bin_of_margin(rule, threshold[i].margin_of_logit(problem.scoring, logit[i]));
-      if (first + i * step < range.last_token && threshold[i].has_margins()) block.add_shared(own_cells + bin, 1);
-    }
+  const MarginWalk<T, decltype(problem.scoring)> walk{static_cast<const T*>(problem.logits.data) + range.first_expert + own,
+                                                      problem.logits.stride, problem.thresholds,
+                                                      block.threads() / experts_of_block, cells + own * bins};
+  constexpr int at_once = margin_tuning.tokens_at_once;
+  std::int64_t token = range.first_token + block.thread() / experts_of_block;
+  for (; token + (at_once - 1) * walk.step < range.last_token; token += at_once * walk.step) {
+    count_tokens<at_once>(block, problem.scoring, binning, bins, walk, token);
   }
+  MOEB_NO_UNROLL
+  for (; token < range.last_token; token += walk.step) count_tokens<1>(block, problem.scoring, binning, bins, walk, token);
 }
 
 /// Counts the margins of a block's experts and tokens and adds them to the histogram, once for each cell.
@@ -128,9 +148,9 @@ MOEB_HOST_DEVICE inline void margin_count_kernel(const BlockT& block, const Prob
   auto* const cells = reinterpret_cast<std::int32_t*>(block.shared());
   for (int cell = block.thread(); cell < cell_count; cell += block.threads()) cells[cell] = 0;
   block.barrier();
-  with_margin_rule(problem, [&](const auto& rule) MOEB_LAMBDA {
+  with_binning(problem, [&](const auto& binning, int /*bins*/) MOEB_LAMBDA {
     with_element_type<float>(problem.logits.type, [&](auto* type) MOEB_LAMBDA {
-      count_range<std::remove_pointer_t<decltype(type)>>(block, problem, rule, range, experts_of_block, cells);
+      count_range<std::remove_pointer_t<decltype(type)>>(block, problem, binning, bins, range, experts_of_block, cells);
     });
   });
   block.barrier();

@@ -96,7 +96,8 @@ struct RouterChecks {
     check.memory("saved", args.saved.data, args.saved.bytes, saved_bytes(shape), alignof(std::int64_t));
     const std::size_t used = forward_bytes(shape, args.accumulate, on_host);
     check.memory("workspace", workspace.data, workspace.bytes, used, 16);
-    const ByteRows scratch("workspace", workspace.data, keeps_thresholds(args.accumulate, on_host) ? static_cast<std::int64_t>(used) : 0);
+    const ByteRows scratch("workspace", workspace.data,
+                           keeps_thresholds(args.accumulate, on_host) ? static_cast<std::int64_t>(used) : 0);
     check.forward_memory(args, saved_bytes(shape), looks_across_tokens<TopKT> ? args.chosen : MatrixView<std::int32_t>(),
                          is_replaying<TopKT> ? args.replay : ReplayRef{}, sequences_of<Balancer>(args), scratch);
   }

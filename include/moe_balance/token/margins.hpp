@@ -4,6 +4,7 @@
 #pragma once
 
 #include <moe_balance/balancer/combine.hpp>
+#include <moe_balance/balancer/margin_scale.hpp>
 #include <moe_balance/token/choice.hpp>
 #include <moe_balance/token/forward.hpp>
 
@@ -58,6 +59,10 @@ struct TokenThresholds {
     return {reinterpret_cast<float*>(bytes), has_rows ? reinterpret_cast<Row*>(bytes + value_bytes(tokens)) : nullptr};
   }
   [[nodiscard]] MOEB_INLINE bool empty() const { return values == nullptr; }
+  /// Those from a token on.
+  [[nodiscard]] MOEB_INLINE TokenThresholds from(std::int64_t token) const {
+    return {values + token, has_rows ? rows + token : nullptr};
+  }
   MOEB_INLINE void set(std::int64_t token, const Token& threshold) const {
     values[token] = threshold.value;
     if constexpr (has_rows) rows[token] = threshold.row;
@@ -160,18 +165,17 @@ template <class Real, class Problem, class TileT, class LayoutT>
 }
 
 /// The bin that a margin counts in, whatever a user's rule says.
-template <class Rule>
-[[nodiscard]] MOEB_INLINE int bin_of_margin(const Rule& rule, float margin) {
-  const int bins = static_cast<int>(rule.bins);
-  const int bin = static_cast<int>(rule.bin_of(margin));
+template <class Binning>
+[[nodiscard]] MOEB_INLINE int bin_of_margin(const Binning& binning, int bins, float margin) {
+  const int bin = static_cast<int>(binning.bin_of(margin));
   return bin < 0 ? 0 : bin >= bins ? bins - 1 : bin;
 }
 
-/// Calls f(rule) for the part of the balancer whose rule reads margins.
+/// Calls f(binning, bins) for the part of the balancer whose rule reads margins.
 template <class Problem, class Function>
-MOEB_INLINE void with_margin_rule(const Problem& problem, const Function& f) {
+MOEB_INLINE void with_binning(const Problem& problem, const Function& f) {
   for_each_part(problem.balancer, [&](const auto& part) MOEB_LAMBDA {
-    if constexpr (BiasFromMargins<std::remove_cvref_t<decltype(part)>>) f(part);
+    if constexpr (BiasFromMargins<std::remove_cvref_t<decltype(part)>>) f(binning_of(part), static_cast<int>(part.bins));
   });
 }
 
@@ -182,18 +186,17 @@ MOEB_INLINE void add_margins(const Problem& problem, const TileT& tile, const La
                              const TokenThreshold<Real, decltype(Problem::scoring)>& threshold,
                              const Slots<Real, LayoutT>& logits, const Slots<Real, LayoutT>& scores, const Add& add) {
   using Scoring = decltype(problem.scoring);
-  with_margin_rule(problem, [&](const auto& rule) MOEB_LAMBDA {
-    const int bins = static_cast<int>(rule.bins);
+  with_binning(problem, [&](const auto& binning, int bins) MOEB_LAMBDA {
     const auto cell = [&](int expert, int bin) MOEB_LAMBDA { return static_cast<std::int64_t>(expert) * bins + bin; };
     if constexpr (!LayoutT::in_registers) {  // first all bins, in vectors
       Slots<std::int32_t, LayoutT> bin;
       for_each_slot(layout, [&](int slot) MOEB_LAMBDA {
-        bin[slot] = bin_of_margin(rule, threshold.margin(is_over_selected<Scoring> ? logits[slot] : scores[slot]));
+        bin[slot] = bin_of_margin(binning, bins, threshold.margin(is_over_selected<Scoring> ? logits[slot] : scores[slot]));
       });
       for (int expert = 0; expert < layout.experts; ++expert) add(cell(expert, bin[expert]));
     } else {
       const auto count = [&](int slot, Real score) MOEB_LAMBDA {
-        if (layout.holds_expert(slot)) add(cell(layout.expert(slot), bin_of_margin(rule, threshold.margin(score))));
+        if (layout.holds_expert(slot)) add(cell(layout.expert(slot), bin_of_margin(binning, bins, threshold.margin(score))));
       };
       if constexpr (is_over_selected<Scoring>)
         for_each_logit(tile, layout, problem.logits, token, problem.rows_hold_quads, logits, count);
