@@ -151,12 +151,12 @@ TEST_CASE("the second kernel's blocks: sectors of rows, what fits, and ranges of
     const mb::ConstAnyMatrix logits(nullptr, type, tokens, experts, experts);
     return mb::MarginGrid(logits, bins, multiprocessors, static_cast<std::size_t>(kibibytes) * 1024, mb::margin_tuning);
   };
-  const auto is = [](const mb::MarginGrid& grid, int experts_of_block, std::int64_t expert_ranges,
+  const auto is = [](const mb::MarginGrid& got, int experts_of_block, std::int64_t expert_ranges,
                      std::int64_t token_ranges) {
-    CHECK(grid.experts_of_block == experts_of_block);
-    CHECK(grid.expert_ranges == expert_ranges);
-    CHECK(grid.token_ranges == token_ranges);
-    CHECK(grid.shared_bytes % 4 == 0);
+    CHECK(got.experts_of_block == experts_of_block);
+    CHECK(got.expert_ranges == expert_ranges);
+    CHECK(got.token_ranges == token_ranges);
+    CHECK(got.shared_bytes % 4 == 0);
   };
   constexpr auto float32 = mb::DataType::float32;
   is(grid(8192, 256, 353, float32, 132, 227), 8, 32, 4);

@@ -67,9 +67,9 @@ struct Router {
   /// (or more experts in as many) than a call takes, and for fewer than none.
   [[nodiscard]] std::size_t saved_bytes(const Shape& shape) const { return checks().saved_bytes(shape); }
 
-  /// Bytes of Workspace for any call of this shape. With a rule that reads margins (QuantileBias, ThresholdBias, not frozen) that includes what an accumulating
-  /// forward on a GPU keeps of each token, 4 bytes, and 16 more with a softmax: the largest number there is for fewer tokens than none. Other calls need
-  /// what the selection asks for.
+  /// Bytes of Workspace for any call of this shape. With a rule that reads margins (QuantileBias, ThresholdBias) and is not frozen, that includes what an
+  /// accumulating forward on a GPU keeps of each token: 4 bytes, with a softmax 20; the largest number there is for more tokens than a call takes, and for fewer
+  /// than none. Other calls, and all on the CPU, do not ask for that part.
   [[nodiscard]] std::size_t workspace_bytes(const Shape& shape) const { return checks().workspace_bytes(shape); }
 
   /// Inference: ids, weights and optionally counts. Reads the bias, touches no state, keeps nothing for a backward pass.

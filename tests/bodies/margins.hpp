@@ -56,8 +56,8 @@ std::vector<std::int64_t> histogram_of(const Engine& engine, const Scoring& scor
   typename Engine::template Array<std::int64_t> cells(engine, std::vector<std::int64_t>(cell_count + 2 * around, before));
   constexpr std::size_t guard = 4;  // of 16 bytes each
   const auto scratch_size = mb::TokenThresholds<Scoring>::bytes(inputs.tokens) / sizeof(Sixteen);
-  const std::vector<Sixteen> poison(scratch_size + 2 * guard, Sixteen{0x4d4d4d4d4d4d4d4d, 0x4d4d4d4d4d4d4d4d});
-  typename Engine::template Array<Sixteen> scratch(engine, poison);
+  const std::vector<Sixteen> untouched_scratch(scratch_size + 2 * guard, Sixteen{0x4d4d4d4d4d4d4d4d, 0x4d4d4d4d4d4d4d4d});
+  typename Engine::template Array<Sixteen> scratch(engine, untouched_scratch);
   constexpr bool on_host = mb::Engine<std::remove_cv_t<decltype(engine.place())>>::serves_float64;
   const mb::ConstAnyMatrix view(logits.data(), inputs.logits_type, inputs.tokens, inputs.experts,
                                 inputs.experts + inputs.row_padding);
@@ -87,7 +87,8 @@ std::vector<std::int64_t> histogram_of(const Engine& engine, const Scoring& scor
   }
   const std::vector<Sixteen> scratch_after = scratch.values();
   for (std::size_t i = 0; i < guard; ++i) {
-    others_stay = others_stay && scratch_after[i] == poison[i] && scratch_after[guard + scratch_size + i] == poison[i];
+    others_stay = others_stay && scratch_after[i] == untouched_scratch[i] &&
+                  scratch_after[guard + scratch_size + i] == untouched_scratch[i];
   }
   CHECK(others_stay);
   return own;
