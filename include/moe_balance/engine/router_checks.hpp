@@ -171,11 +171,13 @@ struct RouterChecks {
     return Traits::reads_margins && accumulate && !on_host && counts_margins(balancer);
   }
   [[nodiscard]] std::size_t forward_bytes(const Shape& shape, bool accumulate, bool on_host) const {
-    if (!keeps_thresholds(accumulate, on_host)) return selection_bytes(shape);
-    const std::size_t thresholds = TokenThresholds<Scoring>::bytes(shape.tokens);
-    const std::size_t offset = thresholds_offset(shape);
-    return thresholds > std::numeric_limits<std::size_t>::max() - offset ? std::numeric_limits<std::size_t>::max()
-                                                                         : offset + thresholds;
+    if constexpr (Traits::reads_margins) {
+      constexpr std::size_t most = std::numeric_limits<std::size_t>::max();
+      const std::size_t offset = thresholds_offset(shape);
+      const std::size_t thresholds = TokenThresholds<Scoring>::bytes(shape.tokens);
+      if (keeps_thresholds(accumulate, on_host)) return thresholds > most - offset ? most : offset + thresholds;
+    }
+    return selection_bytes(shape);
   }
 };
 
