@@ -58,6 +58,28 @@ TEST_CASE("contract 12: few tokens, counts and sums included, are one node of a 
   }
 }
 
+TEST_CASE("contract 12: margins are counted by a node of a graph, of many tokens by two, and replay to the same counts") {
+  const CudaEngine engine;
+  const mb::Router with_margins{mb::Softmax{}, mb::TopK<4>{}, mb::QuantileBias{.bins = 50}};
+  for (const std::int64_t tokens : {500, 3000}) {
+    CAPTURE(tokens);
+    Inputs inputs = normal_inputs(125, tokens, 64, 4);
+    inputs.bias = normal_bias(126, 64, 0.01);
+    inputs.load = zero_load(64 * 51);
+    inputs.backward = false;
+    const Outcome want = train(engine, with_margins, inputs);
+    Memory<CudaEngine> memory = memory_for(engine, with_margins, inputs);
+    const auto enqueue = [&] { with_margins.forward(memory.forward_args(), memory.workspace(), engine.place()); };
+    CHECK(nodes_of(graph_of(engine, enqueue)) == (tokens == 500 ? 3 : 4));  // what clears counts, routing, and margins
+    const auto graph = captured(engine, enqueue);
+    replay(engine, graph);
+    CHECK(memory.outcome().load == want.load);
+    replay(engine, graph);
+    const Outcome twice = memory.outcome();
+    for (std::size_t i = 0; i < want.load.size(); ++i) CHECK(twice.load[i] == 2 * want.load[i]);
+  }
+}
+
 TEST_CASE("contract 12: route and update are captured in a CUDA graph") {
   const CudaEngine engine;
   const Inputs inputs = full_inputs(122, 200, 160, 4);

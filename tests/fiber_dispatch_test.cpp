@@ -203,13 +203,14 @@ TEST_CASE("forward_and_permute: losses of tokens beyond 2^44 of their units, of 
 }
 
 TEST_CASE(
-    "contract 12: a fused call is two kernels, and one that clears where losses are of several sequences or the global "
-    "batch") {
+    "contract 12: a fused call is two kernels, one that clears where losses are of several sequences or the global batch, "
+    "and those that count margins") {
   const auto kernels = [](const auto& balancer, int sequences) {
     const mb::Router router{mb::Softmax{}, mb::TopK<4>{}, balancer};
     Inputs inputs = full_inputs(45, 300, 32, 4);
     inputs.loss_parts = decltype(router)::loss_count;
     inputs.sequences = sequences;
+    inputs.load.resize(static_cast<std::size_t>(32 * (1 + router.load_bins())));
     const FiberEngine engine;
     Memory<FiberEngine> memory(engine, inputs, 4, mb::route_and_permute_workspace_bytes(router, shape_of(inputs)),
                                router.saved_bytes(shape_of(inputs)));
@@ -231,6 +232,8 @@ TEST_CASE(
   CHECK(kernels(mb::LossFreeBias{}, 1) == 2);
   CHECK(kernels(mb::AuxLoss{}, 1) == 2);
   CHECK(kernels(mb::Combine{mb::SequenceLoss{}, mb::ZLoss{}, mb::LossFreeBias{}}, 1) == 2);
+  CHECK(kernels(mb::QuantileBias{}, 1) == 4);  // thresholds and margins
+  CHECK(kernels(mb::QuantileBias{.frozen = true}, 1) == 2);
   CHECK(kernels(mb::SequenceLoss{}, 2) == 3);
   CHECK(kernels(mb::GlobalBatchLoss{.window = mb::GlobalBatchWindow::micro_batch}, 1) == 3);
   CHECK(kernels(mb::GlobalBatchLoss{.window = mb::GlobalBatchWindow::step}, 1) ==

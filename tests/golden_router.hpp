@@ -423,7 +423,9 @@ class RouterSubject : public Subject {
     args.weights = mb::MatrixView<float>(weights.data(), task.tokens, K);
     args.bias = bias_ref;
     args.load = load_ref;
-    router.forward(args, {}, engine_.place());
+    const std::size_t bytes = router.workspace_bytes({.tokens = task.tokens, .experts = task.experts});
+    typename Engine::template Array<std::max_align_t> scratch(engine_, std::vector<std::max_align_t>(bytes / 16 + 1));
+    router.forward(args, {scratch.data(), bytes}, engine_.place());
     router.update(bias_ref, load_ref, {}, engine_.place());
     engine_.wait();
     const std::vector<std::int32_t> ids = experts.values();

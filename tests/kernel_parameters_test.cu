@@ -58,6 +58,8 @@ using Forward = mb::ForwardProblem<mb::Sigmoid, mb::GroupLimitedTopK<8>, Balance
 using Backward = mb::BackwardProblem<mb::Softmax, mb::TopK<8>, Balancer>;
 using Loss = mb::LossProblem<Balancer>;
 using Update = mb::UpdateProblem<Balancer>;
+using Margins = mb::MarginProblem<mb::Softmax, mb::TopK<8>, mb::Combine<mb::QuantileBias, mb::ZLoss>>;
+using Thresholds = decltype(Margins::thresholds);
 
 TEST_CASE("rule 8: the kernels' parameter structs reach the device as the host wrote them") {
   check_echo<Forward, &Forward::scoring, &Forward::top_k, &Forward::balancer, &Forward::logits, &Forward::experts, &Forward::weights,
@@ -67,6 +69,8 @@ TEST_CASE("rule 8: the kernels' parameter structs reach the device as the host w
              &Backward::grad_weights, &Backward::grad_logits, &Backward::saved, &Backward::active, &Backward::tokens_on_device,
              &Backward::grad_loss, &Backward::loss_scale, &Backward::ranks, &Backward::segments, &Backward::logits_hold_quads,
              &Backward::grad_holds_quads>();
+  check_echo<Margins, &Margins::scoring, &Margins::top_k, &Margins::balancer, &Margins::logits, &Margins::experts, &Margins::bias,
+             &Margins::histogram, &Margins::rows_hold_quads, &Margins::active, &Margins::tokens_on_device, &Margins::thresholds>();
   check_echo<Loss, &Loss::balancer, &Loss::saved, &Loss::experts, &Loss::top_k, &Loss::ranks, &Loss::sums_counts, &Loss::sequences, &Loss::value,
              &Loss::part_values>();
   check_echo<Update, &Update::balancer, &Update::bias, &Update::load, &Update::top_k, &Update::ranks, &Update::failure_flag>();
@@ -94,6 +98,9 @@ TEST_CASE("rule 8: and so do the structs inside them") {
   check_echo<Segments, &Segments::sequences, &Segments::tokens, &Segments::length>();
   using mb::ReplayRef;
   check_echo<ReplayRef, &ReplayRef::experts, &ReplayRef::tokens>();
+  check_echo<Thresholds, &Thresholds::values, &Thresholds::rows>();
+  using Row = Thresholds::Row;  // which one kernel leaves in memory for the next
+  check_echo<Row, &Row::maximum, &Row::sum, &Row::inverse_sum, &Row::regular, &Row::numbers>();
   using TopK = mb::GroupLimitedTopK<8>;
   check_echo<TopK, &TopK::groups, &TopK::groups_kept, &TopK::group_score_top, &TopK::renormalise, &TopK::scaling_factor>();
   using Share = mb::TopP<8>;

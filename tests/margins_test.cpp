@@ -12,6 +12,7 @@ TEST_CASE_TEMPLATE_INVOKE(margins_scores, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(margins_of_many, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(margins_nan, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(margins_user, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(margins_of_many_tokens, HostEngine);
 
 TEST_CASE("margins of float64 logits, and of many tokens on several threads") {
   const mb::QuantileBias rule{.bins = 50};

@@ -13,5 +13,6 @@ TEST_CASE_TEMPLATE_INVOKE(margins_scores, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(margins_of_many, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(margins_nan, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(margins_user, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(margins_of_many_tokens, CudaEngine);
 
 }  // namespace testing

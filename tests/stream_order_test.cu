@@ -114,6 +114,27 @@ TEST_CASE("route, forward, backward and loss wait for the kernel before them") {
   }
 }
 
+TEST_CASE("the kernels that count margins wait for the kernel before them, and for each other") {
+  const mb::Router router{mb::Softmax{}, mb::TopK<4>{}, mb::QuantileBias{.bins = 50}};
+  const CudaEngine engine;
+  for (const std::int64_t tokens : {100, 3000}) {  // one, and two
+    CAPTURE(tokens);
+    Inputs inputs = normal_inputs(184, tokens, 64, 4);
+    inputs.bias.assign(64, 0.0f);
+    inputs.load = zero_load(64 * 51);
+    Memory<CudaEngine> memory = memory_for(engine, router, inputs);
+    const mb::ForwardArgs forward = memory.forward_args();
+    const auto spoil = [&] {
+      fill(engine, forward.experts.data, static_cast<std::size_t>(tokens) * 16);
+      fill(engine, memory.workspace().data, memory.workspace().bytes);
+      fill(engine, forward.load.counts, inputs.load.size() * sizeof(std::int64_t), 0);
+    };
+    check_waits(
+        engine, forward.logits.data, inputs.logits.size() * sizeof(float), spoil,
+        [&] { router.forward(forward, memory.workspace(), engine.place()); }, [&] { return memory.outcome().load; });
+  }
+}
+
 TEST_CASE("update waits for the kernel before it") {
   const mb::Router router{mb::Sigmoid{}, mb::TopK<4>{}, mb::LossFreeBias{}};
   const CudaEngine engine;

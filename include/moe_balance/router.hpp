@@ -71,7 +71,9 @@ struct Router {
   /// (or more experts in as many) than a call takes, and for fewer than none.
   [[nodiscard]] std::size_t saved_bytes(const Shape& shape) const { return checks().saved_bytes(shape); }
 
-  /// Bytes of Workspace for any call of this shape.
+  /// Bytes of Workspace for any call of this shape. With a rule that reads margins (QuantileBias, ThresholdBias) and is not frozen, that includes what an
+  /// accumulating forward on a GPU keeps of each token: 4 bytes, with a softmax 20; the largest number there is for more tokens than a call takes, and for fewer
+  /// than none. Other calls, and all on the CPU, do not ask for that part.
   [[nodiscard]] std::size_t workspace_bytes(const Shape& shape) const { return checks().workspace_bytes(shape); }
 
   /// Inference: ids, weights and optionally counts. Reads the bias, touches no state, keeps nothing for a backward pass.
@@ -257,7 +259,9 @@ struct Router {
                         [&](auto real) { Engine<Place>::template forward<decltype(real)>(problem, totals, place); });
 
     if constexpr (Traits::reads_margins) {
-      if (args.accumulate && args.logits.rows > 0 && counts_margins(balancer)) count_margins(args, problem.experts, place);
+      if (args.accumulate && args.logits.rows > 0 && counts_margins(balancer)) {
+        count_margins(args, problem.experts, workspace, place);
+      }
     }
     if constexpr (looks_across_tokens<TopKT>) top_k.after_forward(args, workspace, place);
 
@@ -272,7 +276,10 @@ struct Router {
 
   /// Adds the margins of a call that has routed, to these ids, to the histograms of its load.
   template <class Place, class Tag = EngineTagOf<Place>>
-  void count_margins(const ForwardArgs& args, const MatrixView<std::int32_t>& ids, const Place& place) const {
+  void count_margins(const ForwardArgs& args, const MatrixView<std::int32_t>& ids, const Workspace& workspace,
+                     const Place& place) const {
+    const Shape shape{args.logits.rows, static_cast<int>(args.logits.columns)};
+    const bool on_host = Engine<Place>::serves_float64;
     const MarginProblem<Scoring, TopKT, Balancer> problem{scoring,
                                                           top_k,
                                                           balancer,
@@ -282,7 +289,8 @@ struct Router {
                                                           args.load.counts + args.load.experts,
                                                           rows_hold_quads(args.logits),
                                                           args.active,
-                                                          args.tokens_on_device};
+                                                          args.tokens_on_device,
+                                                          checks().thresholds_in(workspace, shape, on_host)};
     in_real_type<Place>(args.logits.type,
                         [&](auto real) { Engine<Place>::template count_margins<decltype(real)>(problem, place); });
   }

@@ -434,6 +434,38 @@ TEST_CASE_TEMPLATE_DEFINE("contract 14: update refuses bad arguments", Engine, e
   CHECK(load.values() == std::vector<std::int64_t>(32, 7));
 }
 
+/// On a GPU a forward that counts margins keeps something of each token in its workspace; on the CPU, and where it counts none, it needs none.
+template <class Engine, class Router>
+void refuses_workspace_of_margins(const Engine& engine, const Router& router, const Inputs& inputs) {
+  const mb::Shape shape = shape_of(inputs);
+  const std::size_t bytes = router.workspace_bytes(shape);
+  CHECK(bytes == 32);  // 4 for each of 6 tokens, in sixteens
+  Memory<Engine> memory = memory_for(engine, router, inputs);
+  const mb::ForwardArgs args = memory.forward_args();
+  const mb::Workspace whole = memory.workspace();
+  auto frozen = router;
+  frozen.balancer.frozen = true;
+  CHECK(frozen.workspace_bytes(shape) == 0);
+  CHECK(router.workspace_bytes({.tokens = -1, .experts = 8}) == std::numeric_limits<std::size_t>::max());
+  CHECK_NOTHROW(frozen.forward(args, {}, engine.place()));
+  CHECK_NOTHROW(router.route(memory.route_args(), {}, engine.place()));
+  if constexpr (Engine::has_float64) {
+    CHECK_NOTHROW(router.forward(args, {}, engine.place()));
+  } else {
+    const Outcome before = memory.outcome();
+    const auto refuses = [&](const char* argument, const char* value, const mb::Workspace& workspace) {
+      check_message("forward", argument, value, [&] { router.forward(args, workspace, engine.place()); });
+    };
+    refuses("workspace.data", "null", {});
+    refuses("workspace.data", "at address", {misaligned(whole.data), bytes});
+    refuses("workspace.bytes", "31; allowed: 32 to", {whole.data, bytes - 1});
+    refuses("load", "memory that workspace shares", {args.load.counts, bytes});
+    CHECK(untouched(before, memory.outcome()));
+    CHECK_NOTHROW(router.forward(args, whole, engine.place()));
+  }
+  engine.wait();
+}
+
 TEST_CASE_TEMPLATE_DEFINE("contract 14: a load without the histograms that the rule reads, or with others, is refused",
                           Engine, errors_margins) {
   const Engine engine;
@@ -465,6 +497,7 @@ TEST_CASE_TEMPLATE_DEFINE("contract 14: a load without the histograms that the r
   args.accumulate = false;  // counts no margins
   CHECK_NOTHROW(router.forward(args, {}, engine.place()));
   engine.wait();
+  refuses_workspace_of_margins(engine, router, inputs);
 
   typename Engine::template Array<float> bias(engine, std::vector<float>(16, 0.5f));
   typename Engine::template Array<std::int64_t> load(engine, std::vector<std::int64_t>(64, 7));

@@ -207,6 +207,9 @@ TEST_CASE_TEMPLATE_DEFINE("forward_and_permute counts margins, too", Engine, for
     for (std::size_t b = 0; b < 30; ++b) margins += load[40 + e * 30 + b] - 2;
     CHECK(margins == active);
   }
+  // What a GPU keeps of tokens lies behind the memory of a capacity.
+  check_fused<Engine>(mb::Router{mb::Softmax{}, mb::WithCapacity<mb::TopK<4>>{.capacity_factor = 0.8}, router.balancer},
+                      inputs);
 }
 
 TEST_CASE_TEMPLATE_DEFINE("forward_and_permute refuses counts that have a place of their own", Engine,

@@ -32,7 +32,12 @@ inline oracle::Scoring oracle_of(const NanBelowZero& /*scoring*/) {
 }
 static_assert(mb::BiasFromMargins<BinsByRoot> && mb::BiasBalancer<BinsByRoot> && !mb::MemorylessBias<BinsByRoot>);
 
-/// The histogram [E, bins] as a call adds to it, where each cell had 7; what lies around it stays as it was.
+struct alignas(16) Sixteen {
+  std::uint64_t words[2];
+  bool operator==(const Sixteen&) const = default;
+};
+
+/// The histogram [E, bins] as a call adds to it, where each cell had 7; what lies around it stays as it was, and what lies around the memory that it has on a GPU.
 template <class Real, class Engine, class Scoring, class TopKT, class Balancer>
 std::vector<std::int64_t> histogram_of(const Engine& engine, const Scoring& scoring, const TopKT& top_k,
                                        const Balancer& balancer, const Inputs& inputs,
@@ -49,6 +54,11 @@ std::vector<std::int64_t> histogram_of(const Engine& engine, const Scoring& scor
   typename Engine::template Array<std::uint8_t> active(engine, inputs.active);
   typename Engine::template Array<std::int64_t> token_count(engine, {inputs.tokens_on_device});
   typename Engine::template Array<std::int64_t> cells(engine, std::vector<std::int64_t>(cell_count + 2 * around, before));
+  constexpr std::size_t guard = 4;  // of 16 bytes each
+  const auto scratch_size = mb::TokenThresholds<Scoring>::bytes(inputs.tokens) / sizeof(Sixteen);
+  const std::vector<Sixteen> untouched_scratch(scratch_size + 2 * guard, Sixteen{0x4d4d4d4d4d4d4d4d, 0x4d4d4d4d4d4d4d4d});
+  typename Engine::template Array<Sixteen> scratch(engine, untouched_scratch);
+  constexpr bool on_host = mb::Engine<std::remove_cv_t<decltype(engine.place())>>::serves_float64;
   const mb::ConstAnyMatrix view(logits.data(), inputs.logits_type, inputs.tokens, inputs.experts,
                                 inputs.experts + inputs.row_padding);
   const mb::MarginProblem<Scoring, TopKT, Balancer> problem{
@@ -61,7 +71,8 @@ std::vector<std::int64_t> histogram_of(const Engine& engine, const Scoring& scor
       cells.data() + around,
       mb::rows_hold_quads(view),
       inputs.active.empty() ? nullptr : active.data(),
-      inputs.tokens_on_device < 0 ? nullptr : token_count.data()};
+      inputs.tokens_on_device < 0 ? nullptr : token_count.data(),
+      on_host ? mb::TokenThresholds<Scoring>{} : mb::TokenThresholds<Scoring>::of(scratch.data() + guard, inputs.tokens)};
   const auto place = engine.place();
   mb::Engine<std::remove_cv_t<decltype(place)>>::template count_margins<Real>(problem, place);
   engine.wait();
@@ -73,6 +84,11 @@ std::vector<std::int64_t> histogram_of(const Engine& engine, const Scoring& scor
       own.push_back(after[i] - before);
     else
       others_stay = others_stay && after[i] == before;
+  }
+  const std::vector<Sixteen> scratch_after = scratch.values();
+  for (std::size_t i = 0; i < guard; ++i) {
+    others_stay = others_stay && scratch_after[i] == untouched_scratch[i] &&
+                  scratch_after[guard + scratch_size + i] == untouched_scratch[i];
   }
   CHECK(others_stay);
   return own;
@@ -92,6 +108,15 @@ inline Inputs awkward_inputs(std::uint64_t seed, std::int64_t tokens, int expert
     inputs.logits[i] = static_cast<double>(static_cast<float>(odd[random.integer(first, last)]));
   }
   return inputs;
+}
+
+/// Test bodies with many tokens have this share of them on an engine that is slow.
+template <class Engine>
+constexpr std::int64_t shares_of_tokens() {
+  if constexpr (requires { Engine::share_of_tokens; })
+    return Engine::share_of_tokens;
+  else
+    return 1;
 }
 
 /// What forward chooses, as the pass gets it.
@@ -173,6 +198,26 @@ TEST_CASE_TEMPLATE_DEFINE("margins in bins of a user's rule", Engine, margins_us
   check_counted(Engine(), mb::Identity{}, mb::TopK<2>{}, rule, bins, normal_inputs(5, 40, 24, 1));
   check_counted(Engine(), mb::Identity{}, mb::TopK<2>{}, rule, bins, normal_inputs(6, 40, 300, 1));
   check_counted(Engine(), mb::Identity{}, mb::TopK<2>{}, rule, bins, awkward_inputs(7, 40, 24));  // bins -1 and 50
+}
+
+TEST_CASE_TEMPLATE_DEFINE("margins of many tokens, which on a GPU two kernels count", Engine, margins_of_many_tokens) {
+  const mb::QuantileBias octaves;
+  const mb::QuantileBias even{.spacing = mb::MarginBins::even, .low = -0.25f, .high = 0.25f, .bins = 64};
+  const mb::ThresholdBias of_scores;
+  const auto check = [](int experts, mb::DataType type, const auto& scoring, const auto& rule) {
+    const auto seed = static_cast<std::uint64_t>(experts);
+    Inputs inputs = normal_inputs(seed, 2600 / shares_of_tokens<Engine>(), experts, 1, 0.5);
+    inputs.logits_type = type;
+    inputs.bias = normal_bias(seed + 1, experts, 0.02);
+    inputs.active = Random(seed + 2).flags(static_cast<std::size_t>(inputs.tokens), 0.1);
+    inputs.row_padding = experts % 4;
+    check_counted(Engine(), scoring, mb::TopK<4>{}, rule, bins_of(rule), inputs);
+  };
+  check(256, mb::DataType::float32, mb::Sigmoid{}, octaves);
+  check(257, mb::DataType::bfloat16, mb::Softmax{}, even);
+  check(61, mb::DataType::float16, mb::SqrtSoftplus{}, octaves);
+  check(130, mb::DataType::float32, mb::SoftmaxOverSelected{}, octaves);
+  check(64, mb::DataType::float32, mb::Softmax{}, of_scores);
 }
 
 }  // namespace testing

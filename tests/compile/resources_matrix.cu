@@ -77,11 +77,13 @@ bool kernels_of_largest_k_exist() {
 /// What QuantileBias counts margins with, and ThresholdBias scores.
 template <int... Tier>
 bool margin_kernels_exist(std::integer_sequence<int, Tier...> /*tiers*/) {
-  return ((mb::moe_balance_margins<Tier, mb::MarginProblem<Scoring, TopK, mb::QuantileBias>> != nullptr) && ...);
+  using Problem = mb::MarginProblem<Scoring, TopK, mb::QuantileBias>;
+  return ((mb::moe_balance_margins<Tier, Problem> != nullptr) && ...) && mb::moe_balance_margin_counts<Problem> != nullptr;
 }
 template <int... Tier>
 bool score_kernels_exist(std::integer_sequence<int, Tier...> /*tiers*/) {
-  return ((mb::moe_balance_margins<Tier, mb::MarginProblem<Scoring, mb::Threshold<8>, mb::ThresholdBias>> != nullptr) && ...);
+  using Problem = mb::MarginProblem<Scoring, mb::Threshold<8>, mb::ThresholdBias>;
+  return ((mb::moe_balance_margins<Tier, Problem> != nullptr) && ...) && mb::moe_balance_margin_counts<Problem> != nullptr;
 }
 
 template <class... Balancer>

@@ -28,6 +28,9 @@ struct FibersOfTiers {
   int multiprocessors = 1;
   Faults faults{};
   int dispatch_tiles = 3;  ///< of a permutation's block
+  /// Two kernels whatever a call's size, if they are given memory, with several ranges of tokens.
+  moe_balance::MarginTuning margins{.least_margins = 0, .tokens_per_bin = 0, .threads = 64, .blocks_per_multiprocessor = 12};
+  std::size_t shared_bytes = 99 * 1024;  ///< of a block that counts margins
   int routing_threads = 64;
 };
 // A tier costs a test seconds of compilation: tests/CMakeLists.txt gives those of few experts fewer.
@@ -233,17 +236,25 @@ struct Engine<testing::FibersOfTiers<Tiers...>> {
   }
 
   template <class Real, class Problem>
-  static void count_margins(const Problem& problem, const Fibers& place) {
+  static void count_margins(const Problem& given, const Fibers& place) {
     testing::end_kernel_before();
+    const MarginGrid grid(given.logits, bins_of(given.balancer), place.multiprocessors, place.shared_bytes, place.margins);
+    const bool has_second = grid.counts() && !given.thresholds.empty();
+    Problem problem = given;
+    if (!has_second) problem.thresholds = {};
     with_own_tier(static_cast<int>(problem.logits.columns), [&](auto index) {
       constexpr int tier_index = decltype(index)::value;
       constexpr CudaTier tier = small_block(cuda_tiers[tier_index]);
-      const GridShape grid(tier, Segments({}, problem.logits.rows), resident_blocks(tier, place));
-      testing::launch_fibers(place, grid.columns, grid.rows, tier.threads,
+      const GridShape shape(tier, Segments({}, problem.logits.rows), resident_blocks(tier, place));
+      testing::launch_fibers(place, shape.columns, shape.rows, tier.threads,
                              margin_shared_bytes(tier) - place.faults.less_shared_bytes, [&](const FiberBlock& block) {
                                margin_kernel<KernelConfig<tier_index>>(block, tile_of<tier.width>(block), problem);
                              });
     });
+    if (!has_second) return;
+    testing::launch_fibers(place, grid.token_ranges, grid.expert_ranges, place.margins.threads,
+                           grid.shared_bytes - place.faults.less_shared_bytes,
+                           [&](const FiberBlock& block) { margin_count_kernel(block, problem, grid.experts_of_block); });
   }
 
   template <class Problem>

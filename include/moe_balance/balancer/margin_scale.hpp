@@ -14,6 +14,38 @@ MOEB_NAMESPACE_BEGIN
 /// scale; or all equally, from `low` to `high`. What lies beyond counts in the last bin.
 enum class MarginBins : std::uint8_t { octaves, even };
 
+/// How MarginScale finds bins.
+struct MarginBinning {
+  static constexpr int first_octave = -16;
+  bool is_even;
+  float low;
+  float bins;
+  float bins_per_unit;  ///< even
+  int middle;           ///< octaves: bins of either sign, on either side of that of the smallest margins
+  float bins_per_octave;
+
+  /// The bin that a margin counts in.
+  [[nodiscard]] MOEB_INLINE int bin_of(float margin) const {
+    return choose(is_even, even_bin_of(margin), octave_bin_of(margin));  // both: loops of them are vectors
+  }
+
+ private:
+  [[nodiscard]] MOEB_INLINE int even_bin_of(float margin) const {
+    const float bin = mul(sub(margin, low), bins_per_unit);
+    const float last = sub(bins, 1.0f);
+    return static_cast<int>(choose(bin > 0.0f, choose(bin < last, bin, last), 0.0f));  // NaN is nowhere above
+  }
+  /// The logarithm to base 2 of a float's size, but that it is linear in each octave: the bits of the float themselves, exponent and fraction.
+  [[nodiscard]] MOEB_INLINE int octave_bin_of(float margin) const {
+    const auto last = static_cast<float>(middle - 1);
+    const auto size_bits = static_cast<float>(bits_of(margin) & largest<std::int32_t>);
+    const float octave = sub(mul(size_bits, 0x1p-23f), static_cast<float>(127 + first_octave));
+    const float place = mul(octave, bins_per_octave);
+    const int own = 1 + static_cast<int>(choose(place < last, place, last));
+    return middle + choose(place < 0.0f, 0, choose(margin > 0.0f, own, -own));  // NaN: as -infinity
+  }
+};
+
 /// The bins of QuantileBias and ThresholdBias, whose members these are.
 struct MarginScale {
   MarginBins spacing;  ///< of the bins
@@ -32,43 +64,34 @@ struct MarginScale {
     MOEB_EXPECTS(bins >= fewest && bins <= max_bins, call, ArgumentName(policy, "bins"), bins, fewest, " to ", max_bins);
   }
 
-  /// The bin that a margin counts in.
-  [[nodiscard]] MOEB_INLINE int bin_of(float margin) const {
-    return choose(spacing == MarginBins::even, even_bin_of(margin),
-                  octave_bin_of(margin));  // both: loops of them are vectors
+  /// Which bin a margin counts in, with the quotients that are the same for all margins.
+  [[nodiscard]] MOEB_INLINE MarginBinning binning() const {
+    const int middle = bins_of_sign();
+    return {spacing == MarginBins::even,
+            low,
+            static_cast<float>(bins),
+            div(static_cast<float>(bins), sub(high, low)),
+            middle,
+            div(static_cast<float>(middle), static_cast<float>(octaves))};
   }
+  /// The bin that a margin counts in.
+  [[nodiscard]] MOEB_INLINE int bin_of(float margin) const { return binning().bin_of(margin); }
   /// The margin that lies there.
   [[nodiscard]] MOEB_INLINE float margin_at(const MarginPosition& at) const {
     return spacing == MarginBins::even ? even_margin_at(at) : octave_margin_at(at);
   }
 
  private:
-  static constexpr int first_octave = -16;
+  static constexpr int first_octave = MarginBinning::first_octave;
   static constexpr int octaves = 22;
   /// Bins of either sign, on either side of that of the smallest margins.
   [[nodiscard]] MOEB_INLINE int bins_of_sign() const { return (bins - 1) / 2; }
 
-  [[nodiscard]] MOEB_INLINE int even_bin_of(float margin) const {
-    const auto count = static_cast<float>(bins);
-    const float bin = mul(sub(margin, low), div(count, sub(high, low)));
-    const float last = sub(count, 1.0f);
-    return static_cast<int>(choose(bin > 0.0f, choose(bin < last, bin, last), 0.0f));  // NaN is nowhere above
-  }
   [[nodiscard]] MOEB_INLINE float even_margin_at(const MarginPosition& at) const {
     const float share = div(add(static_cast<float>(at.bin), at.part), static_cast<float>(bins));
     return fma(sub(high, low), share, low);
   }
 
-  /// The logarithm to base 2 of a float's size, but that it is linear in each octave: the bits of the float themselves, exponent and fraction.
-  [[nodiscard]] MOEB_INLINE int octave_bin_of(float margin) const {
-    const int middle = bins_of_sign();
-    const auto last = static_cast<float>(middle - 1);
-    const auto size_bits = static_cast<float>(bits_of(margin) & largest<std::int32_t>);
-    const float octave = sub(mul(size_bits, 0x1p-23f), static_cast<float>(127 + first_octave));
-    const float place = mul(octave, div(static_cast<float>(middle), static_cast<float>(octaves)));
-    const int own = 1 + static_cast<int>(choose(place < last, place, last));
-    return middle + choose(place < 0.0f, 0, choose(margin > 0.0f, own, -own));  // NaN: as -infinity
-  }
   [[nodiscard]] MOEB_INLINE float octave_margin_at(const MarginPosition& at) const {
     const int middle = bins_of_sign();
     constexpr float smallest = 0x1p-16f;
@@ -82,5 +105,11 @@ struct MarginScale {
     return is_above ? size : -size;
   }
 };
+
+/// What has a rule's bin_of: the rule, or for those of the library what has its quotients at hand.
+template <class Rule>
+[[nodiscard]] MOEB_INLINE const Rule& binning_of(const Rule& rule) {
+  return rule;
+}
 
 MOEB_NAMESPACE_END

@@ -57,5 +57,9 @@ struct ThresholdBias {
   [[nodiscard]] MOEB_INLINE constexpr MarginScale scale() const { return {spacing, low, high, bins}; }
 };
 static_assert(BiasBalancer<ThresholdBias>);
+/// See margin_scale.hpp. Of a class that is derived from it and may have another bin_of, the rule itself is asked.
+[[nodiscard]] MOEB_INLINE MarginBinning binning_of(const ThresholdBias& rule) {
+  return MarginScale{rule.spacing, rule.low, rule.high, rule.bins}.binning();
+}
 
 MOEB_NAMESPACE_END

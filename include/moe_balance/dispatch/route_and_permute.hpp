@@ -202,7 +202,7 @@ void route_and_permute(const RouterT& router, const RouteArgs& args, Permutation
 /// router.forward(args) and permutation(order) in one, with the same `saved`, `load` and status as those: `order.experts` is args.experts
 /// whatever it says, and counts go to order.counts; where there is a capacity that has what was kept, and args.counts what was chosen. A selection with a capacity and `pad` gives order.rows_per_expert where that is 0. On a GPU
 /// two launches; with losses of several sequences, or of the global batch, a small one before them that clears what forward adds up in, and as many more
-/// as forward has for the latter; one between them where a rule reads margins; for selections that look across tokens as many as the two calls have. Errors: as those calls.
+/// as forward has for the latter; one between them where a rule reads margins, of many tokens two; for selections that look across tokens as many as the two calls have. Errors: as those calls.
 template <class RouterT, DispatchPlace Place, class Tag = EngineTagOf<Place>>
 void forward_and_permute(const RouterT& router, const ForwardArgs& args, PermutationArgs order, Workspace workspace,
                          const Place& place) {

@@ -104,9 +104,15 @@ struct MOEB_HIDDEN CudaEngine {
     });
   }
 
+  /// One kernel, or two where the problem has memory for thresholds and the second is worth it.
   template <class Real, class Problem>
-  static void count_margins(const Problem& problem, cudaStream_t stream) {
+  static void count_margins(const Problem& given, cudaStream_t stream) {
     const Device device = current_device("forward");
+    const MarginGrid grid(given.logits, bins_of(given.balancer), device.multiprocessors, device.shared_bytes_of_block(),
+                          margin_tuning);
+    const bool has_second = grid.counts() && !given.thresholds.empty();
+    Problem problem = given;
+    if (!has_second) problem.thresholds = {};
     with_tier<compiled_tiers>(static_cast<int>(problem.logits.columns), [&](auto index) {
       constexpr CudaTier tier = cuda_tiers[decltype(index)::value];
       constexpr std::size_t shared_bytes = margin_shared_bytes(tier);
@@ -117,6 +123,7 @@ struct MOEB_HIDDEN CudaEngine {
               .shared_bytes = shared_bytes},
              stream, problem);
     });
+    if (has_second) count_from_thresholds(problem, grid, device, stream);
   }
 
   template <class Problem>
@@ -191,6 +198,10 @@ struct MOEB_HIDDEN CudaEngine {
       const CudaArchitecture architecture = cuda_architecture(capability);
       return std::int64_t{multiprocessors} * moe_balance::resident_blocks(tier, kind, threads, shared_bytes, architecture);
     }
+    /// The most that a block may have.
+    [[nodiscard]] std::size_t shared_bytes_of_block() const {
+      return static_cast<std::size_t>(cuda_architecture(capability).shared_memory - reserved_shared_bytes);
+    }
 
    private:
     [[nodiscard]] static int driver_version() {
@@ -259,14 +270,30 @@ struct MOEB_HIDDEN CudaEngine {
     return dim3(static_cast<unsigned>(shape.columns), static_cast<unsigned>(shape.rows), 1);
   }
 
+  /// The second kernel of a count of margins. All the shared memory that the device has, if more than what a kernel has without asking, whatever this call
+  /// needs: another thread's call of the same kernel may need more, and must not find less.
+  template <class Problem>
+  static void count_from_thresholds(const Problem& problem, const MarginGrid& grid, const Device& device,
+                                    cudaStream_t stream) {
+    const auto kernel = moe_balance_margin_counts<Problem>;
+    if (grid.shared_bytes > 48 * 1024) {
+      check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      static_cast<int>(device.shared_bytes_of_block())),
+                 "reserving shared memory for the count of margins");
+    }
+    const dim3 blocks(static_cast<unsigned>(grid.token_ranges), static_cast<unsigned>(grid.expert_ranges));
+    launch("launching the count of margins", device, kernel,
+           {.grid = blocks, .threads = margin_tuning.threads, .shared_bytes = grid.shared_bytes}, stream, problem,
+           grid.experts_of_block);
+  }
+
   /// More than a device holds, so that the tokens alone decide.
   static constexpr std::int64_t many_blocks = std::int64_t{1} << 30;
 
   /// Threads of forward's largest block whose shared memory the device has.
   template <class Config, class Problem>
   [[nodiscard]] static int largest_block(const Device& device) {
-    const auto available =
-        static_cast<std::size_t>(cuda_architecture(device.capability).shared_memory - reserved_shared_bytes);
+    const std::size_t available = device.shared_bytes_of_block();
     int threads = most_forward_threads<Config, Problem>;
     while (threads > Config::tier.threads &&
            forward_shared_bytes<decltype(Problem::balancer), Config::tier>(threads) > available) {

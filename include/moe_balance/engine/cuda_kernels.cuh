@@ -116,6 +116,15 @@ __global__ void __launch_bounds__(cuda_tiers[Tier].threads, cuda_tiers[Tier].blo
 }
 
 template <class Problem>
+__global__ void __launch_bounds__(margin_tuning.threads, margin_tuning.blocks_per_multiprocessor) MOEB_HIDDEN
+    moe_balance_margin_counts(const __grid_constant__ Problem problem, int experts_of_block) {
+  extern __shared__ __align__(16) std::byte moe_balance_shared[];
+  const CudaBlock<margin_tuning.threads> block{moe_balance_shared};
+  block.await_kernel_before();
+  margin_count_kernel(block, problem, experts_of_block);
+}
+
+template <class Problem>
 __global__ void __launch_bounds__(32) MOEB_HIDDEN moe_balance_loss(const __grid_constant__ Problem problem) {
   CudaBlock<32>{nullptr}.await_kernel_before();
   evaluate_losses(problem, CudaTile<32>{});

@@ -273,8 +273,13 @@ struct Engine<Host> {
     alignas(64) float bias[max_experts];
     for (int e = 0; e < max_experts; ++e) bias[e] = problem.bias != nullptr && e < experts ? problem.bias[e] : 0.0f;
     for (std::int64_t token = first; token < last; ++token) {
+      Slots<Real, HostLayout> logits;
+      Slots<Real, HostLayout> scores;
+      const auto threshold = find_threshold<Real>(problem, SerialTile{}, layout, token, bias, logits, scores);
+      if (!threshold.has_margins()) continue;
       own.start_token();
-      add_margins<Real>(problem, SerialTile{}, layout, token, bias, [&](std::int64_t cell) MOEB_LAMBDA { own.count(cell); });
+      add_margins<Real>(problem, SerialTile{}, layout, token, threshold, logits, scores,
+                        [&](std::int64_t cell) MOEB_LAMBDA { own.count(cell); });
     }
   }
 

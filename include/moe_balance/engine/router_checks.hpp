@@ -5,6 +5,7 @@
 #include <moe_balance/engine/validate.hpp>
 #include <moe_balance/requirements.hpp>
 #include <moe_balance/shape.hpp>
+#include <moe_balance/token/margins.hpp>
 #include <moe_balance/token/saved.hpp>
 
 #include <algorithm>
@@ -40,11 +41,15 @@ struct RouterChecks {
     return static_cast<std::size_t>(SavedLayout<Balancer>{shape.experts, shape.sequences}.words()) * sizeof(std::int64_t);
   }
 
-  [[nodiscard]] std::size_t workspace_bytes([[maybe_unused]] const Shape& shape) const {
-    if constexpr (looks_across_tokens<TopKT>)
-      return top_k.workspace_bytes(shape);
-    else
-      return 0;
+  /// Of any call.
+  [[nodiscard]] std::size_t workspace_bytes(const Shape& shape) const {
+    return std::max(selection_bytes(shape), forward_bytes(shape, true, false));
+  }
+
+  /// Where forward keeps thresholds of margins in its workspace, behind what the selection has; nowhere on the host.
+  [[nodiscard]] TokenThresholds<Scoring> thresholds_in(const Workspace& workspace, const Shape& shape, bool on_host) const {
+    if (on_host) return {};
+    return TokenThresholds<Scoring>::of(static_cast<std::byte*>(workspace.data) + thresholds_offset(shape), shape.tokens);
   }
 
   /// Whether the global-batch losses read the load of the step, or the current micro-batch only; all of them the same.
@@ -89,9 +94,12 @@ struct RouterChecks {
     if constexpr (looks_across_tokens<TopKT>) top_k.check_memory(call, args, workspace);
     const Shape shape{tokens, static_cast<int>(experts), sequences_of<Balancer>(args).count};
     check.memory("saved", args.saved.data, args.saved.bytes, saved_bytes(shape), alignof(std::int64_t));
-    check.memory("workspace", workspace.data, workspace.bytes, workspace_bytes(shape), 16);
+    const std::size_t used = forward_bytes(shape, args.accumulate, on_host);
+    check.memory("workspace", workspace.data, workspace.bytes, used, 16);
+    const ByteRows scratch("workspace", workspace.data,
+                           keeps_thresholds(args.accumulate, on_host) ? static_cast<std::int64_t>(used) : 0);
     check.forward_memory(args, saved_bytes(shape), looks_across_tokens<TopKT> ? args.chosen : MatrixView<std::int32_t>(),
-                         is_replaying<TopKT> ? args.replay : ReplayRef{}, sequences_of<Balancer>(args));
+                         is_replaying<TopKT> ? args.replay : ReplayRef{}, sequences_of<Balancer>(args), scratch);
   }
 
   void backward(const BackwardArgs& args, Workspace workspace, bool on_host) const {
@@ -120,7 +128,7 @@ struct RouterChecks {
     if constexpr (looks_across_tokens<TopKT>) top_k.check_memory("backward", args, workspace);
     const Shape shape{tokens, static_cast<int>(experts), sequences_of<Balancer>(args).count};
     check.memory("saved", args.saved.data, args.saved.bytes, saved_bytes(shape), alignof(std::int64_t));
-    check.memory("workspace", workspace.data, workspace.bytes, workspace_bytes(shape), 16);
+    check.memory("workspace", workspace.data, workspace.bytes, selection_bytes(shape), 16);
     check.backward_memory(args, saved_bytes(shape),
                           looks_across_tokens<TopKT> ? args.chosen : MatrixView<const std::int32_t>(),
                           sequences_of<Balancer>(args));
@@ -148,6 +156,28 @@ struct RouterChecks {
     else if (on_host)
       for (std::int64_t l = 0; l < load.layers; ++l) check_rules(call, balancer, load.experts_of_layer[l], k);
     if constexpr (Traits::biases > 0) check.bias_of_layers(bias, load, Traits::bias_memory);
+  }
+
+ private:
+  /// Workspace of calls that count no margins.
+  [[nodiscard]] std::size_t selection_bytes([[maybe_unused]] const Shape& shape) const {
+    if constexpr (looks_across_tokens<TopKT>)
+      return top_k.workspace_bytes(shape);
+    else
+      return 0;
+  }
+  [[nodiscard]] std::size_t thresholds_offset(const Shape& shape) const { return (selection_bytes(shape) + 15) / 16 * 16; }
+  [[nodiscard]] bool keeps_thresholds(bool accumulate, bool on_host) const {
+    return Traits::reads_margins && accumulate && !on_host && counts_margins(balancer);
+  }
+  [[nodiscard]] std::size_t forward_bytes(const Shape& shape, bool accumulate, bool on_host) const {
+    if constexpr (Traits::reads_margins) {
+      constexpr std::size_t most = std::numeric_limits<std::size_t>::max();
+      const std::size_t offset = thresholds_offset(shape);
+      const std::size_t thresholds = TokenThresholds<Scoring>::bytes(shape.tokens);
+      if (keeps_thresholds(accumulate, on_host)) return thresholds > most - offset ? most : offset + thresholds;
+    }
+    return selection_bytes(shape);
   }
 };
 

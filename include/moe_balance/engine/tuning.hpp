@@ -114,6 +114,26 @@ struct CudaLaunchTuning {
 };
 inline constexpr CudaLaunchTuning cuda_launch_tuning{};
 
+/// Counting margins on a GPU. Guesses: nothing of it has been timed.
+struct MarginTuning {
+  /// Fewest margins, of all tokens and experts, that are worth a second kernel: an H200 added 50000 a microsecond to memory (forward of 8192 tokens of 256 experts
+  /// took 51.4 us with them and 9.7 without, docs/performance.md), and a launch takes two or three.
+  std::int64_t least_margins = 131072;
+  /// Fewest tokens, for each bin, of a block and so of a call with a second kernel: a block adds each cell to memory once, at most half as often as its experts
+  /// have margins.
+  std::int64_t tokens_per_bin = 2;
+  /// A block counts in 32 bits.
+  std::int64_t most_tokens = std::int64_t{1} << 30;
+  /// What a block reads of a row of logits: memory is read in sectors of so many bytes.
+  int bytes_of_row = 32;
+  /// Large blocks, and one for each multiprocessor: the fewer, the fewer cells are added to memory.
+  int threads = 1024;
+  int blocks_per_multiprocessor = 1;
+  /// What a thread loads before it waits.
+  int tokens_at_once = 4;
+};
+inline constexpr MarginTuning margin_tuning{};
+
 /// The most experts, replicas counted apart, that tokens are dispatched to.
 inline constexpr int max_dispatch_experts = 1 << 20;
 /// The most whose slots a permutation counts, because a block's shared memory holds their counts (160 KiB of the 163 KiB that sm_80 has). The slots

@@ -267,16 +267,16 @@ struct Validator {
     }
   }
 
-  /// `saved_bytes`: of `saved`, what the call uses. Replayed ids may lie where ids are written to.
+  /// `saved_bytes`: of `saved`, what the call uses. `workspace`: what a pass behind the routing kernel writes of it. Replayed ids may lie where ids are written to.
   void forward_memory(const ForwardArgs& args, std::size_t saved_bytes, const MatrixView<std::int32_t>& chosen,
-                      const ReplayRef& replay, const Sequences& sequences) const {
+                      const ReplayRef& replay, const Sequences& sequences, const ByteRows& workspace) const {
     const std::int64_t tokens = args.logits.rows;
     const std::int64_t count_bytes = args.logits.columns * std::int64_t{sizeof(std::int64_t)};
     const bool rewrites_ids = replay.experts.data == args.experts.data && replay.experts.stride == args.experts.stride;
     apart(
         {bytes_of("experts", args.experts), bytes_of("weights", args.weights), ByteRows("counts", args.counts, count_bytes),
          bytes_of(args.load), ByteRows("saved", args.saved.data, static_cast<std::int64_t>(saved_bytes)),
-         ByteRows("status", args.status, sizeof(Status)), bytes_of("chosen", chosen)},
+         ByteRows("status", args.status, sizeof(Status)), bytes_of("chosen", chosen), workspace},
         {bytes_of("logits", args.logits), bytes_of(args.bias), ByteRows("active", args.active, tokens),
          rewrites_ids ? ByteRows() : bytes_of("replay.experts", replay.experts),
          ByteRows("replay.tokens", replay.tokens, tokens),
