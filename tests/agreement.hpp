@@ -173,9 +173,13 @@ template <class Rule>
 bool multiplies(const mb::MultiplicativeBias<Rule>& /*balancer*/) {
   return true;
 }
-template <class Rule, class... Others>
-bool multiplies(const mb::Combine<mb::MultiplicativeBias<Rule>, Others...>& /*balancer*/) {
-  return true;
+template <class First, class... Others>
+bool multiplies(const mb::Combine<First, Others...>& balancer) {
+  if (multiplies(balancer.first)) return true;
+  if constexpr (sizeof...(Others) > 0)
+    return multiplies(balancer.rest);
+  else
+    return false;
 }
 
 /// Sequence of each token, by the three layouts.

@@ -198,6 +198,8 @@ TEST_CASE("errors: devices of arrivals that do not divide the experts, or that n
   }
   check(mb::CommunicationLoss{loss, 1, 2},
         "CommunicationLoss.devices_per_token is 2; allowed: 1 to 1, the smaller of the devices and K");
+  CHECK_THROWS_WITH_AS(mb::check_options("sizes", mb::CommunicationLoss{mb::AuxLoss{.scale = mb::LossScale(9)}, 4, 2}),
+                       "moe_balance: sizes: AuxLoss.scale is 9; allowed: per_assignment, per_token", mb::InvalidArgument);
   check(mb::CommunicationLoss{mb::AuxLoss{.scale = mb::LossScale(9)}, 4, 2},
         "AuxLoss.scale is 9; allowed: per_assignment, per_token");
 }

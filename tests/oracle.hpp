@@ -75,7 +75,7 @@ struct Problem {
   int k = 1;
   std::vector<double> logits;        ///< [T, E]
   std::vector<double> bias;          ///< [E]
-  bool bias_is_factor = false;       ///< ranks by score * (1 + bias)
+  bool bias_is_factor = false;       ///< ranks by score * (1 + bias), or 0
   std::vector<std::uint8_t> active;  ///< [T]
   Scoring scoring;
   bool renormalise = true;
@@ -92,7 +92,7 @@ struct Problem {
 
   double logit(Int token, int expert) const { return logits[static_cast<std::size_t>(token * experts + expert)]; }
   double ranking_of(double value, int expert) const {
-    return bias_is_factor ? value + value * bias_of(expert) : value + bias_of(expert);
+    return bias_is_factor ? value * std::max(0.0, 1 + bias_of(expert)) : value + bias_of(expert);
   }
   double bias_of(int expert) const { return bias.empty() ? 0.0 : bias[static_cast<std::size_t>(expert)]; }
   bool is_active(Int token) const { return active.empty() || active[static_cast<std::size_t>(token)] != 0; }

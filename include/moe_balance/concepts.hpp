@@ -129,11 +129,12 @@ inline constexpr bool narrows_side_by_side = false;
 /// a token whose K weights are not finite all stay.
 template <class Real>
 struct RankedExpert {
-  Real score;    ///< of the scoring; of SoftmaxOverSelected its share among the K
-  Real ranking;  ///< what it was ranked by: score + bias, or logit + bias where the scoring ranks by logits
-  Real before;   ///< sum of the scores of those that rank before it
-  Real best;     ///< the score of the first that is asked for
-  int rank;      ///< 0 to K - 1
+  Real score;  ///< of the scoring; of SoftmaxOverSelected its share among the K
+  Real
+      ranking;  ///< what it was ranked by: score + bias, or logit + bias where the scoring ranks by logits; score * (1 + bias) by a bias_is_factor
+  Real before;  ///< sum of the scores of those that rank before it
+  Real best;    ///< the score of the first that is asked for
+  int rank;     ///< 0 to K - 1
 };
 
 /// Selections that may keep fewer than K experts: `bool keeps(const RankedExpert<Real>&) const`.
@@ -141,6 +142,16 @@ template <class P>
 inline constexpr bool keeps_fewer = requires(const P policy, const RankedExpert<float> expert) {
   { policy.keeps(expert) } -> std::convertible_to<bool>;
 };
+/// Whether a selection takes a bias for minus a cutoff, so that it must be added; false where neither the policy nor the selection inside it says so.
+template <class P>
+inline constexpr bool reads_cutoffs = [] {
+  if constexpr (requires { P::reads_cutoffs; })
+    return P::reads_cutoffs;
+  else if constexpr (requires(const P policy) { policy.selection; })
+    return reads_cutoffs<std::remove_cvref_t<decltype(std::declval<P>().selection)>>;
+  else
+    return false;
+}();
 /// Asks it; one written for float only serves double, too, at float's precision.
 template <class P, class Real>
 [[nodiscard]] MOEB_INLINE bool is_kept(const P& policy, const RankedExpert<Real>& expert) {
@@ -233,7 +244,7 @@ template <class B>
   requires BiasWithMemory<B>
 inline constexpr int bias_memory<B> = B::memory;
 
-/// Whether experts are ranked by score * (1 + bias) instead of score + bias; false where the policy does not say.
+/// Whether experts are ranked by score * (1 + bias), a factor of 0 at least, instead of score + bias; false where the policy does not say.
 template <class B>
 inline constexpr bool bias_is_factor = false;
 template <class B>

@@ -18,11 +18,11 @@ struct LoadView {
   int rank_count = 1;                    ///< see ranks()
   std::int64_t joined_count = -1;        ///< of experts taken together, where they are added up; see WithZeroComputation
   const std::int64_t* probability_sums = nullptr;  ///< see probability()
-  std::int64_t token_count = 0;                    ///< see probability()
+  std::int64_t token_count = 0;                    ///< see tokens()
 
   /// E.
   [[nodiscard]] MOEB_INLINE int experts() const { return expert_count; }
-  /// Tokens of one expert.
+  /// Tokens of one expert; arrivals, for a loss that counts those (counts_arrivals).
   [[nodiscard]] MOEB_INLINE std::int64_t count(int expert) const { return counts[expert]; }
   /// All assignments: K for each active token, empty slots included, but those made where a selection keeps fewer (TopP); of the global batch (and in next_bias) the sum of the counts, the budget in a WithZeroComputation.
   [[nodiscard]] MOEB_INLINE std::int64_t total() const { return assignments; }

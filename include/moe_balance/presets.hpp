@@ -162,7 +162,7 @@ using Glm45 = Preset<Glm45Model, Balancer, Sync>;
 /// DeepSeek-V2: 160 experts in 8 groups of which 3 are kept, by their best expert; K = 6, two shared experts besides.
 /// Source: arXiv 2405.04434, section 2.2.3 and 3.1.2: expert-level loss 0.003 over each sequence (the published config has aux_loss_alpha
 /// 0.001, the paper's value for V2-Lite). The paper's device-level loss, which needs the number of devices, is not in it: add
-/// DeviceLoss{SequenceLoss{.coefficient = 0.05f}, devices}; nor is its communication loss: CommunicationLoss{SequenceLoss{.coefficient = 0.02f}, devices, 3}. Scaling 16, the
+/// DeviceLoss{SequenceLoss{.coefficient = 0.05f}, devices}; nor is its communication loss: CommunicationLoss{SequenceLoss{.coefficient = 0.02f}, 8, 3} where the groups are the devices. Scaling 16, the
 /// groups, and weights that are not renormalised: inference/configs/config_236B.json of DeepSeek-V3's repository.
 struct DeepSeekV2Model {
   static constexpr Softmax scoring{};

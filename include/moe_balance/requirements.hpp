@@ -68,7 +68,8 @@ concept HasWeighting = requires(const P policy) {
 
 template <class B>
 concept HasDevices = requires(const B balancer) {
-  { balancer.devices } -> std::convertible_to<int>;
+  requires std::is_same_v < std::remove_cvref_t<decltype(balancer.devices)>,
+  int > ;
 };
 template <class B>
 concept HasEntropyLoss = requires(const B balancer) {
@@ -209,6 +210,7 @@ template <class B>
                   "the balancer counts arrivals, of which a load says nothing: its scope is a micro-batch or a sequence");
     static_assert(!counts_plain_top_k<B>, "the balancer counts either arrivals or a plain top-k");
   }
+  static_assert(!bias_is_factor<B> || BiasBalancer<B>, "the balancer says bias_is_factor and has no next_bias");
   static_assert(ValuedLoss<B> || !NamesValue<B> || !LossBalancer<B>,
                 "the balancer's value is not: balancer.value(sum, load) const -> double");
   static_assert(EntropyLossBalancer<B> || !(HasEntropyLoss<B> || NamesEntropyLoss<B> || NamesEntropySlope<B>),

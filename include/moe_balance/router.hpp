@@ -3,6 +3,7 @@
 
 #include <moe_balance/arguments.hpp>
 #include <moe_balance/balancer/loss_free_bias.hpp>
+#include <moe_balance/balancer/multiplicative_bias.hpp>
 #include <moe_balance/balancer/no_balancer.hpp>
 #include <moe_balance/engine/engine.hpp>
 #include <moe_balance/engine/router_checks.hpp>
@@ -38,6 +39,8 @@ struct Router {
   static_assert(!Traits::bias_is_factor || (is_non_negative<Scoring> && !is_over_selected<Scoring>),
                 "a bias that multiplies (MultiplicativeBias) needs scores that are never negative (non_negative)");
   static_assert(!Traits::bias_is_factor || !Traits::reads_margins, "a bias that multiplies cannot be found from margins");
+  static_assert(!Traits::bias_is_factor || !reads_cutoffs<TopKT>,
+                "a bias that multiplies is no cutoff, which is what Threshold takes a bias for");
   static_assert(!Traits::reads_margins || Traits::reads_scores || has_margins<TopKT>,
                 "a rule that reads margins (BiasFromMargins) needs a plain top-k: TopK, or WithCapacity of it");
   static_assert(Traits::plain_losses == 0 || Traits::plain_losses + Traits::arrival_losses == Traits::losses,
@@ -80,7 +83,8 @@ struct Router {
   template <EnginePlace Place, class Tag = EngineTagOf<Place>>
   void route(const RouteArgs& args, Workspace workspace, const Place& place) const {
     // A balancer that has a bias, so that the kernel is one that expects it; the caller may leave it out.
-    using PlainBalancer = std::conditional_t<(Traits::biases > 0), LossFreeBias, NoBalancer>;
+    using PlainBias = std::conditional_t<Traits::bias_is_factor, MultiplicativeBias<LossFreeBias>, LossFreeBias>;
+    using PlainBalancer = std::conditional_t<(Traits::biases > 0), PlainBias, NoBalancer>;
     const Router<Scoring, TopKT, PlainBalancer> plain{scoring, top_k, {}, {}};
     ForwardArgs forward_args;
     forward_args.logits = args.logits;

@@ -284,7 +284,7 @@ template <class Function>
 template <class Function>
 Executor executor_of(const Function&& f) = delete;  // which would end before the executor is used
 
-/// Where a call runs on the CPU. Calls return when the work is done. The calling thread takes a part, too, and needs up to 320 KiB of stack for it: more than
+/// Where a call runs on the CPU. Calls return when the work is done. The calling thread takes a part, too, and needs up to 336 KiB of stack for it: more than
 /// some C libraries give a thread (musl: 128 KiB). Threads that a call starts have 1 MiB or more. What a policy of the user's throws leaves the call when all
 /// parts have ended, of several parts what the first has thrown; outputs, and what the call adds to (load, status), are then unspecified.
 struct Host {

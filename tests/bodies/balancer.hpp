@@ -214,6 +214,13 @@ TEST_CASE_TEMPLATE_DEFINE("CommunicationLoss: one to E devices, padding, ragged 
   inputs.bias = normal_bias(100, 24);
   agrees(Engine(), mb::SoftmaxOverSelected{}, mb::TopK<4>{}, inputs,
          mb::Combine{mb::CommunicationLoss{loss, 6, 2}, mb::GlobalBatchLoss{.coefficient = 0.5f}, mb::LossFreeBias{}});
+  // Tokens with empty slots, which reach no device, and with the same expert twice.
+  agrees(Engine(), mb::Softmax{}, mb::TopP<4>{.p = 0.4f}, inputs,
+         mb::Combine{mb::CommunicationLoss{by_sequence, 6, 2}, mb::AuxLoss{.coefficient = 0.3f}});
+  Random random(108);
+  for (int slot = 0; slot < 48 * 4; ++slot) inputs.replay_experts.push_back(random.chance(0.3) ? -1 : random.integer(0, 5));
+  agrees(Engine(), mb::Softmax{}, mb::Replay{mb::TopK<4>{}}, inputs,
+         mb::Combine{mb::CommunicationLoss{loss, 12, 4}, by_sequence});
   Inputs single = normal_inputs(99, 48, 24, 1, 1.0);
   agrees(Engine(), mb::Softmax{}, mb::TopK<1>{}, single, mb::CommunicationLoss{loss, 6, 1});
 }
@@ -238,6 +245,41 @@ TEST_CASE_TEMPLATE_DEFINE(
         std::vector<float>{from_plain, of_arrivals});
 }
 
+/// A loss of the user's that counts arrivals by the experts that they are counted under, as a part of all assignments.
+struct ArrivalLoss {
+  static constexpr bool counts_arrivals = true;
+  int devices = 0;
+  [[nodiscard]] MOEB_INLINE float slope(int expert, const mb::LoadView& load) const { return load.share(expert); }
+};
+inline Losses losses_of(const ArrivalLoss& balancer, int experts, int /*k*/) {
+  const int of_device = experts / balancer.devices;
+  oracle::Loss loss;
+  loss.slope_of_choices = [=](int expert, const std::vector<std::vector<int>>& choices) {
+    double arrivals = 0, slots = 0;
+    for (const std::vector<int>& chosen : choices) {
+      const auto first =
+          std::find_if(chosen.begin(), chosen.end(), [&](int e) { return e / of_device == expert / of_device; });
+      arrivals += first != chosen.end() && *first == expert ? 1 : 0;
+      slots +=
+          static_cast<double>(chosen.size());  // total() has K of each token, but those made where a selection keeps fewer
+    }
+    return slots == 0 ? 0.0 : arrivals / slots;
+  };
+  return {loss};
+}
+
+TEST_CASE_TEMPLATE_DEFINE("losses of a user's own that count arrivals: under each token's first expert on a device", Engine,
+                          user_arrivals) {
+  const Inputs inputs = ragged_inputs(109);
+  for (const int devices : {1, 2, 6, 24}) {
+    CAPTURE(devices);
+    agrees(Engine(), mb::Softmax{}, mb::TopK<4>{}, inputs, ArrivalLoss{devices});
+    agrees(Engine(), mb::Softmax{}, mb::TopP<4>{.p = 0.4f}, inputs, ArrivalLoss{devices});
+    agrees(Engine(), mb::Sigmoid{}, mb::TopK<4>{}, inputs,
+           mb::Combine{mb::SequenceLoss{.coefficient = 0.3f}, ArrivalLoss{devices}});
+  }
+}
+
 TEST_CASE_TEMPLATE_DEFINE("CommunicationLoss: a token counts once for a device, however many of its experts it has", Engine,
                           communication_loss_once) {
   Inputs inputs = rows_of_constant(16, 8, -10.0);
@@ -251,7 +293,7 @@ TEST_CASE_TEMPLATE_DEFINE("CommunicationLoss: a token counts once for a device, 
         doctest::Approx(0.5 * (1.0 * 0.875 + 0.25 * 0.125)).epsilon(2e-6));
 }
 
-/// A bias that multiplies, beside every selection.
+/// A bias that multiplies, beside every selection; a router that only routes ranks as one that trains.
 template <class Engine>
 void check_factor(const Engine& engine, int experts) {
   CAPTURE(experts);
@@ -260,21 +302,53 @@ void check_factor(const Engine& engine, int experts) {
   inputs.accumulate = false;
   inputs.bias = normal_bias(102, experts, 0.4);
   inputs.bias[1] = -1.0f;  // of no worth
-  inputs.bias[2] = -1.5f;
+  inputs.bias[2] = -1.5f;  // the same
   inputs.bias[3] = 0.0f;
   inputs.active = Random(103).flags(70, 0.8);
-  agrees(engine, mb::Softmax{}, mb::TopK<4>{}, inputs, bias);
-  agrees(engine, mb::Sigmoid{}, mb::TopK<4>{}, inputs, mb::Combine{bias, mb::AuxLoss{}, mb::ZLoss{}});
-  agrees(engine, mb::SqrtSoftplus{}, mb::TopP<4>{.p = 0.9f}, inputs, mb::MultiplicativeBias{mb::SmebuBias{}});
+  const auto check = [&](const auto& scoring, const auto& selection, const auto& balancer) {
+    const Outcome outcome = agrees(engine, scoring, selection, inputs, balancer);
+    CHECK(route(engine, mb::Router{scoring, selection, balancer}, inputs).experts == outcome.experts);
+  };
+  check(mb::Softmax{}, mb::TopK<4>{}, bias);
+  check(mb::Sigmoid{}, mb::TopK<4>{}, mb::Combine{mb::AuxLoss{}, mb::ZLoss{}, bias});
+  check(mb::SqrtSoftplus{}, mb::TopP<4>{.p = 0.9f}, mb::MultiplicativeBias{mb::SmebuBias{}});
   if (experts % 6 != 0) return;
-  agrees(engine, mb::Sigmoid{}, mb::GroupLimitedTopK<4>{.groups = 6, .groups_kept = 2, .group_score_top = 2}, inputs,
-         mb::Combine{bias, mb::SequenceLoss{}});
+  check(mb::Sigmoid{}, mb::GroupLimitedTopK<4>{.groups = 6, .groups_kept = 2, .group_score_top = 2},
+        mb::Combine{bias, mb::SequenceLoss{}});
 }
+
+/// Scores that may be infinite.
+struct ExponentialScore {
+  static constexpr bool non_negative = true;
+  [[nodiscard]] MOEB_INLINE float operator()(float logit) const {
+    return logit > 80.0f ? mb::infinity<float> : logit < 0.0f ? 0.0f : logit;
+  }
+  [[nodiscard]] MOEB_INLINE float derivative(float logit, float /*score*/) const { return logit > 0.0f ? 1.0f : 0.0f; }
+};
 
 TEST_CASE_TEMPLATE_DEFINE("MultiplicativeBias: ranks by score * (1 + b), for every selection; weights do not see it", Engine,
                           bias_factor) {
   check_factor(Engine(), 7);
   check_factor(Engine(), 24);
+}
+
+TEST_CASE_TEMPLATE_DEFINE("MultiplicativeBias: scores of 0, which tie whatever multiplies them, and infinite ones", Engine,
+                          bias_factor_edges) {
+  Inputs inputs = rows_of_constant(3, 6, -1000.0);  // scores of 0
+  inputs.accumulate = false;
+  for (std::size_t t = 0; t < 3; ++t) inputs.logits[t * 6 + 5] = 0.0;
+  inputs.bias = {-1.5f, 0.0f, 0.5f, 0.0f, -0.5f, 0.0f};
+  const mb::Router softmax{mb::Softmax{}, mb::TopK<3>{}, mb::MultiplicativeBias{mb::LossFreeBias{}}};
+  CHECK(train(Engine(), softmax, inputs).experts == std::vector<std::int32_t>{5, 0, 1, 5, 0, 1, 5, 0, 1});
+  inputs = normal_inputs(107, 20, 24, 2, 1.0);
+  inputs.accumulate = false;
+  inputs.bias.assign(24, 0.0f);
+  for (std::size_t t = 0; t < 20; ++t) inputs.logits[t * 24 + t] = 100.0;  // infinite, and first
+  const auto routed = [&](const auto& balancer) {
+    return train(Engine(), mb::Router{ExponentialScore{}, mb::TopK<2>{}, balancer}, inputs);
+  };
+  CHECK(same_bits(routed(mb::MultiplicativeBias{mb::LossFreeBias{}}), routed(mb::LossFreeBias{})));
+  CHECK(routed(mb::MultiplicativeBias{mb::LossFreeBias{}}).experts.at(2) == 1);
 }
 
 TEST_CASE_TEMPLATE_DEFINE(

@@ -112,14 +112,11 @@ void check_bins(const char* call, const Balancer& balancer) {
   }
 }
 
-/// Checks the devices that a loss counts arrivals at: experts are divided by them. Errors: InvalidArgument.
-template <class Balancer>
-void check_devices(const char* call, const Balancer& balancer, int experts) {
-  if constexpr (counts_arrivals<Balancer>) {
-    const int devices = balancer.devices;
-    MOEB_EXPECTS(devices >= 1 && devices <= experts && experts % devices == 0, call, "balancer's devices", devices,
-                 "a divisor of the ", experts, " experts");
-  }
+/// Checks a number of devices that hold equal blocks of experts. Errors: InvalidArgument.
+template <class Name>
+void check_devices(const char* call, const Name& name, int devices, int experts) {
+  MOEB_EXPECTS(devices >= 1 && devices <= experts && experts % devices == 0, call, name, devices, "a divisor of the ",
+               experts, " experts");
 }
 
 /// Checks the options of each part that has a check(call) for them, before a call.
@@ -147,7 +144,7 @@ void check_options(const char* call, const Balancer& balancer, int experts, int 
     else if constexpr (requires { balancer.check(call); })
       balancer.check(call);
     check_bins(call, balancer);
-    check_devices(call, balancer, experts);
+    if constexpr (counts_arrivals<Balancer>) check_devices(call, "balancer's devices", balancer.devices, experts);
   }
 }
 
@@ -177,7 +174,6 @@ struct BalancerTraits {
   static constexpr bool reads_global_batch = losses == 1 && loss_scope<Balancer> == LossScope::global_batch;
   static constexpr int plain_losses = losses == 1 && counts_plain_top_k<Balancer> ? 1 : 0;
   static constexpr int arrival_losses = losses == 1 && counts_arrivals<Balancer> ? 1 : 0;
-  static constexpr int count_sets = 1 + arrival_losses;  ///< what forward counts by expert for losses
 };
 template <class First>
 struct BalancerTraits<Combine<First>> : BalancerTraits<First> {};
@@ -198,7 +194,6 @@ struct BalancerTraits<Combine<First, Rest...>> {
   static constexpr bool reads_global_batch = A::reads_global_batch || B::reads_global_batch;
   static constexpr int plain_losses = A::plain_losses + B::plain_losses;
   static constexpr int arrival_losses = A::arrival_losses + B::arrival_losses;
-  static constexpr int count_sets = 1 + arrival_losses;
 };
 
 /// Whether update leaves the part's bias as it is.

@@ -1,7 +1,7 @@
 // CommunicationLoss<Loss>: another loss over devices, of which each counts the tokens that it receives at all, whatever the number of its experts that they chose:
 // with AuxLoss coefficient * sum_d f''_d P''_d, f''_d = D / (M T) * the tokens that have an expert of device d, P''_d the sum of its experts' mean probabilities.
-// A token that goes to a device is sent there once. Where selection keeps M devices (GroupLimitedTopK), what a device sends is bounded by that; this loss evens
-// out what devices receive. Balanced, each token reaching M devices, it is the coefficient.
+// A token that goes to a device is sent there once; one that a capacity drops there is counted all the same, as in every loss. Where selection keeps M devices (GroupLimitedTopK), what a device sends is bounded by that; this loss evens
+// out what devices receive. Balanced, each token reaching M devices, it is the coefficient (M times that with LossScale::per_token); it is less where tokens reach fewer, as with TopP.
 // Experts lie on devices in equal blocks, the first E / D on device 0, as expert parallelism places them.
 // Source: DeepSeek-V2, arXiv 2405.04434, section 2.2.3 (communication balance loss).
 #pragma once
@@ -35,8 +35,7 @@ struct CommunicationLoss {
   void check(const char* call) const { check_options(call, loss); }
   /// Errors: InvalidArgument.
   void check(const char* call, int experts, int k) const {
-    MOEB_EXPECTS(devices >= 1 && devices <= experts && experts % devices == 0, call,
-                 ArgumentName("CommunicationLoss", "devices"), devices, "a divisor of the ", experts, " experts");
+    check_devices(call, ArgumentName("CommunicationLoss", "devices"), devices, experts);
     const int most = std::min(devices, k);
     MOEB_EXPECTS(devices_per_token >= 1 && devices_per_token <= most, call,
                  ArgumentName("CommunicationLoss", "devices_per_token"), devices_per_token, "1 to ", most,

@@ -61,8 +61,7 @@ struct DeviceLoss {
   void check(const char* call) const { check_options(call, loss); }
   /// Errors: InvalidArgument.
   void check(const char* call, int experts, int k) const {
-    MOEB_EXPECTS(devices >= 1 && devices <= experts && experts % devices == 0, call, ArgumentName("DeviceLoss", "devices"),
-                 devices, "a divisor of the ", experts, " experts");
+    check_devices(call, ArgumentName("DeviceLoss", "devices"), devices, experts);
     check_options(call, loss, experts, k);
   }
 

@@ -126,9 +126,9 @@ struct ForwardShared {
   [[nodiscard]] MOEB_HOST_DEVICE std::int32_t* loss_counts() const {
     return reinterpret_cast<std::int32_t*>(memory + loss_counts_at);
   }
-  /// Of the bias's memory unless a loss counts them.
+  /// Null unless a loss counts them.
   [[nodiscard]] MOEB_HOST_DEVICE std::int32_t* arrivals() const {
-    return reinterpret_cast<std::int32_t*>(memory + arrivals_at);
+    return counts_arrivals ? reinterpret_cast<std::int32_t*>(memory + arrivals_at) : nullptr;
   }
   [[nodiscard]] MOEB_HOST_DEVICE float* bias() const { return reinterpret_cast<float*>(memory + bias_at); }
   [[nodiscard]] MOEB_HOST_DEVICE std::int64_t* probabilities(int tile) const {

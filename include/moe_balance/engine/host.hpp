@@ -38,7 +38,7 @@ struct AtomicAdd {
   }
 };
 
-/// The same where there are any.
+/// Adds to memory that other threads may add to.
 struct SharedAdd {
   bool is_shared;
   MOEB_INLINE void operator()(std::int64_t* to, std::int64_t value) const {
@@ -62,7 +62,8 @@ struct HostSink {
   int units = 0;
   static constexpr bool counts_apart = Traits::plain_losses > 0;
   std::int64_t loss_counts[counts_apart ? max_experts : 1];
-  std::int64_t arrivals[Traits::arrival_losses > 0 ? max_experts : 1];
+  static constexpr bool counts_arrivals = Traits::arrival_losses > 0;
+  std::int64_t arrivals[counts_arrivals ? max_experts : 1];
   TokenTotals<Traits::token_losses> tokens;
 
   MOEB_INLINE explicit HostSink(const Row& its_layout) : layout(its_layout) {}
@@ -115,8 +116,8 @@ struct HostSink {
   MOEB_INLINE void clear() {
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA { counts[slot] = 0; });
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA { probabilities[slot] = 0; });
-    for (std::int64_t& count : loss_counts) count = 0;
-    for (std::int64_t& count : arrivals) count = 0;
+    for (int e = 0; e < (counts_apart ? layout.experts : 0); ++e) loss_counts[e] = 0;
+    for (int e = 0; e < (counts_arrivals ? layout.experts : 0); ++e) arrivals[e] = 0;
     units = 0;
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA { unit_high[slot] = 0; });
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA { unit_low[slot] = 0; });
@@ -125,10 +126,10 @@ struct HostSink {
   MOEB_INLINE void flush(const Totals& totals, std::int64_t segment, int experts) {
     if constexpr (SumsUnits) carry();
     for (int e = 0; e < experts; ++e) {
-      const std::int64_t loss_count = counts_apart ? loss_counts[counts_apart ? e : 0] : counts[e];
-      const std::int64_t arrived = arrivals[Traits::arrival_losses > 0 ? e : 0];
-      add_expert_totals<Balancer>(totals, segment, experts, e, {counts[e], loss_count, arrived, probabilities[e]},
-                                  AtomicAdd{});
+      ExpertSums sums{counts[e], counts[e], 0, probabilities[e]};
+      if constexpr (counts_apart) sums.loss_count = loss_counts[e];
+      if constexpr (counts_arrivals) sums.arrivals = arrivals[e];
+      add_expert_totals<Balancer>(totals, segment, experts, e, sums, AtomicAdd{});
     }
     add_token_totals<Balancer>(totals, segment, tokens, AtomicAdd{});
   }

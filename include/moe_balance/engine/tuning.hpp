@@ -37,7 +37,7 @@ struct HostTuning {
   std::int64_t bytes_side_by_side = std::int64_t{24} << 20;
   /// Most memory in which a thread counts margins for itself.
   std::size_t most_margin_bytes = std::size_t{1} << 20;
-  /// Least stack of a thread that a call starts: three times the 320 KiB that a part may need (tests/stack_test.cpp).
+  /// Least stack of a thread that a call starts: three times the 336 KiB that a part may need (tests/stack_test.cpp).
   std::size_t thread_stack_bytes = std::size_t{1} << 20;
 };
 inline constexpr HostTuning host_tuning{};

@@ -19,19 +19,22 @@ template <class Scoring>
 inline constexpr bool shows_non_finite = is_normalised<Scoring>&& is_non_negative<Scoring>;
 
 /// The key of one value, a score, or a logit where the scoring ranks by those. The sum with a bias is written as value * 1 + bias, so that a user's score
-/// that ends in a product is rounded before the bias is added.
+/// that ends in a product is rounded before the bias is added. A bias that multiplies is 1 less than its factor, which is not negative.
 template <class Scoring, class Balancer, class Real>
 struct RankingKeys {
   static constexpr bool are_non_negative = is_non_negative<Scoring> && !is_over_selected<Scoring>;
+  static constexpr bool is_factor = BalancerTraits<Balancer>::bias_is_factor;
 
   [[nodiscard]] MOEB_INLINE static Real with_bias(Real value, Real bias) {
-    if constexpr (BalancerTraits<Balancer>::bias_is_factor)
-      return mul(value, add(bias, Real(1)));
-    else
+    if constexpr (is_factor) {
+      const Real factor = add(bias, Real(1));
+      return mul(value, choose(factor < Real(0), Real(0), factor));
+    } else {
       return fma(value, Real(1), bias);
+    }
   }
   [[nodiscard]] MOEB_INLINE static Key<Real> of_sum(Real ranking) {  // +0 and any zero are +0
-    return are_non_negative ? key_without_minus_zero(ranking) : key_of_number(ranking);
+    return are_non_negative && !is_factor ? key_without_minus_zero(ranking) : key_of_number(ranking);
   }
   [[nodiscard]] MOEB_INLINE static Key<Real> of_value(Real ranking) {
     return are_non_negative ? key_of_non_negative(ranking) : key_of_number(ranking);

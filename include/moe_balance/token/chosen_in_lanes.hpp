@@ -46,8 +46,8 @@ struct ChosenSideBySide {
     return result;
   }
 
-  /// As empty_unkept, of scores that are no exponentials.
-  template <class TopKT>
+  /// As empty_unkept, of scores that are no exponentials. `Ranking`: RankingKeys of theirs.
+  template <class Ranking, class TopKT>
   MOEB_INLINE void empty_unkept(const TopKT& top_k, const float* bias) {
     run_apart_narrow([&]() MOEB_LAMBDA {
       NumbersSideBySide before = {};
@@ -56,7 +56,7 @@ struct ChosenSideBySide {
       for (int k = 0; k < K; ++k) {
         for (int i = 0; i < lane_count; ++i) {
           const float value = score[k][i];
-          const float ranking = fma(value, 1.0f, bias == nullptr ? 0.0f : bias[expert[k][i]]);
+          const float ranking = Ranking::with_bias(value, bias == nullptr ? 0.0f : bias[expert[k][i]]);
           const bool kept = is_kept(top_k, RankedExpert<float>{value, ranking, before[i], best[i], k});
           before[i] = add(before[i], value);
           expert[k][i] = kept ? expert[k][i] : -1;

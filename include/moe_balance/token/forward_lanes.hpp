@@ -84,7 +84,7 @@ class ForwardLanes {
     select(bias != nullptr);
     if (!chosen_.weigh(problem.top_k.weighting())) return false;
     if constexpr (keeps_fewer<TopKT>) {
-      chosen_.empty_unkept(problem.top_k, bias);
+      chosen_.template empty_unkept<Ranking>(problem.top_k, bias);
       if (!chosen_.weigh(problem.top_k.weighting())) return false;
     }
     store(problem, rows, first);

@@ -15,11 +15,11 @@ template <class Balancer, class Part, class TileT>
 [[nodiscard]] MOEB_INLINE LoadView load_of_part(const TileT& tile, const SavedView& saved, int experts, int top_k, int ranks,
                                                 bool sums, std::int64_t segment) {
   constexpr LossScope scope = loss_scope<Part>;
-  constexpr int sets = BalancerTraits<Balancer>::count_sets;
   LoadView load;
   const std::int64_t* const counts = scope == LossScope::global_batch ? saved.global_counts
-                                     : scope == LossScope::sequence   ? saved.segment_counts + segment * sets * experts
-                                                                      : saved.counts;
+                                     : scope == LossScope::sequence
+                                         ? saved.segment_counts + segment * count_sets<Balancer> * experts
+                                         : saved.counts;
   load.counts = counts_arrivals<Part> ? counts + experts : counts;
   load.expert_count = experts;
   // K T assignments, replayed empty slots included, or those made; of the global batch only the counts are known.

@@ -20,6 +20,10 @@ struct SavedView {
   std::int64_t* segment_probabilities = nullptr;  ///< [S, E]
 };
 
+/// What forward counts by expert for losses: assignments; and arrivals, if a loss counts those.
+template <class Balancer>
+inline constexpr int count_sets = 1 + (BalancerTraits<Balancer>::arrival_losses > 0 ? 1 : 0);
+
 template <class Balancer>
 struct SavedLayout {
   using Traits = BalancerTraits<Balancer>;
@@ -30,7 +34,7 @@ struct SavedLayout {
 
   [[nodiscard]] MOEB_INLINE constexpr std::int64_t words() const {
     if (!is_used) return 0;
-    const std::int64_t sums = (Traits::count_sets + 1) * experts;
+    const std::int64_t sums = (count_sets<Balancer> + 1) * experts;
     return 1 + Traits::token_losses + sums + (Traits::reads_global_batch ? experts : 0) +
            (Traits::reads_sequences ? sequences * (1 + sums) : 0);
   }
@@ -42,7 +46,7 @@ struct SavedLayout {
     saved.tokens = next;
     saved.token_losses = next += 1;
     saved.counts = next += Traits::token_losses;
-    saved.probabilities = next += Traits::count_sets * experts;
+    saved.probabilities = next += count_sets<Balancer> * experts;
     next += experts;
     if (Traits::reads_global_batch) {
       saved.global_counts = next;
@@ -51,7 +55,7 @@ struct SavedLayout {
     if (Traits::reads_sequences) {
       saved.segment_tokens = next;
       saved.segment_counts = next += sequences;
-      saved.segment_probabilities = next + sequences * Traits::count_sets * experts;
+      saved.segment_probabilities = next + sequences * count_sets<Balancer> * experts;
     }
     return saved;
   }

@@ -42,7 +42,7 @@ MOEB_INLINE void add_expert_totals(const Totals& totals, std::int64_t segment, i
     if (totals.counts != nullptr) add(totals.counts + expert, sums.count);
     if (totals.load != nullptr) add(totals.load + expert, sums.count);
   }
-  const std::int64_t cell = segment * Traits::count_sets * experts + expert;
+  const std::int64_t cell = segment * count_sets<Balancer> * experts + expert;
   if (sums.loss_count != 0 && totals.saved.counts != nullptr) {
     add(totals.saved.counts + expert, sums.loss_count);
     if (Traits::reads_sequences) add(totals.saved.segment_counts + cell, sums.loss_count);

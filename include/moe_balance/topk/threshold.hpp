@@ -17,6 +17,7 @@ template <int K>
 struct Threshold {
   static_assert(K >= 1 && K <= max_top_k, "Threshold chooses up to 1 to 32 experts per token");
   static constexpr int k = K;
+  static constexpr bool reads_cutoffs = true;  ///< see moe_balance::reads_cutoffs
 
   bool renormalise = false;     ///< weights of the kept sum to scaling_factor, where K > 1
   float scaling_factor = 1.0f;  ///< multiplies every weight
