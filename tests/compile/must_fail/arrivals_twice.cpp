@@ -1,4 +1,4 @@
-// EXPECT: at most one loss may count arrivals (CommunicationLoss)
+// EXPECT: at most one loss may count arrivals
 #include <moe_balance/moe_balance.hpp>
 
 namespace mb = moe_balance;

@@ -1,4 +1,4 @@
-// EXPECT: the balancer counts arrivals and lacks: balancer.slope(expert, load), or int devices
+// EXPECT: the balancer counts arrivals and lacks: balancer.slope
 #include <moe_balance/moe_balance.hpp>
 
 namespace mb = moe_balance;

@@ -1,4 +1,4 @@
-// EXPECT: a bias that multiplies (MultiplicativeBias) needs scores that are never negative (non_negative)
+// EXPECT: needs scores that are never negative
 #include <moe_balance/moe_balance.hpp>
 
 namespace mb = moe_balance;

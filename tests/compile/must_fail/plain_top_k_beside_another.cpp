@@ -1,4 +1,4 @@
-// EXPECT: either all losses, but those that count arrivals, count a plain top-k (FromPlainTopK) or none does
+// EXPECT: either all losses, but those that count arrivals, count a plain top-k
 #include <moe_balance/moe_balance.hpp>
 
 namespace mb = moe_balance;
