@@ -16,13 +16,13 @@ enum class MarginBins : std::uint8_t { octaves, even };
 
 /// How MarginScale finds bins.
 struct MarginBinning {
-  static constexpr int first_octave = -16;
-  bool is_even;
-  float low;
-  float bins;
-  float bins_per_unit;  ///< even
-  int middle;           ///< octaves: bins of either sign, on either side of that of the smallest margins
-  float bins_per_octave;
+  static constexpr int first_octave = -16;  ///< of sizes that are told apart, as a power of two
+  bool is_even;                             ///< MarginBins::even
+  float low;                                ///< even: the smallest margin that is told apart
+  float bins;                               ///< of each expert
+  float bins_per_unit;                      ///< even
+  int middle;                               ///< octaves: bins of either sign, on either side of that of the smallest margins
+  float bins_per_octave;                    ///< octaves
 
   /// The bin that a margin counts in.
   [[nodiscard]] MOEB_INLINE int bin_of(float margin) const {
