@@ -125,8 +125,8 @@ template <class Balancer = BalancerOf<DeepSeekV4Model>, class Sync = SingleDevic
 using DeepSeekV4 = Preset<DeepSeekV4Model, Balancer, Sync>;
 
 /// MiniMax-M2: 256 experts, K = 8, no groups, weights renormalised.
-/// Source: Hugging Face's modeling_minimax_m2.py and its configuration. How load was balanced in training is not published but for the bias, whose rate here is
-/// DeepSeek-V3's; the configuration's router_aux_loss_coef, 0.001, is for fine-tuning and not taken over.
+/// Source: Hugging Face's modeling_minimax_m2.py and its configuration. The rate of the bias is DeepSeek-V3's; what else balanced the load
+/// in training, and the configuration's router_aux_loss_coef, 0.001, are not taken over.
 struct MiniMaxM2Model {
   static constexpr Sigmoid scoring{};
   static constexpr TopK<8> top_k{.renormalise = true, .scaling_factor = 1.0f};
@@ -137,8 +137,8 @@ using MiniMaxM2 = Preset<MiniMaxM2Model, Balancer, Sync>;
 
 /// Kimi K2: 384 experts, K = 8, no groups, weights renormalised, times 2.827. One shared expert besides.
 /// Source: the published config (model_type kimi_k2: n_group 1, norm_topk_prob true, topk_method noaux_tc, routed_scaling_factor 2.827), whose code is
-/// DeepSeek-V3's; arXiv 2507.20534, which says nothing of balancing. The bias is in the routing; its rate here is DeepSeek-V3's, as is the aux_loss_alpha of the config, 0.001,
-/// which is not taken over.
+/// DeepSeek-V3's; arXiv 2507.20534. The rate of the bias is DeepSeek-V3's; what else balanced the load in training, and the config's aux_loss_alpha, 0.001, which is DeepSeek-V3's, too,
+/// are not taken over.
 struct KimiK2Model {
   static constexpr Sigmoid scoring{};
   static constexpr TopK<8> top_k{.renormalise = true, .scaling_factor = 2.827f};
