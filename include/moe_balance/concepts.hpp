@@ -9,6 +9,7 @@
 #include <concepts>
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 
 MOEB_NAMESPACE_BEGIN
 

@@ -28,8 +28,8 @@ struct CommunicationLoss {
 
   Loss loss{};      ///< what is taken over devices; its coefficient is that of the whole
   int devices = 0;  ///< D, to be given, a divisor of the experts: ranks of expert parallelism, or nodes
-  int devices_per_token =
-      0;  ///< M, to be given, 1 to the smaller of D and K: those that a token's experts lie on; groups_kept where D is the groups
+  /// M, to be given, 1 to the smaller of D and K: those that a token's experts lie on; groups_kept where D is the groups.
+  int devices_per_token = 0;
 
   /// Without the experts, as in update: the loss's own options. Errors: InvalidArgument.
   void check(const char* call) const { check_options(call, loss); }

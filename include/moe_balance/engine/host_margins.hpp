@@ -3,6 +3,7 @@
 
 #include <moe_balance/engine/tuning.hpp>
 
+#include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 
