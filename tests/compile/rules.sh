@@ -43,7 +43,7 @@ forbid() {
 }
 
 library=include/moe_balance
-floors_3_to_6=("$library"/{numeric,concepts.hpp,scoring,topk,balancer,sync,token})
+floors_3_to_6=("$library"/{numeric,concepts.hpp,{scoring,top_k,balancer,sync}_concepts.hpp,scoring,topk,balancer,sync,token})
 
 forbid 'host and device lay [[no_unique_address]] out differently' 'no_unique_address' include
 forbid 'cub/cub.cuh costs 9 s; no CUB, Thrust or cuda::mr types' '<(cub/cub\.cuh|thrust/[^>]*)>|cuda::mr|thrust::' \

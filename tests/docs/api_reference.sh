@@ -38,7 +38,7 @@ while read -r name; do
 done < <(sed -nE 's/^struct ([A-Za-z]+Args) \{$/\1/p' ./*.hpp dispatch/*.hpp placement/*.hpp)
 while read -r name; do
   expect_page "conceptmoe__balance_1_1$name.html"
-done < <(sed -nE 's/^concept ([A-Za-z]+) = .*/\1/p' concepts.hpp)
+done < <(sed -nE 's/^concept ([A-Za-z]+) = .*/\1/p' ./*concepts.hpp)
 while read -r name; do
   expect_page "structmoe__balance_1_1presets_1_1${name}Model.html"
 done < <(sed -nE 's/^using ([A-Za-z0-9]+) = Preset<.*/\1/p' presets.hpp)

@@ -4,7 +4,7 @@
 #pragma once
 
 #include <moe_balance/balancer/loss_scale.hpp>
-#include <moe_balance/concepts.hpp>
+#include <moe_balance/balancer_concepts.hpp>
 #include <moe_balance/error.hpp>
 #include <moe_balance/numeric/math.hpp>
 

@@ -2,7 +2,7 @@
 // SequenceLoss of 1e-4, Qwen3 a GlobalBatchLoss with a ZLoss. At most one part may have a bias.
 #pragma once
 
-#include <moe_balance/concepts.hpp>
+#include <moe_balance/balancer_concepts.hpp>
 #include <moe_balance/error.hpp>
 #include <moe_balance/numeric/math.hpp>
 #include <moe_balance/requirements.hpp>

@@ -9,7 +9,7 @@
 #include <moe_balance/balancer/combine.hpp>
 #include <moe_balance/balancer/global_batch_loss.hpp>
 #include <moe_balance/balancer/sequence_loss.hpp>
-#include <moe_balance/concepts.hpp>
+#include <moe_balance/balancer_concepts.hpp>
 #include <moe_balance/error.hpp>
 #include <moe_balance/numeric/math.hpp>
 #include <moe_balance/requirements.hpp>

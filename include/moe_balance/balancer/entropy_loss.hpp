@@ -3,7 +3,7 @@
 // Source: Huang et al. 2024, arXiv 2403.07652, the dynamic loss.
 #pragma once
 
-#include <moe_balance/concepts.hpp>
+#include <moe_balance/balancer_concepts.hpp>
 #include <moe_balance/error.hpp>
 #include <moe_balance/numeric/math.hpp>
 

@@ -6,7 +6,7 @@
 #pragma once
 
 #include <moe_balance/balancer/combine.hpp>
-#include <moe_balance/concepts.hpp>
+#include <moe_balance/balancer_concepts.hpp>
 #include <moe_balance/requirements.hpp>
 
 MOEB_NAMESPACE_BEGIN

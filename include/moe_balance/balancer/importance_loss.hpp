@@ -3,7 +3,7 @@
 // Source: Shazeer et al. 2017, arXiv 1701.06538, eq. (6) and (7), where importance sums the gates of the chosen; of all experts' probabilities: V-MoE, arXiv 2106.05974.
 #pragma once
 
-#include <moe_balance/concepts.hpp>
+#include <moe_balance/balancer_concepts.hpp>
 #include <moe_balance/error.hpp>
 #include <moe_balance/numeric/math.hpp>
 

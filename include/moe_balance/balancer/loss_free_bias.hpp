@@ -4,7 +4,7 @@
 // Choose it with Sigmoid; the bias moves at most update_rate per step, so short runs need a larger rate at first.
 #pragma once
 
-#include <moe_balance/concepts.hpp>
+#include <moe_balance/balancer_concepts.hpp>
 #include <moe_balance/error.hpp>
 #include <moe_balance/numeric/math.hpp>
 

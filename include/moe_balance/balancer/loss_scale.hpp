@@ -1,7 +1,7 @@
 // The one convention on which papers and libraries differ by a factor K.
 #pragma once
 
-#include <moe_balance/concepts.hpp>
+#include <moe_balance/balancer_concepts.hpp>
 
 #include <cstdint>
 

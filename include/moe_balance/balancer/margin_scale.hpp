@@ -1,7 +1,7 @@
 // The bins in which margins are counted: which bin a margin is in, and which margin lies where in a bin.
 #pragma once
 
-#include <moe_balance/concepts.hpp>
+#include <moe_balance/balancer_concepts.hpp>
 #include <moe_balance/error.hpp>
 #include <moe_balance/numeric/math.hpp>
 

@@ -6,7 +6,7 @@
 #pragma once
 
 #include <moe_balance/balancer/loss_free_bias.hpp>
-#include <moe_balance/concepts.hpp>
+#include <moe_balance/balancer_concepts.hpp>
 #include <moe_balance/requirements.hpp>
 
 MOEB_NAMESPACE_BEGIN

@@ -3,7 +3,7 @@
 // Source: Shen et al. 2023, ModuleFormer, arXiv 2306.04640. The entropy of the whole is the softmax's of the logits: choose it with Softmax.
 #pragma once
 
-#include <moe_balance/concepts.hpp>
+#include <moe_balance/balancer_concepts.hpp>
 #include <moe_balance/error.hpp>
 #include <moe_balance/numeric/math.hpp>
 

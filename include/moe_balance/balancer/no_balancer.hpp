@@ -1,7 +1,7 @@
 // NoBalancer: the router alone. For inference without a bias, and as the baseline that every balancer is compared with.
 #pragma once
 
-#include <moe_balance/concepts.hpp>
+#include <moe_balance/balancer_concepts.hpp>
 
 MOEB_NAMESPACE_BEGIN
 

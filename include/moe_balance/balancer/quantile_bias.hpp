@@ -8,7 +8,7 @@
 
 #include <moe_balance/balancer/loss_free_bias.hpp>
 #include <moe_balance/balancer/margin_scale.hpp>
-#include <moe_balance/concepts.hpp>
+#include <moe_balance/balancer_concepts.hpp>
 #include <moe_balance/error.hpp>
 #include <moe_balance/numeric/math.hpp>
 

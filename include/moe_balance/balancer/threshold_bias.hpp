@@ -7,9 +7,10 @@
 #pragma once
 
 #include <moe_balance/balancer/margin_scale.hpp>
-#include <moe_balance/concepts.hpp>
+#include <moe_balance/balancer_concepts.hpp>
 #include <moe_balance/error.hpp>
 #include <moe_balance/numeric/math.hpp>
+#include <moe_balance/top_k_concepts.hpp>
 
 #include <cstdint>
 #include <string>

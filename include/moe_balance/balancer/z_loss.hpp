@@ -3,7 +3,7 @@
 // The value (Router::loss) counts at most 16384 per token, or 2^30 / T if that is less; the gradient is not bounded.
 #pragma once
 
-#include <moe_balance/concepts.hpp>
+#include <moe_balance/balancer_concepts.hpp>
 #include <moe_balance/error.hpp>
 #include <moe_balance/numeric/math.hpp>
 

@@ -2,7 +2,7 @@
 // A balancing loss normalises scores to sum to 1, which has a meaning only for scores >= 0.
 #pragma once
 
-#include <moe_balance/concepts.hpp>
+#include <moe_balance/scoring_concepts.hpp>
 
 MOEB_NAMESPACE_BEGIN
 

@@ -3,8 +3,8 @@
 // Pair it with LossFreeBias, whose steps of 1e-3 suit scores in [0, 1].
 #pragma once
 
-#include <moe_balance/concepts.hpp>
 #include <moe_balance/numeric/math.hpp>
+#include <moe_balance/scoring_concepts.hpp>
 
 MOEB_NAMESPACE_BEGIN
 

@@ -3,8 +3,8 @@
 // Choose it with a balancing loss; with LossFreeBias the fixed bias step is large beside scores near 1 / experts.
 #pragma once
 
-#include <moe_balance/concepts.hpp>
 #include <moe_balance/numeric/softmax.hpp>
+#include <moe_balance/scoring_concepts.hpp>
 
 MOEB_NAMESPACE_BEGIN
 

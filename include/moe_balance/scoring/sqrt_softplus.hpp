@@ -2,8 +2,8 @@
 // Source: DeepSeek-V4. Unbounded above, never zero for x > -174: gradients reach experts that sigmoid would have silenced.
 #pragma once
 
-#include <moe_balance/concepts.hpp>
 #include <moe_balance/numeric/math.hpp>
+#include <moe_balance/scoring_concepts.hpp>
 
 MOEB_NAMESPACE_BEGIN
 

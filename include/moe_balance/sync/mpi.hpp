@@ -3,8 +3,9 @@
 // The communicator is the group that shares a sum: docs/distributed.md says which one that is in each kind of parallelism.
 #pragma once
 
-#include <moe_balance/concepts.hpp>
 #include <moe_balance/error.hpp>
+#include <moe_balance/sync_concepts.hpp>
+#include <moe_balance/views.hpp>
 
 #include <algorithm>
 #include <array>

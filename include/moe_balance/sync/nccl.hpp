@@ -5,8 +5,8 @@
 // Source: NVIDIA's NCCL user guide, "Using NCCL with CUDA graphs".
 #pragma once
 
-#include <moe_balance/concepts.hpp>
 #include <moe_balance/sync/nccl_connection.hpp>
+#include <moe_balance/sync_concepts.hpp>
 
 #include <chrono>
 #include <cstddef>

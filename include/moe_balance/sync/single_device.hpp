@@ -1,7 +1,8 @@
 // SingleDevice: one rank; the sum over ranks is the counts themselves. The default.
 #pragma once
 
-#include <moe_balance/concepts.hpp>
+#include <moe_balance/sync_concepts.hpp>
+#include <moe_balance/views.hpp>
 
 MOEB_NAMESPACE_BEGIN
 

@@ -3,8 +3,9 @@
 // start adds the rank's counts to a sum that all ranks share and returns; finish waits until every rank has started that sum.
 #pragma once
 
-#include <moe_balance/concepts.hpp>
 #include <moe_balance/error.hpp>
+#include <moe_balance/sync_concepts.hpp>
+#include <moe_balance/views.hpp>
 
 #include <chrono>
 #include <condition_variable>

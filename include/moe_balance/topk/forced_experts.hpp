@@ -8,8 +8,8 @@
 // choice; here weights are those of the router's own scores, and ids know no groups. They are the same on every machine.
 #pragma once
 
-#include <moe_balance/concepts.hpp>
 #include <moe_balance/error.hpp>
+#include <moe_balance/top_k_concepts.hpp>
 #include <moe_balance/views.hpp>
 
 #include <cstdint>

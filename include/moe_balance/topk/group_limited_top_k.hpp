@@ -5,10 +5,10 @@
 // Source: DeepSeek-V2, arXiv 2405.04434, section 2.1.3; DeepSeek-V3, arXiv 2412.19437, section 2.1.2.
 #pragma once
 
-#include <moe_balance/concepts.hpp>
 #include <moe_balance/error.hpp>
 #include <moe_balance/numeric/math.hpp>
 #include <moe_balance/numeric/ordered_key.hpp>
+#include <moe_balance/top_k_concepts.hpp>
 #include <moe_balance/topk/groups_on_cpu.hpp>
 
 #include <cstdint>

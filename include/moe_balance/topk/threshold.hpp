@@ -4,9 +4,9 @@
 // Source: Sun et al. 2026, "Expert Threshold Routing", arXiv 2603.11535.
 #pragma once
 
-#include <moe_balance/concepts.hpp>
 #include <moe_balance/error.hpp>
 #include <moe_balance/numeric/math.hpp>
+#include <moe_balance/top_k_concepts.hpp>
 
 #include <string>
 

@@ -1,9 +1,9 @@
 // TopK: the K experts with the largest ranking values.
 #pragma once
 
-#include <moe_balance/concepts.hpp>
 #include <moe_balance/error.hpp>
 #include <moe_balance/numeric/math.hpp>
+#include <moe_balance/top_k_concepts.hpp>
 
 #include <string>
 

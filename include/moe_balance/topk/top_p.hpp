@@ -7,9 +7,9 @@
 // Source: Huang et al. 2024, "Harder Tasks Need More Experts", arXiv 2403.07652, whose weights are the scores as they are.
 #pragma once
 
-#include <moe_balance/concepts.hpp>
 #include <moe_balance/error.hpp>
 #include <moe_balance/numeric/math.hpp>
+#include <moe_balance/top_k_concepts.hpp>
 
 #include <string>
 
