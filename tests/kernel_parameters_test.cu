@@ -131,6 +131,17 @@ TEST_CASE("rule 8: and the dispatch kernels' structs") {
              &SinkhornProblem::tolerance, &SinkhornProblem::iteration, &SinkhornProblem::last_iteration, &SinkhornProblem::log_scale,
              &SinkhornProblem::iterations, &SinkhornProblem::sums, &SinkhornProblem::scales, &SinkhornProblem::done,
              &SinkhornProblem::tokens>();
+  using mb::NoisyChoice;
+  check_echo<NoisyChoice, &NoisyChoice::logits, &NoisyChoice::noisy, &NoisyChoice::top_k, &NoisyChoice::scale,
+             &NoisyChoice::scales, &NoisyChoice::winning, &NoisyChoice::active, &NoisyChoice::tokens_on_device>();
+  using mb::SmoothLoadProblem;
+  check_echo<SmoothLoadProblem, &SmoothLoadProblem::choice, &SmoothLoadProblem::load>();
+  using mb::LoadLossProblem;
+  check_echo<LoadLossProblem, &LoadLossProblem::load, &LoadLossProblem::grad_load, &LoadLossProblem::coefficient,
+             &LoadLossProblem::loss>();
+  using Gradients = mb::SmoothLoadBackwardProblem;
+  check_echo<Gradients, &Gradients::choice, &Gradients::grad_load, &Gradients::grad_logits, &Gradients::grad_noisy,
+             &Gradients::grad_scales, &Gradients::grad_loss, &Gradients::loss_scale>();
   using mb::PermutationProblem;
   check_echo<PermutationProblem, &PermutationProblem::experts, &PermutationProblem::row_of_slot, &PermutationProblem::tokens,
              &PermutationProblem::k, &PermutationProblem::by_k, &PermutationProblem::expert_count,

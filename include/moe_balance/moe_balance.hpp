@@ -33,6 +33,7 @@
 #include <moe_balance/dispatch/received_experts.hpp>
 #include <moe_balance/dispatch/route_and_permute.hpp>
 #include <moe_balance/dispatch/sinkhorn.hpp>
+#include <moe_balance/dispatch/smooth_load.hpp>
 #include <moe_balance/engine/host.hpp>
 #include <moe_balance/memory.hpp>
 #include <moe_balance/metrics/load_metrics.hpp>

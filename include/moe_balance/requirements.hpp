@@ -44,6 +44,11 @@ concept HasRowBackward = requires(const S scoring, const SerialTile tile, const 
   {scoring.backward(tile, layout, in, in, out, row)};
 };
 
+/// g++ takes a member of every object, where a constant is asked for, for an error by itself.
+template <class P>
+concept HasKOfObjects = requires {
+  requires std::is_member_object_pointer_v<decltype(&P::k)>;
+};
 template <class P>
 concept HasK = requires {
   typename std::integral_constant<int, P::k>;
@@ -159,6 +164,7 @@ template <class P>
 [[nodiscard]] constexpr bool of_top_k() {
   static_assert(std::is_trivially_copyable_v<P>,
                 "the TopK policy must satisfy std::is_trivially_copyable: kernels take it by value");
+  static_assert(!HasKOfObjects<P>, "the TopK policy's k is a member of its objects, and not: static constexpr int k");
   static_assert(HasK<P>, "the TopK policy lacks: static constexpr int k, that is P::k");
   static_assert(HasUsefulK<P>, "the TopK policy's k is not 1 to 32");
   static_assert(HasNarrow<P>, "the TopK policy lacks: policy.template narrow<Real>(tile, layout, keys) const");
@@ -169,6 +175,12 @@ template <class P>
   return true;
 }
 
+/// A scope of another type than the library reads.
+template <class B>
+concept HasOtherScope = requires {
+  B::scope;
+  requires !std::is_same_v<std::remove_cvref_t<decltype(B::scope)>, LossScope>;
+};
 /// A balancer's `check`, where it is one function.
 template <class B>
 concept NamesOneCheck = requires {
@@ -195,6 +207,7 @@ template <class B>
       HasCheckOfCall<B> || HasCheckOfExperts<B> || HasCheckOfExpertsAndK<B> || !NamesOneCheck<B>,
       "the balancer's check is neither: balancer.check(call) const, nor: balancer.check(call, experts) const, nor: "
       "balancer.check(call, experts, k) const");
+  static_assert(!HasOtherScope<B>, "the balancer's scope, which the library reads, is not a moe_balance::LossScope");
   // A part with a wrong signature would be left out without a word where the balancer has another.
   static_assert(LossBalancer<B> || !NamesSlope<B>,
                 "the balancer's slope is not: balancer.slope(expert, load) const -> float");

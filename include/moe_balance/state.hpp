@@ -114,7 +114,8 @@ inline void check_state_arguments(const char* call, const BiasRef& bias, const L
 
 /// Writes the bias with what its rule keeps and the load, in host memory, and the number of steps done, and flushes the stream, whose header (`fstream`,
 /// say) the caller includes. A router without a bias passes a bias of zeros. Errors: InvalidArgument; StateError when the stream does not take it, on a
-/// full disk, say. Histograms of margins must be 0, as after an update: they would be most of the file, and are not saved.
+/// full disk, say, or what the stream itself raises where its exceptions() are on. Histograms of margins must be 0, as after an update: they would be most of the
+/// file, and are not saved.
 template <class Traits>
 void save_state(std::basic_ostream<char, Traits>& out, const BiasRef& bias, const LoadRef& load, std::int64_t step) {
   check_state_arguments("save_state", bias, load);
@@ -158,7 +159,7 @@ void read_state_bytes(std::basic_istream<char, Traits>& in, StateBytes& bytes, s
 /// Reads what save_state wrote into bias and load, in host memory, and returns the step. Reads its own bytes only, so that a state may lie inside a
 /// larger file. The caller includes the stream's header. A bias may go on with another rule: `bias.with_memory(0)` takes what a rule without memory saved
 /// and leaves the tables behind it, zeros, as they are. Errors: InvalidArgument; StateError for what is no state, of another version or shape, truncated or
-/// corrupted. Nothing is written then.
+/// corrupted; what the stream itself raises where its exceptions() are on and it ends too early. Nothing is written then.
 template <class Traits>
 [[nodiscard]] std::int64_t load_state(std::basic_istream<char, Traits>& in, const BiasRef& bias, const LoadRef& load) {
   check_state_arguments("load_state", bias, load);

@@ -66,6 +66,9 @@ struct DispatchCalls {
   mb::NoiseArgs noise;
   mb::NoiseBackwardArgs noise_backward;
   mb::SinkhornArgs sinkhorn;
+  mb::SmoothLoadArgs smooth_load;
+  mb::LoadLossArgs load_loss;
+  mb::SmoothLoadBackwardArgs smooth_load_backward;
 };
 
 void dispatch(const Calls& calls, const DispatchCalls& dispatch, cudaStream_t stream);
@@ -96,4 +99,7 @@ void dispatch(const Calls& calls, const DispatchCalls& dispatch, cudaStream_t st
   mb::add_noise(dispatch.noise, calls.workspace, stream);
   mb::add_noise_backward(dispatch.noise_backward, calls.workspace, stream);
   mb::sinkhorn(dispatch.sinkhorn, calls.workspace, stream);
+  mb::smooth_load(dispatch.smooth_load, calls.workspace, stream);
+  mb::load_loss(dispatch.load_loss, calls.workspace, stream);
+  mb::smooth_load_backward(dispatch.smooth_load_backward, calls.workspace, stream);
 }

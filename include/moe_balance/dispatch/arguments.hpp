@@ -158,4 +158,53 @@ struct SinkhornArgs {
   std::int32_t* iterations = nullptr;              ///< [1] out, optional, where the call runs; 0 where no token takes part
 };
 
+/// What an expert's noisy logit has to be above for the expert to be one of the token's K.
+enum class WinningLogit : std::uint8_t {
+  best_of_others,  ///< the K-th largest noisy logit of the other experts: Shazeer et al. 2017, eq. (8) and (9)
+  last_chosen      ///< the K-th largest of all, its own included: V-MoE
+};
+
+/// A batch whose experts were chosen by noisy logits, noisy = logits + sigma * normal numbers, as add_noise of NoiseKind::normal leaves them. T tokens, E experts. An
+/// expert whose logit, noisy or not, is NaN or infinite takes no part in its token.
+struct NoisyChoice {
+  ConstAnyMatrix logits;  ///< [T, E], without noise; T up to 2^30
+  ConstAnyMatrix noisy;   ///< [T, E], by which the K best were chosen; float32 or logits' type
+  int top_k = 0;          ///< K, 1 to E
+  float scale = 1.0f;     ///< sigma, or what multiplies `scales` to give it; more than 0, as in NoiseSource
+  ConstAnyMatrix
+      scales{};  ///< [T, E], optional, as given to add_noise; where sigma is not a finite number above 0 the chosen have probability 1
+  WinningLogit winning = WinningLogit::best_of_others;  ///< how a probability is found
+  const std::uint8_t* active = nullptr;                 ///< [T], optional: 0 marks a padding token, which counts nowhere
+  const std::int64_t* tokens_on_device = nullptr;       ///< optional: rows from *tokens_on_device on are treated as inactive
+};
+
+/// Of each expert's load in smooth_load, the value of one token.
+inline constexpr std::int64_t smooth_load_unit = std::int64_t{1} << 32;
+
+/// load[e] = sum over tokens of the probability that e is among the K, if its own noise is drawn again.
+struct SmoothLoadArgs {
+  NoisyChoice choice;             ///< the batch
+  VectorView<std::int64_t> load;  ///< [E] out, in units of 1 / smooth_load_unit tokens: sums over calls and ranks are exact
+};
+
+/// loss = coefficient * CV^2(load) = coefficient * (E sum load_e^2 / (sum load_e)^2 - 1), 0 where there is no load.
+struct LoadLossArgs {
+  VectorView<const std::int64_t> load;  ///< [E], of smooth_load; or the sum of several
+  VectorView<float> grad_load;          ///< [E] out: d(loss) / d(load_e), by load in tokens
+  float coefficient = 0.1f;             ///< multiplies the squared coefficient of variation
+  float* loss = nullptr;                ///< [1] out, optional, where the call runs
+};
+
+/// From the gradient of each expert's load to those of logits, noisy logits and the noise's scales. noisy counts as an input of its own: its part of the gradients of
+/// logits and scales is what add_noise_backward makes of grad_noisy.
+struct SmoothLoadBackwardArgs {
+  NoisyChoice choice;                 ///< as given to smooth_load
+  VectorView<const float> grad_load;  ///< [E], of load_loss; or of a loss of one's own
+  AnyMatrix grad_logits{};            ///< [T, E] out, optional; float32 or logits' type, as the others
+  AnyMatrix grad_noisy{};   ///< [T, E] out, optional: not 0 for the two experts at most whose logits had to be surpassed
+  AnyMatrix grad_scales{};  ///< [T, E] out, optional; only with scales
+  const float* grad_loss = nullptr;  ///< [1], optional, where the call runs: multiplies grad_load
+  float loss_scale = 1.0f;           ///< multiplies it, too
+};
+
 MOEB_NAMESPACE_END

@@ -168,7 +168,7 @@ struct IterateSinkhorn {
       const float x = static_cast<float>(to_real(logits[e]));
       return choose(is_finite(x), add(x, shared.scales[e]), -infinity<float>);
     };
-    const float largest = fold(
+    const float largest = strided_fold(
         tile, experts, -infinity<float>,
         [&](int e) MOEB_LAMBDA {
           const float value = scaled(e);
@@ -183,7 +183,7 @@ struct IterateSinkhorn {
       else
         return exp_of_difference(sub(scaled(e), largest));
     };
-    const float sum = fold(
+    const float sum = strided_fold(
         tile, experts, 0.0f,
         [&](int e) MOEB_LAMBDA {
           const float value = exponential(e);
@@ -202,26 +202,6 @@ struct IterateSinkhorn {
       block.add_shared(shared.sums + e, round_to_int64(mul(share, one)));
     }
     return true;
-  }
-
-  /// combine of all term(e), in the order of canonical_sum.hpp, a row of 32 virtual lanes after the other.
-  template <class TileT, class Term, class Combine>
-  [[nodiscard]] MOEB_INLINE static float fold(const TileT& tile, int experts, float start, const Term& term,
-                                              const Combine& combine) {
-    constexpr int local = 32 / TileT::width;
-    float partial[local];
-    MOEB_UNROLL
-    for (int r = 0; r < local; ++r) partial[r] = start;
-    int first = tile.lane();
-    for (; first + 32 <= experts + tile.lane(); first += 32) {
-      for (int r = 0; r < local; ++r) partial[r] = combine(partial[r], term(first + TileT::width * r));
-    }
-    for (int r = 0; r < local; ++r) {
-      const int e = first + TileT::width * r;
-      if (e < experts) partial[r] = combine(partial[r], term(e));
-    }
-    fold_by_halves<local / 2>(partial, combine);
-    return butterfly<TileT::width>(tile, partial[0], combine);
   }
 };
 

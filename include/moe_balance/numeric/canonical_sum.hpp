@@ -95,7 +95,26 @@ template <class TileT, class Function>
   return sum_of_virtual_lanes<TileT::width>(tile, partial);
 }
 
-/// The same for integers, where order cannot matter.
+/// combine of all term(i) for i in [0, n), each virtual lane from `start` on, in the order of strided_sum but a row of 32 virtual lanes after the other.
+template <class TileT, class Real, class Term, class Combine>
+[[nodiscard]] MOEB_INLINE Real strided_fold(const TileT& tile, int n, Real start, const Term& term, const Combine& combine) {
+  constexpr int local = 32 / TileT::width;
+  Real partial[local];
+  MOEB_UNROLL
+  for (int r = 0; r < local; ++r) partial[r] = start;
+  int first = tile.lane();
+  for (; first + 32 <= n + tile.lane(); first += 32) {
+    for (int r = 0; r < local; ++r) partial[r] = combine(partial[r], term(first + TileT::width * r));
+  }
+  for (int r = 0; r < local; ++r) {
+    const int i = first + TileT::width * r;
+    if (i < n) partial[r] = combine(partial[r], term(i));
+  }
+  fold_by_halves<local / 2>(partial, combine);
+  return butterfly<TileT::width>(tile, partial[0], combine);
+}
+
+/// Sum of term(i) for i in [0, n), integers, where order cannot matter.
 template <class TileT, class Function>
 [[nodiscard]] MOEB_INLINE std::int64_t integer_sum(const TileT& tile, std::int64_t n, Function&& term) {
   std::int64_t sum = 0;

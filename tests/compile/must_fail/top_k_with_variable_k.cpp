@@ -1,4 +1,4 @@
-// EXPECT: Wrong::k|P::k
+// EXPECT: k is a member of its objects
 #include <moe_balance/moe_balance.hpp>
 
 namespace mb = moe_balance;
