@@ -62,32 +62,6 @@ struct Counting {
   [[nodiscard]] MOEB_HOST_DEVICE float derivative(float /*logit*/, float /*score*/) const { return 1.0f; }
 };
 
-template <class Router>
-void check_all(const Router& router, bool has_bias = false) {
-  constexpr int k = Router::k;
-  constexpr bool only_chosen = mb::touches_only_chosen<decltype(Router::scoring), decltype(Router::balancer)>;
-  std::uint64_t seed = 1;
-  int count = 0;
-  for (const int experts : {1, 2, 3, 8, 13, 17, 32, 33, 60, 64, 65, 100, 257}) {
-    if (experts < k || (experts > 65 && !only_chosen)) continue;
-    CAPTURE(experts);
-    ++count;
-    for (const Kind kind : kinds) {
-      // Of many experts, whose rows one by one take most of the time, a kind meets every other number.
-      if (experts >= 32 && (static_cast<int>(kind) + count) % 2 == 0) continue;
-      CAPTURE(static_cast<int>(kind));
-      testing::Inputs inputs = make_inputs(kind, experts, k, ++seed);
-      if (has_bias) {
-        inputs.bias = testing::normal_bias(seed, experts);
-        inputs.load = testing::zero_load(experts);
-        if (kind == Kind::ties) inputs.bias[0] = std::numeric_limits<float>::quiet_NaN();
-        if (kind == Kind::large) inputs.bias[static_cast<std::size_t>(experts - 1)] = std::numeric_limits<float>::infinity();
-      }
-      check(router, inputs);
-    }
-  }
-}
-
 }  // namespace
 
 TEST_CASE("softmax, every count of experts, every kind of logits") {

@@ -110,6 +110,8 @@ struct HostSink {
   MOEB_INLINE void count(std::int32_t expert) { ++counts[expert]; }
   MOEB_INLINE void loss_count(std::int32_t expert) { ++loss_counts[expert]; }
   MOEB_INLINE void arrival(std::int32_t expert) { ++arrivals[expert]; }
+  /// `count` arrivals, 0 where there is no expert, whatever it is.
+  MOEB_INLINE void arrivals_of(std::int32_t expert, std::int32_t count) { arrivals[count > 0 ? expert : 0] += count; }
   MOEB_INLINE void probability(int slot, std::int64_t fixed) { probabilities[slot] += fixed; }
   MOEB_INLINE void token_loss(int index, std::int64_t fixed) { tokens.token_losses[index] += fixed; }
 

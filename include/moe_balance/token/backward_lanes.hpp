@@ -23,8 +23,7 @@ class BackwardLanes {
 
  public:
   static constexpr int capacity = only_chosen ? LayoutT::capacity : NumbersOfExperts::capacity;  ///< most experts
-  static constexpr bool serves =
-      Scores::serves && (Scores::is_softmax || Traits::token_losses == 0) && Traits::entropy_losses == 0;
+  static constexpr bool serves = Scores::serves && (Scores::is_softmax || Traits::token_losses == 0);
 
   /// `set`: of the loop. With more experts than `capacity` nothing else may be called.
   MOEB_INLINE BackwardLanes(InstructionSet set, const LayoutT& layout) : instructions_(set), scores_(set, layout.experts) {
@@ -162,7 +161,7 @@ class BackwardLanes {
       }
     }
     if constexpr (is_over_selected<Scoring>) scatter();
-    if constexpr (Traits::token_losses > 0) {
+    if constexpr (Traits::token_losses > Traits::entropy_losses) {
       alignas(64) NumbersSideBySide slope;
       for (int i = 0; i < lane_count; ++i)
         slope[i] =
@@ -170,6 +169,24 @@ class BackwardLanes {
       for (int e = 0; e < scores_.experts; ++e) {
         for (int i = 0; i < lane_count; ++i) grad_[e][i] = fma(slope[i], scores_.score[e][i], grad_[e][i]);
       }
+    }
+    if constexpr (Traits::entropy_losses > 0) add_entropy_gradient(problem, slopes);
+  }
+
+  /// The function of that name in entropy.hpp.
+  MOEB_INLINE void add_entropy_gradient(const Problem& problem, const LossSlopes<float>& slopes) {
+    alignas(64) NumbersSideBySide log_of_sum;
+    alignas(64) NumbersSideBySide entropy;
+    alignas(64) NumbersSideBySide slope;
+    scores_.find_entropies(log_of_sum, entropy);
+    for (int i = 0; i < lane_count; ++i) slope[i] = EntropySlope<float>(problem, slopes, entropy[i]).slope;
+    for (int e = 0; e < scores_.experts; ++e) {
+      NumbersSideBySide of_entropy;
+      for (int i = 0; i < lane_count; ++i) {
+        const Surprise<float> surprise = scores_.surprise_of(e, i, log_of_sum);
+        of_entropy[i] = surprise.weighted(sub(surprise.size, entropy[i]));
+      }
+      for (int i = 0; i < lane_count; ++i) grad_[e][i] = fma(slope[i], of_entropy[i], grad_[e][i]);
     }
   }
 

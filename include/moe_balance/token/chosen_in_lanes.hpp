@@ -66,6 +66,26 @@ struct ChosenSideBySide {
     });
   }
 
+  /// arrived[k][i] = 1 where no earlier slot of the token has an expert of the same device, else 0, as for an empty slot. For up to 64 experts.
+  MOEB_INLINE void find_arrivals(int experts_of_device, KeysSideBySide (&arrived)[K]) const {
+    run_apart_narrow([&]() MOEB_LAMBDA {
+      const std::int32_t reciprocal =
+          65536 / experts_of_device + 1;  // above it by 1 at most: too little for 64 experts to see
+      alignas(64) KeysSideBySide device[K];
+      for (int k = 0; k < K; ++k) {
+        for (int i = 0; i < lane_count; ++i) device[k][i] = expert[k][i] * reciprocal >> 16;
+      }
+      for (int k = 0; k < K; ++k) {
+        KeysSideBySide is_first;
+        for (int i = 0; i < lane_count; ++i) is_first[i] = is_used(k, i) ? 1 : 0;
+        for (int other = 0; other < k; ++other) {
+          for (int i = 0; i < lane_count; ++i) is_first[i] = device[k][i] == device[other][i] ? 0 : is_first[i];
+        }
+        for (int i = 0; i < lane_count; ++i) arrived[k][i] = is_first[i];
+      }
+    });
+  }
+
   /// weight_gradient: from dL/dweight to dL/dscore, or to dL/dlogit if OverSelected.
   MOEB_INLINE void find_gradient(const Weighting& weighting, NumbersSideBySide (&grad)[K]) const {
     run_apart_narrow([&]() MOEB_LAMBDA {

@@ -254,6 +254,26 @@ MOEB_INLINE void empty_unkept(const Problem& problem, const TileT& tile,
   }
 }
 
+/// The same as below where a lane has all choices and its sink adds numbers: no division by the devices' size, and no branch on what was chosen.
+template <class ChosenT, class Sink>
+MOEB_INLINE void count_arrivals_in_memory(int experts_of_device, const ChosenT& chosen, Sink& sink) {
+  constexpr int bits = 22;  // the reciprocal is too large by 1 at most, which max_experts do not see
+  const auto reciprocal = static_cast<std::uint64_t>((1 << bits) / experts_of_device + 1);
+  std::int32_t device[ChosenT::per_lane];
+  for (int r = 0; r < ChosenT::per_lane; ++r) {
+    device[r] = chosen.expert[r] < 0
+                    ? -1
+                    : static_cast<std::int32_t>(static_cast<std::uint64_t>(chosen.expert[r]) * reciprocal >> bits);
+  }
+  MOEB_UNROLL
+  for (int r = 0; r < ChosenT::per_lane; ++r) {
+    int is_first = static_cast<int>(device[r] >= 0);
+    MOEB_UNROLL
+    for (int other = 0; other < r; ++other) is_first &= static_cast<int>(device[other] != device[r]);
+    sink.arrivals_of(chosen.expert[r], is_first);
+  }
+}
+
 /// Reports to the sink each chosen expert that is the token's first on its device, for a loss that counts those.
 template <class Problem, class TileT, class ChosenT, class Sink>
 MOEB_INLINE void count_arrivals_of(const Problem& problem, const TileT& tile, const ChosenT& chosen, Sink& sink) {
@@ -261,6 +281,9 @@ MOEB_INLINE void count_arrivals_of(const Problem& problem, const TileT& tile, co
   for_each_part(problem.balancer, [&](const auto& part) MOEB_LAMBDA {
     if constexpr (counts_arrivals<std::remove_cvref_t<decltype(part)>>) {
       const int experts_of_device = static_cast<int>(problem.logits.columns) / static_cast<int>(part.devices);
+      if constexpr (!TileT::slots_in_registers && requires { sink.arrivals_of(0, 0); }) {
+        return count_arrivals_in_memory(experts_of_device, chosen, sink);
+      }
       int device[ChosenT::per_lane];
       bool is_first[ChosenT::per_lane];
       MOEB_UNROLL
@@ -286,7 +309,7 @@ MOEB_INLINE void count_arrivals_of(const Problem& problem, const TileT& tile, co
 
 /// The third: weights, and what the token adds to sums, but for losses; count_plain_top_k is left to callers whose lanes have rows in memory. Returns
 /// whether losses are to be added.
-/// Sink: where the token's contributions go. count(expert), arrival(expert), invalid_expert() are called by the lane that holds the choice, probability(
+/// Sink: where the token's contributions go. count(expert), arrival(expert) or on one lane arrivals_of(expert, number), invalid_expert() are called by the lane that holds the choice, probability(
 /// slot, fixed) by the lane that holds the slot, loss_count(expert) by one lane, token_loss(index, fixed) by lane 0, token() and non_finite_token() by all.
 template <class Real, class Problem, class TileT, class LayoutT, class ChosenT, class Sink>
 [[nodiscard]] MOEB_INLINE bool weigh_active(const Problem& problem, const TileT& tile, const LayoutT& layout,

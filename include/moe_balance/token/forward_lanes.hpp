@@ -11,7 +11,7 @@
 MOEB_NAMESPACE_BEGIN
 
 /// Usual tokens are active, choose by themselves, and have finite logits and weights. Left out are policies for which other things are needed: selections
-/// that exclude experts by rows only, losses that count a plain top-k, token losses beside scores that are no softmax.
+/// that exclude experts by rows only, losses of a token beside scores that are no softmax.
 template <class Problem, class TileT>
 class ForwardLanes {
   using Scoring = decltype(Problem::scoring);
@@ -29,7 +29,6 @@ class ForwardLanes {
   static constexpr int capacity = Scores::capacity;  ///< most experts
   static constexpr bool serves = Scores::serves && (Scores::is_softmax || Traits::token_losses == 0) &&
                                  (!is_narrowing<TopKT> || narrows_side_by_side<TopKT>)&&!is_replaying<TopKT> &&
-                                 Traits::plain_losses == 0 && Traits::arrival_losses == 0 && Traits::entropy_losses == 0 &&
                                  !(keeps_fewer<TopKT> && is_over_selected<Scoring>);
 
   /// `set`: of the loop. With more experts than `capacity` nothing else may be called.
@@ -68,7 +67,8 @@ class ForwardLanes {
   Scores scores_;
   ChosenSideBySide<is_over_selected<Scoring>, k_count> chosen_;
   alignas(64) KeysSideBySide key_[capacity];
-  alignas(64) std::uint32_t high_[sums_units ? capacity : 1][lane_count];  ///< with low_, sums of UnitBits
+  alignas(64) KeysSideBySide plain_[Traits::plain_losses > 0 ? k_count : 1];  ///< what a plain top-k chooses
+  alignas(64) std::uint32_t high_[sums_units ? capacity : 1][lane_count];     ///< with low_, sums of UnitBits
   alignas(64) std::uint32_t low_[sums_units ? capacity : 1][lane_count];
 
   template <class Sink>
@@ -82,6 +82,7 @@ class ForwardLanes {
     find_keys(bias);
     if constexpr (narrows_side_by_side<TopKT>) problem.top_k.narrow_side_by_side(scores_.experts, key_);
     select(bias != nullptr);
+    if constexpr (Traits::plain_losses > 0) select_plain(bias != nullptr);
     if (!chosen_.weigh(problem.top_k.weighting())) return false;
     if constexpr (keeps_fewer<TopKT>) {
       chosen_.template empty_unkept<Ranking>(problem.top_k, bias);
@@ -93,6 +94,12 @@ class ForwardLanes {
         if (!keeps_fewer<TopKT> || chosen_.is_used(k, i)) sink.count(chosen_.expert[k][i]);
       }
     }
+    if constexpr (Traits::plain_losses > 0) {
+      for (int i = 0; i < lane_count; ++i) {
+        for (int k = 0; k < k_count; ++k) sink.loss_count(plain_[k][i]);
+      }
+    }
+    if constexpr (Traits::arrival_losses > 0) count_arrivals(problem, sink);
     sink.tokens_apart(lane_count);
     if constexpr (Traits::losses > 0) add_probabilities(sink);
     if constexpr (Traits::token_losses > 0) add_token_losses(problem, tile, sink);
@@ -144,6 +151,17 @@ class ForwardLanes {
     }
   }
 
+  /// Fills plain_. Without a bias, and where none is excluded, select has found the same.
+  MOEB_INLINE void select_plain(bool has_bias) {
+    if (has_bias || is_narrowing<TopKT>) {
+      alignas(64) KeysSideBySide best[k_count];
+      find_keys(nullptr);
+      select_in_lanes<k_count>(instructions_, key_, scores_.experts, plain_, best);
+    } else {
+      __builtin_memcpy(plain_, chosen_.expert, sizeof(plain_));
+    }
+  }
+
   MOEB_INLINE void store(const Problem& problem, const SegmentRows& rows, std::int64_t first) const {
     const float scaling = problem.top_k.weighting().scaling_factor;
     alignas(64) NumbersSideBySide weight[k_count];
@@ -158,6 +176,20 @@ class ForwardLanes {
       for (int k = 0; k < k_count; ++k) ids[k] = chosen_.expert[k][i];
     }
     store_side_by_side(problem.weights, rows, first, weight);
+  }
+
+  /// count_arrivals_of.
+  template <class Sink>
+  MOEB_INLINE void count_arrivals(const Problem& problem, Sink& sink) const {
+    for_each_part(problem.balancer, [&](const auto& part) MOEB_LAMBDA {
+      if constexpr (counts_arrivals<std::remove_cvref_t<decltype(part)>>) {
+        alignas(64) KeysSideBySide arrived[k_count];
+        chosen_.find_arrivals(scores_.experts / static_cast<int>(part.devices), arrived);
+        for (int i = 0; i < lane_count; ++i) {
+          for (int k = 0; k < k_count; ++k) sink.arrivals_of(chosen_.expert[k][i], arrived[k][i]);
+        }
+      }
+    });
   }
 
   template <class Sink>
@@ -188,10 +220,14 @@ class ForwardLanes {
 
   template <class Sink>
   MOEB_INLINE void add_token_losses(const Problem& problem, const TileT& tile, Sink& sink) {
-    for (int i = 0; i < lane_count; ++i) {
-      const SoftmaxRow<float> row{.maximum = scores_.maximum[i], .sum = scores_.sum[i]};
-      add_losses_of_token(problem, tile, row.log_sum_exp(), 0.0f, sink);
-    }
+    alignas(64) NumbersSideBySide log_of_sum;
+    alignas(64) NumbersSideBySide entropy = {};
+    if constexpr (Traits::entropy_losses > 0)
+      scores_.find_entropies(log_of_sum, entropy);
+    else
+      scores_.find_logarithms(log_of_sum);
+    for (int i = 0; i < lane_count; ++i)
+      add_losses_of_token(problem, tile, add(scores_.maximum[i], log_of_sum[i]), entropy[i], sink);
   }
 };
 

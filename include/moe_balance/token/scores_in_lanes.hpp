@@ -1,6 +1,7 @@
-// Logits and scores of tokens side by side: the bits of the same steps on a row (scores.hpp, numeric/softmax.hpp, numeric/canonical_sum.hpp).
+// Logits and scores of tokens side by side: the bits of the same steps on a row (scores.hpp, entropy.hpp, numeric/softmax.hpp, numeric/canonical_sum.hpp).
 #pragma once
 
+#include <moe_balance/token/entropy.hpp>
 #include <moe_balance/token/lanes.hpp>
 #include <moe_balance/token/scores.hpp>
 
@@ -95,6 +96,26 @@ struct NumbersOfExperts {
     for (int e = 0; e < experts; ++e) {
       for (int i = 0; i < lane_count; ++i) score[e][i] = mul(score[e][i], inverse[i]);
     }
+  }
+
+  /// Of a softmax that was found: the logarithms of its sums.
+  MOEB_INLINE void find_logarithms(NumbersSideBySide& log_of_sum) const {
+    for (int i = 0; i < lane_count; ++i) log_of_sum[i] = log(sum[i]);
+  }
+
+  /// The same, and entropy_of_scores.
+  MOEB_INLINE void find_entropies(NumbersSideBySide& log_of_sum, NumbersSideBySide& entropy) const {
+    find_logarithms(log_of_sum);
+    add_up(
+        [&](int e, int i) MOEB_LAMBDA {
+          const Surprise<float> surprise = surprise_of(e, i, log_of_sum);
+          return surprise.weighted(surprise.size);
+        },
+        entropy);
+  }
+
+  [[nodiscard]] MOEB_INLINE Surprise<float> surprise_of(int e, int i, const NumbersSideBySide& log_of_sum) const {
+    return {SoftmaxRow<float>{.maximum = maximum[i]}, log_of_sum[i], logit[e][i], score[e][i]};
   }
 };
 
