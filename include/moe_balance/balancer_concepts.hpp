@@ -163,6 +163,10 @@ template <class B>
   }
 inline constexpr bool counts_plain_top_k<B> = B::counts_plain_top_k;
 
+/// Whether all experts on one of a loss's `int devices`, equal blocks of experts, have one slope. Of the library's own classes: one derived from them may do otherwise.
+template <class B>
+inline constexpr bool has_slopes_of_devices = false;
+
 /// Whether a loss of a micro-batch or a sequence counts arrivals at its `int devices`, equal blocks of experts: its LoadView's count(expert) is how many tokens have
 /// the expert as their first, in the order of their slots, of those on its device, so that the sum over a device's experts is how many tokens reach it.
 /// total() stays that of the assignments. False where the policy does not say.

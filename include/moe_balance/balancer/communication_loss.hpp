@@ -59,5 +59,9 @@ struct CommunicationLoss {
 template <class Loss>
 CommunicationLoss(Loss, int, int) -> CommunicationLoss<Loss>;
 static_assert(LossBalancer<CommunicationLoss<>>);
+/// \cond
+template <class Loss>
+inline constexpr bool has_slopes_of_devices<CommunicationLoss<Loss>> = true;
+/// \endcond
 
 MOEB_NAMESPACE_END

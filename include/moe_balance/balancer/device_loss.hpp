@@ -78,5 +78,9 @@ struct DeviceLoss {
 template <class Loss>
 DeviceLoss(Loss, int) -> DeviceLoss<Loss>;
 static_assert(LossBalancer<DeviceLoss<>>);
+/// \cond
+template <class Loss>
+inline constexpr bool has_slopes_of_devices<DeviceLoss<Loss>> = true;
+/// \endcond
 
 MOEB_NAMESPACE_END

@@ -40,6 +40,16 @@ template <class Problem>
     return mul(upstream_of(problem), mean_factor(LossScope::micro_batch, *problem.saved.tokens, 0, 1));
 }
 
+/// Adds `factor` times the slopes of a loss that has one for all experts of a device, found once.
+template <class Part>
+MOEB_INLINE void add_slopes_of_devices(const Part& part, const LoadView& load, float factor, float* slope) {
+  const int size = load.experts() / static_cast<int>(part.devices);
+  for (int first = 0; first < load.experts(); first += size) {
+    const float of_device = part.slope(first, load);
+    for (int e = first; e < first + size; ++e) slope[e] = fma(of_device, factor, slope[e]);
+  }
+}
+
 /// Writes slope[e] for e = first, first + step, ... below `capacity`, 0 for padding. Other lanes may write the others: the tile is
 /// needed only to add counts.
 template <class Problem, class TileT>
@@ -60,7 +70,11 @@ MOEB_INLINE void prepare_slopes(const Problem& problem, const TileT& tile, std::
         const std::int64_t segment_tokens = scope == LossScope::sequence ? problem.saved.segment_tokens[segment] : 0;
         const float factor =
             mul(upstream, mean_factor(scope, *problem.saved.tokens, segment_tokens, problem.segments.count()));
-        for (int e = first; e < experts; e += step) slope[e] = fma(part.slope(e, load), factor, slope[e]);
+        if constexpr (has_slopes_of_devices<Part> && !TileT::slots_in_registers) {  // one lane, which writes all
+          add_slopes_of_devices(part, load, factor, slope);
+        } else {
+          for (int e = first; e < experts; e += step) slope[e] = fma(part.slope(e, load), factor, slope[e]);
+        }
       }
     });
   }
