@@ -29,6 +29,11 @@ TEST_CASE("losses of a token's entropy") {
   check_all(mb::Router{mb::SoftmaxOverSelected{}, mb::TopK<3>{}, mb::MutualInformationLoss{.coefficient = 0.5f}});
 }
 
+TEST_CASE("losses of a token beside scores that are no softmax") {
+  check_all(mb::Router{mb::Sigmoid{}, mb::TopK<2>{}, mb::Combine{mb::ZLoss{.coefficient = 0.3f}, mb::LossFreeBias{}}}, true);
+  check_all(mb::Router{mb::Identity{}, mb::TopK<3>{}, mb::Combine{mb::AuxLoss{}, EntropyNear{}, mb::ZLoss{}}});
+}
+
 TEST_CASE("arrivals at devices: each number of them") {
   for (const int experts : {1, 2, 12, 33, 64, 65}) {
     for (int devices = 1; devices <= experts; ++devices) {

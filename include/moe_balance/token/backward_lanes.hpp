@@ -11,8 +11,7 @@
 
 MOEB_NAMESPACE_BEGIN
 
-/// Usual tokens are active, have an expert each, and finite logits and weights. Left out are scorings of a row that are not softmax, and token losses beside
-/// scores that are no softmax.
+/// Usual tokens are active, have an expert each, and finite logits and weights. Left out are scorings of a row that are not softmax.
 template <class Problem, class LayoutT>
 class BackwardLanes {
   using Scoring = decltype(Problem::scoring);
@@ -23,7 +22,7 @@ class BackwardLanes {
 
  public:
   static constexpr int capacity = only_chosen ? LayoutT::capacity : NumbersOfExperts::capacity;  ///< most experts
-  static constexpr bool serves = Scores::serves && (Scores::is_softmax || Traits::token_losses == 0);
+  static constexpr bool serves = Scores::serves;
 
   /// `set`: of the loop. With more experts than `capacity` nothing else may be called.
   MOEB_INLINE BackwardLanes(InstructionSet set, const LayoutT& layout) : instructions_(set), scores_(set, layout.experts) {
@@ -161,6 +160,7 @@ class BackwardLanes {
       }
     }
     if constexpr (is_over_selected<Scoring>) scatter();
+    if constexpr (Traits::token_losses > 0) scores_.find_softmax_for_losses();
     if constexpr (Traits::token_losses > Traits::entropy_losses) {
       alignas(64) NumbersSideBySide slope;
       for (int i = 0; i < lane_count; ++i)

@@ -10,8 +10,8 @@
 
 MOEB_NAMESPACE_BEGIN
 
-/// Usual tokens are active, choose by themselves, and have finite logits and weights. Left out are policies for which other things are needed: selections
-/// that exclude experts by rows only, losses of a token beside scores that are no softmax.
+/// Usual tokens are active, choose by themselves, and have finite logits and weights. Left out are policies for which other things are needed: scorings of a
+/// row that are not softmax, selections that exclude experts by rows only.
 template <class Problem, class TileT>
 class ForwardLanes {
   using Scoring = decltype(Problem::scoring);
@@ -27,7 +27,7 @@ class ForwardLanes {
 
  public:
   static constexpr int capacity = Scores::capacity;  ///< most experts
-  static constexpr bool serves = Scores::serves && (Scores::is_softmax || Traits::token_losses == 0) &&
+  static constexpr bool serves = Scores::serves &&
                                  (!is_narrowing<TopKT> || narrows_side_by_side<TopKT>)&&!is_replaying<TopKT> &&
                                  !(keeps_fewer<TopKT> && is_over_selected<Scoring>);
 
@@ -218,10 +218,12 @@ class ForwardLanes {
     }
   }
 
+  /// Scores are overwritten.
   template <class Sink>
   MOEB_INLINE void add_token_losses(const Problem& problem, const TileT& tile, Sink& sink) {
     alignas(64) NumbersSideBySide log_of_sum;
     alignas(64) NumbersSideBySide entropy = {};
+    scores_.find_softmax_for_losses();
     if constexpr (Traits::entropy_losses > 0)
       scores_.find_entropies(log_of_sum, entropy);
     else

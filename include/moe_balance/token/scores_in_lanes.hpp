@@ -145,6 +145,11 @@ class ScoresSideBySide : public NumbersOfExperts {
     }
   }
 
+  /// For losses of a token, which read the logits' softmax: puts it in the place of other scores.
+  MOEB_INLINE void find_softmax_for_losses() {
+    if constexpr (!is_softmax) run_apart(instructions_, [this]() MOEB_LAMBDA { find_softmax(); });
+  }
+
   /// silence_non_finite.
   MOEB_INLINE void silence() {
     for (int e = 0; e < experts; ++e) {
