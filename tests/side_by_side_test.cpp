@@ -77,6 +77,12 @@ TEST_CASE("softmax over the selected") {
       true);
 }
 
+TEST_CASE("softmax over the selected, of whom fewer than K are kept") {
+  check_all(mb::Router{mb::SoftmaxOverSelected{}, mb::TopP<4>{.p = 0.6f}, mb::AuxLoss{}});
+  check_all(mb::Router{mb::SoftmaxOverSelected{}, mb::TopP<3>{.p = 0.5f, .scaling_factor = 2.5f}, mb::LossFreeBias{}}, true);
+  check_all(mb::Router{mb::SoftmaxOverSelected{}, mb::Threshold<5>{}, mb::LossFreeBias{}}, true);
+}
+
 TEST_CASE("elementwise scores, a user's among them") {
   check_all(mb::Router{mb::Sigmoid{}, mb::TopK<8>{}, mb::LossFreeBias{}}, true);
   check_all(mb::Router{mb::SqrtSoftplus{}, mb::TopK<6>{}, mb::Combine{mb::LossFreeBias{}, mb::AuxLoss{}}}, true);

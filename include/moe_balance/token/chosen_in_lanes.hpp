@@ -46,21 +46,22 @@ struct ChosenSideBySide {
     return result;
   }
 
-  /// As empty_unkept, of scores that are no exponentials. `Ranking`: RankingKeys of theirs.
+  /// As empty_unkept. `logit`: if OverSelected, what `score` was before weigh, and is again. `Ranking`: RankingKeys of what ranks.
   template <class Ranking, class TopKT>
-  MOEB_INLINE void empty_unkept(const TopKT& top_k, const float* bias) {
+  MOEB_INLINE void empty_unkept(const TopKT& top_k, const float* bias, const NumbersSideBySide* logit) {
     run_apart_narrow([&]() MOEB_LAMBDA {
       NumbersSideBySide before = {};
       NumbersSideBySide best;
-      for (int i = 0; i < lane_count; ++i) best[i] = score[0][i];
+      for (int i = 0; i < lane_count; ++i) best[i] = share(0, i);
       for (int k = 0; k < K; ++k) {
         for (int i = 0; i < lane_count; ++i) {
-          const float value = score[k][i];
-          const float ranking = Ranking::with_bias(value, bias == nullptr ? 0.0f : bias[expert[k][i]]);
+          const float value = share(k, i);
+          const float ranked = OverSelected ? logit[k][i] : value;
+          const float ranking = Ranking::with_bias(ranked, bias == nullptr ? 0.0f : bias[expert[k][i]]);
           const bool kept = is_kept(top_k, RankedExpert<float>{value, ranking, before[i], best[i], k});
           before[i] = add(before[i], value);
           expert[k][i] = kept ? expert[k][i] : -1;
-          score[k][i] = kept ? value : 0.0f;
+          score[k][i] = kept ? ranked : 0.0f;
         }
       }
     });
@@ -151,6 +152,10 @@ struct ChosenSideBySide {
   }
 
  private:
+  /// Of a token whose factor was found: the score, or the exponential's part of their sum.
+  [[nodiscard]] MOEB_INLINE float share(int k, int i) const {
+    return OverSelected ? mul(score[k][i], factor[i]) : score[k][i];
+  }
   [[nodiscard]] MOEB_INLINE static bool is_divided(const Weighting& weighting) {
     return OverSelected || (weighting.renormalise && K > 1);
   }

@@ -27,9 +27,8 @@ class ForwardLanes {
 
  public:
   static constexpr int capacity = Scores::capacity;  ///< most experts
-  static constexpr bool serves = Scores::serves &&
-                                 (!is_narrowing<TopKT> || narrows_side_by_side<TopKT>)&&!is_replaying<TopKT> &&
-                                 !(keeps_fewer<TopKT> && is_over_selected<Scoring>);
+  static constexpr bool serves =
+      Scores::serves && (!is_narrowing<TopKT> || narrows_side_by_side<TopKT>)&&!is_replaying<TopKT>;
 
   /// `set`: of the loop. With more experts than `capacity` nothing else may be called.
   template <class LayoutT>
@@ -83,11 +82,10 @@ class ForwardLanes {
     if constexpr (narrows_side_by_side<TopKT>) problem.top_k.narrow_side_by_side(scores_.experts, key_);
     select(bias != nullptr);
     if constexpr (Traits::plain_losses > 0) select_plain(bias != nullptr);
-    if (!chosen_.weigh(problem.top_k.weighting())) return false;
     if constexpr (keeps_fewer<TopKT>) {
-      chosen_.template empty_unkept<Ranking>(problem.top_k, bias);
-      if (!chosen_.weigh(problem.top_k.weighting())) return false;
+      if (!empty_unkept(problem.top_k, bias)) return false;
     }
+    if (!chosen_.weigh(problem.top_k.weighting())) return false;
     store(problem, rows, first);
     for (int i = 0; i < lane_count; ++i) {
       for (int k = 0; k < k_count; ++k) {
@@ -160,6 +158,15 @@ class ForwardLanes {
     } else {
       __builtin_memcpy(plain_, chosen_.expert, sizeof(plain_));
     }
+  }
+
+  /// Of the chosen; false if a token's weights, before any slot is empty, are not finite.
+  [[nodiscard]] MOEB_INLINE bool empty_unkept(const TopKT& top_k, const float* bias) {
+    alignas(64) NumbersSideBySide logit[is_over_selected<Scoring> ? k_count : 1];
+    if constexpr (is_over_selected<Scoring>) __builtin_memcpy(logit, chosen_.score, sizeof(logit));
+    if (!chosen_.weigh(top_k.weighting())) return false;
+    chosen_.template empty_unkept<Ranking>(top_k, bias, logit);
+    return true;
   }
 
   MOEB_INLINE void store(const Problem& problem, const SegmentRows& rows, std::int64_t first) const {
