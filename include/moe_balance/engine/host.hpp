@@ -214,6 +214,11 @@ struct Engine<Host> {
     MOEB_INLINE NoLanes(InstructionSet /*set*/, const HostLayout& /*layout*/) {}
   };
 
+  /// Most experts whose tokens' forward passes go side by side.
+  [[nodiscard]] MOEB_INLINE static constexpr int most_side_by_side(int plain_picks) {
+    return plain_picks > host_tuning.few_picks ? host_tuning.experts_selected_twice : host_tuning.experts_side_by_side;
+  }
+
   /// loop(set), compiled for that set of instructions. float64 is for checks: its loops are compiled once, for the program's own.
   template <class Real, class Loop>
   static void run_loop(const Host& host, const Loop& loop) {
@@ -242,7 +247,7 @@ struct Engine<Host> {
     ForwardRows<Real, Problem, SerialTile, HostLayout, most> together(set);
     using SideBySide = ForwardLanes<Problem, SerialTile>;
     constexpr bool has_lanes = std::is_same_v<Real, float> && SideBySide::serves;
-    const bool goes_side_by_side = has_lanes && is_for_vectors(set) && experts <= host_tuning.experts_side_by_side;
+    const bool goes_side_by_side = has_lanes && is_for_vectors(set) && experts <= most_side_by_side(SideBySide::plain_picks);
     std::conditional_t<has_lanes, SideBySide, NoLanes> side_by_side(set, layout);
     for (std::int64_t segment = 0; segment < problem.segments.count(); ++segment) {
       const std::int64_t size = problem.segments.size(segment);

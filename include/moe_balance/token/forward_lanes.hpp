@@ -30,6 +30,9 @@ class ForwardLanes {
   static constexpr bool serves =
       Scores::serves && (!is_narrowing<TopKT> || narrows_side_by_side<TopKT>)&&!is_replaying<TopKT>;
 
+  /// Experts that a plain top-k chooses by a selection of its own. Without a bias, and where none is excluded, the routing's is one.
+  static constexpr int plain_picks = Traits::plain_losses > 0 && (Traits::biases > 0 || is_narrowing<TopKT>) ? k_count : 0;
+
   /// `set`: of the loop. With more experts than `capacity` nothing else may be called.
   template <class LayoutT>
   MOEB_INLINE ForwardLanes(InstructionSet set, const LayoutT& layout) : instructions_(set), scores_(set, layout.experts) {
