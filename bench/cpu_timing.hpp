@@ -65,17 +65,17 @@ namespace microbenchmark {
   return known[{bytes, threads}] = measure_memcpy(bytes, threads);
 }
 
-template <class Router>
-void time_on_host(benchmark::State& state, const Router& router, const Problem& problem, int threads) {
+/// Times step.run(host) of what `make_step(host)` makes; each call moves `bytes` and serves `tokens`. `threads`: 0 for all cores.
+template <class MakeStep>
+void time_on_host(benchmark::State& state, double bytes, std::int64_t tokens, int threads, const MakeStep& make_step) {
   guarded(state, [&] {
     const mb::Host host{.threads = threads};
-    const Step<Router, mb::Host> step(router, problem, 1, host);
+    const auto step = make_step(host);
     const auto start = std::chrono::steady_clock::now();
     for (auto _ : state) step.run(host);
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    const double bytes = bytes_of(problem, Router::k, router.load_bins());
     const auto calls = static_cast<double>(state.iterations());
-    state.SetItemsProcessed(state.iterations() * problem.tokens);
+    state.SetItemsProcessed(state.iterations() * tokens);
     state.SetBytesProcessed(static_cast<std::int64_t>(calls * bytes));
     const double copy = memcpy_rate(bytes, threads == 0 ? cores() : threads);
     state.counters["copy_bytes_per_second"] = copy;
@@ -96,17 +96,30 @@ void time_on_host(benchmark::State& state, const Router& router, const Problem& 
   return {"", {{"cpu", cpu}, {"cores", std::to_string(cores())}}};
 }
 
+/// "/one_thread" or "/all_cores".
+[[nodiscard]] inline std::string name_of_threads(int threads) {
+  return threads == 1 ? "/one_thread" : "/all_cores";
+}
+
+/// Registers a benchmark of the CPU.
+template <class Run>
+void add_host_case(const std::string& name, bool by_default, const Run& run) {
+  registry().machine = host_machine;
+  registry().cases.push_back(
+      {name, by_default, run, [](benchmark::internal::Benchmark* it) { it->UseRealTime()->MinTime(0.2); }});
+}
+
 /// Registers one kind of work of a router on the CPU, on one thread and on all cores.
 template <class Router>
 void add_on_host(const std::string& name, const Router& router, Work work, const std::vector<int>& typical) {
-  registry().machine = host_machine;
   for_each_problem(router, work, typical, {64, 8192}, [&](const Problem& problem, bool by_default) {
     for (const int threads : {1, 0}) {
       if (work == Work::update && threads == 0) continue;
-      const std::string where = work == Work::update ? "" : threads == 1 ? "/one_thread" : "/all_cores";
-      registry().cases.push_back({name_of(problem, name) + where, by_default && problem.type == mb::DataType::float32,
-                                  [=](benchmark::State& state) { time_on_host(state, router, problem, threads); },
-                                  [](benchmark::internal::Benchmark* it) { it->UseRealTime()->MinTime(0.2); }});
+      add_host_case(name_of(problem, name) + (work == Work::update ? "" : name_of_threads(threads)),
+                    by_default && problem.type == mb::DataType::float32, [=](benchmark::State& state) {
+                      time_on_host(state, bytes_of(problem, Router::k, router.load_bins()), problem.tokens, threads,
+                                   [&](const mb::Host& host) { return Step<Router, mb::Host>(router, problem, 1, host); });
+                    });
     }
   });
 }

@@ -17,11 +17,13 @@ enum class DispatchWork : std::uint8_t {
   permute,
   permute_by_rows,  ///< without row_of_slot
   combine,
-  combine_backward
+  combine_backward,
+  combine_identity  ///< the last quarter of the experts return what they are given
 };
-inline constexpr DispatchWork all_dispatch_work[] = {
-    DispatchWork::permutation,     DispatchWork::route_and_permute, DispatchWork::forward_and_permute, DispatchWork::permute,
-    DispatchWork::permute_by_rows, DispatchWork::combine,           DispatchWork::combine_backward};
+inline constexpr DispatchWork all_dispatch_work[] = {DispatchWork::permutation,         DispatchWork::route_and_permute,
+                                                     DispatchWork::forward_and_permute, DispatchWork::permute,
+                                                     DispatchWork::permute_by_rows,     DispatchWork::combine,
+                                                     DispatchWork::combine_backward,    DispatchWork::combine_identity};
 
 struct DispatchProblem {
   static constexpr int k = 8;
@@ -34,11 +36,15 @@ struct DispatchProblem {
 
   [[nodiscard]] bool moves_states() const { return work >= DispatchWork::permute; }
   [[nodiscard]] std::int64_t slots() const { return tokens * k; }
+  /// Experts that return what they are given.
+  [[nodiscard]] mb::ExpertRange identity() const {
+    return work == DispatchWork::combine_identity ? mb::ExpertRange{experts - experts / 4, experts / 4} : mb::ExpertRange{};
+  }
 
   /// "permute/bfloat16/E256/T8192/H2048", "permutation/float32/E256/T8192".
   [[nodiscard]] std::string name() const {
     constexpr const char* names[] = {"permutation",     "route_and_permute", "forward_and_permute", "permute",
-                                     "permute_by_rows", "combine",           "combine_backward"};
+                                     "permute_by_rows", "combine",           "combine_backward",    "combine_identity"};
     return std::string(names[static_cast<int>(work)]) + "/" + mb::name_of(type) + "/E" + std::to_string(experts) + "/T" +
            std::to_string(tokens) + (moves_states() ? "/H" + std::to_string(hidden) : "");
   }
@@ -62,6 +68,8 @@ struct DispatchProblem {
         return (all_tokens + all_slots) * state + all_slots * (8 + 4);
       case DispatchWork::combine_backward:
         return (all_tokens + 2 * all_slots) * state + all_slots * (8 + 8 + 4 + 4);
+      case DispatchWork::combine_identity:  // three quarters of the slots have rows, about
+        return (2 * all_tokens + 0.75 * all_slots) * state + all_slots * (8 + 4 + 4);
     }
     return 0;
   }
@@ -85,7 +93,8 @@ class DispatchStep {
         workspace_(mb::route_and_permute_workspace_bytes(router, shape()), place),
         states_(state_bytes(problem.tokens), place),
         permuted_(state_bytes(rows_), place),
-        grad_permuted_(problem.work == DispatchWork::combine_backward ? state_bytes(rows_) : 0, place) {
+        grad_permuted_(problem.work == DispatchWork::combine_backward ? state_bytes(rows_) : 0, place),
+        combined_(problem.work == DispatchWork::combine_identity ? state_bytes(problem.tokens) : 0, place) {
     Filler<Place>::fill(logits_.data(), mb::DataType::float32, logits_.size(), seed, place);
     Filler<Place>::fill(states_.data(), problem.type, states_.size() / mb::size_of(problem.type), seed + 1, place);
     Filler<Place>::fill(permuted_.data(), problem.type, permuted_.size() / mb::size_of(problem.type), seed + 2, place);
@@ -125,6 +134,13 @@ class DispatchStep {
                                      .permuted = matrix(permuted_, rows_),
                                      .grad_weights = mb::MatrixView(grad_weights_.data(), problem_.tokens, k)},
                                     {}, place);
+      case DispatchWork::combine_identity:
+        return mb::combine({.permuted = matrix(permuted_, rows_),
+                            .row_of_slot = row_of_slot(),
+                            .combined = matrix(combined_, problem_.tokens),
+                            .weights = weights(),
+                            .identity = {ids(), problem_.identity(), states(), weights()}},
+                           {}, place);
     }
   }
 
@@ -152,7 +168,8 @@ class DispatchStep {
             .offsets = {offsets_.data(), problem_.experts + 1},
             .row_of_slot = row_of_slot(),
             .slot_of_row = slot_of_row(),
-            .align = DispatchProblem::align};
+            .align = DispatchProblem::align,
+            .zero_experts = problem_.identity()};
   }
   void forward_and_permute(const Place& place) const {
     mb::forward_and_permute(router, {.logits = logits(), .experts = ids(), .weights = weights(), .saved = saved_.ref()},
@@ -173,6 +190,7 @@ class DispatchStep {
   mb::Buffer<std::byte, Place> states_;
   mb::Buffer<std::byte, Place> permuted_;
   mb::Buffer<std::byte, Place> grad_permuted_;
+  mb::Buffer<std::byte, Place> combined_;
 };
 
 }  // namespace microbenchmark

@@ -1,4 +1,5 @@
 // Forward, backward, route and update of the library's routers on the CPU.
+#include "routers/counted_apart.hpp"
 #include "routers/elementwise.hpp"
 #include "routers/kept_experts.hpp"
 #include "routers/margins.hpp"
