@@ -20,7 +20,8 @@ void run(const RouterT& router, const mb::ForwardArgs& forward, const mb::Backwa
 }
 
 void run_softmax(const mb::ForwardArgs& forward, const mb::BackwardArgs& backward, const mb::Host& host) {
-  run(mb::Router{mb::Softmax{}, mb::TopK<8>{}, mb::Combine{mb::AuxLoss{}, mb::ZLoss{}}}, forward, backward, host);
+  run(mb::Router{mb::Softmax{}, mb::TopK<8>{}, mb::Combine{mb::AuxLoss{}, mb::ZLoss{}, mb::EntropyLoss{}}}, forward,
+      backward, host);
 }
 void run_sqrt_softplus(const mb::ForwardArgs& forward, const mb::BackwardArgs& backward, const mb::Host& host) {
   run(mb::Router{mb::SqrtSoftplus{}, mb::TopK<6>{}, mb::LossFreeBias{}}, forward, backward, host);
