@@ -31,8 +31,8 @@ struct HostTuning {
   /// Most experts whose tokens go side by side instead, if policies allow (at most NumbersOfExperts::capacity): 128 took 0.93 (K = 1) to 1.66 times (K = 8)
   /// as long as rows, 64 0.6 to 0.7 (docs/design.md, Speed).
   int experts_side_by_side = 64;
-  /// The same where losses have a selection of their own, of more than so many: top-8 of 64, beside a bias, took 1.05 to 1.2 times as long as rows, which fill
-  /// their blocks then, of 48 0.7, top-4 of 64 as long (bench/router_cpu's sigmoid_top8_bias_plain has the first).
+  /// The same where losses have a selection of their own, of more than so many: with it top-8 of 64, beside a bias, took 1.05 to 1.2 times as long as rows,
+  /// which fill their blocks then (bench/router_cpu, sigmoid_top8_bias_plain); fewer experts, or top-4, took no longer than rows (docs/design.md, "Losses side by side").
   int experts_selected_twice = 63;
   int few_picks = 4;
   /// Most bytes of float32 logits and their gradients with which backward passes that touch only the chosen go side by side for more experts, too: 8 MiB each
