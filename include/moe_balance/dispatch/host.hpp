@@ -80,7 +80,7 @@ struct DispatchEngine<Host> {
     run_parallel(host, static_cast<int>(size.blocks), [&](int part, int parts) {
       alignas(64) std::byte memory[Body::uses_shared ? shared_bytes : 1];
       const HostBlock block{memory, part, parts};
-      run_for(host.instructions, [&](InstructionSet /*set*/) MOEB_LAMBDA { body(block, SerialTile{}, problem); });
+      run_for(host.instructions, [&](InstructionSet set) MOEB_LAMBDA { body(block, SerialTile{set}, problem); });
     });
   }
 };

@@ -42,7 +42,7 @@ MOEB_HOST_DEVICE inline void backward_usual_tokens(const LayoutT& layout, const 
     place(row);
     if constexpr (reads_rows) {
       load_chosen(own, tile, 0, next);
-      load_first_row(layout, own.logits, plain, next.logits);
+      load_first_row(tile, layout, own.logits, plain, next.logits);
     } else {
       next_has_gradient = check_chosen(tile, layout.experts, next);
       read_chosen_logits(own.logits, 0, next.chosen);

@@ -169,7 +169,7 @@ template <class Config, class Pass, class Problem>
     ConstAnyMatrix ahead = problem.logits;
     const auto read = [&](std::uint32_t row) MOEB_LAMBDA {
       ahead.data = moved(problem.logits.data, row, row_bytes);
-      load_first_row(pass.layout, ahead, plain, next);
+      load_first_row(pass.tile, pass.layout, ahead, plain, next);
     };
     const auto read_ahead = [&](std::uint32_t row) MOEB_LAMBDA {
       const auto* first_logit = moved(problem.logits.data, row, row_bytes);

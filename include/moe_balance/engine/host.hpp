@@ -115,7 +115,8 @@ struct HostSink {
   MOEB_INLINE void probability(int slot, std::int64_t fixed) { probabilities[slot] += fixed; }
   MOEB_INLINE void token_loss(int index, std::int64_t fixed) { tokens.token_losses[index] += fixed; }
 
-  MOEB_INLINE void clear() {
+  /// A function of its own, as flush is: once for all instruction sets, because segments have many tokens.
+  __attribute__((noinline)) MOEB_HOST_DEVICE void clear() {
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA { counts[slot] = 0; });
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA { probabilities[slot] = 0; });
     for (int e = 0; e < (counts_apart ? layout.experts : 0); ++e) loss_counts[e] = 0;
@@ -125,7 +126,7 @@ struct HostSink {
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA { unit_low[slot] = 0; });
     tokens = {};
   }
-  MOEB_INLINE void flush(const Totals& totals, std::int64_t segment, int experts) {
+  __attribute__((noinline)) MOEB_HOST_DEVICE void flush(const Totals& totals, std::int64_t segment, int experts) {
     if constexpr (SumsUnits) carry();
     for (int e = 0; e < experts; ++e) {
       ExpertSums sums{counts[e], counts[e], 0, probabilities[e]};
@@ -164,8 +165,7 @@ struct Engine<Host> {
     const int experts = static_cast<int>(problem.logits.columns);
     const int threads = thread_count(host, problem.segments.tokens, experts);
     run_parallel(host, threads, [&](int part, int parts) {
-      run_loop<Real>(
-          host, [&](InstructionSet set) MOEB_LAMBDA { forward_part<Real>(problem, totals, set, experts, part, parts); });
+      run_loop<Real>(host, [&](auto set) MOEB_LAMBDA { forward_part<Real>(problem, totals, set, experts, part, parts); });
     });
   }
 
@@ -174,7 +174,8 @@ struct Engine<Host> {
     const int experts = static_cast<int>(problem.logits.columns);
     const int threads = thread_count(host, problem.segments.tokens, experts);
     run_parallel(host, threads, [&](int part, int parts) {
-      run_loop<Real>(host, [&](InstructionSet set) MOEB_LAMBDA { backward_part<Real>(problem, set, experts, part, parts); });
+      run_loop<Real, is_narrow_backward<Problem>>(
+          host, [&](auto set) MOEB_LAMBDA { backward_part<Real>(problem, set, experts, part, parts); });
     });
   }
 
@@ -186,8 +187,7 @@ struct Engine<Host> {
       const std::int64_t first = problem.logits.rows * part / parts;
       const std::int64_t last = problem.logits.rows * (part + 1) / parts;
       OwnMargins own(problem.histogram, experts, bins_of(problem.balancer), last - first, SharedAdd{parts > 1});
-      run_loop<Real>(host,
-                     [&](InstructionSet /*set*/) MOEB_LAMBDA { margins_part<Real>(problem, experts, first, last, own); });
+      run_loop<Real>(host, [&](auto set) MOEB_LAMBDA { margins_part<Real>(problem, set, experts, first, last, own); });
       own.flush();
     });
   }
@@ -209,6 +209,15 @@ struct Engine<Host> {
  private:
   static_assert(host_tuning.experts_side_by_side <= NumbersOfExperts::capacity);
 
+  /// Whether a loop has one token at a time, and the simplest selection, because less to compile is worth more than its speed: float64, which is for checks,
+  /// and baseline x86-64, which calls the C library for each fused multiply-add.
+  template <class Real, InstructionSet Set>
+  static constexpr bool is_small = std::is_same_v<Real, double> || !is_for_vectors(Set);
+
+  /// Whether a backward pass gains nothing by the widest vectors: one that reads single logits (docs/design.md, "Compile time").
+  template <class Problem>
+  static constexpr bool is_narrow_backward = touches_only_chosen<decltype(Problem::scoring), decltype(Problem::balancer)>;
+
   /// In the place of ForwardLanes and BackwardLanes, where policies are not for them.
   struct NoLanes {
     MOEB_INLINE NoLanes(InstructionSet /*set*/, const HostLayout& /*layout*/) {}
@@ -220,18 +229,20 @@ struct Engine<Host> {
   }
 
   /// loop(set), compiled for that set of instructions. float64 is for checks: its loops are compiled once, for the program's own.
-  template <class Real, class Loop>
+  template <class Real, bool Narrow = false, class Loop>
   static void run_loop(const Host& host, const Loop& loop) {
     if constexpr (std::is_same_v<Real, double>)
-      run_baseline([&]() MOEB_LAMBDA { loop(InstructionSet::baseline); });
+      run_baseline([&]() MOEB_LAMBDA { loop(InstructionSetConstant<InstructionSet::baseline>{}); });
+    else if constexpr (Narrow)
+      run_for_narrow(host.instructions, loop);
     else
       run_for(host.instructions, loop);
   }
 
-  template <class Real, class Problem>
-  MOEB_INLINE static void forward_part(const Problem& problem, const Totals& totals, InstructionSet set, int experts,
-                                       int part, int parts) {
-    const SerialTile tile;
+  template <class Real, class Problem, InstructionSet Set>
+  MOEB_INLINE static void forward_part(const Problem& problem, const Totals& totals, InstructionSetConstant<Set> set,
+                                       int experts, int part, int parts) {
+    const SerialTile tile{set};
     const HostLayout layout{experts, 0};
     alignas(64) float padded_bias[max_experts];
     constexpr bool has_bias = BalancerTraits<decltype(problem.balancer)>::biases > 0;  // of 0 where inference leaves it out
@@ -243,11 +254,11 @@ struct Engine<Host> {
     constexpr bool sums_units = std::is_same_v<Real, float> && is_non_negative<decltype(problem.scoring)> &&
                                 BalancerTraits<decltype(problem.balancer)>::losses > 0;
     HostSink<decltype(problem.balancer), sums_units> sink(layout);
-    constexpr int most = host_tuning.tokens_together;
-    ForwardRows<Real, Problem, SerialTile, HostLayout, most> together(set);
+    constexpr int most = is_small<Real, Set> ? 1 : host_tuning.tokens_together;
+    ForwardRows<Real, Problem, SerialTile, HostLayout, most, !is_small<Real, Set>> together(set);
     using SideBySide = ForwardLanes<Problem, SerialTile>;
-    constexpr bool has_lanes = std::is_same_v<Real, float> && SideBySide::serves;
-    const bool goes_side_by_side = has_lanes && is_for_vectors(set) && experts <= most_side_by_side(SideBySide::plain_picks);
+    constexpr bool has_lanes = !is_small<Real, Set> && SideBySide::serves;
+    const bool goes_side_by_side = has_lanes && experts <= most_side_by_side(SideBySide::plain_picks);
     std::conditional_t<has_lanes, SideBySide, NoLanes> side_by_side(set, layout);
     for (std::int64_t segment = 0; segment < problem.segments.count(); ++segment) {
       const std::int64_t size = problem.segments.size(segment);
@@ -275,20 +286,28 @@ struct Engine<Host> {
   }
 
   template <class Real, class Problem, class Own>
-  MOEB_INLINE static void margins_part(const Problem& problem, int experts, std::int64_t first, std::int64_t last,
-                                       Own& own) {
+  MOEB_INLINE static void margins_part(const Problem& problem, InstructionSet set, int experts, std::int64_t first,
+                                       std::int64_t last, Own& own) {
+    const SerialTile tile{set};
     const HostLayout layout{experts, 0};
     alignas(64) float bias[max_experts];
     for (int e = 0; e < max_experts; ++e) bias[e] = problem.bias != nullptr && e < experts ? problem.bias[e] : 0.0f;
     for (std::int64_t token = first; token < last; ++token) {
       Slots<Real, HostLayout> logits;
       Slots<Real, HostLayout> scores;
-      const auto threshold = find_threshold<Real>(problem, SerialTile{}, layout, token, bias, logits, scores);
+      const auto threshold = find_threshold<Real>(problem, tile, layout, token, bias, logits, scores);
       if (!threshold.has_margins()) continue;
       own.start_token();
-      add_margins<Real>(problem, SerialTile{}, layout, token, threshold, logits, scores,
+      add_margins<Real>(problem, tile, layout, token, threshold, logits, scores,
                         [&](std::int64_t cell) MOEB_LAMBDA { own.count(cell); });
     }
+  }
+
+  /// A function of its own: once for all instruction sets and both types of numbers.
+  template <class Problem>
+  __attribute__((noinline)) static void prepare_slopes_of(const Problem& problem, std::int64_t segment,
+                                                          float (&slope)[max_experts]) {
+    prepare_slopes(problem, SerialTile{}, segment, 0, 1, max_experts, slope);
   }
 
   /// Whether a backward pass that touches only the chosen goes side by side whatever the experts.
@@ -299,20 +318,21 @@ struct Engine<Host> {
     return problem.grad_logits.type != DataType::float32 || bytes <= host_tuning.bytes_side_by_side;
   }
 
-  template <class Real, class Problem>
-  MOEB_INLINE static void backward_part(const Problem& problem, InstructionSet set, int experts, int part, int parts) {
-    const SerialTile tile;
+  template <class Real, class Problem, InstructionSet Set>
+  MOEB_INLINE static void backward_part(const Problem& problem, InstructionSetConstant<Set> set, int experts, int part,
+                                        int parts) {
+    const SerialTile tile{set};
     const HostLayout layout{experts, 0};
     alignas(64) float slope[max_experts];
     const LossSlopes<Real> slopes{slope, static_cast<Real>(token_loss_factor(problem))};
     using SideBySide = BackwardLanes<Problem, HostLayout>;
-    constexpr bool has_lanes = std::is_same_v<Real, float> && SideBySide::serves;
+    constexpr bool has_lanes = !is_small<Real, Set> && SideBySide::serves;
     constexpr bool reads_rows = !touches_only_chosen<decltype(problem.scoring), decltype(problem.balancer)>;
-    const bool goes_side_by_side = has_lanes && is_for_vectors(set) &&
-                                   (experts <= host_tuning.experts_side_by_side || (!reads_rows && gains_by_lanes(problem)));
+    const bool goes_side_by_side =
+        has_lanes && (experts <= host_tuning.experts_side_by_side || (!reads_rows && gains_by_lanes(problem)));
     std::conditional_t<has_lanes, SideBySide, NoLanes> side_by_side(set, layout);
     for (std::int64_t segment = 0; segment < problem.segments.count(); ++segment) {
-      prepare_slopes(problem, tile, segment, 0, 1, max_experts, slope);
+      prepare_slopes_of(problem, segment, slope);
       const std::int64_t size = problem.segments.size(segment);
       const SegmentRows rows = problem.segments.rows(segment);
       const std::int64_t last = size * (part + 1) / parts;
@@ -320,7 +340,8 @@ struct Engine<Host> {
       for (std::int64_t i = size * part / parts; i < last; ++i) {
         if constexpr (has_lanes) {
           if (goes_side_by_side && i >= unusual_end && last - i >= lane_count) {
-            if (side_by_side.backward(problem, layout, rows, i, last, slopes)) {
+            const LossSlopes<Real> shown = slopes;  // a compiler then knows that the loop's own lead to `slope` for ever
+            if (side_by_side.backward(problem, layout, rows, i, last, shown)) {
               i += lane_count - 1;
               continue;
             }

@@ -2,12 +2,12 @@
 //
 //   const mb::LoadMetrics metrics = mb::load_metrics(counts);  // a std::vector<std::int64_t>, say
 //   log(metrics.max_violation, mb::expected_max_violation(tokens, experts, top_k));  // the second is what chance alone gives
+// The C library by the compiler's names for it: see numeric/math.hpp.
 #pragma once
 
 #include <moe_balance/error.hpp>
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -54,12 +54,12 @@ struct LoadMetrics {
   for (std::size_t i = 0; i < loads.size(); ++i) {
     const double load = static_cast<double>(loads[i]) / mean;  // 1 where all are even
     squares += (load - 1) * (load - 1);
-    if (load > 0) divergence += load * std::log(load);
+    if (load > 0) divergence += load * __builtin_log(load);
     ranked += (2 * static_cast<double>(i + 1) - experts - 1) * load;
     if (load < 0.1) ++metrics.starved;
   }
-  metrics.variation = std::sqrt(squares / experts);
-  metrics.entropy = std::clamp(1 - divergence / (experts * std::log(experts)), 0.0, 1.0);
+  metrics.variation = __builtin_sqrt(squares / experts);
+  metrics.entropy = std::clamp(1 - divergence / (experts * __builtin_log(experts)), 0.0, 1.0);
   metrics.gini = ranked / (experts * experts);
   return metrics;
 }
@@ -102,10 +102,10 @@ struct LoadMetrics {
   double largest = 0;
   for (int i = 0; i < 16 * 128; ++i) {
     const double x = (i + 0.5) * step;
-    const double above = std::erfc(x / std::sqrt(2.0)) / 2;  // of one normal number
-    largest += step * (-std::expm1(e * std::log1p(-above)) - std::exp(e * std::log(above)));
+    const double above = __builtin_erfc(x / __builtin_sqrt(2.0)) / 2;  // of one normal number
+    largest += step * (-__builtin_expm1(e * __builtin_log1p(-above)) - __builtin_exp(e * __builtin_log(above)));
   }
-  return largest * std::sqrt((1 - k / e) * e / (static_cast<double>(tokens) * k));
+  return largest * __builtin_sqrt((1 - k / e) * e / (static_cast<double>(tokens) * k));
 }
 
 MOEB_NAMESPACE_END

@@ -27,28 +27,37 @@ MOEB_NAMESPACE_BEGIN
 // would be slow from here on: g++ sees to that by itself from -O2 on only.
 #define MOEB_TARGET_V3 "avx2,fma,bmi,bmi2"
 #define MOEB_TARGET_V4 MOEB_TARGET_V3 ",avx512f,avx512bw,avx512cd,avx512dq,avx512vl"
-template <class Function>
-__attribute__((noinline, flatten, target(MOEB_TARGET_V4))) void run_x86_64_v4(const Function& f) {
-  f();
+template <class Function, class... Args>
+__attribute__((noinline, flatten, target(MOEB_TARGET_V4))) void run_x86_64_v4(const Function& f, Args... args) {
+  f(args...);
   __builtin_ia32_vzeroupper();
 }
-template <class Function>
-__attribute__((noinline, flatten, target(MOEB_TARGET_V3))) void run_x86_64_v3(const Function& f) {
-  f();
+template <class Function, class... Args>
+__attribute__((noinline, flatten, target(MOEB_TARGET_V3))) void run_x86_64_v3(const Function& f, Args... args) {
+  f(args...);
   __builtin_ia32_vzeroupper();
 }
 #undef MOEB_TARGET_V3
 #undef MOEB_TARGET_V4
 #endif
 
+// Where a processor's own version is compiled, too, this one is for float64, which is for checks, and for processors that call the C library for each fused
+// multiply-add: less to compile is worth more there than speed.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__FMA__)
+#define MOEB_SMALL cold,
+#else
+#define MOEB_SMALL
+#endif
 /// Runs f, compiled for the program's own instructions.
-template <class Function>
-__attribute__((noinline, flatten)) void run_baseline(const Function& f) {
-  f();
+template <class Function, class... Args>
+__attribute__((noinline, MOEB_SMALL flatten)) void run_baseline(const Function& f, Args... args) {
+  f(args...);
 #if defined(__AVX__) && defined(__GNUC__)
   __builtin_ia32_vzeroupper();
 #endif
 }
+
+#undef MOEB_SMALL
 
 #if !defined(__x86_64__) || !defined(__GNUC__)
 [[nodiscard]] inline InstructionSet usable_instructions(InstructionSet /*wanted*/) {
@@ -56,26 +65,47 @@ __attribute__((noinline, flatten)) void run_baseline(const Function& f) {
 }
 #endif
 
-/// Runs f(set), compiled for that set.
+/// A set that a function knows when it is compiled; converts to an InstructionSet.
+template <InstructionSet Set>
+struct InstructionSetConstant {
+  MOEB_INLINE constexpr operator InstructionSet() const { return Set; }
+};
+
+/// Runs f(InstructionSetConstant), compiled for that set.
 template <class Function>
 void run_for(InstructionSet wanted, const Function& f) {
   [[maybe_unused]] const InstructionSet set = usable_instructions(wanted);
 #if defined(__x86_64__) && defined(__GNUC__)
-  if (set == InstructionSet::x86_64_v4) return run_x86_64_v4([&]() MOEB_LAMBDA { f(InstructionSet::x86_64_v4); });
-  if (set == InstructionSet::x86_64_v3) return run_x86_64_v3([&]() MOEB_LAMBDA { f(InstructionSet::x86_64_v3); });
+  if (set == InstructionSet::x86_64_v4)
+    return run_x86_64_v4([&]() MOEB_LAMBDA { f(InstructionSetConstant<InstructionSet::x86_64_v4>{}); });
+  if (set == InstructionSet::x86_64_v3)
+    return run_x86_64_v3([&]() MOEB_LAMBDA { f(InstructionSetConstant<InstructionSet::x86_64_v3>{}); });
 #endif
-  run_baseline([&]() MOEB_LAMBDA { f(InstructionSet::baseline); });
+  run_baseline([&]() MOEB_LAMBDA { f(InstructionSetConstant<InstructionSet::baseline>{}); });
 }
 
-/// f() as a function of its own for the instructions of the loop that calls it: compiled once in a file, where f has a type that all loops share.
-MOEB_NO_EXECUTION_CHECK
+/// The same for loops that gain nothing by wider vectors than x86-64-v3 has.
 template <class Function>
-MOEB_EARLY_INLINE void run_apart([[maybe_unused]] InstructionSet set, const Function& f) {
+void run_for_narrow(InstructionSet wanted, const Function& f) {
 #if defined(__x86_64__) && defined(__GNUC__)
-  if (set == InstructionSet::x86_64_v4) return run_x86_64_v4(f);
-  run_x86_64_v3(f);
+  if (usable_instructions(wanted) != InstructionSet::baseline)
+    return run_x86_64_v3([&]() MOEB_LAMBDA { f(InstructionSetConstant<InstructionSet::x86_64_v3>{}); });
 #else
-  run_baseline(f);
+  static_cast<void>(wanted);
+#endif
+  run_baseline([&]() MOEB_LAMBDA { f(InstructionSetConstant<InstructionSet::baseline>{}); });
+}
+
+/// f(args...) as a function of its own for the instructions of the loop that calls it: compiled once in a file, where f has a type that all loops share. A
+/// compiler knows what becomes of memory that an argument points to, but not of what a lambda has captured.
+MOEB_NO_EXECUTION_CHECK
+template <class Function, class... Args>
+MOEB_EARLY_INLINE void run_apart([[maybe_unused]] InstructionSet set, const Function& f, Args... args) {
+#if defined(__x86_64__) && defined(__GNUC__)
+  if (set == InstructionSet::x86_64_v4) return run_x86_64_v4(f, args...);
+  run_x86_64_v3(f, args...);
+#else
+  run_baseline(f, args...);
 #endif
 }
 
@@ -88,6 +118,23 @@ MOEB_EARLY_INLINE void run_apart_narrow(const Function& f) {
 #else
   run_baseline(f);
 #endif
+}
+
+/// The set of run_apart_narrow.
+#if defined(__x86_64__) && defined(__GNUC__)
+inline constexpr InstructionSet narrow_set = InstructionSet::x86_64_v3;
+#else
+inline constexpr InstructionSet narrow_set = InstructionSet::baseline;
+#endif
+
+/// run_apart called from a loop for any set.
+MOEB_NO_EXECUTION_CHECK
+template <class Function, class... Args>
+MOEB_EARLY_INLINE void run_apart_for(InstructionSet set, const Function& f, Args... args) {
+  if (set == InstructionSet::baseline)
+    run_baseline(f, args...);
+  else
+    run_apart(set, f, args...);
 }
 
 /// Whether work whose all is in vectors is for a set. Baseline x86-64 calls the C library for each fused multiply-add.

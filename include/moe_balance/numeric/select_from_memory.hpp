@@ -15,8 +15,8 @@
 MOEB_NAMESPACE_BEGIN
 
 /// The selection of up to `Rows` rows, in steps: `look` at each, `find_thresholds`, `collect` of each, `rank`, `finish` each, all with the same keys, of
-/// which at least Count in a row should not be excluded. `slot` has the result. Rows may be left out.
-template <class LayoutT, class K, int Count, int Rows>
+/// which at least Count in a row should not be excluded. `slot` has the result. Rows may be left out. Without `Ranks` it only inserts: slower, and less to compile.
+template <class LayoutT, class K, int Count, int Rows, bool Ranks = true>
 class MemorySelection {
  public:
   using Keys = Slots<K, LayoutT>;
@@ -124,8 +124,8 @@ class MemorySelection {
   static constexpr int most_found = columns + keys_per_word + 1;
   static constexpr std::int64_t slots_of_key = 2 * LayoutT::capacity;
   static_assert((LayoutT::capacity & (LayoutT::capacity - 1)) == 0 && LayoutT::capacity <= 1 << 19);
-  /// float64, which is for checks, only ever inserts: less to compile.
-  static constexpr bool ranks = sizeof(K) == 4;
+  /// float64, which is for checks, only ever inserts.
+  static constexpr bool ranks = Ranks && sizeof(K) == 4;
 
   /// 63 of none.
   MOEB_NO_EXECUTION_CHECK

@@ -5,6 +5,7 @@
 #include <moe_balance/tile/constants.hpp>
 
 #include <moe_balance/numeric/canonical_sum.hpp>
+#include <moe_balance/numeric/instruction_sets.hpp>
 #include <moe_balance/numeric/math.hpp>
 #include <moe_balance/numeric/ordered_key.hpp>
 
@@ -136,9 +137,20 @@ template <bool Regular, class TileT, class LayoutT, class Real>
   return row;
 }
 
+/// softmax_row_with_infinities as a function of its own, once for all instruction sets: rows with +inf are rare.
+MOEB_NO_EXECUTION_CHECK
+template <class TileT, class LayoutT, class Real>
+__attribute__((noinline, cold)) void softmax_row_with_infinities_apart(const TileT& tile, const LayoutT& layout,
+                                                                       const Slots<Real, LayoutT>& logits,
+                                                                       Slots<Real, LayoutT>& exponentials,
+                                                                       SoftmaxRow<Real>& row) {
+  row = softmax_row_with_infinities(tile, layout, logits, exponentials);
+}
+
 /// The row's softmax; writes exp(x - maximum) of each logit to `exponentials`, and where the logit is NaN, NaN or 0.
 /// First all see whether any logit is +inf, lanes of registers, where every check is paid for, whether any is NaN, too: without one exponentials
-/// need few checks.
+/// need few checks. On a CPU a function of its own, which loops share.
+MOEB_NO_EXECUTION_CHECK
 template <class TileT, class LayoutT, class Real>
 [[nodiscard]] MOEB_INLINE SoftmaxRow<Real> softmax_row(const TileT& tile, const LayoutT& layout,
                                                        const Slots<Real, LayoutT>& logits,
@@ -146,11 +158,25 @@ template <class TileT, class LayoutT, class Real>
   if constexpr (LayoutT::in_registers) {
     const Real largest = largest_or_nan(tile, layout, logits);
     if (largest < infinity<Real>) return softmax_row_below<true>(tile, layout, logits, largest, exponentials);
+    return softmax_row_with_infinities(tile, layout, logits, exponentials);
   } else {
-    const Real largest = maximum_of(tile, layout, logits, [](Real value) MOEB_LAMBDA { return value; });
-    if (largest < infinity<Real>) return softmax_row_below<false>(tile, layout, logits, largest, exponentials);
+    SoftmaxRow<Real> row;
+    using Row = Slots<Real, LayoutT>;
+    const auto find = [](TileT own_tile, LayoutT own, const Row* from, Row* to, SoftmaxRow<Real>* found) MOEB_LAMBDA {
+      const Real largest = maximum_of(own_tile, own, *from, [](Real value) MOEB_LAMBDA { return value; });
+      if (largest < infinity<Real>)
+        *found = softmax_row_below<false>(own_tile, own, *from, largest, *to);
+      else
+        softmax_row_with_infinities_apart(own_tile, own, *from, *to, *found);
+    };
+    if constexpr (std::is_same_v<Real, double>)
+      run_baseline(find, tile, layout, &logits, &exponentials, &row);
+    else
+      run_apart_for(tile.instructions, find, tile, layout, &logits, &exponentials, &row);
+    const SoftmaxRow<Real> result =
+        row;  // that no other function has seen: a loop that wrote floats would not know that it stays
+    return result;
   }
-  return softmax_row_with_infinities(tile, layout, logits, exponentials);
 }
 
 MOEB_NAMESPACE_END

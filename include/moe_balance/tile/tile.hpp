@@ -3,6 +3,7 @@
 #pragma once
 
 #include <moe_balance/config.hpp>
+#include <moe_balance/views.hpp>
 
 #include <concepts>
 #include <cstdint>
@@ -36,6 +37,8 @@ struct SerialTile {
   static constexpr int width = 1;
   static constexpr bool slots_in_registers = false;
   static constexpr int columns = 32;
+
+  InstructionSet instructions = InstructionSet::baseline;  ///< of the loop that it is in, for what is a function of its own
 
   [[nodiscard]] MOEB_INLINE static constexpr int lane() { return 0; }
   template <class V>

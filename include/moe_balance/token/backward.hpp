@@ -258,10 +258,10 @@ template <class Real, class Problem, class TileT, class LayoutT>
 
 /// Reads what the gradient needs of the row of a token whose ids are known.
 template <class Real, class Problem, class TileT, class LayoutT>
-MOEB_INLINE void read_for_gradient(const Problem& problem, const LayoutT& layout, std::int64_t token,
+MOEB_INLINE void read_for_gradient(const Problem& problem, const TileT& tile, const LayoutT& layout, std::int64_t token,
                                    BackwardToken<Real, Problem, TileT, LayoutT>& state) {
   constexpr bool reads_row = !touches_only_chosen<decltype(problem.scoring), decltype(problem.balancer)>;
-  if constexpr (reads_row) load_row(layout, problem.logits, token, problem.logits_hold_quads, state.logits);
+  if constexpr (reads_row) load_row(tile, layout, problem.logits, token, problem.logits_hold_quads, state.logits);
   // A lane that has the row in memory looks them up there; others cannot index their registers and read them again, from cache.
   if constexpr (!reads_row || LayoutT::in_registers) read_chosen_logits(problem.logits, token, state.chosen);
 }
@@ -287,7 +287,7 @@ MOEB_INLINE void backward_read_token(const Problem& problem, const TileT& tile, 
   Slots<float, LayoutT> grad;
   if (has_gradient) has_gradient = gradient_of_read(problem, tile, layout, 0, slopes, scatter, state, grad);
   if (!has_gradient) clear_slots(layout, grad);
-  store_first_row(layout, problem.grad_logits, plain, grad);
+  store_first_row(tile, layout, problem.grad_logits, plain, grad);
 }
 
 template <class Real, class Problem, class TileT, class LayoutT>
@@ -301,11 +301,11 @@ MOEB_INLINE void backward_token(const Problem& problem, const TileT& tile, const
     has_gradient = check_chosen(tile, layout.experts, state);
   }
   if (has_gradient) {  // in one branch: a row that lives through two costs a lane registers
-    read_for_gradient(problem, layout, token, state);
+    read_for_gradient(problem, tile, layout, token, state);
     has_gradient = gradient_of_read(problem, tile, layout, token, slopes, scatter, state, grad);
   }
   if (!has_gradient) clear_slots(layout, grad);
-  store_row(layout, problem.grad_logits, token, problem.grad_holds_quads, grad);
+  store_row(tile, layout, problem.grad_logits, token, problem.grad_holds_quads, grad);
 }
 
 MOEB_NAMESPACE_END

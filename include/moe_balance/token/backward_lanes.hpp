@@ -25,7 +25,7 @@ class BackwardLanes {
   static constexpr bool serves = Scores::serves;
 
   /// `set`: of the loop. With more experts than `capacity` nothing else may be called.
-  MOEB_INLINE BackwardLanes(InstructionSet set, const LayoutT& layout) : instructions_(set), scores_(set, layout.experts) {
+  MOEB_INLINE BackwardLanes(InstructionSet set, const LayoutT& layout) : scores_(set, layout.experts) {
     if constexpr (only_chosen) __builtin_memset(zeros_, 0, static_cast<std::size_t>(layout.experts) * sizeof(float));
   }
 
@@ -34,12 +34,11 @@ class BackwardLanes {
   [[nodiscard]] MOEB_INLINE bool backward(const Problem& problem, const LayoutT& layout, const SegmentRows& rows,
                                           std::int64_t first, std::int64_t last, const LossSlopes<float>& slopes) {
     bool is_usual = false;
-    run_apart(instructions_, [&]() MOEB_LAMBDA { is_usual = backward_here(problem, layout, rows, first, last, slopes); });
+    run_apart_narrow([&]() MOEB_LAMBDA { is_usual = backward_here(problem, layout, rows, first, last, slopes); });
     return is_usual;
   }
 
  private:
-  InstructionSet instructions_;
   struct Nothing {
     MOEB_INLINE Nothing(InstructionSet /*set*/, int /*experts*/) {}
   };

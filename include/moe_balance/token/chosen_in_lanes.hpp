@@ -132,22 +132,24 @@ struct ChosenSideBySide {
                            const NumbersSideBySide (&value)[K], std::byte* zeros) const {
     run_apart_narrow([&]() MOEB_LAMBDA {
       if (chose_twice()) return scatter_sums(matrix, layout, rows, first, value);
-      with_element_type<float>(matrix.type, [&](auto* type) MOEB_LAMBDA {
-        using T = std::remove_pointer_t<decltype(type)>;
-        alignas(64) T element[K][lane_count];
+      if (matrix.type == DataType::float32) {
+        alignas(64) float element[K][lane_count];
         for (int k = 0; k < K; ++k) {
-          for (int i = 0; i < lane_count; ++i) element[k][i] = from_real<T>(add(0.0f, value[k][i]));
+          for (int i = 0; i < lane_count; ++i) element[k][i] = add(0.0f, value[k][i]);
         }
-        T* const built = reinterpret_cast<T*>(zeros);
-        for (int i = 0; i < lane_count; ++i) {
-          for (int k = 0; k < K; ++k) {
-            if (is_used(k, i)) built[expert[k][i]] = element[k][i];
+        scatter_elements(matrix, layout, rows, first, element, zeros);
+      } else {
+        alignas(64) std::uint16_t element[K][lane_count];
+        with_element_type<float>(matrix.type, [&](auto* type) MOEB_LAMBDA {
+          using T = std::remove_pointer_t<decltype(type)>;
+          if constexpr (sizeof(T) == sizeof(element[0][0])) {
+            for (int k = 0; k < K; ++k) {
+              for (int i = 0; i < lane_count; ++i) element[k][i] = from_real<T>(add(0.0f, value[k][i])).bits;
+            }
           }
-          prefetch_row<RowUse::write>(layout, matrix, rows[first + i + 1]);
-          copy_row(layout, built, static_cast<T*>(matrix.data) + rows[first + i] * matrix.stride);
-          for (int k = 0; k < K; ++k) built[is_used(k, i) ? expert[k][i] : 0] = T{};
-        }
-      });
+        });
+        scatter_elements(matrix, layout, rows, first, element, zeros);
+      }
     });
   }
 
@@ -202,6 +204,21 @@ struct ChosenSideBySide {
     return has_fault(twice);
   }
 
+  /// Rows of `zeros` with the elements, as bits, for the chosen experts.
+  template <class LayoutT, class T>
+  MOEB_INLINE void scatter_elements(const AnyMatrix& matrix, const LayoutT& layout, const SegmentRows& rows,
+                                    std::int64_t first, const T (&element)[K][lane_count], std::byte* zeros) const {
+    T* const built = reinterpret_cast<T*>(zeros);
+    for (int i = 0; i < lane_count; ++i) {
+      for (int k = 0; k < K; ++k) {
+        if (is_used(k, i)) built[expert[k][i]] = element[k][i];
+      }
+      prefetch_row<RowUse::write>(layout, matrix, rows[first + i + 1]);
+      copy_row(layout, built, static_cast<std::byte*>(matrix.data) + rows[first + i] * row_bytes(matrix));
+      for (int k = 0; k < K; ++k) built[is_used(k, i) ? expert[k][i] : 0] = T{};
+    }
+  }
+
   /// scatter, with sums.
   template <class LayoutT>
   MOEB_INLINE void scatter_sums(const AnyMatrix& matrix, const LayoutT& layout, const SegmentRows& rows, std::int64_t first,
@@ -212,18 +229,21 @@ struct ChosenSideBySide {
       for (int k = 0; k < K; ++k) {
         if (is_used(k, i)) sum[expert[k][i]] = add(sum[expert[k][i]], value[k][i]);
       }
-      store_row(layout, matrix, rows[first + i], false, sum);
+      store_row(SerialTile{narrow_set}, layout, matrix, rows[first + i], false, sum);
     }
   }
 
   template <class LayoutT, class T>
-  MOEB_INLINE static void copy_row(const LayoutT& layout, const T* from, T* to) {
-    constexpr int block = LayoutT::block_size;
-    constexpr int part = 4;
+  MOEB_INLINE static void copy_row(const LayoutT& layout, const T* from, std::byte* to) {
+    constexpr int size = sizeof(T);
+    constexpr int block = LayoutT::block_size * size;
+    constexpr int part = 4 * size;
+    const auto* const bytes = reinterpret_cast<const std::byte*>(from);
+    const int end = layout.experts * size;
     int first = 0;
-    for (; first + block <= layout.experts; first += block) __builtin_memcpy(to + first, from + first, block * sizeof(T));
-    for (; first + part <= layout.experts; first += part) __builtin_memcpy(to + first, from + first, part * sizeof(T));
-    for (; first < layout.experts; ++first) to[first] = from[first];
+    for (; first + block <= end; first += block) __builtin_memcpy(to + first, bytes + first, block);
+    for (; first + part <= end; first += part) __builtin_memcpy(to + first, bytes + first, part);
+    for (; first < end; first += size) __builtin_memcpy(to + first, bytes + first, size);
   }
 };
 

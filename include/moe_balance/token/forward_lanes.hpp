@@ -44,7 +44,8 @@ class ForwardLanes {
   [[nodiscard]] MOEB_INLINE bool forward(const Problem& problem, const TileT& tile, const SegmentRows& rows,
                                          std::int64_t first, const float* bias, Sink& sink) {
     bool is_usual = false;
-    run_apart(instructions_, [&]() MOEB_LAMBDA { is_usual = forward_here(problem, tile, rows, first, bias, sink); });
+    const TileT own = tile;  // whose address is known here only: the loop's tile stays a constant
+    run_apart_narrow([&]() MOEB_LAMBDA { is_usual = forward_here(problem, own, rows, first, bias, sink); });
     return is_usual;
   }
 

@@ -13,7 +13,8 @@ MOEB_NAMESPACE_BEGIN
 
 /// A token has steps that begin or end in a long chain of dependent instructions, the selection most of all. Another token's steps do not wait for
 /// them, and the selection's two sorts serve all tokens at once.
-template <class Real, class Problem, class TileT, class LayoutT, int Most>
+/// `Ranks`: see MemorySelection.
+template <class Real, class Problem, class TileT, class LayoutT, int Most, bool Ranks>
 class ForwardRows {
  public:
   static_assert(!LayoutT::in_registers);
@@ -78,7 +79,7 @@ class ForwardRows {
                                         BalancerTraits<decltype(Problem::balancer)>::losses > 0;
 
   ForwardToken<Real, Problem, TileT, LayoutT> tokens_[Most];
-  MemorySelection<LayoutT, Key<Real>, k_count, Most> selection_;
+  MemorySelection<LayoutT, Key<Real>, k_count, Most, Ranks> selection_;
 
   /// add_probabilities of all tokens, none of whose scores is infinite or NaN.
   template <class Sink, int... Row>

@@ -6,6 +6,7 @@
 #include <moe_balance/numeric/select_in_lanes.hpp>
 #include <moe_balance/numeric/transpose.hpp>
 #include <moe_balance/token/elements.hpp>
+#include <moe_balance/token/elements_apart.hpp>
 #include <moe_balance/token/segments.hpp>
 
 #include <cstdint>
@@ -30,67 +31,60 @@ __attribute__((always_inline)) inline void transpose_block(const float* const (&
   __builtin_memcpy(to[3], &d, sizeof(d));
 }
 
-/// Elements of two bytes that are converted together.
-inline constexpr int converted_together = 8;
-
 /// to[e * lane_count + r] = element e of row[r], for four rows.
-MOEB_NO_EXECUTION_CHECK
-template <class T>
-MOEB_INLINE void load_four_rows(const T* const (&row)[4], int columns, float* to) {
+MOEB_INLINE void load_four_rows(const float* const (&row)[4], int columns, float* to) {
   int e = 0;
-  if constexpr (std::is_same_v<T, float>) {
-    for (; e + 4 <= columns; e += 4, to += 4 * lane_count)
-      transpose_block({row[0] + e, row[1] + e, row[2] + e, row[3] + e},
-                      {to, to + lane_count, to + 2 * lane_count, to + 3 * lane_count});
-  } else {
-    for (; e + converted_together <= columns; e += converted_together, to += converted_together * lane_count) {
-      float some[4][converted_together];
-      for (int r = 0; r < 4; ++r) {
-        for (int i = 0; i < converted_together; ++i) some[r][i] = to_real(row[r][e + i]);
-      }
-      load_four_rows<float>({some[0], some[1], some[2], some[3]}, converted_together, to);
-    }
-  }
+  for (; e + 4 <= columns; e += 4, to += 4 * lane_count)
+    transpose_block({row[0] + e, row[1] + e, row[2] + e, row[3] + e},
+                    {to, to + lane_count, to + 2 * lane_count, to + 3 * lane_count});
   for (; e < columns; ++e, to += lane_count) {
-    for (int r = 0; r < 4; ++r) to[r] = to_real(row[r][e]);
+    for (int r = 0; r < 4; ++r) to[r] = row[r][e];
   }
 }
 
 /// The other way.
-MOEB_NO_EXECUTION_CHECK
-template <class T>
-MOEB_INLINE void store_four_rows(T* const (&row)[4], int columns, const float* from) {
+MOEB_INLINE void store_four_rows(float* const (&row)[4], int columns, const float* from) {
   int e = 0;
-  if constexpr (std::is_same_v<T, float>) {
-    for (; e + 4 <= columns; e += 4, from += 4 * lane_count)
-      transpose_block({from, from + lane_count, from + 2 * lane_count, from + 3 * lane_count},
-                      {row[0] + e, row[1] + e, row[2] + e, row[3] + e});
-  } else {
-    for (; e + converted_together <= columns; e += converted_together, from += converted_together * lane_count) {
-      float some[4][converted_together];
-      store_four_rows<float>({some[0], some[1], some[2], some[3]}, converted_together, from);
-      for (int r = 0; r < 4; ++r) {
-        for (int i = 0; i < converted_together; ++i) row[r][e + i] = from_real<T>(some[r][i]);
-      }
-    }
-  }
+  for (; e + 4 <= columns; e += 4, from += 4 * lane_count)
+    transpose_block({from, from + lane_count, from + 2 * lane_count, from + 3 * lane_count},
+                    {row[0] + e, row[1] + e, row[2] + e, row[3] + e});
   for (; e < columns; ++e, from += lane_count) {
-    for (int r = 0; r < 4; ++r) row[r][e] = from_real<T>(from[r]);
+    for (int r = 0; r < 4; ++r) row[r][e] = from[r];
   }
 }
 
-/// value[e][i] = element e of row rows[first + i], for all elements of a row.
+/// Calls f(row, i) with the rows rows[first + i], of elements of the matrix's type.
+template <bool Const, class Function>
+MOEB_INLINE void for_each_row_of(const BasicAnyMatrix<Const>& matrix, const SegmentRows& rows, std::int64_t first,
+                                 const Function& f) {
+  with_element_type<float>(matrix.type, [&](auto* type) MOEB_LAMBDA {
+    using T = std::conditional_t<Const, const std::remove_pointer_t<decltype(type)>, std::remove_pointer_t<decltype(type)>>;
+    for (int i = 0; i < lane_count; ++i) f(static_cast<T*>(matrix.data) + rows[first + i] * matrix.stride, i);
+  });
+}
+
+/// Most elements of rows that lie side by side.
+inline constexpr int most_columns_side_by_side = 64;
+/// Elements of two bytes of such a row that are converted together: a vector of x86-64-v3.
+inline constexpr int columns_together = 8;
+
+/// value[e][i] = element e of row rows[first + i], for all elements of a row, most_columns_side_by_side or fewer.
 MOEB_INLINE void load_side_by_side(const ConstAnyMatrix& matrix, const SegmentRows& rows, std::int64_t first,
                                    NumbersSideBySide* value) {
   run_apart_narrow([&]() MOEB_LAMBDA {
-    with_element_type<float>(matrix.type, [&](auto* type) MOEB_LAMBDA {
-      using T = std::remove_pointer_t<decltype(type)>;
-      for (int i = 0; i < lane_count; i += 4) {
-        const T* row[4];
-        for (int r = 0; r < 4; ++r) row[r] = static_cast<const T*>(matrix.data) + rows[first + i + r] * matrix.stride;
-        load_four_rows(row, static_cast<int>(matrix.columns), value[0] + i);
+    const int columns = static_cast<int>(matrix.columns);
+    float converted[lane_count][most_columns_side_by_side];
+    const float* row[lane_count];
+    for_each_row_of(matrix, rows, first, [&](auto* from, int i) MOEB_LAMBDA {
+      if constexpr (std::is_same_v<decltype(from), const float*>) {
+        row[i] = from;
+      } else {
+        load_elements<columns_together>(from, columns, converted[i]);
+        row[i] = converted[i];
       }
     });
+    for (int i = 0; i < lane_count; i += 4)
+      load_four_rows({row[i], row[i + 1], row[i + 2], row[i + 3]}, columns, value[0] + i);
   });
 }
 
@@ -98,13 +92,19 @@ MOEB_INLINE void load_side_by_side(const ConstAnyMatrix& matrix, const SegmentRo
 MOEB_INLINE void store_side_by_side(const AnyMatrix& matrix, const SegmentRows& rows, std::int64_t first,
                                     const NumbersSideBySide* value) {
   run_apart_narrow([&]() MOEB_LAMBDA {
-    with_element_type<float>(matrix.type, [&](auto* type) MOEB_LAMBDA {
-      using T = std::remove_pointer_t<decltype(type)>;
-      for (int i = 0; i < lane_count; i += 4) {
-        T* row[4];
-        for (int r = 0; r < 4; ++r) row[r] = static_cast<T*>(matrix.data) + rows[first + i + r] * matrix.stride;
-        store_four_rows(row, static_cast<int>(matrix.columns), value[0] + i);
-      }
+    const int columns = static_cast<int>(matrix.columns);
+    float real[lane_count][most_columns_side_by_side];
+    float* row[lane_count];
+    for_each_row_of(matrix, rows, first, [&](auto* to, int i) MOEB_LAMBDA {
+      if constexpr (std::is_same_v<decltype(to), float*>)
+        row[i] = to;
+      else
+        row[i] = real[i];
+    });
+    for (int i = 0; i < lane_count; i += 4)
+      store_four_rows({row[i], row[i + 1], row[i + 2], row[i + 3]}, columns, value[0] + i);
+    for_each_row_of(matrix, rows, first, [&](auto* to, int i) MOEB_LAMBDA {
+      if constexpr (!std::is_same_v<decltype(to), float*>) store_elements<columns_together>(real[i], columns, to);
     });
   });
 }

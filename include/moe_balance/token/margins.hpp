@@ -148,7 +148,7 @@ template <class Real, class Problem, class TileT, class LayoutT>
     last = problem.experts.data[token * problem.experts.stride + k_count - 1];
     if (last < 0 || last >= layout.experts) return threshold;
   }
-  load_row(layout, problem.logits, token, problem.rows_hold_quads, logits);
+  load_row(tile, layout, problem.logits, token, problem.rows_hold_quads, logits);
   if (has_broken_logit(tile, layout, logits)) return threshold;
   if constexpr (!is_over_selected<Scoring>) {
     threshold.row = score_row<Real>(problem, tile, layout, token, problem.rows_hold_quads, logits, scores);

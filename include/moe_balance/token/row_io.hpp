@@ -7,6 +7,7 @@
 #include <moe_balance/tile/opaque.hpp>
 #include <moe_balance/tile/prefetch.hpp>
 #include <moe_balance/token/elements.hpp>
+#include <moe_balance/token/elements_apart.hpp>
 #include <moe_balance/token/quads.hpp>
 
 #include <cstddef>
@@ -15,19 +16,15 @@
 
 MOEB_NAMESPACE_BEGIN
 
-/// A lane that keeps its slots in memory: whole blocks, then the experts left.
-template <class Real, class T, class LayoutT>
-MOEB_INLINE void load_blocks(const LayoutT& layout, const T* row, Slots<Real, LayoutT>& slots) {
+/// A lane that keeps its slots in memory, and elements as they are: whole blocks, then the experts left.
+template <class Real, class LayoutT>
+MOEB_INLINE void load_blocks(const LayoutT& layout, const Real* row, Slots<Real, LayoutT>& slots) {
   constexpr int block = LayoutT::block_size;
   if (layout.experts < 1) __builtin_unreachable();  // the router has checked; without this g++ warns of slots never set
   int first = 0;
-  for (; first + block <= layout.experts; first += block) {
-    if constexpr (std::is_same_v<T, Real>)
-      __builtin_memcpy(&slots[first], row + first, block * sizeof(Real));  // g++ may copy a loop's numbers one by one
-    else
-      for (int i = 0; i < block; ++i) slots[first + i] = to_real(row[first + i]);
-  }
-  for (; first < layout.experts; ++first) slots[first] = to_real(row[first]);
+  for (; first + block <= layout.experts; first += block)
+    __builtin_memcpy(&slots[first], row + first, block * sizeof(Real));  // g++ may copy a loop's numbers one by one
+  for (; first < layout.experts; ++first) slots[first] = row[first];
 }
 
 /// The last block, where experts fill only a part of it.
@@ -39,22 +36,17 @@ MOEB_INLINE void pad_last_block(const LayoutT& layout, Slots<Real, LayoutT>& slo
   for (int i = 0; i < block; ++i) slots[first + i] = quiet_nan<Real>;
 }
 
-template <class Real, class T, class LayoutT>
-MOEB_INLINE void store_blocks(const LayoutT& layout, T* row, const Slots<Real, LayoutT>& slots) {
+template <class Real, class LayoutT>
+MOEB_INLINE void store_blocks(const LayoutT& layout, Real* row, const Slots<Real, LayoutT>& slots) {
   constexpr int block = LayoutT::block_size;
   int first = 0;
-  for (; first + block <= layout.experts; first += block) {
-    if constexpr (std::is_same_v<T, Real>)
-      __builtin_memcpy(row + first, &slots[first], block * sizeof(Real));
-    else
-      for (int i = 0; i < block; ++i) row[first + i] = from_real<T>(slots[first + i]);
-  }
-  for (; first < layout.experts; ++first) row[first] = from_real<T>(slots[first]);
+  for (; first + block <= layout.experts; first += block) __builtin_memcpy(row + first, &slots[first], block * sizeof(Real));
+  for (; first < layout.experts; ++first) row[first] = slots[first];
 }
 
-template <class Real, class LayoutT>
-MOEB_INLINE void load_row(const LayoutT& layout, const ConstAnyMatrix& matrix, std::int64_t row, bool quads,
-                          Slots<Real, LayoutT>& slots) {
+template <class Real, class TileT, class LayoutT>
+MOEB_INLINE void load_row([[maybe_unused]] const TileT& tile, const LayoutT& layout, const ConstAnyMatrix& matrix,
+                          std::int64_t row, bool quads, Slots<Real, LayoutT>& slots) {
   const std::int64_t offset = row * matrix.stride;
   if constexpr (LayoutT::whole_quads) {
     for_each_quad_of_row<Real, LayoutT>(matrix.type, const_cast<void*>(matrix.data), offset,
@@ -66,7 +58,11 @@ MOEB_INLINE void load_row(const LayoutT& layout, const ConstAnyMatrix& matrix, s
   } else {
     pad_last_block(layout, slots);
     with_element_type<Real>(matrix.type, [&](auto* tag) MOEB_LAMBDA {
-      load_blocks(layout, static_cast<decltype(tag)>(const_cast<void*>(matrix.data)) + offset, slots);
+      const auto* const from = static_cast<decltype(tag)>(const_cast<void*>(matrix.data)) + offset;
+      if constexpr (std::is_same_v<decltype(tag), Real*>)
+        load_blocks(layout, from, slots);
+      else
+        load_elements_apart(tile.instructions, from, layout.experts, &slots[0]);
     });
   }
 }
@@ -78,15 +74,15 @@ template <class LayoutT>
 }
 
 /// load_row of the first row, `plain` if are_plain_rows says so.
-template <class LayoutT>
-MOEB_INLINE void load_first_row(const LayoutT& layout, const ConstAnyMatrix& matrix, std::int32_t plain,
+template <class TileT, class LayoutT>
+MOEB_INLINE void load_first_row(const TileT& tile, const LayoutT& layout, const ConstAnyMatrix& matrix, std::int32_t plain,
                                 Slots<float, LayoutT>& slots) {
   if (plain != 0) {
     MOEB_UNROLL
     for (int slot = 0; slot < LayoutT::capacity; slot += 4)
       load_whole_quad(layout, static_cast<const float*>(matrix.data), slot, slots);
   } else {
-    load_row(layout, matrix, 0, true, slots);
+    load_row(tile, layout, matrix, 0, true, slots);
   }
 }
 
@@ -110,9 +106,9 @@ MOEB_INLINE void for_each_logit(const TileT& tile, const LayoutT& layout, const 
   }
 }
 
-template <class Real, class LayoutT>
-MOEB_INLINE void store_row(const LayoutT& layout, const AnyMatrix& matrix, std::int64_t row, bool quads,
-                           const Slots<Real, LayoutT>& slots) {
+template <class Real, class TileT, class LayoutT>
+MOEB_INLINE void store_row([[maybe_unused]] const TileT& tile, const LayoutT& layout, const AnyMatrix& matrix,
+                           std::int64_t row, bool quads, const Slots<Real, LayoutT>& slots) {
   const std::int64_t offset = row * matrix.stride;
   if constexpr (LayoutT::whole_quads) {
     for_each_quad_of_row<Real, LayoutT>(matrix.type, matrix.data, offset,
@@ -123,21 +119,25 @@ MOEB_INLINE void store_row(const LayoutT& layout, const AnyMatrix& matrix, std::
     for (int slot = 0; slot < LayoutT::capacity; slot += 4) store_quad_of_type(layout, matrix.type, to, quads, slot, slots);
   } else {
     with_element_type<Real>(matrix.type, [&](auto* tag) MOEB_LAMBDA {
-      store_blocks(layout, static_cast<decltype(tag)>(matrix.data) + offset, slots);
+      auto* const to = static_cast<decltype(tag)>(matrix.data) + offset;
+      if constexpr (std::is_same_v<decltype(tag), Real*>)
+        store_blocks(layout, to, slots);
+      else
+        store_elements_apart(tile.instructions, &slots[0], layout.experts, to);
     });
   }
 }
 
 /// store_row of the first row, `plain` if are_plain_rows says so.
-template <class LayoutT>
-MOEB_INLINE void store_first_row(const LayoutT& layout, const AnyMatrix& matrix, std::int32_t plain,
+template <class TileT, class LayoutT>
+MOEB_INLINE void store_first_row(const TileT& tile, const LayoutT& layout, const AnyMatrix& matrix, std::int32_t plain,
                                  const Slots<float, LayoutT>& slots) {
   if (plain != 0) {
     MOEB_UNROLL
     for (int slot = 0; slot < LayoutT::capacity; slot += 4)
       store_whole_quad(layout, static_cast<float*>(matrix.data), slot, slots);
   } else {
-    store_row(layout, matrix, 0, true, slots);
+    store_row(tile, layout, matrix, 0, true, slots);
   }
 }
 
@@ -189,7 +189,7 @@ MOEB_INLINE void reload_row(const TileT& tile, const LayoutT& layout, const Cons
                             bool quads, Slots<Real, LayoutT>& slots) {
   if constexpr (LayoutT::rereads_logits) {
     tile.barrier();  // also keeps the compiler from merging this load with the first
-    load_row(layout, matrix, row, quads, slots);
+    load_row(tile, layout, matrix, row, quads, slots);
   }
 }
 

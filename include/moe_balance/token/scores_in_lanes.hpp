@@ -11,7 +11,7 @@ MOEB_NAMESPACE_BEGIN
 
 /// Numbers of tokens with up to `capacity` experts, and their softmax. Experts are one to a column of a canonical_sum then.
 struct NumbersOfExperts {
-  static constexpr int capacity = 64;
+  static constexpr int capacity = most_columns_side_by_side;
 
   int experts;
   alignas(64) NumbersSideBySide logit[capacity];
