@@ -1,4 +1,4 @@
-// The permutation, by itself and fused with routing, what moves hidden states, noise and Sinkhorn's scales, on the CPU.
+// The permutation, by itself and fused with routing, what moves hidden states, noise, the loads of noisy top-k gating and Sinkhorn's scales, on the CPU.
 #include "cpu_timing.hpp"
 #include "dispatch_step.hpp"
 #include "logits_step.hpp"

@@ -1,4 +1,4 @@
-// The permutation, by itself and fused with routing, what moves hidden states, noise and Sinkhorn's scales, on the GPU.
+// The permutation, by itself and fused with routing, what moves hidden states, noise, the loads of noisy top-k gating and Sinkhorn's scales, on the GPU.
 #include "dispatch_step.hpp"
 #include "gpu_timing.cuh"
 #include "logits_step.hpp"

@@ -115,8 +115,7 @@ struct HostSink {
   MOEB_INLINE void probability(int slot, std::int64_t fixed) { probabilities[slot] += fixed; }
   MOEB_INLINE void token_loss(int index, std::int64_t fixed) { tokens.token_losses[index] += fixed; }
 
-  /// A function of its own, as flush is: once for all instruction sets, because segments have many tokens.
-  __attribute__((noinline)) MOEB_HOST_DEVICE void clear() {
+  MOEB_INLINE void clear() {
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA { counts[slot] = 0; });
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA { probabilities[slot] = 0; });
     for (int e = 0; e < (counts_apart ? layout.experts : 0); ++e) loss_counts[e] = 0;
@@ -126,7 +125,7 @@ struct HostSink {
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA { unit_low[slot] = 0; });
     tokens = {};
   }
-  __attribute__((noinline)) MOEB_HOST_DEVICE void flush(const Totals& totals, std::int64_t segment, int experts) {
+  MOEB_INLINE void flush(const Totals& totals, std::int64_t segment, int experts) {
     if constexpr (SumsUnits) carry();
     for (int e = 0; e < experts; ++e) {
       ExpertSums sums{counts[e], counts[e], 0, probabilities[e]};
@@ -209,12 +208,12 @@ struct Engine<Host> {
  private:
   static_assert(host_tuning.experts_side_by_side <= NumbersOfExperts::capacity);
 
-  /// Whether a loop has one token at a time, and the simplest selection, because less to compile is worth more than its speed: float64, which is for checks,
-  /// and baseline x86-64, which calls the C library for each fused multiply-add.
+  /// Whether a loop has one token at a time, and the simplest selection, because less to compile is worth more than its speed: float64's, which is for checks,
+  /// and baseline x86-64's, for processors without AVX2 (and FMA, each of which is a call of the C library then).
   template <class Real, InstructionSet Set>
   static constexpr bool is_small = std::is_same_v<Real, double> || !is_for_vectors(Set);
 
-  /// Whether a backward pass gains nothing by the widest vectors: one that reads single logits (docs/design.md, "Compile time").
+  /// Whether a backward pass gains little or nothing by the widest vectors: one that reads single logits (docs/design.md, "Compile time").
   template <class Problem>
   static constexpr bool is_narrow_backward = touches_only_chosen<decltype(Problem::scoring), decltype(Problem::balancer)>;
 
@@ -234,9 +233,30 @@ struct Engine<Host> {
     if constexpr (std::is_same_v<Real, double>)
       run_baseline([&]() MOEB_LAMBDA { loop(InstructionSetConstant<InstructionSet::baseline>{}); });
     else if constexpr (Narrow)
-      run_for_narrow(host.instructions, loop);
+      run_loop_for<true>(host.instructions, loop);
     else
-      run_for(host.instructions, loop);
+      run_loop_for<false>(host.instructions, loop);
+  }
+
+  // What begins and ends a segment: functions of their own, which the loops for all instruction sets share.
+  template <class Sink>
+  MOEB_INLINE static void clear_apart(InstructionSet set, Sink& sink) {
+    run_apart_narrow_for(
+        set, [](Sink* its) MOEB_LAMBDA { its->clear(); }, &sink);
+  }
+  template <class Sink>
+  MOEB_INLINE static void flush_apart(InstructionSet set, Sink& sink, const Totals& totals, std::int64_t segment,
+                                      int experts) {
+    const auto flush = [](Sink* its, const Totals* to, std::int64_t of, int count)
+                           MOEB_LAMBDA { its->flush(*to, of, count); };
+    run_apart_narrow_for(set, flush, &sink, &totals, segment, experts);
+  }
+  template <class Problem>
+  MOEB_INLINE static void prepare_slopes_apart(InstructionSet set, const Problem& problem, std::int64_t segment,
+                                               int capacity, float* slope) {
+    const auto prepare = [](const Problem* its, std::int64_t of, int count, float* to)
+                             MOEB_LAMBDA { prepare_slopes(*its, SerialTile{}, of, 0, 1, count, to); };
+    run_apart_narrow_for(set, prepare, &problem, segment, capacity, slope);
   }
 
   template <class Real, class Problem, InstructionSet Set>
@@ -263,7 +283,7 @@ struct Engine<Host> {
     for (std::int64_t segment = 0; segment < problem.segments.count(); ++segment) {
       const std::int64_t size = problem.segments.size(segment);
       const SegmentRows rows = problem.segments.rows(segment);
-      sink.clear();
+      clear_apart(set, sink);
       const std::int64_t last = size * (part + 1) / parts;
       int count = 0;
       std::int64_t unusual_end = 0;  // of the tokens that do not go side by side
@@ -281,7 +301,7 @@ struct Engine<Host> {
       if constexpr (has_lanes) {
         if (goes_side_by_side) side_by_side.carry(sink);
       }
-      sink.flush(totals, segment, experts);
+      flush_apart(set, sink, totals, segment, experts);
     }
   }
 
@@ -301,13 +321,6 @@ struct Engine<Host> {
       add_margins<Real>(problem, tile, layout, token, threshold, logits, scores,
                         [&](std::int64_t cell) MOEB_LAMBDA { own.count(cell); });
     }
-  }
-
-  /// A function of its own: once for all instruction sets and both types of numbers.
-  template <class Problem>
-  __attribute__((noinline)) static void prepare_slopes_of(const Problem& problem, std::int64_t segment,
-                                                          float (&slope)[max_experts]) {
-    prepare_slopes(problem, SerialTile{}, segment, 0, 1, max_experts, slope);
   }
 
   /// Whether a backward pass that touches only the chosen goes side by side whatever the experts.
@@ -332,7 +345,7 @@ struct Engine<Host> {
         has_lanes && (experts <= host_tuning.experts_side_by_side || (!reads_rows && gains_by_lanes(problem)));
     std::conditional_t<has_lanes, SideBySide, NoLanes> side_by_side(set, layout);
     for (std::int64_t segment = 0; segment < problem.segments.count(); ++segment) {
-      prepare_slopes_of(problem, segment, slope);
+      prepare_slopes_apart(set, problem, segment, layout.blocks() * HostLayout::block_size, slope);
       const std::int64_t size = problem.segments.size(segment);
       const SegmentRows rows = problem.segments.rows(segment);
       const std::int64_t last = size * (part + 1) / parts;

@@ -41,23 +41,29 @@ __attribute__((noinline, flatten, target(MOEB_TARGET_V3))) void run_x86_64_v3(co
 #undef MOEB_TARGET_V4
 #endif
 
-// Where a processor's own version is compiled, too, this one is for float64, which is for checks, and for processors that call the C library for each fused
-// multiply-add: less to compile is worth more there than speed.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__FMA__)
-#define MOEB_SMALL cold,
-#else
-#define MOEB_SMALL
-#endif
 /// Runs f, compiled for the program's own instructions.
 template <class Function, class... Args>
-__attribute__((noinline, MOEB_SMALL flatten)) void run_baseline(const Function& f, Args... args) {
+__attribute__((noinline, flatten)) void run_baseline(const Function& f, Args... args) {
   f(args...);
 #if defined(__AVX__) && defined(__GNUC__)
   __builtin_ia32_vzeroupper();
 #endif
 }
 
-#undef MOEB_SMALL
+/// The same for what is compiled for wider instructions, too, and used without them by processors only that call the C library for each fused multiply-add:
+/// less to compile is worth more there than speed.
+template <class Function, class... Args>
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__FMA__)
+__attribute__((noinline, cold, flatten))
+#else
+__attribute__((noinline, flatten))
+#endif
+void run_seldom(const Function& f, Args... args) {
+  f(args...);
+#if defined(__AVX__) && defined(__GNUC__)
+  __builtin_ia32_vzeroupper();
+#endif
+}
 
 #if !defined(__x86_64__) || !defined(__GNUC__)
 [[nodiscard]] inline InstructionSet usable_instructions(InstructionSet /*wanted*/) {
@@ -84,16 +90,21 @@ void run_for(InstructionSet wanted, const Function& f) {
   run_baseline([&]() MOEB_LAMBDA { f(InstructionSetConstant<InstructionSet::baseline>{}); });
 }
 
-/// The same for loops that gain nothing by wider vectors than x86-64-v3 has.
-template <class Function>
-void run_for_narrow(InstructionSet wanted, const Function& f) {
+/// The same for a loop of fused multiply-adds, which is compiled small for processors without them, and, if `Narrow`, for no wider vectors than x86-64-v3 has.
+template <bool Narrow, class Function>
+void run_loop_for(InstructionSet wanted, const Function& f) {
 #if defined(__x86_64__) && defined(__GNUC__)
-  if (usable_instructions(wanted) != InstructionSet::baseline)
+  const InstructionSet set = usable_instructions(wanted);
+  if constexpr (!Narrow) {
+    if (set == InstructionSet::x86_64_v4)
+      return run_x86_64_v4([&]() MOEB_LAMBDA { f(InstructionSetConstant<InstructionSet::x86_64_v4>{}); });
+  }
+  if (set != InstructionSet::baseline)
     return run_x86_64_v3([&]() MOEB_LAMBDA { f(InstructionSetConstant<InstructionSet::x86_64_v3>{}); });
 #else
   static_cast<void>(wanted);
 #endif
-  run_baseline([&]() MOEB_LAMBDA { f(InstructionSetConstant<InstructionSet::baseline>{}); });
+  run_seldom([&]() MOEB_LAMBDA { f(InstructionSetConstant<InstructionSet::baseline>{}); });
 }
 
 /// f(args...) as a function of its own for the instructions of the loop that calls it: compiled once in a file, where f has a type that all loops share. A
@@ -127,14 +138,21 @@ inline constexpr InstructionSet narrow_set = InstructionSet::x86_64_v3;
 inline constexpr InstructionSet narrow_set = InstructionSet::baseline;
 #endif
 
-/// run_apart called from a loop for any set.
+/// run_apart called from a loop for any set, never `automatic`.
 MOEB_NO_EXECUTION_CHECK
 template <class Function, class... Args>
 MOEB_EARLY_INLINE void run_apart_for(InstructionSet set, const Function& f, Args... args) {
   if (set == InstructionSet::baseline)
-    run_baseline(f, args...);
+    run_seldom(f, args...);
   else
     run_apart(set, f, args...);
+}
+
+/// The same for no wider vectors than x86-64-v3 has.
+MOEB_NO_EXECUTION_CHECK
+template <class Function, class... Args>
+MOEB_EARLY_INLINE void run_apart_narrow_for(InstructionSet set, const Function& f, Args... args) {
+  run_apart_for(set == InstructionSet::baseline ? set : narrow_set, f, args...);
 }
 
 /// Whether work whose all is in vectors is for a set. Baseline x86-64 calls the C library for each fused multiply-add.

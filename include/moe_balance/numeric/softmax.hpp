@@ -138,12 +138,12 @@ template <bool Regular, class TileT, class LayoutT, class Real>
 }
 
 /// softmax_row_with_infinities as a function of its own, once for all instruction sets: rows with +inf are rare.
-MOEB_NO_EXECUTION_CHECK
 template <class TileT, class LayoutT, class Real>
-__attribute__((noinline, cold)) void softmax_row_with_infinities_apart(const TileT& tile, const LayoutT& layout,
-                                                                       const Slots<Real, LayoutT>& logits,
-                                                                       Slots<Real, LayoutT>& exponentials,
-                                                                       SoftmaxRow<Real>& row) {
+__attribute__((noinline, cold)) MOEB_HOST_DEVICE void softmax_row_with_infinities_apart(const TileT& tile,
+                                                                                        const LayoutT& layout,
+                                                                                        const Slots<Real, LayoutT>& logits,
+                                                                                        Slots<Real, LayoutT>& exponentials,
+                                                                                        SoftmaxRow<Real>& row) {
   row = softmax_row_with_infinities(tile, layout, logits, exponentials);
 }
 

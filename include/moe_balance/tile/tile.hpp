@@ -38,7 +38,7 @@ struct SerialTile {
   static constexpr bool slots_in_registers = false;
   static constexpr int columns = 32;
 
-  InstructionSet instructions = InstructionSet::baseline;  ///< of the loop that it is in, for what is a function of its own
+  InstructionSet instructions = InstructionSet::baseline;  ///< of the loop that it is in, for what is a function of its own; never `automatic`
 
   [[nodiscard]] MOEB_INLINE static constexpr int lane() { return 0; }
   template <class V>

@@ -32,6 +32,7 @@ __attribute__((always_inline)) inline void transpose_block(const float* const (&
 }
 
 /// to[e * lane_count + r] = element e of row[r], for four rows.
+MOEB_NO_EXECUTION_CHECK
 MOEB_INLINE void load_four_rows(const float* const (&row)[4], int columns, float* to) {
   int e = 0;
   for (; e + 4 <= columns; e += 4, to += 4 * lane_count)
@@ -43,6 +44,7 @@ MOEB_INLINE void load_four_rows(const float* const (&row)[4], int columns, float
 }
 
 /// The other way.
+MOEB_NO_EXECUTION_CHECK
 MOEB_INLINE void store_four_rows(float* const (&row)[4], int columns, const float* from) {
   int e = 0;
   for (; e + 4 <= columns; e += 4, from += 4 * lane_count)
