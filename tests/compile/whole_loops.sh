@@ -8,6 +8,8 @@ output=$1
 shift
 source=${*: -1}
 compiler=("${@:1:$#-1}")
+# g++ would make copies of functions under local names, which an object's relocations do not show.
+[[ $("${compiler[@]}" --version) == *clang* ]] || compiler+=(-fno-ipa-sra -fno-ipa-cp)
 "${compiler[@]}" -c "$source" -o "$output"
 calls=$(objdump -r "$output" | awk '
   /^RELOCATION RECORDS/ { loop = /run_x86_64_v[34]/; loops += loop; name = $4 }

@@ -1,5 +1,5 @@
 // The CPU engine: the per-token algorithm with one lane per token, over tokens on all cores.
-// Each loop over tokens is compiled three times, for baseline x86-64 and its levels v3 and v4, and chosen at run time, so that a program
+// Each loop over tokens is compiled up to three times, for baseline x86-64 and its levels v3 and v4, and chosen at run time, so that a program
 // built with plain -O2 is fast; all versions give the same bits.
 #pragma once
 
