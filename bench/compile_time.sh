@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
-# compile_time.sh [--repeats N] [--cuda-arch sm_90]: how long the library takes to compile, as a Markdown table for docs/performance.md. Each case is
-# compiled N times (default 3), one after another, without a compiler cache; the table has the median of user + system seconds, and of wall seconds.
-# On a machine that others use wall seconds mean little. Compilers: $CXX (g++) and, where it is found, nvcc ($CUDACXX).
+# compile_time.sh [--repeats N] [--cuda-arch sm_90] [--against REVISION]: how long the library takes to compile, as a Markdown table for docs/performance.md.
+# Each case is compiled N times (default 3), in turns with REVISION's headers, without a compiler cache; the table has the median of user + system seconds, and
+# of wall seconds. On a machine that others use wall seconds mean little. Compilers: $CXX (g++) and, where it is found, nvcc ($CUDACXX).
 set -euo pipefail
 root=$(dirname "$(dirname "$(readlink -f "$0")")")
 repeats=3
 arch=sm_90
+against=
 while [ $# -gt 0 ]; do
   case $1 in
     --repeats) repeats=$2; shift 2 ;;
     --cuda-arch) arch=$2; shift 2 ;;
+    --against) against=$2; shift 2 ;;
     *) sed -n '2,4s/^# //p' "$0"; exit 2 ;;
   esac
 done
@@ -39,6 +41,7 @@ source_of() {
 : >"$work/empty.cpp"
 printf '#include <moe_balance/moe_balance.hpp>\n' >"$work/header.cpp"
 source_of moe_balance.hpp 'const mb::Host&' 8 8 >"$work/one.cpp"
+source_of moe_balance.hpp 'const mb::Host&' 8 8 Softmax AuxLoss >"$work/loss.cpp"
 source_of moe_balance.hpp 'const mb::Host&' 1 10 >"$work/ten.cpp"
 cat >"$work/compiled_elsewhere.cpp" <<'EOF'
 #include <moe_balance/moe_balance.hpp>
@@ -57,35 +60,46 @@ source_of moe_balance.cuh cudaStream_t 8 8 Softmax AuxLoss >"$work/loss.cu"
 
 median() { sort -n | awk '{ value[NR] = $1 } END { print value[int((NR + 1) / 2)] }'; }
 
-# row WHAT COMMAND...: times COMMAND and prints a line of the table.
+trees=("$root")
+if [ -n "$against" ]; then
+  mkdir "$work/against"
+  git -C "$root" archive "$against" include | tar -x -C "$work/against"
+  trees+=("$work/against")
+fi
+
+# row WHAT COMMAND...: times COMMAND with each tree's headers and prints a line of the table.
 row() {
-  local what=$1 i
+  local what=$1 i t
   shift
-  : >"$work/cpu"; : >"$work/wall"
+  rm -f "$work"/cpu.* "$work"/wall.*
   for ((i = 0; i < repeats; ++i)); do
-    TIMEFORMAT='%U %S %R'
-    { time "$@" >"$work/log" 2>&1; } 2>"$work/time" || { cat "$work/log" >&2; exit 1; }
-    awk '{ printf "%.2f\n", $1 + $2 }' "$work/time" >>"$work/cpu"
-    awk '{ print $3 }' "$work/time" >>"$work/wall"
+    for t in "${!trees[@]}"; do
+      TIMEFORMAT='%U %S %R'
+      { time "$@" "-I${trees[t]}/include" >"$work/log" 2>&1; } 2>"$work/time" || { cat "$work/log" >&2; exit 1; }
+      awk '{ printf "%.2f\n", $1 + $2 }' "$work/time" >>"$work/cpu.$t"
+      awk '{ print $3 }' "$work/time" >>"$work/wall.$t"
+    done
   done
-  printf '| %s | %s | %s |\n' "$what" "$(median <"$work/cpu")" "$(median <"$work/wall")"
+  printf '| %s |' "$what"
+  for t in "${!trees[@]}"; do printf ' %s | %s |' "$(median <"$work/cpu.$t")" "$(median <"$work/wall.$t")"; done
+  printf '\n'
 }
 
-include=-I$root/include
-printf '`bash bench/compile_time.sh --repeats %s`, %s, %s cores, load %s, %s, %s\n\n' "$repeats" \
+printf '`bash bench/compile_time.sh --repeats %s%s`, %s, %s cores, load %s, %s, %s\n\n' "$repeats" "${against:+ --against $against}" \
   "$(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -n 1)" "$(nproc)" "$(cut -d ' ' -f 1 /proc/loadavg)" \
   "$("$compiler" --version | head -n 1)" "$(date -u +%Y-%m-%d)"
-printf '| file | CPU seconds | wall seconds |\n|---|---|---|\n'
+printf '| file | CPU seconds | wall seconds |%s\n|---|---|---|%s\n' "${against:+ CPU seconds, $against | wall seconds, $against |}" "${against:+---|---|}"
 for level in -O0 -O2; do
-  cpp=("$compiler" -std=c++20 "$level" "$include" -c -o "$work/object.o")
+  cpp=("$compiler" -std=c++20 "$level" -c -o "$work/object.o")
   row "empty .cpp, $level" "${cpp[@]}" "$work/empty.cpp"
   row "includes moe_balance.hpp, $level" "${cpp[@]}" "$work/header.cpp"
   row "one Router: forward, backward, update, $level" "${cpp[@]}" "$work/one.cpp"
   row "the same Router, compiled in another file, $level" "${cpp[@]}" "$work/compiled_elsewhere.cpp"
+  row "one Router with a loss, $level" "${cpp[@]}" "$work/loss.cpp"
   row "ten Routers, $level" "${cpp[@]}" "$work/ten.cpp"
 done
 if [ -x "$nvcc" ]; then
-  cu=("$nvcc" -std=c++20 -O2 "-arch=$arch" "$include" -c -o "$work/object.o")
+  cu=("$nvcc" -std=c++20 -O2 "-arch=$arch" -c -o "$work/object.o")
   row "empty .cu, $arch" "${cu[@]}" "$work/empty.cu"
   for router in bias loss; do
     row "one Router in CUDA, with a $router, $arch" "${cu[@]}" "$work/$router.cu"
