@@ -27,6 +27,12 @@ struct Everything {
   mb::RankSplitsArgs splits;
   mb::ReceivedExpertsArgs received;
   mb::ExpertOffsetsArgs offsets;
+  mb::NoiseArgs noise;
+  mb::NoiseBackwardArgs noise_backward;
+  mb::SinkhornArgs sinkhorn;
+  mb::SmoothLoadArgs smooth_load;
+  mb::LoadLossArgs load_loss;
+  mb::SmoothLoadBackwardArgs smooth_load_backward;
   mb::PlacementArgs placement;
 };
 
@@ -65,6 +71,12 @@ void every_call_of_dispatch(const Everything& args, mb::Workspace workspace) {
   mb::rank_splits(args.splits, workspace, host);
   mb::received_experts(args.received, workspace, host);
   mb::expert_offsets(args.offsets, workspace, host);
+  mb::add_noise(args.noise, workspace, host);
+  mb::add_noise_backward(args.noise_backward, workspace, host);
+  mb::sinkhorn(args.sinkhorn, workspace, host);
+  mb::smooth_load(args.smooth_load, workspace, host);
+  mb::load_loss(args.load_loss, workspace, host);
+  mb::smooth_load_backward(args.smooth_load_backward, workspace, host);
   (void)mb::place_experts(args.placement);
   const mb::Router router{mb::Softmax{}, mb::TopK<8>{}, mb::AuxLoss{}};
   mb::route_and_permute(router, args.route, args.permutation, workspace, host);
