@@ -25,14 +25,15 @@ def register_router(namespace, prefix=""):
                 logits.new_empty(experts, dtype=torch.int64))
 
     @torch.library.register_fake(name + "route")
-    def _(logits, bias=None, active=None):
-        return routing("route", logits, bias=(bias, 1), active=(active, 1))
+    def _(logits, bias=None, active=None, replay_experts=None, replay_tokens=None):
+        return routing("route", logits, bias=(bias, 1), active=(active, 1), replay_experts=(replay_experts, 2), replay_tokens=(replay_tokens, 1))
 
     @torch.library.register_fake(name + "forward")
-    def _(logits, bias=None, load=None, accumulate=True, active=None, sequences=1):
+    def _(logits, bias=None, load=None, accumulate=True, active=None, sequences=1, replay_experts=None, replay_tokens=None):
         tokens, experts = logits.shape
         _, words, words_per_token, load_bins = sizes(experts, sequences)
-        ids, weights, _ = routing("forward", logits, bias=(bias, 1), load=(load, 1), active=(active, 1))
+        ids, weights, _ = routing("forward", logits, bias=(bias, 1), load=(load, 1), active=(active, 1),
+                                  replay_experts=(replay_experts, 2), replay_tokens=(replay_tokens, 1))
         counts = logits.new_empty((1 + load_bins) * experts, dtype=torch.int64)
         saved = logits.new_empty(words + tokens * words_per_token, dtype=torch.int64)
         return ids, weights, counts, logits.new_empty((), dtype=torch.float32), saved
@@ -50,7 +51,7 @@ def register_router(namespace, prefix=""):
     _tell_autograd_of_changes(namespace, prefix + "update")
 
     def setup_context(ctx, inputs, output):
-        logits, _, _, _, active, sequences = inputs
+        logits, _, _, _, active, sequences, _, _ = inputs
         experts, _, counts, _, saved = output
         ctx.save_for_backward(logits, experts, saved, active)
         ctx.sequences = sequences
@@ -60,7 +61,7 @@ def register_router(namespace, prefix=""):
     def differentiate(ctx, _experts, grad_weights, _counts, grad_loss, _saved):
         logits, experts, saved, active = ctx.saved_tensors
         gradient = backward(logits, experts, saved, grad_weights, grad_loss, active, ctx.sequences)
-        return gradient, None, None, None, None, None
+        return gradient, None, None, None, None, None, None, None
 
     torch.library.register_autograd(name + "forward", differentiate, setup_context=setup_context)
     _refuse_second_derivative(name + "backward")

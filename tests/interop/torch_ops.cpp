@@ -13,5 +13,6 @@ TORCH_LIBRARY(moeb_test, m) {
   mb::pytorch::define_ops<routers::sequence>(m, "sequence_");
   mb::pytorch::define_ops<routers::global_batch>(m, "global_batch_");
   mb::pytorch::define_ops<routers::capacity>(m, "capacity_");
+  mb::pytorch::define_ops<routers::replay>(m, "replay_");
   mb::pytorch::define_dispatch_ops(m);
 }

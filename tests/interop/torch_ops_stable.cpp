@@ -14,6 +14,7 @@ STABLE_TORCH_LIBRARY(moeb_test, m) {
   mb::pytorch_stable::define_ops<routers::sequence>(m, "sequence_");
   mb::pytorch_stable::define_ops<routers::global_batch>(m, "global_batch_");
   mb::pytorch_stable::define_ops<routers::capacity>(m, "capacity_");
+  mb::pytorch_stable::define_ops<routers::replay>(m, "replay_");
   mb::pytorch_stable::define_dispatch_ops(m);
 }
 
@@ -27,5 +28,6 @@ STABLE_TORCH_LIBRARY_IMPL(moeb_test, CPU, m) {
   mb::pytorch_stable::implement_ops<routers::sequence>(m, "sequence_");
   mb::pytorch_stable::implement_ops<routers::global_batch>(m, "global_batch_");
   mb::pytorch_stable::implement_ops<routers::capacity>(m, "capacity_");
+  mb::pytorch_stable::implement_ops<routers::replay>(m, "replay_");
   mb::pytorch_stable::implement_dispatch_ops(m);
 }

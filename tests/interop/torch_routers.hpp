@@ -27,5 +27,7 @@ inline const mb::Router quantile_global_batch{
 inline const mb::Router capacity{mb::Softmax{},
                                  mb::WithCapacity<mb::TopK<2>>{.capacity_factor = 0.75, .selection = {.renormalise = true}},
                                  mb::AuxLoss{.coefficient = 1.0f}};
+inline const mb::Router replay{mb::Softmax{}, mb::Replay{mb::TopK<2>{}},
+                               mb::Combine{mb::LossFreeBias{.update_rate = 0.25f}, mb::AuxLoss{.coefficient = 1.0f}}};
 
 }  // namespace routers

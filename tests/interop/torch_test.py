@@ -200,6 +200,32 @@ class Routing(unittest.TestCase):
             torch.testing.assert_close(x.grad[active], y.grad, rtol=1e-6, atol=2e-8)
             self.assertEqual(x.grad[~active].abs().sum().item(), 0)
 
+    def test_replayed_ids_are_taken_and_weigh_what_the_scores_say(self):
+        bias = torch.linspace(0, 0.02, EXPERTS)
+        given = torch.stack([torch.randperm(EXPERTS, generator=torch.Generator().manual_seed(t))[:K] for t in range(TOKENS)]).int()
+        given[4, 1] = -1  # an empty slot
+        some = torch.arange(TOKENS) % 3 != 1
+        for tokens in (None, some, some.to(torch.uint8)):
+            x = smooth_logits(11).requires_grad_()
+            y = x.detach().clone().requires_grad_()
+            ids, weights, counts, loss, _ = ops.replay_forward(x, bias, replay_experts=given, replay_tokens=tokens)
+            scores = torch.softmax(y, 1)
+            free = (scores + bias).detach().topk(K, 1).indices.int()
+            want = given if tokens is None else torch.where(some[:, None], given, free)
+            self.assertTrue(torch.equal(ids, want))
+            self.assertFalse(torch.equal(want, free))
+            self.assertTrue(torch.equal(counts, torch.bincount(want[want >= 0], minlength=EXPERTS)))
+            picked = torch.where(want >= 0, scores.gather(1, want.clamp(min=0).long()), 0.0)
+            expected = picked / picked.sum(1, keepdim=True)
+            torch.testing.assert_close(weights, expected, rtol=1e-12, atol=1e-14)
+            expected_loss = EXPERTS * (counts / (TOKENS * K) * scores.mean(0)).sum()
+            torch.testing.assert_close(loss.double(), expected_loss, rtol=1e-6, atol=1e-7)
+            (weights[:, 0].sum() + loss).backward()
+            (expected[:, 0].sum() + expected_loss).backward()
+            torch.testing.assert_close(x.grad, y.grad, rtol=1e-6, atol=2e-8)
+            for got, of_forward in zip(ops.replay_route(x.detach(), bias, None, given, tokens), (ids, weights, counts)):
+                self.assertTrue(torch.equal(got, of_forward))
+
     def test_a_recomputation_reads_the_load_as_it_is(self):
         _, load = state_of("global_batch")
         x = smooth_logits(6)
@@ -439,6 +465,14 @@ class Routing(unittest.TestCase):
             rows = ops.permute(x, *order[1:3], routed[1])
             return *routed, *order, rows, ops.combine(rows, *order[1:3])
 
+        given = torch.zeros(TOKENS, K, dtype=torch.int32)
+        for call, results in (("forward", 5), ("route", 3)):
+            real = op("replay", call)(smooth_logits(1), torch.zeros(EXPERTS), replay_experts=given)
+            shapes = op("replay", call)(torch.empty(TOKENS, EXPERTS, dtype=torch.float64, device="meta"), torch.zeros(EXPERTS, device="meta"),
+                                        replay_experts=given.to("meta"))
+            self.assertEqual([(r.shape, r.dtype) for r in real], [(s.shape, s.dtype) for s in shapes])
+            self.assertEqual(len(real), results)
+
         bias, _ = state_of("balanced")
         real = layer(smooth_logits(1).float(), bias)
         shapes = layer(torch.empty(TOKENS, EXPERTS, device="meta"), bias.to("meta"))
@@ -545,6 +579,13 @@ class Errors(unittest.TestCase):
             (lambda: ops.plain_route(x[:, :1]), "route: top_k.k is 2; allowed: 1 (K may not exceed the experts)"),
             (lambda: ops.plain_route(torch.zeros(2, 4096)), "route: logits.columns is 4096; allowed: 1 to 2048 (experts)"),
             (lambda: ops.balanced_forward(x), "forward: bias.data is null"),
+            (lambda: ops.replay_forward(x, bias), "forward: replay.experts.rows is 0; allowed: 12 (the tokens of logits)"),
+            (lambda: ops.replay_route(x, bias, replay_experts=ids.long()), "route: replay_experts.dtype is int64; allowed: int32"),
+            (lambda: ops.replay_route(x, bias, replay_experts=ids[:, :1]), "route: replay.experts.columns is 1; allowed: 2"),
+            (lambda: ops.replay_route(x, bias, replay_experts=ids, replay_tokens=bias), "route: replay_tokens.dtype is float32; allowed: uint8, bool"),
+            (lambda: ops.replay_route(x, bias, replay_experts=ids, replay_tokens=ids[1:, 0].bool()), "route: replay_tokens.size is 11; allowed: 12"),
+            (lambda: ops.plain_forward(x, replay_experts=ids), "forward: replay.experts is "),
+            (lambda: ops.plain_route(x, replay_tokens=torch.ones(TOKENS, dtype=torch.bool)), "route: replay.tokens is "),
             (lambda: ops.balanced_forward(x, bias[:3]), "forward: bias.size is 3; allowed: 8"),
             (lambda: ops.balanced_forward(x, bias.double()), "forward: bias.dtype is float64; allowed: float32"),
             (lambda: ops.global_batch_forward(x), "forward: load.counts is null"),
@@ -699,7 +740,7 @@ def main():
     if stable:
         sys.path.insert(0, sys.argv[2])
         moe_ops = importlib.import_module("moe_ops")
-        for router in (*ROUTERS, *RANGES):
+        for router in (*ROUTERS, *RANGES, "replay"):
             moe_ops.register_router("moeb_test", router + "_")
         moe_ops.register_dispatch("moeb_test")
     print(f"PyTorch {torch.__version__}, {'the stable ABI' if stable else 'libtorch'}")

@@ -20,15 +20,18 @@ namespace torch_ops MOEB_HIDDEN {
 ///            a GlobalBatchLoss only: the step's counts so far, to which this call's are added first unless accumulate is False. Of a rule that reads
 ///            margins (QuantileBias) counts are [(1 + load_bins) * E]: tokens per expert [E] and behind them the margins' histograms [E, load_bins], which are
 ///            0 without accumulate; what it takes as load is of that size.
+///            A router that replays (Replay<TopK<K>>) takes, in both, the ids [T, K] of the tokens that `replay_tokens` [T] marks, or of all.
 ///   backward the gradient of the logits.
 ///   update   once per optimizer step: moves bias [L, E] or [E] and clears load, of the same shape, in place. A rule that keeps n values for each bias has
 ///            them behind it, zeros at first: [1 + n, L, E] or [1 + n, E], of which forward reads bias[0, l] or bias[0]. Of a rule that reads margins load
 ///            is [L, (1 + load_bins) * E] or [(1 + load_bins) * E], to whose rows the caller adds what forward returns as counts.
 ///   sizes    K, that saved has saved_words + T * saved_words_per_token elements (what tracing without data needs), and the bins of margins, 0 without.
 inline constexpr const char* router_schemas[] = {
-    "route(Tensor logits, Tensor? bias=None, Tensor? active=None) -> (Tensor experts, Tensor weights, Tensor counts)",
+    "route(Tensor logits, Tensor? bias=None, Tensor? active=None, Tensor? replay_experts=None, Tensor? replay_tokens=None) "
+    "-> (Tensor experts, Tensor weights, Tensor counts)",
     "forward(Tensor logits, Tensor? bias=None, Tensor? load=None, bool accumulate=True, Tensor? active=None, "
-    "int sequences=1) -> (Tensor experts, Tensor weights, Tensor counts, Tensor loss, Tensor saved)",
+    "int sequences=1, Tensor? replay_experts=None, Tensor? replay_tokens=None) "
+    "-> (Tensor experts, Tensor weights, Tensor counts, Tensor loss, Tensor saved)",
     "backward(Tensor logits, Tensor experts, Tensor saved, Tensor? grad_weights, Tensor? grad_loss, Tensor? active=None, "
     "int sequences=1) -> Tensor",
     "update(Tensor(a!)? bias, Tensor(b!) load) -> ()",
@@ -45,20 +48,25 @@ struct RouterOps {
   static constexpr std::int64_t k = RouterT::k;
   static constexpr bool across_tokens = looks_across_tokens<decltype(RouterT::top_k)>;
 
-  static std::tuple<Tensor, Tensor, Tensor> route(const Tensor& logits, const Optional& bias, const Optional& active) {
+  static std::tuple<Tensor, Tensor, Tensor> route(const Tensor& logits, const Optional& bias, const Optional& active,
+                                                  const Optional& replay_experts = {}, const Optional& replay_tokens = {}) {
     const Views<Api> views("route", logits);
     RouteArgs args;
     const Routing routing(views, logits, bias, active, args);
+    args.replay = routing.replay(views, replay_experts, replay_tokens);
     Api::run(logits, [&](const auto& place) { router.route(args, routing.scratch(), place); });
     return {routing.experts, routing.weights, routing.counts};
   }
 
   static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& logits, const Optional& bias,
                                                                     const Optional& load, bool accumulate,
-                                                                    const Optional& active, std::int64_t sequences) {
+                                                                    const Optional& active, std::int64_t sequences,
+                                                                    const Optional& replay_experts = {},
+                                                                    const Optional& replay_tokens = {}) {
     const Views<Api> views("forward", logits);
     ForwardArgs args;
     const Routing routing(views, logits, bias, active, args);
+    args.replay = routing.replay(views, replay_experts, replay_tokens);
     const Saved layout(shape_of("forward", args.logits, sequences));
     const Tensor saved = Api::empty(logits, {layout.words()}, ScalarType::Long);
     const Tensor loss = Api::empty(logits, {}, ScalarType::Float);
@@ -156,6 +164,12 @@ struct RouterOps {
     }
     [[nodiscard]] int experts_count() const { return static_cast<int>(logits.columns); }
     [[nodiscard]] Workspace scratch() const { return as_workspace(workspace); }
+    [[nodiscard]] ReplayRef replay(const Views<Api>& views, const Optional& ids, const Optional& tokens) const {
+      ReplayRef result;
+      if (ids.has_value()) result.experts = views.template matrix<const std::int32_t>("replay_experts", *ids);
+      result.tokens = views.template elements<const std::uint8_t>("replay_tokens", tokens, logits.rows);
+      return result;
+    }
 
    private:
     Routing(const ConstAnyMatrix& view, const Tensor& of)
