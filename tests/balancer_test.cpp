@@ -30,6 +30,7 @@ TEST_CASE_TEMPLATE_INVOKE(bias_pid, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(bias_with_memory_at_rest, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(bias_with_memory_apart, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(bias_without_counts, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(bias_centring_of_numbers, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(bias_layer_alone, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(bias_pid_proportional, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(bias_sign_rule, HostEngine);

@@ -30,6 +30,7 @@ TEST_CASE_TEMPLATE_INVOKE(bias_pid, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(bias_with_memory_at_rest, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(bias_with_memory_apart, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(bias_without_counts, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(bias_centring_of_numbers, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(bias_layer_alone, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(bias_pid_proportional, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(bias_sign_rule, CudaEngine);

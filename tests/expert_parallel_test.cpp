@@ -5,6 +5,7 @@
 namespace testing {
 
 TEST_CASE_TEMPLATE_INVOKE(physical_by_rule, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(physical_hashed, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(local_ranges, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(tensor_masks, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(shared_appended, HostEngine);

@@ -5,6 +5,7 @@
 namespace testing {
 
 TEST_CASE_TEMPLATE_INVOKE(physical_by_rule, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(physical_hashed, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(local_ranges, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(tensor_masks, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(shared_appended, CudaEngine);

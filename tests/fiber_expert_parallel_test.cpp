@@ -6,6 +6,7 @@
 namespace testing {
 
 TEST_CASE_TEMPLATE_INVOKE(physical_by_rule, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(physical_hashed, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(local_ranges, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(tensor_masks, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(shared_appended, FiberEngine);

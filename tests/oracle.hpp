@@ -542,7 +542,7 @@ inline Evaluation evaluate(const Problem& problem, const std::vector<int>& ids) 
     for (const double score : scores) all += score;
     const bool normalise = problem.scoring.kind == Scoring::Kind::elementwise;
     for (std::size_t e = 0; e < experts; ++e) {
-      result.probabilities[t * experts + e] = normalise ? scores[e] / (all + 1e-20) : scores[e];
+      result.probabilities[t * experts + e] = normalise && all != 0 ? scores[e] / all : scores[e];
     }
   }
   return result;
@@ -913,7 +913,7 @@ inline Gradient gradient_and_magnitude(const Problem& problem, const std::vector
 
     // Through P, then through the scoring.
     if (problem.scoring.kind == Scoring::Kind::elementwise) {
-      double all = 1e-20;
+      double all = 0;
       double mean = 0;
       double mean_size = 0;
       for (std::size_t e = 0; e < experts; ++e) {
@@ -927,8 +927,9 @@ inline Gradient gradient_and_magnitude(const Problem& problem, const std::vector
         const double derivative = problem.scoring.derivative(logit);
         const double derivative_size =
             problem.scoring.derivative_magnitude ? problem.scoring.derivative_magnitude(logit) : std::abs(derivative);
-        out[e] += (grad_score[e] + (grad_p[e] - mean) / all) * derivative;
-        size[e] += (score_size[e] + std::abs((std::abs(grad_p[e]) + mean_size) / all)) * derivative_size;
+        const double inverse = all == 0 ? 0 : 1 / all;
+        out[e] += (grad_score[e] + (grad_p[e] - mean) * inverse) * derivative;
+        size[e] += (score_size[e] + std::abs((std::abs(grad_p[e]) + mean_size) * inverse)) * derivative_size;
       }
     } else {
       double mean = 0;

@@ -87,6 +87,9 @@ TEST_CASE("a plain top-k for losses: beside a bias, groups and fewer than K, and
                        mb::Combine{mb::FromPlainTopK{mb::AuxLoss{}}, mb::LossFreeBias{}}},
             true);
   check_all(mb::Router{mb::Softmax{}, mb::TopP<8>{.p = 0.4f}, mb::FromPlainTopK{mb::AuxLoss{}}});
+  check_all(mb::Router{mb::Softmax{}, mb::TopK<4>{}, mb::FromPlainTopK<mb::AuxLoss, 1>{}});
+  check_all(mb::Router{mb::Sigmoid{}, mb::TopK<6>{}, mb::Combine{mb::LossFreeBias{}, mb::FromPlainTopK<mb::AuxLoss, 2>{}}},
+            true);
   const mb::Router grouped{mb::Sigmoid{}, mb::GroupLimitedTopK<3>{.groups = 4, .groups_kept = 2},
                            mb::FromPlainTopK{mb::SequenceLoss{.coefficient = 0.5f}}};
   for (const int experts : {8, 32, 64, 128}) {

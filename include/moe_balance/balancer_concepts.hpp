@@ -163,6 +163,15 @@ template <class B>
   }
 inline constexpr bool counts_plain_top_k<B> = B::counts_plain_top_k;
 
+/// How many experts of the plain top-k such a loss counts, the first ones, 1 to K; 0, which is K, where the policy does not say.
+template <class B>
+inline constexpr int plain_choices = 0;
+template <class B>
+  requires requires {
+    B::plain_choices;
+  }
+inline constexpr int plain_choices<B> = B::plain_choices;
+
 /// Whether all experts on one of a loss's `int devices`, equal blocks of experts, have one slope. Of the library's own classes: one derived from them may do otherwise.
 template <class B>
 inline constexpr bool has_slopes_of_devices = false;

@@ -45,6 +45,8 @@ struct Router {
                 "a rule that reads margins (BiasFromMargins) needs a plain top-k: TopK, or WithCapacity of it");
   static_assert(Traits::plain_losses == 0 || Traits::plain_losses + Traits::arrival_losses == Traits::losses,
                 "either all losses, but those that count arrivals, count a plain top-k (FromPlainTopK) or none does");
+  static_assert(Traits::plain_choices_agree && Traits::plain_choices >= 0 && Traits::plain_choices <= TopKT::k,
+                "losses from a plain top-k (FromPlainTopK) all count as many of its experts, 1 to K");
   static_assert(Traits::arrival_losses <= 1, "at most one loss may count arrivals (CommunicationLoss)");
   static_assert(Traits::plain_losses == 0 || Traits::biases == 0 || !Traits::reads_global_batch,
                 "a bias and a global-batch loss from a plain top-k cannot share one load");

@@ -239,7 +239,8 @@ struct Sequences {
       nullptr;  ///< [count + 1], ascending, first 0, last tokens; where the call runs (Layout::offsets)
 };
 
-/// Which experts the caller has already chosen, for Replay.
+/// Which experts the caller has already chosen, for Replay. They count as any others: a bias would go on moving without changing them, where calls that replay have
+/// `accumulate`. An expert may stand twice in a row.
 struct ReplayRef {
   MatrixView<const std::int32_t> experts;  ///< [T, K]; -1 leaves a slot empty
   const std::uint8_t* tokens =

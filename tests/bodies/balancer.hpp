@@ -5,6 +5,8 @@
 #include "everything.hpp"
 #include "update.hpp"
 
+#include <cmath>
+#include <limits>
 #include <numeric>
 #include <utility>
 
@@ -561,6 +563,37 @@ TEST_CASE_TEMPLATE_DEFINE("without counts no rule moves anything, whatever is ce
     stays(mb::SmebuBias{.centring = centring});
     stays(mb::PidBias{.integral = 1.0f, .centring = centring});
   }
+}
+
+TEST_CASE_TEMPLATE_DEFINE("centring leaves out biases that are no numbers, and what is no number stays", Engine,
+                          bias_centring_of_numbers) {
+  const float infinity = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
+  const auto check = [&](const auto& rule, std::vector<std::int64_t> load, const std::vector<float>& want) {
+    const std::vector<float> bias =
+        update(Engine(), mb::Router{mb::Sigmoid{}, mb::TopK<2>{}, rule}, {1, -infinity, 3, nan, 6, 2}, std::move(load)).bias;
+    CHECK(bias[1] == -infinity);
+    CHECK(std::isnan(bias[3]));
+    for (const std::size_t e : {0, 2, 4, 5}) CHECK(bias[e] == want[e]);
+  };
+  // One step up for three of the four numbers, one down for the third expert.
+  const std::vector<std::int64_t> load{0, 0, 6, 0, 0, 0};
+  check(mb::LossFreeBias{.update_rate = 1.0f}, load, {2, 0, 2, 0, 7, 3});
+  check(mb::LossFreeBias{.update_rate = 1.0f, .centring = mb::Centring::bias}, load, {-1.5f, 0, -1.5f, 0, 3.5f, -0.5f});
+  check(mb::LossFreeBias{.update_rate = 1.0f, .centring = mb::Centring::step}, load, {1.5f, 0, 1.5f, 0, 6.5f, 2.5f});
+  // Margins that lie in the middle of the second of two bins, at 0.5: half of each bias is left, and half of -0.5 added.
+  std::vector<std::int64_t> margins(6 + 2 * 6, 0);
+  for (std::size_t e = 0; e < 6; ++e) {
+    margins[e] = 1;
+    margins[6 + 2 * e + 1] = 3;
+  }
+  const mb::QuantileBias rule{.momentum = 0.5f, .spacing = mb::MarginBins::even, .bins = 2, .centring = mb::Centring::bias};
+  check(rule, margins, {-1, 0, 0, 0, 1.5f, -0.5f});
+  // No number at all.
+  const Updated all =
+      update(Engine(), mb::Router{mb::Sigmoid{}, mb::TopK<2>{}, mb::LossFreeBias{.centring = mb::Centring::bias}},
+             {nan, -infinity}, {3, 1});
+  CHECK(std::isnan(all.bias[0]));
+  CHECK(all.bias[1] == -infinity);
 }
 
 TEST_CASE_TEMPLATE_DEFINE("rules with memory: a layer alone moves as it does among all", Engine, bias_layer_alone) {

@@ -1,7 +1,13 @@
-// CONTRACT.md, conventions that peers disagree on: f from the routing, or from a plain top-k of the scores (Megatron-Core).
+// CONTRACT.md, conventions that peers disagree on: f from the routing, from a plain top-k of the scores (Megatron-Core), or from each token's best
+// expert (GShard); P whose tokens have sums of 1 however low their scores.
 #pragma once
 
 #include "everything.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <vector>
 
 namespace testing {
 
@@ -61,6 +67,88 @@ TEST_CASE_TEMPLATE_DEFINE("conventions: f from a plain top-k leaves the bias's o
   const mb::Combine balancer{mb::LossFreeBias{}, mb::FromPlainTopK{mb::AuxLoss{}}};
   const Outcome outcome = train(Engine(), mb::Router{mb::Sigmoid{}, mb::TopK<3>{}, balancer}, biased_inputs(73));
   CHECK(outcome.load == outcome.counts);
+}
+
+/// The loss that counts first choices is, bit for bit, that of a router of one expert without bias and groups; per_token has no other meaning then.
+template <class Engine, class Scoring, class Loss>
+void check_first_choice(const Scoring& scoring, const Loss& loss) {
+  const Inputs inputs = biased_inputs(74);
+  Inputs of_one = inputs;
+  of_one.bias.clear();
+  const Outcome want = train(Engine(), mb::Router{scoring, mb::TopK<1>{}, loss}, of_one);
+  const auto check = [&](const auto& router, const Inputs& given) {
+    const Outcome got = train(Engine(), router, given);
+    CHECK(got.loss == want.loss);
+    CHECK(got.grad_logits == want.grad_logits);
+    return got;
+  };
+  const mb::FromPlainTopK<Loss, 1> first{loss};
+  const mb::GroupLimitedTopK<3> grouped{.groups = 4, .groups_kept = 2};
+  const Outcome narrowed = check(mb::Router{scoring, grouped, first}, inputs);
+  CHECK(narrowed.counts == train(Engine(), mb::Router{scoring, grouped, loss}, inputs).counts);
+  check(mb::Router{scoring, mb::TopK<3>{}, first}, inputs);
+  check(mb::Router{scoring, mb::TopK<3>{}, first}, of_one);
+  if (!want.load.empty()) {
+    const Outcome got = train(Engine(), mb::Router{scoring, mb::TopK<3>{}, first}, of_one);
+    CHECK(got.load == (mb::loss_scope<Loss> == mb::LossScope::global_batch ? want.load : got.counts));
+  }
+}
+
+TEST_CASE_TEMPLATE_DEFINE("conventions: f from first choices", Engine, first_choices) {
+  check_first_choice<Engine>(mb::Softmax{}, mb::AuxLoss{.coefficient = 0.5f});
+  check_first_choice<Engine>(mb::Sigmoid{}, mb::AuxLoss{.coefficient = 0.5f, .scale = mb::LossScale::per_token});
+}
+TEST_CASE_TEMPLATE_DEFINE("conventions: f from first choices, of other losses", Engine, first_choices_of_other_losses) {
+  check_first_choice<Engine>(mb::Softmax{}, mb::SequenceLoss{.coefficient = 0.5f});
+  check_first_choice<Engine>(mb::Softmax{}, mb::DeviceLoss{mb::AuxLoss{.coefficient = 0.5f}, 6});
+  check_first_choice<Engine>(mb::Softmax{}, mb::GlobalBatchLoss{.coefficient = 0.5f, .scale = mb::LossScale::per_token});
+}
+TEST_CASE_TEMPLATE_DEFINE("conventions: f from first choices is GShard's: E sum_e (first choices of e / T) (mean gate of e)",
+                          Engine, first_choices_by_hand) {
+  constexpr std::size_t tokens = 33, experts = 9;
+  Inputs inputs = normal_inputs(75, tokens, experts, 2, 0.5);
+  inputs.backward = false;
+  std::vector<double> gates(experts, 0.0), chosen(experts, 0.0);
+  for (std::size_t t = 0; t < tokens; ++t) {
+    const auto row = inputs.logits.begin() + static_cast<std::ptrdiff_t>(t * experts);
+    double sum = 0;
+    for (std::size_t e = 0; e < experts; ++e) sum += std::exp(row[static_cast<std::ptrdiff_t>(e)]);
+    for (std::size_t e = 0; e < experts; ++e) gates[e] += std::exp(row[static_cast<std::ptrdiff_t>(e)]) / sum / tokens;
+    chosen[static_cast<std::size_t>(std::max_element(row, row + experts) - row)] += 1.0 / tokens;
+  }
+  double want = 0;
+  for (std::size_t e = 0; e < experts; ++e) want += experts * chosen[e] * gates[e];
+  const mb::FromPlainTopK<mb::AuxLoss, 1> loss{mb::AuxLoss{.coefficient = 1.0f}};
+  const Outcome got = train(Engine(), mb::Router{mb::Softmax{}, mb::TopK<2>{}, loss}, inputs);
+  CHECK(static_cast<double>(got.loss) == doctest::Approx(want).epsilon(1e-6));
+}
+
+/// A sigmoid of a low logit is about its exponential: all of a token's by a factor of e lower leave P as it is. (Megatron-LM #1545, OLMo-core #255.)
+TEST_CASE_TEMPLATE_DEFINE("conventions: a token's low scores do not lower its P", Engine, low_scores) {
+  const mb::Router router{mb::Sigmoid{}, mb::TopK<3>{}, mb::AuxLoss{.coefficient = 1.0f}};
+  Inputs inputs = normal_inputs(76, 48, 24, 3, 0.5);
+  inputs.grad_weights.clear();
+  const auto at_level = [&](double level) {
+    Inputs lowered = inputs;
+    for (double& logit : lowered.logits) logit += level;
+    return train(Engine(), router, lowered);
+  };
+  const Outcome want = at_level(-20);
+  CHECK(want.loss > 1.05f);
+  for (const double level : {-40.0, -50.0, -60.0}) {
+    CAPTURE(level);
+    const Outcome got = at_level(level);
+    CHECK(got.loss == doctest::Approx(want.loss).epsilon(1e-5));
+    for (std::size_t t = 0; t < 48; ++t) {
+      double sum = 0;
+      for (std::size_t e = 0; e < 24; ++e) {
+        const double gradient = got.grad_logits[t * 24 + e];
+        CHECK(gradient == doctest::Approx(want.grad_logits[t * 24 + e]).epsilon(1e-4).scale(1e-3));
+        sum += gradient;
+      }
+      CHECK(std::abs(sum) < 1e-7);  // nothing pushes all logits of a token the same way
+    }
+  }
 }
 
 }  // namespace testing

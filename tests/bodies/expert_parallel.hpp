@@ -9,6 +9,8 @@
 #include <moe_balance/moe_balance.hpp>
 
 #include <algorithm>
+#include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <string>
@@ -61,7 +63,7 @@ TEST_CASE_TEMPLATE_DEFINE("expert parallelism: replicas follow the rule, for any
   const std::vector<std::int32_t> map{0, -1, -1, 1, 5, 8, 2, 6, -1, 3, -1, -1, 4, 7, 9};
   for (const std::int64_t rank : {0, 1, 6, 2147483647}) {
     for (const std::int64_t first : {std::int64_t{0}, std::int64_t{7}, std::int64_t{1} << 61}) {
-      for (const mb::ReplicaRule rule : {mb::ReplicaRule::spread, mb::ReplicaRule::round_robin}) {
+      for (const mb::ReplicaRule rule : {mb::ReplicaRule::spread, mb::ReplicaRule::round_robin, mb::ReplicaRule::hashed}) {
         IdMemory<Engine> memory(81, 40, 3, experts, 2);
         typename Engine::template Array<std::int32_t> map_array(engine, map);
         typename Engine::template Array<std::int32_t> replica_array(engine, replicas);
@@ -78,11 +80,82 @@ TEST_CASE_TEMPLATE_DEFINE("expert parallelism: replicas follow the rule, for any
           const int step = rule == mb::ReplicaRule::spread ? 23333 : 1;
           std::int64_t chosen = rank % replica_total;
           for (int i = 0; i < step; ++i) chosen = (chosen + (first + token) % replica_total) % replica_total;
+          if (rule == mb::ReplicaRule::hashed) {
+            const auto scramble = [](std::uint64_t x) {  // as splitmix64 scrambles its state
+              for (const auto& [shift, factor] :
+                   {std::pair{30, 0xBF58476D1CE4E5B9ull}, std::pair{27, 0x94D049BB133111EBull}})
+                x = (x ^ x >> shift) * factor;
+              return x ^ x >> 31;
+            };
+            const std::uint64_t of_token = scramble(static_cast<std::uint64_t>(first + token) + 0x9E3779B97F4A7C15ull);
+            const std::uint64_t hash =
+                scramble(of_token ^ (static_cast<std::uint64_t>(rank) * 4294967296u + static_cast<std::uint64_t>(id)));
+            chosen = static_cast<std::int64_t>(std::ldexp(static_cast<double>(hash >> 32), -32) *
+                                               static_cast<double>(replica_total));
+          }
           return map[static_cast<std::size_t>(id * most) + static_cast<std::size_t>(chosen)];
         });
       }
     }
   }
+}
+
+/// Which of `replicas` each of so many tokens of expert `expert` goes to, which are `stride` apart from `first` on.
+template <class Engine>
+std::vector<std::int64_t> tokens_of_replicas(mb::ReplicaRule rule, int replicas, std::int64_t tokens, std::int64_t stride,
+                                             std::int64_t rank, std::int32_t expert) {
+  constexpr int experts = 3;
+  const Engine engine;
+  std::vector<std::int32_t> ids(static_cast<std::size_t>(tokens * stride), -1), map;
+  for (std::size_t t = 0; t < ids.size(); t += static_cast<std::size_t>(stride)) ids[t] = expert;
+  for (int e = 0; e < experts * replicas; ++e) map.push_back(e % replicas);
+  typename Engine::template Array<std::int32_t> in(engine, ids), out(engine, ids), map_array(engine, map);
+  typename Engine::template Array<std::int32_t> replica_count(engine, std::vector<std::int32_t>(experts, replicas));
+  mb::physical_experts({.experts = {in.data(), tokens * stride, 1},
+                        .physical_experts = {out.data(), tokens * stride, 1},
+                        .logical_to_physical = {map_array.data(), experts, replicas},
+                        .replica_count = {replica_count.data(), experts},
+                        .rank = rank,
+                        .rule = rule},
+                       {}, engine.place());
+  engine.wait();
+  std::vector<std::int64_t> result(static_cast<std::size_t>(replicas), 0);
+  for (const std::int32_t replica : out.values()) {
+    if (replica >= 0) ++result[static_cast<std::size_t>(replica)];
+  }
+  return result;
+}
+
+TEST_CASE_TEMPLATE_DEFINE(
+    "expert parallelism: hashed replicas share tokens at any distance, of one rank and of one from each", Engine,
+    physical_hashed) {
+  for (const int replicas : {2, 3, 4, 8}) {
+    CAPTURE(replicas);
+    constexpr std::int64_t tokens = 2048;
+    const auto is_even = [&](const std::vector<std::int64_t>& got, double sum) {
+      const double mean = sum / replicas, deviation = std::sqrt(mean * (1 - 1.0 / replicas));
+      for (const std::int64_t n : got) CHECK(std::abs(static_cast<double>(n) - mean) < 4 * deviation);
+    };
+    for (const std::int64_t stride : {1, 2, 4, 8}) {
+      is_even(tokens_of_replicas<Engine>(mb::ReplicaRule::hashed, replicas, tokens, stride, 0, 1), tokens);
+      is_even(tokens_of_replicas<Engine>(mb::ReplicaRule::hashed, replicas, tokens, stride, 3, 2), tokens);
+    }
+    // One token from each of so many ranks, those at equal distances too: decoding.
+    for (const std::int64_t stride : {1, 8}) {
+      std::vector<std::int64_t> all(static_cast<std::size_t>(replicas), 0);
+      constexpr std::int64_t ranks = 128;
+      for (std::int64_t rank = 0; rank < ranks; ++rank) {
+        const std::vector<std::int64_t> own =
+            tokens_of_replicas<Engine>(mb::ReplicaRule::hashed, replicas, 1, 1, rank * stride, 0);
+        for (std::size_t r = 0; r < all.size(); ++r) all[r] += own[r];
+      }
+      is_even(all, ranks);
+    }
+  }
+  // What it is there for.
+  CHECK(tokens_of_replicas<Engine>(mb::ReplicaRule::spread, 4, 100, 4, 0, 1) == std::vector<std::int64_t>{100, 0, 0, 0});
+  CHECK(tokens_of_replicas<Engine>(mb::ReplicaRule::round_robin, 4, 100, 8, 0, 1) ==
+        std::vector<std::int64_t>{100, 0, 0, 0});
 }
 
 TEST_CASE_TEMPLATE_DEFINE("expert parallelism: a rank keeps its own experts, counted from its first", Engine, local_ranges) {
@@ -317,9 +390,10 @@ TEST_CASE_TEMPLATE_DEFINE("expert parallelism: what disagrees is refused, or cou
                                              .physical_experts = {out.data(), 1, 2},
                                              .logical_to_physical = {table.data(), 2, 1},
                                              .replica_count = {table.data() + 2, 2},
-                                             .rule = mb::ReplicaRule(2)},
+                                             .rule = mb::ReplicaRule(3)},
                                             {}, engine.place()),
-                       doctest::Contains("physical_experts: rule is 2; allowed: spread, round_robin"), mb::InvalidArgument);
+                       doctest::Contains("physical_experts: rule is 3; allowed: spread, round_robin, hashed"),
+                       mb::InvalidArgument);
   CHECK_THROWS_WITH_AS(mb::tensor_parallel_mask({.experts = mb::MatrixView<const std::int32_t>(ids.data(), 1, 2),
                                                  .masked_experts = {out.data(), 1, 2},
                                                  .experts_per_rank = 1,

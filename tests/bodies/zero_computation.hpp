@@ -112,6 +112,9 @@ TEST_CASE_TEMPLATE_DEFINE("WithZeroComputation: rules by hand; experts that comp
   // 2.75 / 4 of ten assignments are 6.875, and the seven experts that compute have seven.
   CHECK(moved(mb::WithZeroComputation{mb::LossFreeBias{}, 2, 2.75f}, std::vector<float>(9), {1, 1, 1, 1, 1, 1, 1, 3, 0}) ==
         std::vector<float>(9));
+  // A budget of all slots: experts that are not open yet, of which nobody expects a part.
+  CHECK(moved(mb::WithZeroComputation{mb::LossFreeBias{.update_rate = 0.5f}, 2, 4.0f}, bias, {10, 20, 18, 16, 0, 0}) ==
+        std::vector<float>{1.5f, 1.5f, 2.5f, 4, 5, 6});
   // Counts far beyond a float's whole numbers: one assignment too many is seen.
   const std::int64_t many = std::int64_t{1} << 46;
   CHECK(moved(mb::WithZeroComputation{mb::LossFreeBias{.update_rate = 0.5f}, 2, 2.5f}, bias,

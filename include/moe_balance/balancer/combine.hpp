@@ -173,6 +173,8 @@ struct BalancerTraits {
   static constexpr bool reads_sequences = losses == 1 && loss_scope<Balancer> == LossScope::sequence;
   static constexpr bool reads_global_batch = losses == 1 && loss_scope<Balancer> == LossScope::global_batch;
   static constexpr int plain_losses = losses == 1 && counts_plain_top_k<Balancer> ? 1 : 0;
+  static constexpr int plain_choices = plain_losses == 1 ? moe_balance::plain_choices<Balancer> : 0;
+  static constexpr bool plain_choices_agree = true;
   static constexpr int arrival_losses = losses == 1 && counts_arrivals<Balancer> ? 1 : 0;
 };
 template <class First>
@@ -193,8 +195,17 @@ struct BalancerTraits<Combine<First, Rest...>> {
   static constexpr bool reads_sequences = A::reads_sequences || B::reads_sequences;
   static constexpr bool reads_global_batch = A::reads_global_batch || B::reads_global_batch;
   static constexpr int plain_losses = A::plain_losses + B::plain_losses;
+  static constexpr int plain_choices = A::plain_losses > 0 ? A::plain_choices : B::plain_choices;
+  static constexpr bool plain_choices_agree =
+      A::plain_choices_agree && B::plain_choices_agree &&
+      (A::plain_losses == 0 || B::plain_losses == 0 || A::plain_choices == B::plain_choices);
   static constexpr int arrival_losses = A::arrival_losses + B::arrival_losses;
 };
+
+/// How many experts of a plain top-k the losses of a router of K count.
+template <class Balancer, int K>
+inline constexpr int counted_plain_choices =
+    BalancerTraits<Balancer>::plain_choices == 0 ? K : BalancerTraits<Balancer>::plain_choices;
 
 /// Whether update leaves the part's bias as it is.
 template <class Part>

@@ -2,6 +2,8 @@
 // routing. P is as before.
 // Source: Megatron-Core's auxiliary losses (#2767, #5195); DeepSeek-V3, arXiv 2412.19437, eq. (18). Choose it to do as they, or to keep a loss
 // independent of the bias that it is combined with; the default, the actual routing, is what Switch Transformer, DeepSeek-V2 and others define.
+// FromPlainTopK<Loss, 1> counts each token's best expert only: f of GShard (Lepikhin et al. 2020, arXiv 2006.16668, algorithm 1) and of DeepSpeed's top-2
+// gates.
 // All losses of a router count the same way. With a GlobalBatchLoss, `load` holds these counts, so that no bias can share it.
 #pragma once
 
@@ -11,7 +13,8 @@
 
 MOEB_NAMESPACE_BEGIN
 
-template <class Loss>
+/// `Choices`: how many experts of the plain top-k count, the best ones; 0: all K. f_i is count / (Choices T) then, or Choices times that by LossScale::per_token.
+template <class Loss, int Choices = 0>
 struct FromPlainTopK {
   static_assert(LossBalancer<Loss>, "the loss of FromPlainTopK lacks: balancer.slope(expert, load) const -> float");
   static_assert(requirements::of_balancer<Loss>());
@@ -20,8 +23,12 @@ struct FromPlainTopK {
       "FromPlainTopK would leave out the loss's next_bias, token_loss or entropy_loss: give them to Combine beside it");
   static_assert(!counts_arrivals<Loss>,
                 "FromPlainTopK would leave out which devices the loss counts arrivals at: give it to Combine beside it");
+  static_assert(Choices >= 0, "FromPlainTopK counts 1 to K experts of a token, or 0 for K");
+  static_assert(!counts_plain_top_k<Loss> || plain_choices<Loss> == Choices,
+                "FromPlainTopK is around a loss that counts another number of a plain top-k's experts");
   static_assert(!KnowsZeroExperts<Loss>, "put WithZeroComputation around FromPlainTopK, not into it");
   static constexpr bool counts_plain_top_k = true;
+  static constexpr int plain_choices = Choices;
   static constexpr LossScope scope = loss_scope<Loss>;
 
   Loss loss{};  ///< what reads the counts
@@ -31,10 +38,21 @@ struct FromPlainTopK {
   /// As the loss, if it has that.
   void check(const char* call, int experts, int k) const { check_options(call, loss, experts, k); }
 
-  [[nodiscard]] MOEB_INLINE float slope(int expert, const LoadView& load) const { return loss.slope(expert, load); }
+  [[nodiscard]] MOEB_INLINE float slope(int expert, const LoadView& load) const { return loss.slope(expert, counted(load)); }
   /// As the loss, if it has that.
   [[nodiscard]] MOEB_INLINE double value(double sum, const LoadView& load) const requires ValuedLoss<Loss> {
-    return loss.value(sum, load);
+    return loss.value(sum, counted(load));
+  }
+
+ private:
+  /// Of the global batch the total is the counts' sum already.
+  [[nodiscard]] MOEB_INLINE static LoadView counted(const LoadView& load) {
+    LoadView result = load;
+    if constexpr (Choices > 0) {
+      result.assignments_per_token = Choices;
+      if (scope != LossScope::global_batch) result.assignments = Choices * load.tokens();
+    }
+    return result;
   }
 };
 template <class Loss>

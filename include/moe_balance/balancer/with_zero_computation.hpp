@@ -4,6 +4,7 @@
 // - a loss asks the same of P: over the N times K / K_e, and over the others, taken together as one expert, times K / (K - K_e). With AuxLoss it is
 //     coefficient * (sum_{i < N} f_i P_i + f_z P_z), f_i = c_i N / (K_e T), f_z = c_z / ((K - K_e) T), c_z and P_z summed over the Z,
 //   and with DeviceLoss the first sum is over D groups of experts, f_d = c_d D / (K_e T): LongCat-Flash's. Its balanced value is the coefficient.
+// A rule with K_e = K balances the first N alone, whatever keeps tokens from the others: a selection that does not open them yet.
 // Source: LongCat-Flash, arXiv 2509.01322, section 2.1 (the bias, whose step is mu (K_e / (K N) - c_i / (K T)), and the loss); experts that compute
 // nothing: MoE++, arXiv 2410.07348. PermutationArgs::zero_experts gives such experts no rows, CombineArgs::identity adds up what they return.
 #pragma once
@@ -36,11 +37,13 @@ struct WithZeroComputation : Balancer {
   static_assert(
       !counts_arrivals<Balancer>,
       "the balancer of WithZeroComputation counts arrivals at devices of all experts, of which some compute nothing");
+  static_assert(plain_choices<Balancer> == 0,
+                "the balancer of WithZeroComputation counts fewer experts than a token has: no part of K slots is theirs");
   static_assert(!BiasFromMargins<Balancer>,
                 "the balancer of WithZeroComputation reads margins: a quantile of all experts balances all of them");
 
   int zero_experts = 0;             ///< Z, to be given: the last so many of E
-  float computed_per_token = 0.0f;  ///< K_e, to be given: above 0, below K
+  float computed_per_token = 0.0f;  ///< K_e, to be given: above 0, below K; K of a bias rule: the last Z are closed
 
   /// Without the experts, as in start_update. Errors: InvalidArgument.
   void check(const char* call) const {
@@ -59,8 +62,12 @@ struct WithZeroComputation : Balancer {
     check(call);
     MOEB_EXPECTS(zero_experts < experts, call, ArgumentName("WithZeroComputation", "zero_experts"), zero_experts, "1 to ",
                  experts - 1, ": one expert at least computes");
-    MOEB_EXPECTS(computed_per_token < static_cast<float>(k), call, ArgumentName("WithZeroComputation", "computed_per_token"),
-                 std::to_string(computed_per_token), "above 0 and below K = ", k);
+    // A loss divides by what is left for the others.
+    constexpr bool has_loss = LossBalancer<Balancer>;
+    const auto most = static_cast<float>(k);
+    MOEB_EXPECTS(computed_per_token < most || (!has_loss && computed_per_token == most), call,
+                 ArgumentName("WithZeroComputation", "computed_per_token"), std::to_string(computed_per_token),
+                 has_loss ? "above 0 and below K = " : "above 0, at most K = ", k);
     check_options(call, static_cast<const Balancer&>(*this), experts - zero_experts, k);
   }
 

@@ -15,10 +15,12 @@
 
 MOEB_NAMESPACE_BEGIN
 
-/// Which of an expert's replicas a token goes to.
+/// Which of an expert's replicas a token goes to. The first two serve neighbouring tokens in turns; where an expert's tokens lie at equal distances, as one
+/// sequence's do in a token-major batch, all of them may go to one replica.
 enum class ReplicaRule : std::uint8_t {
   spread,  ///< (rank + 23333 * token) % replicas (TileKernels): neighbouring tokens go to different ones, ranks start at different ones
-  round_robin  ///< (rank + token) % replicas
+  round_robin,  ///< (rank + token) % replicas
+  hashed  ///< by a hash of token, rank and expert: even as random numbers are, whatever an expert's tokens have in common
 };
 
 /// The arguments of physical_experts.
@@ -91,22 +93,41 @@ struct MapIds {
   }
 };
 
+/// The mixing function of splitmix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators").
+[[nodiscard]] MOEB_INLINE constexpr std::uint64_t mixed(std::uint64_t bits) {
+  bits = (bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9u;
+  bits = (bits ^ (bits >> 27)) * 0x94D049BB133111EBu;
+  return bits ^ (bits >> 31);
+}
+
 struct ToPhysical {
   MatrixView<const std::int32_t> logical_to_physical;
   const std::int32_t* replica_count;
   std::int64_t rank;
   std::int64_t first_token;
-  std::int64_t step;
+  ReplicaRule rule;
 
   [[nodiscard]] MOEB_INLINE std::int32_t operator()(std::int32_t id, std::int64_t token) const MOEB_LAMBDA {
     if (id < 0 || id >= logical_to_physical.rows) return -2;
     const std::int32_t replicas = replica_count[id];
     if (replicas < 1 || replicas > logical_to_physical.columns) return -2;
-    // Both factors are reduced first, so that no token count overflows.
-    const std::int64_t position = (first_token + token) % replicas;
-    const std::int64_t replica = (rank % replicas + step % replicas * position) % replicas;
+    const std::int64_t replica =
+        rule == ReplicaRule::hashed ? hashed_replica(id, token, replicas) : replica_in_turn(token, replicas);
     const std::int32_t physical = logical_to_physical.data[id * logical_to_physical.stride + replica];
     return physical >= 0 ? physical : -2;
+  }
+
+ private:
+  [[nodiscard]] MOEB_INLINE std::int64_t replica_in_turn(std::int64_t token, std::int32_t replicas) const {
+    // Both factors are reduced first, so that no token count overflows.
+    const std::int64_t step = rule == ReplicaRule::spread ? 23333 % replicas : 1;
+    const std::int64_t position = (first_token + token) % replicas;
+    return (rank % replicas + step * position) % replicas;
+  }
+  [[nodiscard]] MOEB_INLINE std::int64_t hashed_replica(std::int32_t id, std::int64_t token, std::int32_t replicas) const {
+    const auto of_rank = static_cast<std::uint64_t>(rank) << 32 | static_cast<std::uint32_t>(id);
+    const std::uint64_t hash = mixed(mixed(static_cast<std::uint64_t>(first_token + token) + 0x9E3779B97F4A7C15u) ^ of_rank);
+    return static_cast<std::int64_t>((hash >> 32) * static_cast<std::uint32_t>(replicas) >> 32);
   }
 };
 
@@ -249,12 +270,11 @@ void physical_experts(const PhysicalExpertsArgs& args, Workspace /*workspace*/, 
   check.vector("replica_count", args.replica_count, experts, experts, "the rows of logical_to_physical");
   check.range("rank", args.rank, 0, std::numeric_limits<std::int32_t>::max());
   check.range("first_token", args.first_token, 0, std::int64_t{1} << 62);
-  MOEB_EXPECTS(args.rule <= ReplicaRule::round_robin, "physical_experts", "rule", static_cast<int>(args.rule),
-               "spread, round_robin");
+  MOEB_EXPECTS(args.rule <= ReplicaRule::hashed, "physical_experts", "rule", static_cast<int>(args.rule),
+               "spread, round_robin, hashed");
   check.apart({region("physical_experts", args.physical_experts), region("logical_to_physical", args.logical_to_physical),
                region("replica_count", args.replica_count), region(args.status)});
-  const ToPhysical mapping{args.logical_to_physical, args.replica_count.data, args.rank, args.first_token,
-                           args.rule == ReplicaRule::spread ? 23333 : 1};
+  const ToPhysical mapping{args.logical_to_physical, args.replica_count.data, args.rank, args.first_token, args.rule};
   detail::check_physical<Place>(check, args, mapping);
   detail::map_ids(check, args.experts, args.physical_experts, mapping, detail::invalid_experts_of(args.status), place);
 }

@@ -133,7 +133,7 @@ MOEB_INLINE void count_plain_top_k(const Problem& problem, const TileT& tile, co
     Slots<Key<Real>, LayoutT> keys;
     rank_keys(problem, tile, layout, token, logits, scores, regular, nullptr, keys);
     constexpr bool has_room = has_room_for_words<decltype(problem.scoring), decltype(problem.balancer), TileT>;
-    select_k<decltype(problem.top_k)::k, has_room>(
+    select_k<counted_plain_choices<decltype(problem.balancer), decltype(problem.top_k)::k>, has_room>(
         tile, layout, keys, [&](int /*k*/, std::int32_t expert, Key<Real> /*key*/) MOEB_LAMBDA { sink.loss_count(expert); });
   }
 }

@@ -20,6 +20,7 @@ class ForwardLanes {
   using Scores = ScoresSideBySide<Scoring>;
   using Ranking = RankingKeys<Scoring, decltype(Problem::balancer), float>;
   static constexpr int k_count = TopKT::k;
+  static constexpr int plain_count = counted_plain_choices<decltype(Problem::balancer), k_count>;
   /// Softmax over the selected has scores of its own, and those of all for losses only.
   static constexpr bool has_scores = !is_over_selected<Scoring> || Traits::losses + Traits::token_losses > 0;
   /// Whether probabilities are kept as sums of halves, see HostSink.
@@ -31,7 +32,8 @@ class ForwardLanes {
       Scores::serves && (!is_narrowing<TopKT> || narrows_side_by_side<TopKT>)&&!is_replaying<TopKT>;
 
   /// Experts that a plain top-k chooses by a selection of its own. Without a bias, and where none is excluded, the routing's is one.
-  static constexpr int plain_picks = Traits::plain_losses > 0 && (Traits::biases > 0 || is_narrowing<TopKT>) ? k_count : 0;
+  static constexpr int plain_picks = Traits::plain_losses > 0 && (Traits::biases > 0 || is_narrowing<TopKT>) ? plain_count
+                                                                                                             : 0;
 
   /// `set`: of the loop. With more experts than `capacity` nothing else may be called.
   template <class LayoutT>
@@ -70,8 +72,8 @@ class ForwardLanes {
   Scores scores_;
   ChosenSideBySide<is_over_selected<Scoring>, k_count> chosen_;
   alignas(64) KeysSideBySide key_[capacity];
-  alignas(64) KeysSideBySide plain_[Traits::plain_losses > 0 ? k_count : 1];  ///< what a plain top-k chooses
-  alignas(64) std::uint32_t high_[sums_units ? capacity : 1][lane_count];     ///< with low_, sums of UnitBits
+  alignas(64) KeysSideBySide plain_[Traits::plain_losses > 0 ? plain_count : 1];  ///< what a plain top-k chooses
+  alignas(64) std::uint32_t high_[sums_units ? capacity : 1][lane_count];         ///< with low_, sums of UnitBits
   alignas(64) std::uint32_t low_[sums_units ? capacity : 1][lane_count];
 
   template <class Sink>
@@ -98,7 +100,7 @@ class ForwardLanes {
     }
     if constexpr (Traits::plain_losses > 0) {
       for (int i = 0; i < lane_count; ++i) {
-        for (int k = 0; k < k_count; ++k) sink.loss_count(plain_[k][i]);
+        for (int k = 0; k < plain_count; ++k) sink.loss_count(plain_[k][i]);
       }
     }
     if constexpr (Traits::arrival_losses > 0) count_arrivals(problem, sink);
@@ -156,9 +158,9 @@ class ForwardLanes {
   /// Fills plain_. Without a bias, and where none is excluded, select has found the same.
   MOEB_INLINE void select_plain(bool has_bias) {
     if (has_bias || is_narrowing<TopKT>) {
-      alignas(64) KeysSideBySide best[k_count];
+      alignas(64) KeysSideBySide best[plain_count];
       find_keys(nullptr);
-      select_in_lanes<k_count>(instructions_, key_, scores_.experts, plain_, best);
+      select_in_lanes<plain_count>(instructions_, key_, scores_.experts, plain_, best);
     } else {
       __builtin_memcpy(plain_, chosen_.expert, sizeof(plain_));
     }

@@ -74,6 +74,7 @@ class ForwardRows {
 
  private:
   static constexpr int k_count = decltype(Problem::top_k)::k;
+  static constexpr int plain_count = counted_plain_choices<decltype(Problem::balancer), k_count>;
   /// Whether scores are what losses sum up, and sums take those of all tokens at once: they are loaded and stored once then.
   static constexpr bool sums_together = std::is_same_v<Real, float> && shows_non_finite<decltype(Problem::scoring)> &&
                                         BalancerTraits<decltype(Problem::balancer)>::losses > 0;
@@ -112,7 +113,7 @@ class ForwardRows {
     }
     select(count, takes_part);
     for (int r = 0; r < count; ++r) {
-      for (int k = 0; k < k_count && tokens_[r].active; ++k) sink.loss_count(selection_.slot(r, k));
+      for (int k = 0; k < plain_count && tokens_[r].active; ++k) sink.loss_count(selection_.slot(r, k));
     }
   }
 };

@@ -174,10 +174,11 @@ MOEB_INLINE void silence_non_finite(const LayoutT& layout, const FiniteSlots<Lay
   for_each_slot(layout, [&](int slot) MOEB_LAMBDA { scores[slot] = silenced(layout, finite, logits, scores, slot); });
 }
 
-/// 1 / (sum + 1e-20), what turns scores of this sum into probabilities; 0 where the sum is out of range.
+/// 1 / (sum + 2^-100), what turns scores of this sum into probabilities; 0 where the sum is out of range. Small beside the sigmoids of any logits
+/// above -60: a larger number would be a loss's way down, by lowering all scores of a token.
 template <class Real>
 [[nodiscard]] MOEB_INLINE Real inverse_of_sum(Real sum) {
-  const Real inverse = reciprocal_or_nan(add(sum, Real(1e-20)));
+  const Real inverse = reciprocal_or_nan(add(sum, Real(0x1p-100)));
   return inverse == inverse ? inverse : Real(0);
 }
 

@@ -51,16 +51,30 @@ template <class Part>
   }
 }
 
+/// The mean of term(i) over the experts for which it is a number: a bias of -infinity or NaN has no part in what others are moved by.
+template <class TileT, class Function>
+[[nodiscard]] MOEB_INLINE float mean_of_numbers(const TileT& tile, int experts, const Function& term) {
+  std::int64_t numbers = 0;
+  const double sum = strided_sum(tile, experts, [&](std::int64_t i) MOEB_LAMBDA {
+    const float value = term(i);
+    if (!is_finite(value)) return 0.0;
+    ++numbers;
+    return static_cast<double>(value);
+  });
+  numbers =
+      butterfly<TileT::width>(tile, numbers, [](std::int64_t own, std::int64_t other) MOEB_LAMBDA { return own + other; });
+  return numbers == 0 ? 0.0f : static_cast<float>(div(sum, static_cast<double>(numbers)));
+}
+
 /// What is subtracted from every new bias.
 template <class Part, class TileT>
 [[nodiscard]] MOEB_INLINE float common_drift(const Part& part, const TileT& tile, const BiasRow& row, const LoadView& load) {
   const Centring centring = centring_of(part);
   if (centring == Centring::none) return 0.0f;
-  const double sum = strided_sum(tile, load.experts(), [&](std::int64_t i) MOEB_LAMBDA {
+  return mean_of_numbers(tile, load.experts(), [&](std::int64_t i) MOEB_LAMBDA {
     const float next = next_step(part, row, i, load).bias;
-    return static_cast<double>(centring == Centring::bias ? next : sub(next, row.bias[i]));
+    return centring == Centring::bias ? next : sub(next, row.bias[i]);
   });
-  return static_cast<float>(div(sum, static_cast<double>(load.experts())));
 }
 
 /// Nothing moves in a step without counts, not even by centring or by what a rule has kept.
@@ -85,14 +99,13 @@ MOEB_INLINE void step_bias_from_margins(const Part& part, const TileT& tile, flo
                                         const MarginView& margins) {
   if (is_frozen(part) || margins.tokens() == 0) return;
   const Centring centring = centring_of(part);
-  const double sum = strided_sum(tile, load.experts(), [&](std::int64_t i) MOEB_LAMBDA {
+  const float drift = mean_of_numbers(tile, load.experts(), [&](std::int64_t i) MOEB_LAMBDA {
     const float before = bias[i];
     const auto next = static_cast<float>(part.next_bias(before, static_cast<int>(i), load, margins));
     bias[i] = next;
-    return static_cast<double>(centring == Centring::bias ? next : sub(next, before));
+    return centring == Centring::bias ? next : sub(next, before);
   });
   if (centring == Centring::none) return;
-  const auto drift = static_cast<float>(div(sum, static_cast<double>(load.experts())));
   for (int i = tile.lane(); i < load.experts(); i += TileT::width)
     bias[i] = sub(bias[i], drift);  // those that this lane wrote
 }
