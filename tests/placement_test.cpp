@@ -11,6 +11,7 @@
 #include <map>
 #include <numeric>
 #include <set>
+#include <tuple>
 #include <vector>
 
 namespace testing {
@@ -614,6 +615,138 @@ TEST_CASE("placement: an old placement of the same counts stays as it is") {
   CHECK(again.moves == 0);
 }
 
+/// What an old placement has to be given: an expert for each place that holds nothing, a place for each expert that has none.
+int needed_moves(const Ids& old, int experts) {
+  const std::set<std::int32_t> held(old.begin(), old.end());
+  const auto empty = static_cast<int>(std::count(old.begin(), old.end(), -1));
+  return std::max(empty, experts - static_cast<int>(held.size()) + (empty > 0 ? 1 : 0));
+}
+
+TEST_CASE("placement: experts and places that were lost are made good within the bound, near the best of all within it") {
+  Random random(102);
+  double worst = 1;
+  double sum = 0;
+  int cases = 0;
+  const int shapes[][3] = {{3, 4, 2}, {4, 6, 2}, {4, 6, 3}, {5, 6, 3}, {3, 8, 4}, {4, 6, 6}};
+  for (const auto& [experts, places, ranks] : shapes) {
+    for (int round = 0; round < 12; ++round) {
+      const Counts counts = skewed_counts(random, experts, 1.0);
+      mb::PlacementArgs args{.counts = {counts.data(), experts}, .physical_experts = places, .ranks = ranks};
+      Ids old = mb::place_experts(args).logical_of_physical;
+      for (std::int32_t& expert : old) {  // some places hold nothing, some another expert than before
+        if (random.integer(0, 2) == 0) expert = random.integer(-1, experts - 1);
+      }
+      const int needed = needed_moves(old, experts);
+      args.previous = {old.data(), places};
+      std::vector<double> best(static_cast<std::size_t>(places) + 1, std::numeric_limits<double>::infinity());
+      for_each_placement(experts, places, [&, ranks = ranks](const Ids& logical) {
+        double& least = best[static_cast<std::size_t>(moved(old, logical, ranks))];
+        least = std::min(least, busiest(counts, logical, ranks));
+      });
+      double last = std::numeric_limits<double>::infinity();
+      for (int most = 0; most <= places; ++most) {
+        CAPTURE(round);
+        CAPTURE(most);
+        args.most_moves = most;
+        if (most < needed) {
+          CHECK(std::isinf(best[static_cast<std::size_t>(most)]));
+          CHECK_THROWS_AS((void)mb::place_experts(args), mb::InvalidArgument);
+          continue;
+        }
+        if (most > 0)
+          best[static_cast<std::size_t>(most)] =
+              std::min(best[static_cast<std::size_t>(most)], best[static_cast<std::size_t>(most) - 1]);
+        const mb::Placement next = mb::place_experts(args);
+        check_valid(next, experts, places);
+        CHECK(next.moves == moved(old, next.logical_of_physical, ranks));
+        CHECK(next.moves <= most);
+        CHECK(next.busiest <= last * (1 + 1e-9));
+        last = next.busiest;
+        const double ratio = next.busiest / best[static_cast<std::size_t>(most)];
+        CHECK(ratio >= 1 - 1e-9);
+        worst = std::max(worst, ratio);
+        sum += ratio;
+        ++cases;
+      }
+    }
+  }
+  MESSAGE("busiest rank against the optimum over " << cases << " cases: mean " << sum / cases << ", worst " << worst);
+  CHECK(worst <= 1.25);
+  CHECK(sum / cases <= 1.01);
+}
+
+TEST_CASE("placement: a rank is lost, and another one joins: only what has to move does") {
+  Random random(103);
+  constexpr int experts = 32, per_rank = 10;
+  const Counts counts = skewed_counts(random, experts, 1.0);
+  const Ids whole = mb::place_experts({.counts = {counts.data(), experts}, .physical_experts = 5 * per_rank, .ranks = 5})
+                        .logical_of_physical;
+  for (int lost = 0; lost < 5; ++lost) {
+    CAPTURE(lost);
+    Ids left = whole;
+    left.erase(left.begin() + lost * per_rank, left.begin() + (lost + 1) * per_rank);
+    const int needed = needed_moves(left, experts);
+    CHECK(needed < per_rank);  // replicas of some are elsewhere
+    const mb::Placement fewer = mb::place_experts({.counts = {counts.data(), experts},
+                                                   .physical_experts = 4 * per_rank,
+                                                   .ranks = 4,
+                                                   .previous = {left.data(), 4 * per_rank},
+                                                   .most_moves = needed});
+    check_valid(fewer, experts, 4 * per_rank);
+    CHECK(fewer.moves == needed);
+    int changed = 0;
+    for (std::size_t p = 0; p < left.size(); ++p) changed += fewer.logical_of_physical[p] != left[p] ? 1 : 0;
+    CHECK(changed == needed);
+    const double of_fresh =
+        mb::place_experts({.counts = {counts.data(), experts}, .physical_experts = 4 * per_rank, .ranks = 4}).busiest;
+    CHECK(fewer.busiest <= 1.3 * of_fresh);
+
+    Ids joined = fewer.logical_of_physical;
+    joined.insert(joined.begin() + lost * per_rank, per_rank, -1);
+    const mb::Placement again = mb::place_experts({.counts = {counts.data(), experts},
+                                                   .physical_experts = 5 * per_rank,
+                                                   .ranks = 5,
+                                                   .previous = {joined.data(), 5 * per_rank},
+                                                   .most_moves = per_rank});
+    check_valid(again, experts, 5 * per_rank);
+    CHECK(again.moves == per_rank);
+    for (std::size_t p = 0; p < joined.size(); ++p) {
+      if (joined[p] >= 0) CHECK(again.logical_of_physical[p] == joined[p]);
+    }
+    CHECK(again.busiest < fewer.busiest);
+  }
+  // Nothing is held at all.
+  const Ids nothing(4 * per_rank, -1);
+  const mb::Placement started = mb::place_experts({.counts = {counts.data(), experts},
+                                                   .physical_experts = 4 * per_rank,
+                                                   .ranks = 4,
+                                                   .previous = {nothing.data(), 4 * per_rank}});
+  check_valid(started, experts, 4 * per_rank);
+  CHECK(started.moves == 4 * per_rank);
+}
+
+TEST_CASE("placement: what a node has lost comes back to it while it has room") {
+  Random random(104);
+  constexpr int experts = 16, places = 24, ranks = 4, groups = 4;
+  for (int round = 0; round < 20; ++round) {
+    const Counts counts = skewed_counts(random, experts, 0.7);
+    mb::PlacementArgs args{
+        .counts = {counts.data(), experts}, .physical_experts = places, .ranks = ranks, .nodes = 2, .groups = groups};
+    Ids held = mb::place_experts(args).logical_of_physical;
+    const int lost = random.integer(0, ranks - 1);
+    std::fill_n(held.begin() + lost * places / ranks, places / ranks, -1);
+    const int elsewhere = (lost + ranks / 2) % ranks * places / ranks;  // on the other node
+    held[static_cast<std::size_t>(elsewhere)] = held[static_cast<std::size_t>(elsewhere) + 2] = -1;
+    const int needed = places / ranks + 2;
+    args.previous = {held.data(), places};
+    args.most_moves = needed;
+    const mb::Placement next = mb::place_experts(args);
+    check_valid(next, experts, places);
+    CHECK(keeps_groups(next.logical_of_physical, experts / groups, places / 2));
+    CHECK(next.moves == needed);
+  }
+}
+
 TEST_CASE("placement: tokens sent by its map meet the load that it expects") {
   const Counts counts{4000, 1000, 500, 500};
   const mb::Placement placement = mb::place_experts({.counts = {counts.data(), 4}, .physical_experts = 8, .ranks = 4});
@@ -659,9 +792,18 @@ TEST_CASE("placement: bad arguments are refused by name") {
   refuses("place_experts: previous.size is 3", [](mb::PlacementArgs& args) { args.previous.size = 3; });
   const Ids outside{0, 1, 2, 4};
   refuses("place_experts: previous[3] is 4", [&](mb::PlacementArgs& args) { args.previous.data = outside.data(); });
+  const Ids below{0, 1, 2, -2};
+  refuses("place_experts: previous[3] is -2; allowed: -1 to 3",
+          [&](mb::PlacementArgs& args) { args.previous.data = below.data(); });
   const Ids incomplete{0, 1, 2, 2};
-  refuses("place_experts: previous is without expert 3",
-          [&](mb::PlacementArgs& args) { args.previous.data = incomplete.data(); });
+  const Ids empty{-1, 3, 2, -1};
+  for (const auto& [held, most, message] : {std::tuple{&incomplete, 0, "place_experts: most_moves is 0; allowed: 1 to"},
+                                            {&empty, 1, "place_experts: most_moves is 1; allowed: 2 to"}}) {
+    refuses(message, [&, previous = held->data(), most = most](mb::PlacementArgs& args) {
+      args.previous.data = previous;
+      args.most_moves = most;
+    });
+  }
   const Counts negative{1, -2, 3, 4};
   refuses("place_experts: counts[1] is -2", [&](mb::PlacementArgs& args) { args.counts.data = negative.data(); });
 }

@@ -16,9 +16,10 @@ struct PlacementArgs {
   int ranks = 1;                          ///< that hold experts
   int nodes = 1;                          ///< divides ranks; rank r is on node r / (ranks / nodes)
   int groups = 1;                         ///< of neighbouring experts, divides E; hierarchical where nodes > 1 divides it
-  VectorView<const std::int32_t> previous{};  ///< [P], optional: logical_of_physical of the placement that runs now
-  int most_moves =
-      std::numeric_limits<int>::max();  ///< with previous: places that may get an expert their rank does not hold now
+  VectorView<const std::int32_t>
+      previous{};  ///< [P], optional: logical_of_physical of the placement that runs now; -1: a place that holds nothing, as of a rank that has joined. May lack experts, whose rank was lost
+  int most_moves = std::numeric_limits<int>::
+      max();  ///< with previous: places that may get an expert their rank does not hold now; at least as many as hold nothing, or as experts are lacking
 };
 
 /// Which expert lies where. Physical expert p is on rank p / (P / ranks).

@@ -26,7 +26,9 @@ class PlacementSteps {
         had_(at(work.experts())),
         gained_by_busy_(at(work.experts()), 0),
         gained_by_rank_(at(work.ranks()), 0) {
-    for (std::size_t p = 0; p < previous.size(); ++p) add(had_[at(previous[p])], work.rank_of(static_cast<int>(p)));
+    for (std::size_t p = 0; p < previous.size(); ++p) {
+      if (previous[p] >= 0) add(had_[at(previous[p])], work.rank_of(static_cast<int>(p)));
+    }
   }
 
   /// The step that lowers the busiest rank's load most, of those after which no more than `most_moves` experts have moved: an exchange, or one

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <numeric>
 #include <vector>
 
@@ -50,6 +51,30 @@ class PlacementWork {
     for (const std::int32_t expert : place_) ++replicas_[at(expert)];
   }
 
+  /// From what ranks hold now. Experts that are nowhere get a place, the most loaded first, and places that hold nothing an expert, those of the least loaded
+  /// rank first: with as few moves as that takes. All stay on their group's node as long as it has room.
+  void start_from_previous(const std::vector<std::int32_t>& previous) {
+    place_ = previous;
+    std::fill(replicas_.begin(), replicas_.end(), 0);
+    std::vector<int> missing;
+    for (const std::int32_t expert : place_) {
+      if (expert >= 0) ++replicas_[at(expert)];
+    }
+    for (int e = 0; e < experts_; ++e) {
+      if (replicas_[at(e)] == 0) missing.push_back(e);
+    }
+    std::stable_sort(missing.begin(), missing.end(),
+                     [&](int a, int b) { return args_.counts.data[a] > args_.counts.data[b]; });
+    for (const int expert : missing) {
+      const int node = node_of_group(expert);
+      int place = lightest_empty(node);
+      if (place < 0) place = lightest_empty(-1);
+      if (place < 0) place = least_missed(expert, node);
+      put(place, expert);
+    }
+    for (int place = lightest_empty(-1); place >= 0; place = lightest_empty(-1)) put(place, most_wanted(rank_of(place)));
+  }
+
   /// EPLB's three packings.
   void start_from_counts() { pack(args_.physical_experts); }
 
@@ -85,7 +110,9 @@ class PlacementWork {
 
   [[nodiscard]] double load_of_rank(int rank) const {
     double load = 0;
-    for (int p = rank * per_rank_; p < (rank + 1) * per_rank_; ++p) load += share(place_[at(p)]);
+    for (int p = rank * per_rank_; p < (rank + 1) * per_rank_; ++p) {
+      if (place_[at(p)] >= 0) load += share(place_[at(p)]);
+    }
     return load;
   }
   [[nodiscard]] PlacementBalance balance() const {
@@ -167,6 +194,74 @@ class PlacementWork {
   template <class Integer>
   [[nodiscard]] static std::size_t at(Integer index) {
     return static_cast<std::size_t>(index);
+  }
+
+  void put(int place, int expert) {
+    if (place_[at(place)] >= 0) --replicas_[at(place_[at(place)])];
+    ++replicas_[at(expert)];
+    place_[at(place)] = expert;
+  }
+
+  /// The node that has experts of this one's group; -1 where none has, or groups may be anywhere.
+  [[nodiscard]] int node_of_group(int expert) const {
+    if (nodes_ == 1) return -1;
+    const int group_size = experts_ / args_.groups;
+    for (int p = 0; p < args_.physical_experts; ++p) {
+      const std::int32_t other = place_[at(p)];
+      if (other >= 0 && other / group_size == expert / group_size) return node_of_rank(rank_of(p));
+    }
+    return -1;
+  }
+
+  /// A place that holds nothing, of the least loaded rank that has one, on a node or (-1) on any; -1 where there is none.
+  [[nodiscard]] int lightest_empty(int node) const {
+    int best = -1;
+    double least = 0;
+    for (int rank = 0; rank < args_.ranks; ++rank) {
+      if (node >= 0 && node_of_rank(rank) != node) continue;
+      const auto end = place_.begin() + (rank + 1) * per_rank_;
+      const auto empty = std::find(place_.begin() + rank * per_rank_, end, -1);
+      if (empty == end) continue;
+      const double load = load_of_rank(rank);
+      if (best >= 0 && load >= least) continue;
+      best = static_cast<int>(empty - place_.begin());
+      least = load;
+    }
+    return best;
+  }
+
+  /// The place whose replica, one of several, gives way to an expert at the least cost: on its node, if one is there.
+  [[nodiscard]] int least_missed(int expert, int node) {
+    int best = -1;
+    bool best_is_near = false;
+    PlacementBalance least;
+    for (int p = 0; p < args_.physical_experts; ++p) {
+      const std::int32_t other = place_[at(p)];
+      const bool is_near = node >= 0 && node_of_rank(rank_of(p)) == node;
+      if (replicas_[at(other)] == 1 || (best_is_near && !is_near)) continue;
+      put(p, expert);
+      const PlacementBalance reached = balance();
+      put(p, other);
+      if (best >= 0 && best_is_near == is_near && !(reached < least)) continue;
+      best = p;
+      best_is_near = is_near;
+      least = reached;
+    }
+    return best;
+  }
+
+  /// The expert that gains most by a replica on a rank: of those of the node's groups that the rank lacks, if there are any.
+  [[nodiscard]] int most_wanted(int rank) const {
+    constexpr int any = std::numeric_limits<int>::max();
+    const auto own = place_.begin() + rank * per_rank_;
+    std::vector<int> of_node, lacking, all;
+    for (int e = 0; e < experts_; ++e) {
+      all.push_back(e);
+      if (nodes_ > 1 && node_of_group(e) != node_of_rank(rank)) continue;
+      of_node.push_back(e);
+      if (std::find(own, own + per_rank_, e) == own + per_rank_) lacking.push_back(e);
+    }
+    return heaviest(!lacking.empty() ? lacking : !of_node.empty() ? of_node : all, any);
   }
 
   /// Heaviest first, each to the lightest pack that has room; packs hold equally many.
