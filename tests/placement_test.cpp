@@ -738,6 +738,8 @@ TEST_CASE("placement: what a node has lost comes back to it while it has room") 
     const int elsewhere = (lost + ranks / 2) % ranks * places / ranks;  // on the other node
     held[static_cast<std::size_t>(elsewhere)] = held[static_cast<std::size_t>(elsewhere) + 2] = -1;
     const int needed = places / ranks + 2;
+    const Counts after = skewed_counts(random, experts, 0.7);  // a fresh placement moves more
+    args.counts = {after.data(), experts};
     args.previous = {held.data(), places};
     args.most_moves = needed;
     const mb::Placement next = mb::place_experts(args);
