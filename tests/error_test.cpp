@@ -250,6 +250,49 @@ TEST_CASE(
   CHECK(load[0] == 0);
 }
 
+TEST_CASE("errors: what was saved for other experts or sequences is refused by each call that takes it") {
+  constexpr std::int64_t tokens = 8, experts = 8, k = 2;
+  const mb::Router router{mb::Softmax{}, mb::TopK<k>{}, mb::SequenceLoss{}};
+  const mb::Saved saved{router, mb::Shape{.tokens = tokens, .experts = experts, .sequences = 2}};
+  std::vector<float> x(tokens * experts, 0.5f), w(tokens * k, 77.0f), dx(tokens * experts, 77.0f);
+  std::vector<std::int32_t> ids(tokens * k, -7);
+  float value = 77;
+  const mb::MatrixView<const float> logits(x.data(), tokens, experts);
+  mb::ForwardArgs forward{
+      .logits = logits, .experts = {ids.data(), tokens, k}, .weights = mb::MatrixView(w.data(), tokens, k)};
+  mb::BackwardArgs backward{
+      .logits = logits, .experts = {ids.data(), tokens, k}, .grad_logits = mb::MatrixView(dx.data(), tokens, experts)};
+  mb::LossArgs loss{.experts = experts, .value = &value};
+  forward.saved = backward.saved = loss.saved = saved.ref();
+  const mb::Host host;
+  const std::string sequences = "sequences.count is 1; allowed: 2 (those that saved was made for)";
+  refuses("forward", sequences, [&] { router.forward(forward, {}, host); });
+  refuses("backward", sequences, [&] { router.backward(backward, {}, host); });
+  refuses("loss", sequences, [&] { router.loss(loss, {}, host); });
+  forward.sequences.count = backward.sequences.count = loss.sequences.count = 2;
+  loss.experts = 4;
+  refuses("loss", "saved.experts is 8; allowed: 4 (the call's experts)", [&] { router.loss(loss, {}, host); });
+  forward.logits.columns = 7;
+  refuses("forward", "saved.experts is 8; allowed: 7 (the call's experts)", [&] { router.forward(forward, {}, host); });
+  CHECK(ids == std::vector<std::int32_t>(tokens * k, -7));
+  CHECK(dx == std::vector<float>(tokens * experts, 77.0f));
+  CHECK(value == 77);
+  forward.logits.columns = loss.experts = experts;
+  router.forward(forward, {}, host);
+  router.loss(loss, {}, host);
+  router.backward(backward, {}, host);
+  CHECK(value == doctest::Approx(1e-4));
+  // Ids before dropping, of a router that drops none.
+  const std::vector<std::int32_t> chosen(tokens * k, 0);
+  backward.chosen = {chosen.data(), tokens, k};
+  refuses("backward", "chosen is given; allowed: null, unless the selection is WithCapacity",
+          [&] { router.backward(backward, {}, host); });
+  // Where only the memory is known, it has to be large enough.
+  backward.chosen = {};
+  backward.saved = {saved.ref().data, saved.ref().bytes};
+  router.backward(backward, {}, host);
+}
+
 TEST_CASE("errors: more sequences than a call takes need more saved memory than there is") {
   constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max();
   const mb::Router sequence_loss{mb::Softmax{}, mb::TopK<2>{}, mb::SequenceLoss{}};

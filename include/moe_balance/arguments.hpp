@@ -42,8 +42,9 @@ struct ForwardArgs {
 
 /// d(sum of weights * grad_weights + loss_scale * loss) / d(logits).
 struct BackwardArgs {
-  ConstAnyMatrix logits;                           ///< [T, E], as given to forward
-  MatrixView<const std::int32_t> experts;          ///< [T, K], as forward wrote them
+  ConstAnyMatrix logits;  ///< [T, E], as given to forward
+  MatrixView<const std::int32_t>
+      experts;  ///< [T, K], as forward wrote them; ids out of range are taken for empty slots, and not counted
   ConstAnyMatrix grad_weights{};                   ///< [T, K], optional: none means zeros
   AnyMatrix grad_logits;                           ///< [T, E] out: float32 or the logits' type
   SavedRef saved{};                                ///< as forward filled it

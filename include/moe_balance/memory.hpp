@@ -126,7 +126,10 @@ class Load {
 
  private:
   Load(int bins, int experts, std::int64_t layers, const Place& place)
-      : buffer_(elements_of(experts, layers, 1 + std::int64_t{bins}), place), bins_(bins), experts_(experts), layers_(layers) {}
+      : buffer_(elements_of(experts, layers, 1 + std::int64_t{bins}), place),
+        bins_(bins),
+        experts_(experts),
+        layers_(layers) {}
 
   Buffer<std::int64_t, Place> buffer_;
   int bins_;
@@ -140,12 +143,15 @@ class Saved {
  public:
   /// Router::saved_bytes(shape) bytes.
   template <class Router>
-  Saved(const Router& router, const Shape& shape, const Place& place = {}) : buffer_(router.saved_bytes(shape), place) {}
-  /// For forward, backward and loss; valid as long as this object.
-  [[nodiscard]] SavedRef ref() const { return {buffer_.data(), buffer_.bytes()}; }
+  Saved(const Router& router, const Shape& shape, const Place& place = {})
+      : buffer_(router.saved_bytes(shape), place), experts_(shape.experts), sequences_(shape.sequences) {}
+  /// For forward, backward and loss of this shape, whatever the tokens; valid as long as this object.
+  [[nodiscard]] SavedRef ref() const { return {buffer_.data(), buffer_.bytes(), experts_, sequences_}; }
 
  private:
   Buffer<std::byte, Place> buffer_;
+  int experts_;
+  std::int64_t sequences_;
 };
 /// On the CPU unless a place is named.
 template <class Router>

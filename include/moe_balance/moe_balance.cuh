@@ -3,6 +3,11 @@
 // that was itself launched so (programmatic stream serialization), it must have waited for the one before it.
 #pragma once
 
+#if !defined(__CUDACC__)
+#error \
+    "moe_balance.cuh needs nvcc: C++ files include moe_balance.hpp, and call what nvcc compiles through compiled_router.hpp (docs/policies.md)"
+#endif
+
 #include <moe_balance/dispatch/cuda.cuh>
 #include <moe_balance/engine/cuda.cuh>
 #include <moe_balance/moe_balance.hpp>

@@ -150,6 +150,8 @@ void read_state_bytes(std::basic_istream<char, Traits>& in, StateBytes& bytes, s
   bytes.resize(before + count);
   in.read(bytes.data() + before, static_cast<std::streamsize>(count));
   const auto got = static_cast<std::size_t>(in.gcount());
+  if (before + got == 0 && count > 0)
+    raise<StateError>("moe_balance: load_state: nothing could be read: the stream is not open, or empty");
   if (got != count) {
     raise<StateError>("moe_balance: load_state: the state ends after " + std::to_string(before + got) +
                       " bytes, of at least " + std::to_string(before + count) + ": it is truncated");

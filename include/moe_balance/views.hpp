@@ -28,7 +28,12 @@ struct float16 {
 
 /// Maps an element type to its DataType; specialise it for a framework's own 16-bit types.
 template <class T>
-struct DataTypeOf;
+struct DataTypeOf {
+  static_assert(
+      sizeof(T) == 0,
+      "elements are float, double (on the CPU), mb::bfloat16, mb::float16, CUDA's own with moe_balance.cuh, or a type of "
+      "yours for which moe_balance::DataTypeOf is specialised");
+};
 template <>
 struct DataTypeOf<float> {
   static constexpr DataType value = DataType::float32;
@@ -206,8 +211,10 @@ struct LoadRef {
 /// What forward keeps for backward and loss: `Router::saved_bytes(shape)` bytes, 8-byte aligned, one per forward whose backward
 /// is still to come. Its contents need no initialisation.
 struct SavedRef {
-  void* data = nullptr;   ///< where the call runs
-  std::size_t bytes = 0;  ///< at least Router::saved_bytes
+  void* data = nullptr;        ///< where the call runs
+  std::size_t bytes = 0;       ///< at least Router::saved_bytes
+  int experts = 0;             ///< E of the calls that it is for, which others refuse; 0: not known
+  std::int64_t sequences = 0;  ///< their sequences, where a loss reads them; 0: not known
 };
 
 /// Scratch of `Router::workspace_bytes(shape)` bytes, 16-byte aligned; contents need no initialisation. Calls that may run at the
@@ -242,7 +249,8 @@ struct Sequences {
 /// Which experts the caller has already chosen, for Replay. They count as any others: a bias would go on moving without changing them, where calls that replay have
 /// `accumulate`. An expert may stand twice in a row.
 struct ReplayRef {
-  MatrixView<const std::int32_t> experts;  ///< [T, K]; -1 leaves a slot empty
+  MatrixView<const std::int32_t>
+      experts;  ///< [T, K]; -1 leaves a slot empty, and so do ids out of range, which status counts (on a CPU, too)
   const std::uint8_t* tokens =
       nullptr;  ///< [T]: 0 = choose as usual, else take the given ids; null = all tokens are replayed
 };

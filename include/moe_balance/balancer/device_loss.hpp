@@ -52,7 +52,7 @@ struct DeviceLoss {
   static_assert(!KnowsZeroExperts<Loss>,
                 "DeviceLoss would mix experts that compute and others: put WithZeroComputation around it");
   static constexpr bool counts_plain_top_k = moe_balance::counts_plain_top_k<Loss>;
-  static constexpr int plain_choices = moe_balance::plain_choices<Loss>;
+  static constexpr int plain_choices = moe_balance::plain_choices<Loss>;  ///< see moe_balance::plain_choices
   static constexpr LossScope scope = loss_scope<Loss>;
 
   Loss loss{};      ///< what is averaged over a device's experts; its coefficient is that of the whole

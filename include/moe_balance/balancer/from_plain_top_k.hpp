@@ -28,7 +28,7 @@ struct FromPlainTopK {
                 "FromPlainTopK is around a loss that counts another number of a plain top-k's experts");
   static_assert(!KnowsZeroExperts<Loss>, "put WithZeroComputation around FromPlainTopK, not into it");
   static constexpr bool counts_plain_top_k = true;
-  static constexpr int plain_choices = Choices;
+  static constexpr int plain_choices = Choices;  ///< see moe_balance::plain_choices
   static constexpr LossScope scope = loss_scope<Loss>;
 
   Loss loss{};  ///< what reads the counts

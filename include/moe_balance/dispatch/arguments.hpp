@@ -29,11 +29,11 @@ struct ExpertRange {
 /// From expert ids to the order that groups slots by expert; within an expert slots stay in token order. Slots that rows_per_expert leaves without a row
 /// are counted nowhere, in status neither: an expert's are what its count exceeds rows_per_expert by.
 struct PermutationArgs {
-  MatrixView<const std::int32_t> experts;  ///< [T, K]; -1: an empty slot, which gets no row
-  VectorView<std::int64_t> offsets;        ///< [E + 1] out: expert e has the rows offsets[e] to offsets[e + 1] - 1
-  MatrixView<std::int64_t> row_of_slot;    ///< [T, K] out; -1: none
-  VectorView<std::int64_t> slot_of_row;    ///< [R] out, R >= permutation_rows(...): the slot, -1 in padding rows
-  std::int64_t align = 1;                  ///< each expert's rows are padded to a multiple of this
+  MatrixView<const std::int32_t> experts{};  ///< [T, K]; -1: an empty slot, which gets no row
+  VectorView<std::int64_t> offsets;          ///< [E + 1] out: expert e has the rows offsets[e] to offsets[e + 1] - 1
+  MatrixView<std::int64_t> row_of_slot;      ///< [T, K] out; -1: none
+  VectorView<std::int64_t> slot_of_row;      ///< [R] out, R >= permutation_rows(...): the slot, -1 in padding rows
+  std::int64_t align = 1;                    ///< each expert's rows are padded to a multiple of this
   std::int64_t rows_per_expert =
       0;                       ///< not 0: each expert gets exactly so many rows, and later slots none; a multiple of align
   ExpertRange zero_experts{};  ///< zero-computation experts, fewer than E: their slots get no row and are counted

@@ -160,7 +160,7 @@ struct WithCapacity {
   static constexpr bool replays = is_replaying<Selection>;
   static constexpr bool looks_across_tokens = true;
 
-  double capacity_factor = 1.0;  ///< C = ceil(T K / E * capacity_factor), T the rows of logits
+  double capacity_factor = 1.0;  ///< C = ceil(T K / E * capacity_factor), T the rows of logits, padding tokens included
   DropBy drop = DropBy::score;   ///< by weight (as Megatron-Core), or by position
   bool renormalise = false;      ///< the kept weights, as stored, of a token that lost a slot sum to scaling_factor again
   bool pad = false;              ///< every expert gets C rows where rows are given: see rows_per_expert()

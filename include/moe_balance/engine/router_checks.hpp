@@ -93,7 +93,7 @@ struct RouterChecks {
     if constexpr (Traits::reads_sequences) check.sequences(args.sequences, tokens, on_host);
     if constexpr (looks_across_tokens<TopKT>) top_k.check_memory(call, args, workspace);
     const Shape shape{tokens, static_cast<int>(experts), sequences_of<Balancer>(args).count};
-    check.memory("saved", args.saved.data, args.saved.bytes, saved_bytes(shape), alignof(std::int64_t));
+    check_saved(check, args.saved, shape);
     const std::size_t used = forward_bytes(shape, args.accumulate, on_host);
     check.memory("workspace", workspace.data, workspace.bytes, used, 16);
     const ByteRows scratch("workspace", workspace.data,
@@ -113,7 +113,10 @@ struct RouterChecks {
                    "2 or more with SoftmaxOverSelected: a softmax over one expert is 1 and has no gradient");
     }
     check.matrix("experts", args.experts, tokens, k);
-    if constexpr (looks_across_tokens<TopKT>) check.matrix("chosen", args.chosen, tokens, k);
+    if constexpr (looks_across_tokens<TopKT>)
+      check.matrix("chosen", args.chosen, tokens, k);
+    else
+      check.left_out("chosen", args.chosen.data, "WithCapacity");
     if (args.grad_weights.data != nullptr) {
       check.matrix("grad_weights", args.grad_weights, tokens, k);
       check.type_beside_logits("grad_weights", args.grad_weights.type, args.logits.type);
@@ -127,7 +130,7 @@ struct RouterChecks {
     if constexpr (Traits::reads_sequences) check.sequences(args.sequences, tokens, on_host);
     if constexpr (looks_across_tokens<TopKT>) top_k.check_memory("backward", args, workspace);
     const Shape shape{tokens, static_cast<int>(experts), sequences_of<Balancer>(args).count};
-    check.memory("saved", args.saved.data, args.saved.bytes, saved_bytes(shape), alignof(std::int64_t));
+    check_saved(check, args.saved, shape);
     check.memory("workspace", workspace.data, workspace.bytes, selection_bytes(shape), 16);
     check.backward_memory(args, saved_bytes(shape),
                           looks_across_tokens<TopKT> ? args.chosen : MatrixView<const std::int32_t>(),
@@ -142,8 +145,7 @@ struct RouterChecks {
     check.optional_pointer("part_values", args.part_values, alignof(float));
     const std::int64_t sequences = sequences_of<Balancer>(args).count;
     check.range("sequences.count", sequences, 1, std::numeric_limits<std::int32_t>::max());
-    check.memory("saved", args.saved.data, args.saved.bytes, saved_bytes({0, args.experts, sequences}),
-                 alignof(std::int64_t));
+    check_saved(check, args.saved, {0, args.experts, sequences});
     check.loss_memory(args, saved_bytes({0, args.experts, sequences}), Traits::losses + Traits::token_losses);
   }
 
@@ -159,6 +161,13 @@ struct RouterChecks {
   }
 
  private:
+  /// What is known to be for another shape would be read at other places than it was written to.
+  void check_saved(const Validator& check, const SavedRef& saved, const Shape& shape) const {
+    if (saved.experts != 0) check.range("saved.experts", saved.experts, shape.experts, shape.experts, "the call's experts");
+    if (Traits::reads_sequences && saved.sequences != 0)
+      check.range("sequences.count", shape.sequences, saved.sequences, saved.sequences, "those that saved was made for");
+    check.memory("saved", saved.data, saved.bytes, saved_bytes(shape), alignof(std::int64_t));
+  }
   /// Workspace of calls that count no margins.
   [[nodiscard]] std::size_t selection_bytes([[maybe_unused]] const Shape& shape) const {
     if constexpr (looks_across_tokens<TopKT>)

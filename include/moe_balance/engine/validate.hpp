@@ -321,8 +321,9 @@ struct Validator {
   }
   [[noreturn, gnu::noinline, gnu::cold]] void fail_alignment(const ArgumentName& argument, std::uintptr_t address,
                                                              std::size_t alignment) const {
-    std::string value;
-    append_pieces(value, {"at address ", address});
+    std::string digits;
+    for (std::uintptr_t rest = address; rest != 0; rest /= 16) digits.insert(digits.begin(), "0123456789abcdef"[rest % 16]);
+    const std::string value = "at address 0x" + digits;
     fail_argument(call, argument, value, {"addresses that are multiples of ", alignment});
   }
 };
