@@ -27,6 +27,7 @@ using UsualTier = std::make_integer_sequence<int, mb::usual_tier_count>;
 using LossAndZ = mb::Combine<mb::GlobalBatchLoss, mb::ZLoss>;
 using BiasAndLoss = mb::Combine<mb::LossFreeBias, mb::SequenceLoss>;
 using BiasAndPlainLoss = mb::Combine<mb::LossFreeBias, mb::FromPlainTopK<mb::SequenceLoss>>;
+using FirstChoices = mb::Combine<mb::LossFreeBias, mb::FromPlainTopK<mb::AuxLoss, 1>>;
 using BiasAndArrivals = mb::Combine<mb::LossFreeBias, mb::CommunicationLoss<mb::SequenceLoss>>;
 using EveryPart =
     mb::Combine<mb::WithZeroComputation<mb::DeviceLoss<mb::AuxLoss>>, mb::SequenceLoss, mb::GlobalBatchLoss, mb::ZLoss, mb::LossFreeBias>;
@@ -104,7 +105,7 @@ bool all_kernels_exist() {
   if constexpr (every_kind) {
     others = kernels_for_any_call<Forward<TopK, mb::NoBalancer>, Backward<mb::NoBalancer>, Forward<mb::TopP<8>, Probabilities>,
                                   mb::BackwardProblem<Scoring, mb::TopP<8>, Probabilities>>() &&
-             kernels_for_usual_calls<Forward<mb::Threshold<8>, BiasAndLoss>>() &&
+             kernels_for_usual_calls<Forward<mb::Threshold<8>, BiasAndLoss>, Forward<TopK, FirstChoices>>() &&
              kernels_for_usual_calls<Forward<TopK, mb::AuxLoss>, Forward<TopK, LossAndZ>, Forward<TopK, BiasAndPlainLoss>,
                                      Forward<TopK, BiasAndArrivals>, Forward<Groups, BiasAndArrivals>, Forward<TopK, EveryPart>, Forward<Groups, mb::LossFreeBias>>() &&
              kernels_for_usual_calls<Backward<BiasAndArrivals>, Backward<mb::ZLoss>, Backward<mb::GlobalBatchLoss>, Backward<LossAndZ>>();
