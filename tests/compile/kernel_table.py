@@ -53,6 +53,7 @@ def kernels_of(ptxas):
         entry = re.search(r"Compiling entry function '(.*)' for", line)
         if entry:
             text = re.sub(r"moe_balance::v[0-9_]*::(cuda_[0-9a-z_]*::)?", "", entry.group(1))
+            text = re.sub(r"(FromPlainTopK<[^<>]*), 0>", r"\1>", text)  # a default argument
             kernel = re.match(r"void moe_balance_(forward|backward)<(\d+), (true|false), \w+Problem<(.*)> >\(", text)
             name = kernel and (kernel.group(1), kernel.group(3), int(kernel.group(2)), kernel.group(4).replace(" ", ""))
         used = re.search(r"Used (\d+) registers", line)
