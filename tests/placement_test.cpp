@@ -749,6 +749,68 @@ TEST_CASE("placement: what a node has lost comes back to it while it has room") 
   }
 }
 
+TEST_CASE(
+    "placement: groups that several nodes have lost go whole to nodes with room, and replicas give way near their group") {
+  const Counts counts{16, 1, 2, 4, 4, 1, 16, 8, 2, 1, 16, 64};
+  const Ids held{-1, -1, -1, -1, 0, 1, 8, 9, -1, -1, -1, -1};
+  mb::PlacementArgs args{.counts = {counts.data(), 12},
+                         .physical_experts = 12,
+                         .ranks = 3,
+                         .nodes = 3,
+                         .groups = 6,
+                         .previous = {held.data(), 12}};
+  for (const int most : {8, 9, 10, 1000}) {
+    CAPTURE(most);
+    args.most_moves = most;
+    const mb::Placement next = mb::place_experts(args);
+    check_valid(next, 12, 12);
+    CHECK(keeps_groups(next.logical_of_physical, 2, 4));
+    if (most < 1000) CHECK(next.moves == 8);  // else a fresh one that balances a little better
+  }
+  // Expert 1 has room on its node; for 5 one of the two replicas of 4 gives way on its own.
+  const Counts few{64, 2, 4, 64, 2, 8};
+  const Ids doubled{0, -1, 2, 4, 4, 3};
+  args = {.counts = {few.data(), 6},
+          .physical_experts = 6,
+          .ranks = 2,
+          .nodes = 2,
+          .groups = 2,
+          .previous = {doubled.data(), 6}};
+  for (const int most : {2, 3, 1000}) {
+    args.most_moves = most;
+    const mb::Placement next = mb::place_experts(args);
+    CHECK(keeps_groups(next.logical_of_physical, 3, 3));
+    CHECK(next.moves == 2);
+  }
+  // A cold replica of 0 on the other node would be missed less than one of 2, which is beside 3's group.
+  const Counts cold{1, 2, 100, 10};
+  const Ids crowded{0, 0, 1, 2, 2, 2};
+  args = {.counts = {cold.data(), 4},
+          .physical_experts = 6,
+          .ranks = 2,
+          .nodes = 2,
+          .groups = 2,
+          .previous = {crowded.data(), 6},
+          .most_moves = 1};
+  CHECK(mb::place_experts(args).logical_of_physical == Ids{0, 0, 1, 2, 2, 3});
+  Random random(105);
+  for (int round = 0; round < 40; ++round) {  // ranks of several nodes are lost
+    const Counts before = skewed_counts(random, 32, 0.7), after = skewed_counts(random, 32, 0.7);
+    args = {.counts = {before.data(), 32}, .physical_experts = 40, .ranks = 8, .nodes = 4, .groups = 8};
+    Ids left = mb::place_experts(args).logical_of_physical;
+    for (int rank = 0; rank < 8; ++rank) {
+      if (random.integer(0, 1) == 0) std::fill_n(left.begin() + rank * 5, 5, -1);
+    }
+    args.counts = {after.data(), 32};
+    args.previous = {left.data(), 40};
+    args.most_moves = needed_moves(left, 32);
+    const mb::Placement next = mb::place_experts(args);
+    check_valid(next, 32, 40);
+    CHECK(keeps_groups(next.logical_of_physical, 4, 10));
+    CHECK(next.moves == args.most_moves);
+  }
+}
+
 TEST_CASE("placement: tokens sent by its map meet the load that it expects") {
   const Counts counts{4000, 1000, 500, 500};
   const mb::Placement placement = mb::place_experts({.counts = {counts.data(), 4}, .physical_experts = 8, .ranks = 4});

@@ -24,9 +24,9 @@ struct LoadView {
   [[nodiscard]] MOEB_INLINE int experts() const { return expert_count; }
   /// Tokens of one expert; arrivals, for a loss that counts those (counts_arrivals).
   [[nodiscard]] MOEB_INLINE std::int64_t count(int expert) const { return counts[expert]; }
-  /// All assignments: K for each active token, empty slots included, but those made where a selection keeps fewer (TopP); of the global batch (and in next_bias) the sum of the counts, the budget in a WithZeroComputation.
+  /// All assignments: top_k() for each active token, empty slots included, but those made where a selection keeps fewer (TopP); of the global batch (and in next_bias) the sum of the counts, the budget in a WithZeroComputation.
   [[nodiscard]] MOEB_INLINE std::int64_t total() const { return assignments; }
-  /// K.
+  /// K; n for a loss that counts the n best experts of a plain top-k (plain_choices).
   [[nodiscard]] MOEB_INLINE int top_k() const { return assignments_per_token; }
   /// The active tokens of the scope; of the global batch those of this rank's micro-batch, and 0 for rules of a bias.
   [[nodiscard]] MOEB_INLINE std::int64_t tokens() const { return token_count; }

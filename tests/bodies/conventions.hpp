@@ -72,7 +72,9 @@ TEST_CASE_TEMPLATE_DEFINE("conventions: f from a plain top-k leaves the bias's o
 /// The loss that counts first choices is, bit for bit, that of a router of one expert without bias and groups; per_token has no other meaning then.
 template <class Engine, class Scoring, class Loss>
 void check_first_choice(const Scoring& scoring, const Loss& loss) {
-  const Inputs inputs = biased_inputs(74);
+  Inputs inputs = biased_inputs(74);
+  Random random(77);
+  for (std::int64_t& count : inputs.load) count = random.integer(0, 9);  // of earlier micro-batches
   Inputs of_one = inputs;
   of_one.bias.clear();
   const Outcome want = train(Engine(), mb::Router{scoring, mb::TopK<1>{}, loss}, of_one);
@@ -90,7 +92,7 @@ void check_first_choice(const Scoring& scoring, const Loss& loss) {
   check(mb::Router{scoring, mb::TopK<3>{}, first}, of_one);
   if (!want.load.empty()) {
     const Outcome got = train(Engine(), mb::Router{scoring, mb::TopK<3>{}, first}, of_one);
-    CHECK(got.load == (mb::loss_scope<Loss> == mb::LossScope::global_batch ? want.load : got.counts));
+    CHECK((got.load == want.load) == (mb::loss_scope<Loss> == mb::LossScope::global_batch));
   }
 }
 
@@ -102,6 +104,31 @@ TEST_CASE_TEMPLATE_DEFINE("conventions: f from first choices, of other losses", 
   check_first_choice<Engine>(mb::Softmax{}, mb::SequenceLoss{.coefficient = 0.5f});
   check_first_choice<Engine>(mb::Softmax{}, mb::DeviceLoss{mb::AuxLoss{.coefficient = 0.5f}, 6});
   check_first_choice<Engine>(mb::Softmax{}, mb::GlobalBatchLoss{.coefficient = 0.5f, .scale = mb::LossScale::per_token});
+}
+
+/// A loss as a user writes it, f of the n best of a plain top-k.
+template <int Choices>
+struct SharesOfChoices {
+  static constexpr bool counts_plain_top_k = true;
+  static constexpr int plain_choices = Choices;
+  [[nodiscard]] MOEB_HOST_DEVICE float slope(int expert, const mb::LoadView& load) const {
+    return static_cast<float>(load.experts() * load.top_k()) * load.share(expert);
+  }
+};
+TEST_CASE_TEMPLATE_DEFINE("conventions: f from first choices, in a loss of the user's and around one of devices", Engine,
+                          first_choices_of_others) {
+  const Inputs inputs = biased_inputs(78);
+  const auto loss_of = [&](const auto& top_k, const auto& loss) {
+    return train(Engine(), mb::Router{mb::Softmax{}, top_k, loss}, inputs).loss;
+  };
+  const mb::FromPlainTopK<mb::AuxLoss, 1> first{mb::AuxLoss{.coefficient = 1.0f}};
+  const mb::FromPlainTopK<mb::AuxLoss, 2> two{mb::AuxLoss{.coefficient = 1.0f, .scale = mb::LossScale::per_token}};
+  CHECK(loss_of(mb::TopK<3>{}, SharesOfChoices<1>{}) == doctest::Approx(loss_of(mb::TopK<3>{}, first)).epsilon(1e-6));
+  CHECK(loss_of(mb::TopP<3>{.p = 0.2f}, SharesOfChoices<2>{}) == doctest::Approx(loss_of(mb::TopK<3>{}, two)).epsilon(1e-6));
+  const mb::FromPlainTopK<mb::DeviceLoss<mb::AuxLoss>, 1> inside{mb::DeviceLoss{mb::AuxLoss{.coefficient = 1.0f}, 6}};
+  const float want = loss_of(mb::TopK<3>{}, inside);
+  CHECK(loss_of(mb::TopK<3>{}, mb::DeviceLoss{first, 6}) == doctest::Approx(want).epsilon(1e-6));
+  CHECK(loss_of(mb::TopK<3>{}, mb::DeviceLoss{mb::FromPlainTopK{first.loss}, 6}) != doctest::Approx(want).epsilon(1e-4));
 }
 TEST_CASE_TEMPLATE_DEFINE("conventions: f from first choices is GShard's: E sum_e (first choices of e / T) (mean gate of e)",
                           Engine, first_choices_by_hand) {

@@ -38,21 +38,10 @@ struct FromPlainTopK {
   /// As the loss, if it has that.
   void check(const char* call, int experts, int k) const { check_options(call, loss, experts, k); }
 
-  [[nodiscard]] MOEB_INLINE float slope(int expert, const LoadView& load) const { return loss.slope(expert, counted(load)); }
+  [[nodiscard]] MOEB_INLINE float slope(int expert, const LoadView& load) const { return loss.slope(expert, load); }
   /// As the loss, if it has that.
   [[nodiscard]] MOEB_INLINE double value(double sum, const LoadView& load) const requires ValuedLoss<Loss> {
-    return loss.value(sum, counted(load));
-  }
-
- private:
-  /// Of the global batch the total is the counts' sum already.
-  [[nodiscard]] MOEB_INLINE static LoadView counted(const LoadView& load) {
-    LoadView result = load;
-    if constexpr (Choices > 0) {
-      result.assignments_per_token = Choices;
-      if (scope != LossScope::global_batch) result.assignments = Choices * load.tokens();
-    }
-    return result;
+    return loss.value(sum, load);
   }
 };
 template <class Loss>

@@ -51,28 +51,39 @@ class PlacementWork {
     for (const std::int32_t expert : place_) ++replicas_[at(expert)];
   }
 
-  /// From what ranks hold now. Experts that are nowhere get a place, the most loaded first, and places that hold nothing an expert, those of the least loaded
-  /// rank first: with as few moves as that takes. All stay on their group's node as long as it has room.
+  /// From what ranks hold now, with as few moves as it takes to give experts that are nowhere a place, and places that hold nothing an expert: the most
+  /// loaded experts first, each to the least loaded rank with room on its group's node, and elsewhere only where that node has none.
   void start_from_previous(const std::vector<std::int32_t>& previous) {
     place_ = previous;
     std::fill(replicas_.begin(), replicas_.end(), 0);
-    std::vector<int> missing;
     for (const std::int32_t expert : place_) {
       if (expert >= 0) ++replicas_[at(expert)];
     }
+    std::vector<int> missing;
     for (int e = 0; e < experts_; ++e) {
       if (replicas_[at(e)] == 0) missing.push_back(e);
     }
     std::stable_sort(missing.begin(), missing.end(),
                      [&](int a, int b) { return args_.counts.data[a] > args_.counts.data[b]; });
+    const std::vector<int> node_of_group = nodes_of_groups(missing);
+    auto empty = std::count(place_.begin(), place_.end(), -1);
+    std::vector<int> left;
     for (const int expert : missing) {
-      const int node = node_of_group(expert);
-      int place = lightest_empty(node);
-      if (place < 0) place = lightest_empty(-1);
-      if (place < 0) place = least_missed(expert, node);
-      put(place, expert);
+      const int place = lightest_empty(node_of_group[at(group_of(expert))]);
+      if (place < 0) {
+        left.push_back(expert);
+      } else {
+        put(place, expert);
+        --empty;
+      }
     }
-    for (int place = lightest_empty(-1); place >= 0; place = lightest_empty(-1)) put(place, most_wanted(rank_of(place)));
+    for (std::size_t i = 0; i < left.size(); ++i) {
+      const bool fills = static_cast<std::size_t>(empty) >= left.size() - i;
+      put(fills ? lightest_empty(-1) : least_missed(left[i], node_of_group[at(group_of(left[i]))]), left[i]);
+      if (fills) --empty;
+    }
+    for (int place = lightest_empty(-1); place >= 0; place = lightest_empty(-1))
+      put(place, most_wanted(rank_of(place), node_of_group));
   }
 
   /// EPLB's three packings.
@@ -202,15 +213,51 @@ class PlacementWork {
     place_[at(place)] = expert;
   }
 
-  /// The node that has experts of this one's group; -1 where none has, or groups may be anywhere.
-  [[nodiscard]] int node_of_group(int expert) const {
-    if (nodes_ == 1) return -1;
-    const int group_size = experts_ / args_.groups;
+  [[nodiscard]] int group_of(int expert) const { return expert / (experts_ / args_.groups); }
+
+  /// The node that has experts of each group; groups that are nowhere, the most loaded first, go whole to the least loaded node with room for them
+  /// beside what others there lack. -1 where groups may be anywhere.
+  [[nodiscard]] std::vector<int> nodes_of_groups(const std::vector<int>& missing) const {
+    std::vector<int> node_of_group(at(args_.groups), -1);
+    if (nodes_ == 1) return node_of_group;
+    std::vector<int> room(at(nodes_), 0);
+    std::vector<double> load(at(nodes_), 0.0);
     for (int p = 0; p < args_.physical_experts; ++p) {
-      const std::int32_t other = place_[at(p)];
-      if (other >= 0 && other / group_size == expert / group_size) return node_of_rank(rank_of(p));
+      const int node = node_of_rank(rank_of(p));
+      const std::int32_t expert = place_[at(p)];
+      if (expert < 0) {
+        ++room[at(node)];
+        continue;
+      }
+      int& known = node_of_group[at(group_of(expert))];
+      if (known < 0) known = node;
+      load[at(node)] += share(expert);
     }
-    return -1;
+    std::vector<double> lacking_load(at(args_.groups), 0.0);
+    std::vector<int> lost;
+    for (const int expert : missing) {
+      const int group = group_of(expert);
+      const int node = node_of_group[at(group)];
+      const auto count = static_cast<double>(args_.counts.data[expert]);
+      if (node < 0 && std::find(lost.begin(), lost.end(), group) == lost.end()) lost.push_back(group);
+      (node < 0 ? lacking_load[at(group)] : load[at(node)]) += count;
+      if (node >= 0) --room[at(node)];
+    }
+    std::stable_sort(lost.begin(), lost.end(), [&](int a, int b) { return lacking_load[at(a)] > lacking_load[at(b)]; });
+    const int size = experts_ / args_.groups;
+    for (const int group : lost) {
+      int best = 0;
+      for (int node = 1; node < nodes_; ++node) {
+        const bool fits = room[at(node)] >= size;
+        const bool best_fits = room[at(best)] >= size;
+        const bool is_better = fits ? load[at(node)] < load[at(best)] : room[at(node)] > room[at(best)];
+        if (fits == best_fits ? is_better : fits) best = node;
+      }
+      node_of_group[at(group)] = best;
+      room[at(best)] -= size;
+      load[at(best)] += lacking_load[at(group)];
+    }
+    return node_of_group;
   }
 
   /// A place that holds nothing, of the least loaded rank that has one, on a node or (-1) on any; -1 where there is none.
@@ -251,13 +298,13 @@ class PlacementWork {
   }
 
   /// The expert that gains most by a replica on a rank: of those of the node's groups that the rank lacks, if there are any.
-  [[nodiscard]] int most_wanted(int rank) const {
+  [[nodiscard]] int most_wanted(int rank, const std::vector<int>& node_of_group) const {
     constexpr int any = std::numeric_limits<int>::max();
     const auto own = place_.begin() + rank * per_rank_;
     std::vector<int> of_node, lacking, all;
     for (int e = 0; e < experts_; ++e) {
       all.push_back(e);
-      if (nodes_ > 1 && node_of_group(e) != node_of_rank(rank)) continue;
+      if (nodes_ > 1 && node_of_group[at(group_of(e))] != node_of_rank(rank)) continue;
       of_node.push_back(e);
       if (std::find(own, own + per_rank_, e) == own + per_rank_) lacking.push_back(e);
     }

@@ -27,6 +27,14 @@ template <class Balancer, class Part, class TileT>
                          ? integer_sum(tile, experts, [&](std::int64_t i) MOEB_LAMBDA { return counts[i]; })
                          : top_k * (scope == LossScope::sequence ? saved.segment_tokens[segment] : *saved.tokens);
   load.assignments_per_token = top_k;
+  if constexpr (counts_plain_top_k<Part> && plain_choices < Part >> 0) {
+    constexpr int choices = plain_choices<Part>;
+    load.assignments_per_token = choices;
+    if (scope == LossScope::sequence)
+      load.assignments = choices * saved.segment_tokens[segment];
+    else if (scope == LossScope::micro_batch)
+      load.assignments = choices * *saved.tokens;
+  }
   load.rank_count = scope == LossScope::global_batch ? ranks : 1;
   const bool of_sequence = scope == LossScope::sequence;
   load.probability_sums = of_sequence ? saved.segment_probabilities + segment * experts : saved.probabilities;
