@@ -27,8 +27,8 @@ template <class Balancer, class Part, class TileT>
                          ? integer_sum(tile, experts, [&](std::int64_t i) MOEB_LAMBDA { return counts[i]; })
                          : top_k * (scope == LossScope::sequence ? saved.segment_tokens[segment] : *saved.tokens);
   load.assignments_per_token = top_k;
-  if constexpr (counts_plain_top_k<Part> && plain_choices < Part >> 0) {
-    constexpr int choices = plain_choices<Part>;
+  constexpr int choices = counts_plain_top_k<Part> ? plain_choices<Part> : 0;
+  if constexpr (choices > 0) {
     load.assignments_per_token = choices;
     if (scope == LossScope::sequence)
       load.assignments = choices * saved.segment_tokens[segment];
