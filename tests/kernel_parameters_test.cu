@@ -203,7 +203,7 @@ TEST_CASE("rule 8: and the dispatch kernels' structs") {
   check_echo<Map, &Map::experts, &Map::mapped, &Map::mapping, &Map::invalid>();
   using mb::ToPhysical;
   check_echo<ToPhysical, &ToPhysical::logical_to_physical, &ToPhysical::replica_count, &ToPhysical::rank, &ToPhysical::first_token,
-             &ToPhysical::step>();
+             &ToPhysical::rule>();
   using mb::RenormaliseProblem;
   check_echo<RenormaliseProblem, &RenormaliseProblem::chosen, &RenormaliseProblem::experts, &RenormaliseProblem::weights,
              &RenormaliseProblem::scaling_factor>();
