@@ -68,6 +68,9 @@ using Losses = std::vector<oracle::Loss>;
 inline Losses losses_of(const mb::NoBalancer&, int, int) {
   return {};
 }
+inline Losses losses_of(const mb::BalancedTokens&, int, int) {
+  return {};
+}
 inline Losses losses_of(const mb::LossFreeBias&, int, int) {
   return {};
 }
@@ -223,6 +226,27 @@ oracle::Problem problem_of(const Scoring& scoring, const Selection& selection, c
   return problem;
 }
 
+/// The problem as the load and the losses see it: tokens that are not balanced are not there. `ids` become those of the others.
+inline oracle::Problem balanced_part(oracle::Problem problem, const Inputs& inputs, std::vector<int>& ids) {
+  if (inputs.balanced.empty()) return problem;
+  if (problem.active.empty()) problem.active.assign(inputs.balanced.size(), 1);
+  for (std::size_t t = 0; t < inputs.balanced.size(); ++t) {
+    if (inputs.balanced[t] != 0) continue;
+    problem.active[t] = 0;
+    for (std::size_t k = 0; k < static_cast<std::size_t>(problem.k); ++k)
+      ids[t * static_cast<std::size_t>(problem.k) + k] = -1;
+  }
+  return problem;
+}
+
+/// A row of one gradient in the place of another's.
+inline void take_row(oracle::Gradient& to, const oracle::Gradient& from, std::size_t row, std::size_t columns) {
+  for (std::size_t i = row * columns; i < (row + 1) * columns; ++i) {
+    to.value[i] = from.value[i];
+    to.magnitude[i] = from.magnitude[i];
+  }
+}
+
 /// How near float32 (or, for float64 logits, double) results must come to the oracle. One float32 rounding is 6e-8 of a value.
 /// Scores pass through at most a few dozen of them (an exponential's argument of size 16 alone may cost 16), sums over 2048 experts in
 /// 32 lanes and a butterfly through about 70 in the worst case and far fewer on average. A gradient is a difference of terms; its
@@ -308,28 +332,37 @@ void check_outcome(const Outcome& outcome, const Scoring& scoring, const Selecti
   CHECK(outcome.padding_untouched);
   CHECK(outcome.bias == inputs.bias);
 
+  std::vector<int> balanced_ids = ids;
+  const oracle::Problem balanced = balanced_part(problem, inputs, balanced_ids);
+  const oracle::Evaluation of_balanced = oracle::evaluate(balanced, balanced_ids);
   oracle::Surroundings around;
   around.sequences = inputs.sequences;
   around.sequence_of_token = sequence_of_tokens(inputs);
   around.accumulated = inputs.load;
   around.accumulated.resize(evaluation.counts.size(), 0);  // what margins are counted in is for other checks
   for (std::size_t e = 0; inputs.accumulate && e < evaluation.counts.size(); ++e)
-    around.accumulated[e] += evaluation.counts[e];
+    around.accumulated[e] += of_balanced.counts[e];
   if (!inputs.load.empty()) {
     const auto counts_end = outcome.load.begin() + inputs.experts;
     CHECK(std::vector<std::int64_t>(outcome.load.begin(), counts_end) == around.accumulated);
   }
 
   if (!losses.empty()) {
-    const double want = oracle::total_loss(problem, ids, evaluation, losses, around);
-    const double allowed = closeness.loss * std::abs(want) + fixed_point_error(losses, problem, ids, around);
+    const double want = oracle::total_loss(balanced, balanced_ids, of_balanced, losses, around);
+    const double allowed = closeness.loss * std::abs(want) + fixed_point_error(losses, balanced, balanced_ids, around);
     CHECK_MESSAGE(std::abs(static_cast<double>(outcome.loss) - want) <= allowed,
                   "loss " << outcome.loss << ", expected " << want);
   }
   if (inputs.backward) {
     const double upstream = static_cast<double>(inputs.loss_scale) * static_cast<double>(inputs.grad_loss.value_or(1.0f));
-    const oracle::Gradient want = oracle::gradient_and_magnitude(
-        problem, ids, rounded_to(inputs.weights_type, inputs.grad_weights), losses, around, upstream);
+    const std::vector<double> grad_weights = rounded_to(inputs.weights_type, inputs.grad_weights);
+    oracle::Gradient want = oracle::gradient_and_magnitude(balanced, balanced_ids, grad_weights, losses, around, upstream);
+    if (!inputs.balanced.empty()) {
+      const oracle::Gradient of_weights = oracle::gradient_and_magnitude(problem, ids, grad_weights, {}, around, upstream);
+      for (std::size_t t = 0; t < inputs.balanced.size(); ++t) {
+        if (inputs.balanced[t] == 0) take_row(want, of_weights, t, static_cast<std::size_t>(inputs.experts));
+      }
+    }
     std::vector<double> allowed;
     for (std::size_t i = 0; i < want.value.size(); ++i) {
       allowed.push_back(closeness.gradient * want.magnitude[i] + half_ulp(inputs.grad_type) * std::abs(want.value[i]) +

@@ -26,6 +26,7 @@ struct Inputs {
   std::vector<float> bias;                   ///< [E]
   std::vector<std::int64_t> load;            ///< [E] or [(1 + bins) * E], what lies in the load before the call
   std::vector<std::uint8_t> active;          ///< [T]
+  std::vector<std::uint8_t> balanced;        ///< [T]
   std::vector<std::int32_t> replay_experts;  ///< [T, K]
   std::vector<std::uint8_t> replay_tokens;   ///< [T]
   std::vector<double> grad_weights;          ///< [T, K]
@@ -109,6 +110,7 @@ class Memory {
         bias_(engine, inputs.bias),
         load_(engine, inputs.load),
         active_(engine, inputs.active),
+        balanced_(engine, inputs.balanced),
         replay_experts_(engine, inputs.replay_experts),
         replay_tokens_(engine, inputs.replay_tokens),
         offsets_(engine, inputs.offsets),
@@ -140,6 +142,7 @@ class Memory {
     args.saved = saved();
     args.sequences = sequences();
     args.accumulate = inputs_.accumulate;
+    args.balanced = balanced_.data();
     return args;
   }
   mb::BackwardArgs backward_args() {
@@ -155,6 +158,7 @@ class Memory {
                                      inputs_.experts + inputs_.row_padding};
     args.saved = saved();
     args.active = active_.data();
+    args.balanced = balanced_.data();
     args.sequences = sequences();
     args.tokens_on_device = inputs_.tokens_on_device >= 0 ? tokens_on_device_.data() : nullptr;
     args.grad_loss = inputs_.grad_loss ? grad_loss_.data() : nullptr;
@@ -243,7 +247,7 @@ class Memory {
   Array<std::int64_t> counts_;
   Array<float> bias_;
   Array<std::int64_t> load_;
-  Array<std::uint8_t> active_;
+  Array<std::uint8_t> active_, balanced_;
   Array<std::int32_t> replay_experts_;
   Array<std::uint8_t> replay_tokens_;
   Array<std::int64_t> offsets_, tokens_on_device_;

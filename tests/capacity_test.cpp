@@ -17,6 +17,7 @@ TEST_CASE_TEMPLATE_INVOKE(capacity_overflow, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(capacity_selections, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(capacity_losses, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(capacity_route, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(capacity_backward_ids, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(capacity_router_overlap, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(capacity_pad, HostEngine);
 

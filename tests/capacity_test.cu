@@ -17,6 +17,7 @@ TEST_CASE_TEMPLATE_INVOKE(capacity_overflow, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(capacity_selections, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(capacity_losses, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(capacity_route, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(capacity_backward_ids, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(capacity_router_overlap, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(capacity_pad, CudaEngine);
 

@@ -17,6 +17,7 @@ TEST_CASE_TEMPLATE_INVOKE(capacity_overflow, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(capacity_selections, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(capacity_losses, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(capacity_route, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(capacity_backward_ids, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(capacity_router_overlap, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(capacity_pad, FiberEngine);
 

@@ -64,13 +64,13 @@ using Thresholds = decltype(Margins::thresholds);
 TEST_CASE("rule 8: the kernels' parameter structs reach the device as the host wrote them") {
   check_echo<Forward, &Forward::scoring, &Forward::top_k, &Forward::balancer, &Forward::logits, &Forward::experts, &Forward::weights,
              &Forward::bias, &Forward::active, &Forward::tokens_on_device, &Forward::replay, &Forward::segments,
-             &Forward::rows_hold_quads, &Forward::first_token, &Forward::largest_token_loss>();
+             &Forward::rows_hold_quads, &Forward::first_token, &Forward::largest_token_loss, &Forward::balanced>();
   check_echo<Backward, &Backward::scoring, &Backward::top_k, &Backward::balancer, &Backward::logits, &Backward::experts,
              &Backward::grad_weights, &Backward::grad_logits, &Backward::saved, &Backward::active, &Backward::tokens_on_device,
              &Backward::grad_loss, &Backward::loss_scale, &Backward::ranks, &Backward::segments, &Backward::logits_hold_quads,
-             &Backward::grad_holds_quads>();
+             &Backward::grad_holds_quads, &Backward::first_token, &Backward::balanced>();
   check_echo<Margins, &Margins::scoring, &Margins::top_k, &Margins::balancer, &Margins::logits, &Margins::experts, &Margins::bias,
-             &Margins::histogram, &Margins::rows_hold_quads, &Margins::active, &Margins::tokens_on_device, &Margins::thresholds>();
+             &Margins::histogram, &Margins::rows_hold_quads, &Margins::active, &Margins::tokens_on_device, &Margins::thresholds, &Margins::balanced>();
   check_echo<Loss, &Loss::balancer, &Loss::saved, &Loss::experts, &Loss::top_k, &Loss::ranks, &Loss::sums_counts, &Loss::sequences, &Loss::value,
              &Loss::part_values>();
   check_echo<Update, &Update::balancer, &Update::bias, &Update::load, &Update::top_k, &Update::ranks, &Update::failure_flag>();
@@ -208,7 +208,7 @@ TEST_CASE("rule 8: and the dispatch kernels' structs") {
   check_echo<RenormaliseProblem, &RenormaliseProblem::chosen, &RenormaliseProblem::experts, &RenormaliseProblem::weights,
              &RenormaliseProblem::scaling_factor>();
   using mb::MaskProblem;
-  check_echo<MaskProblem, &MaskProblem::experts, &MaskProblem::grad_weights, &MaskProblem::masked>();
+  check_echo<MaskProblem, &MaskProblem::experts, &MaskProblem::grad_weights, &MaskProblem::masked, &MaskProblem::expert_count>();
 }
 
 }  // namespace testing

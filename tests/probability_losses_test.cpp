@@ -12,6 +12,7 @@ TEST_CASE_TEMPLATE_INVOKE(probability_losses_many, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(probability_losses_alone, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(probability_losses_by_hand, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(probability_losses_faults, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(token_slope_overflow, HostEngine);
 
 TEST_CASE("losses of probabilities: the gradient, float64, against differences of the oracle's objective") {
   check_central_differences(mb::Softmax{}, mb::TopK<3>{}, mb::ImportanceLoss{.coefficient = 0.5f});

@@ -9,5 +9,6 @@ TEST_CASE_TEMPLATE_INVOKE(probability_losses_softmax, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(probability_losses_sigmoid, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(probability_losses_over_selected, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(probability_losses_faults, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(token_slope_overflow, CudaEngine);
 
 }  // namespace testing

@@ -38,6 +38,8 @@ struct ForwardArgs {
   bool accumulate = true;                          ///< add this call's counts to load; false in evaluation and recomputation
   MatrixView<std::int32_t> chosen{};    ///< [T, K] out, WithCapacity only: ids before dropping; experts has those after
   std::int64_t* kept_counts = nullptr;  ///< [E] out, optional, WithCapacity only: tokens per expert after dropping
+  const std::uint8_t* balanced =
+      nullptr;  ///< [T], optional, BalancedTokens only: 0 marks a token that is routed, not balanced
 };
 
 /// d(sum of weights * grad_weights + loss_scale * loss) / d(logits).
@@ -54,6 +56,7 @@ struct BackwardArgs {
   const float* grad_loss = nullptr;                ///< [1], optional: upstream gradient of the loss, where the call runs
   float loss_scale = 1.0f;                         ///< multiplies the loss's gradient, beside grad_loss
   MatrixView<const std::int32_t> chosen{};         ///< [T, K], WithCapacity: as forward wrote them
+  const std::uint8_t* balanced = nullptr;          ///< as given to forward
 };
 
 /// The value of the balancing loss of one forward call.

@@ -115,6 +115,15 @@ concept IdleBalancer = requires {
   typename B::is_idle;
 };
 
+/// marks_balanced_tokens: calls say which tokens are balanced (BalancedTokens); false where the policy does not say.
+template <class B>
+inline constexpr bool marks_balanced_tokens = false;
+template <class B>
+  requires requires {
+    B::marks_balanced_tokens;
+  }
+inline constexpr bool marks_balanced_tokens<B> = B::marks_balanced_tokens;
+
 /// What a Router takes as balancer: one or more of the parts above, a combination, or nothing at all.
 template <class B>
 concept BalancerPolicy = std::is_trivially_copyable_v<B> &&

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <moe_balance/balancer/aux_loss.hpp>
+#include <moe_balance/balancer/balanced_tokens.hpp>
 #include <moe_balance/balancer/combine.hpp>
 #include <moe_balance/balancer/communication_loss.hpp>
 #include <moe_balance/balancer/device_loss.hpp>

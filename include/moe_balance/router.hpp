@@ -142,7 +142,9 @@ struct Router {
                                                             sync.ranks(),
                                                             Segments{sequences_of<Balancer>(args), args.logits.rows},
                                                             rows_hold_quads(args.logits),
-                                                            rows_hold_quads(args.grad_logits)};
+                                                            rows_hold_quads(args.grad_logits),
+                                                            0,
+                                                            args.balanced};
     in_real_type<Place>(args.logits.type,
                         [&](auto real) { Engine<Place>::template backward<decltype(real)>(problem, place); });
   }
@@ -259,7 +261,8 @@ struct Router {
                                                            Segments{sequences_of<Balancer>(args), args.logits.rows},
                                                            rows_hold_quads(args.logits),
                                                            0,
-                                                           largest_token_loss(args.logits.rows)};
+                                                           largest_token_loss(args.logits.rows),
+                                                           args.balanced};
     clear_totals(problem, static_cast<std::int64_t*>(args.saved.data), totals, place);
     in_real_type<Place>(args.logits.type,
                         [&](auto real) { Engine<Place>::template forward<decltype(real)>(problem, totals, place); });
@@ -296,7 +299,8 @@ struct Router {
                                                           rows_hold_quads(args.logits),
                                                           args.active,
                                                           args.tokens_on_device,
-                                                          checks().thresholds_in(workspace, shape, on_host)};
+                                                          checks().thresholds_in(workspace, shape, on_host),
+                                                          args.balanced};
     in_real_type<Place>(args.logits.type,
                         [&](auto real) { Engine<Place>::template count_margins<decltype(real)>(problem, place); });
   }

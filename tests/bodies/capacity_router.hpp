@@ -306,6 +306,35 @@ TEST_CASE_TEMPLATE_DEFINE("capacity: route says what forward says, kept_counts a
   CHECK(held == std::count_if(routed.experts.begin(), routed.experts.end(), [](int id) { return id >= 0; }));
 }
 
+TEST_CASE_TEMPLATE_DEFINE("capacity: backward takes ids that no expert has for slots that were dropped", Engine,
+                          capacity_backward_ids) {
+  const Engine engine;
+  const Inputs inputs = normal_inputs(101, 20, 8, 2);
+  for (const bool renormalise : {false, true}) {
+    const mb::Router router{mb::Sigmoid{}, mb::WithCapacity<mb::TopK<2>>{.capacity_factor = 10, .renormalise = renormalise},
+                            mb::AuxLoss{.coefficient = 0.1f}};
+    const auto gradient_with = [&](std::int32_t id) {
+      Memory<Engine> memory = memory_for(engine, router, inputs);
+      typename Engine::template Array<std::int32_t> chosen(engine, std::vector<std::int32_t>(40));
+      mb::ForwardArgs forward = memory.forward_args();
+      forward.chosen = {chosen.data(), 20, 2};
+      router.forward(forward, memory.workspace(), engine.place());
+      std::vector<std::int32_t> ids = memory.outcome().experts;
+      for (std::size_t slot = 1; slot < ids.size(); slot += 3) ids[slot] = id;
+      typename Engine::template Array<std::int32_t> experts(engine, ids);
+      mb::BackwardArgs backward = memory.backward_args();
+      backward.experts = {experts.data(), 20, 2};
+      backward.chosen = forward.chosen;
+      router.backward(backward, memory.workspace(), engine.place());
+      return memory.outcome().grad_bytes;
+    };
+    const auto dropped = gradient_with(-1);
+    for (const std::int32_t id : {-2, 8, 1000, std::numeric_limits<std::int32_t>::max()})
+      CHECK(gradient_with(id) == dropped);
+    CHECK(gradient_with(0) != dropped);
+  }
+}
+
 TEST_CASE_TEMPLATE_DEFINE("capacity: a router refuses memory that kept_counts or the workspace shares", Engine,
                           capacity_router_overlap) {
   const Engine engine;
@@ -316,7 +345,7 @@ TEST_CASE_TEMPLATE_DEFINE("capacity: a router refuses memory that kept_counts or
   inputs.tokens_on_device = 20;
   inputs.grad_loss = 1.0f;
   const mb::Router router{mb::Softmax{}, mb::WithCapacity<mb::TopK<2>>{.capacity_factor = 0.5},
-                          mb::Combine{mb::AuxLoss{}, mb::LossFreeBias{}}};
+                          mb::Combine{mb::AuxLoss{}, mb::LossFreeBias{}, mb::BalancedTokens{}}};
   Memory<Engine> memory = memory_for(engine, router, inputs);
   typename Engine::template Array<std::int32_t> chosen(engine, std::vector<std::int32_t>(40));
   mb::ForwardArgs forward = memory.forward_args();
@@ -370,6 +399,7 @@ TEST_CASE_TEMPLATE_DEFINE("capacity: a router refuses memory that kept_counts or
   over_weights.status = reinterpret_cast<mb::Status*>(forward.weights.data);
   CHECK_THROWS_WITH_AS(router.forward(over_weights, memory.workspace(), engine.place()),
                        doctest::Contains("forward: weights is memory that status shares"), mb::InvalidArgument);
+  refuses_kept("balanced", [&](mb::ForwardArgs& args) { args.balanced = static_cast<std::uint8_t*>(shared) + 63; });
   refuses_kept("sequences.offsets", [&](mb::ForwardArgs& args) { args.sequences.offsets = kept.data(); });
 
   refuses_workspace("logits", forward, [](auto& args, void* data) { args.logits.data = data; });
@@ -384,6 +414,7 @@ TEST_CASE_TEMPLATE_DEFINE("capacity: a router refuses memory that kept_counts or
                     [](auto& args, void* data) { args.chosen = Ids(static_cast<std::int32_t*>(data), 20, 2); });
   refuses_workspace("grad_weights", backward, [](auto& args, void* data) { args.grad_weights.data = data; });
   refuses_workspace("grad_logits", backward, [](auto& args, void* data) { args.grad_logits.data = data; });
+  refuses_workspace("balanced", backward, [](auto& args, void* data) { args.balanced = static_cast<std::uint8_t*>(data); });
   refuses_workspace("grad_loss", backward, [](auto& args, void* data) { args.grad_loss = static_cast<float*>(data); });
   refuses_workspace("sequences.offsets", backward,
                     [](auto& args, void* data) { args.sequences.offsets = static_cast<std::int64_t*>(data); });

@@ -20,8 +20,8 @@ class FusedMemory {
  public:
   explicit FusedMemory(const std::string& moved = {}, const std::string& onto = {}) : moved_(moved), onto_(onto) {}
 
-  /// `has_capacity`: whether there are counts of what was chosen beside those of what is kept.
-  [[nodiscard]] mb::ForwardArgs routing(bool has_capacity = false) {
+  /// `has_capacity`: whether there are counts of what was chosen beside those of what is kept. `marks_tokens`: whether balanced tokens are marked.
+  [[nodiscard]] mb::ForwardArgs routing(bool has_capacity = false, bool marks_tokens = false) {
     mb::ForwardArgs args;
     if (has_capacity) args.counts = at<std::int64_t>("args.counts");
     args.logits = mb::MatrixView<const float>(at<float>("logits"), tokens, experts);
@@ -38,6 +38,7 @@ class FusedMemory {
     args.tokens_on_device = at<std::int64_t>("tokens_on_device");
     args.chosen = {at<std::int32_t>("chosen"), tokens, k};
     args.kept_counts = at<std::int64_t>("kept_counts");
+    if (marks_tokens) args.balanced = at<std::uint8_t>("balanced");
     return args;
   }
   [[nodiscard]] mb::PermutationArgs order() {
@@ -99,7 +100,8 @@ void refuses_shared_memory(const std::string& subject, const Router& router, std
       CAPTURE(written);
       CAPTURE(view);
       FusedMemory<Engine> memory(written, view);
-      const mb::ForwardArgs routing = memory.routing(mb::looks_across_tokens<decltype(router.top_k)>);
+      const mb::ForwardArgs routing =
+          memory.routing(mb::looks_across_tokens<decltype(router.top_k)>, Router::Traits::marks_tokens);
       const mb::PermutationArgs order = memory.order();
       const mb::Workspace workspace = memory.workspace(router);
       if (name == "status" && order.status == routing.status) continue;  // one for both is what callers have
@@ -159,8 +161,9 @@ TEST_CASE_TEMPLATE_DEFINE("forward_and_permute refuses memory that forward share
   };
   refuses(mb::Router{mb::Sigmoid{}, mb::TopK<4>{}, everything()},
           {"logits", "weights", "bias", "load", "saved", "active", "sequences.offsets", "status", "tokens_on_device"});
-  refuses(mb::Router{mb::Softmax{}, mb::Replay{mb::TopK<4>{}}, mb::FromPlainTopK{mb::GlobalBatchLoss{.coefficient = 0.5f}}},
-          {"replay.experts", "replay.tokens"});
+  refuses(mb::Router{mb::Softmax{}, mb::Replay{mb::TopK<4>{}},
+                     mb::Combine{mb::FromPlainTopK{mb::GlobalBatchLoss{.coefficient = 0.5f}}, mb::BalancedTokens{}}},
+          {"replay.experts", "replay.tokens", "balanced"});
   refuses(mb::Router{mb::Softmax{}, mb::WithCapacity<mb::TopK<4>>{.capacity_factor = 0.8}, mb::AuxLoss{.coefficient = 0.3f}},
           {"chosen", "args.counts", "kept_counts", "weights"});
 }

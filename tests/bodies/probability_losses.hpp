@@ -169,4 +169,22 @@ TEST_CASE_TEMPLATE_DEFINE("losses of probabilities: masked experts and tokens th
   agrees(Engine(), mb::Sigmoid{}, mb::TopK<3>{}, inputs, mb::Combine{losses, mb::LossFreeBias{}});
 }
 
+TEST_CASE_TEMPLATE_DEFINE("losses of a token: a slope that only the loss's factor makes infinite pulls nowhere", Engine,
+                          token_slope_overflow) {
+  Inputs inputs = rows_of_constant(20, 8, 0.0);
+  for (std::size_t i = 0; i < inputs.logits.size(); i += 8) inputs.logits[i] = 3e38;
+  inputs.loss_scale = 2000;  // 100 for each of 20 tokens
+  const auto gradient_of = [&](const auto& scoring, const auto& balancer) {
+    return train(Engine(), mb::Router{scoring, mb::TopK<1>{.renormalise = false}, balancer}, inputs).grad_logits;
+  };
+  const std::vector<double> zeros(inputs.logits.size(), 0.0);
+  CHECK(gradient_of(mb::Softmax{}, mb::ZLoss{.coefficient = 0.1f}) == zeros);
+  CHECK(gradient_of(mb::Sigmoid{}, mb::ZLoss{.coefficient = 0.1f}) == zeros);
+  CHECK(gradient_of(mb::Softmax{}, mb::ZLoss{.coefficient = 1e-3f}) != zeros);
+  for (std::size_t i = 0; i < inputs.logits.size(); i += 8) inputs.logits[i] = 1.0;
+  CHECK(gradient_of(mb::Softmax{}, mb::EntropyLoss{.coefficient = 3e38f}) == zeros);
+  CHECK(gradient_of(mb::Sigmoid{}, mb::EntropyLoss{.coefficient = 3e38f}) == zeros);
+  CHECK(gradient_of(mb::Softmax{}, mb::EntropyLoss{.coefficient = 3e36f}) != zeros);
+}
+
 }  // namespace testing

@@ -83,13 +83,14 @@ inline Inputs overlap_inputs() {
   inputs.tokens_on_device = 6;
   inputs.grad_loss = 1.0f;
   inputs.active.assign(6, 1);
+  inputs.balanced.assign(6, 1);
   inputs.replay_experts = replayed_ids(96, 6, 16, 4);
   inputs.replay_tokens.assign(6, 1);
   return inputs;
 }
 
 inline auto overlap_router() {
-  return mb::Router{mb::Sigmoid{}, mb::Replay{mb::TopK<4>{}}, everything()};
+  return mb::Router{mb::Sigmoid{}, mb::Replay{mb::TopK<4>{}}, mb::Combine{everything(), mb::BalancedTokens{}}};
 }
 
 template <class Engine, class Call, class Args>
@@ -108,7 +109,7 @@ TEST_CASE_TEMPLATE_DEFINE("contract 14: forward, backward and loss refuse output
       std::vector{writes("experts", &Forward::experts), writes("weights", &Forward::weights),
                   writes("counts", &Forward::counts), argument_of("load", true, &Forward::load, &mb::LoadRef::counts),
                   writes("saved", &Forward::saved), writes("status", &Forward::status), reads("logits", &Forward::logits),
-                  reads("bias", &Forward::bias), reads("active", &Forward::active),
+                  reads("bias", &Forward::bias), reads("active", &Forward::active), reads("balanced", &Forward::balanced),
                   argument_of("replay.tokens", false, &Forward::replay, &mb::ReplayRef::tokens),
                   reads("tokens_on_device", &Forward::tokens_on_device)});
   using Backward = mb::BackwardArgs;
@@ -116,8 +117,8 @@ TEST_CASE_TEMPLATE_DEFINE("contract 14: forward, backward and loss refuse output
       "backward", BackwardCall{},
       std::vector{writes("grad_logits", &Backward::grad_logits), reads("experts", &Backward::experts),
                   reads("grad_weights", &Backward::grad_weights), reads("saved", &Backward::saved),
-                  reads("active", &Backward::active), reads("tokens_on_device", &Backward::tokens_on_device),
-                  reads("grad_loss", &Backward::grad_loss)});
+                  reads("active", &Backward::active), reads("balanced", &Backward::balanced),
+                  reads("tokens_on_device", &Backward::tokens_on_device), reads("grad_loss", &Backward::grad_loss)});
   using Loss = mb::LossArgs;
   refuses_router_overlaps<Engine>(
       "loss", LossCall{},

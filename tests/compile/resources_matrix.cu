@@ -32,8 +32,10 @@ using BiasAndArrivals = mb::Combine<mb::LossFreeBias, mb::CommunicationLoss<mb::
 using EveryPart =
     mb::Combine<mb::WithZeroComputation<mb::DeviceLoss<mb::AuxLoss>>, mb::SequenceLoss, mb::GlobalBatchLoss, mb::ZLoss, mb::LossFreeBias>;
 using Probabilities = mb::Combine<mb::DeviceLoss<mb::ImportanceLoss>, mb::MutualInformationLoss, mb::SequenceLoss, mb::GlobalBatchLoss, mb::ZLoss, mb::LossFreeBias>;
-using EveryPartPlain =
-    mb::Combine<mb::FromPlainTopK<mb::AuxLoss>, mb::FromPlainTopK<mb::SequenceLoss>, mb::CommunicationLoss<mb::SequenceLoss>, mb::ZLoss, mb::LossFreeBias>;
+using EveryPartPlain = mb::Combine<mb::FromPlainTopK<mb::AuxLoss>, mb::FromPlainTopK<mb::SequenceLoss>, mb::CommunicationLoss<mb::SequenceLoss>, mb::ZLoss,
+                                   mb::LossFreeBias, mb::BalancedTokens>;
+using Marked = mb::Combine<mb::LossFreeBias, mb::SequenceLoss, mb::BalancedTokens>;
+using MarkedLossAndZ = mb::Combine<mb::AuxLoss, mb::ZLoss, mb::BalancedTokens>;
 
 /// Taking a kernel's address is what has it compiled.
 template <int Tier, bool Usual, class Problem>
@@ -99,8 +101,8 @@ bool all_kernels_exist() {
   const bool any_call = kernels_for_any_call<Forward<TopK, EveryPart>, Forward<mb::Replay<Groups>, EveryPartPlain>,
                                              Backward<EveryPart>>();
   const bool usual_forward = kernels_for_usual_calls<Forward<TopK, mb::NoBalancer>, Forward<TopK, BiasAndLoss>,
-                                                     Forward<Groups, BiasAndLoss>, Forward<mb::Replay<Groups>, EveryPart>>();
-  const bool usual_backward = kernels_for_usual_calls<Backward<mb::NoBalancer>, Backward<BiasAndLoss>, Backward<EveryPart>>();
+                                                     Forward<Groups, BiasAndLoss>, Forward<mb::Replay<Groups>, EveryPart>, Forward<TopK, Marked>>();
+  const bool usual_backward = kernels_for_usual_calls<Backward<mb::NoBalancer>, Backward<BiasAndLoss>, Backward<EveryPart>, Backward<Marked>>();
   bool others = true;
   if constexpr (every_kind) {
     others = kernels_for_any_call<Forward<TopK, mb::NoBalancer>, Backward<mb::NoBalancer>, Forward<mb::TopP<8>, Probabilities>,
@@ -108,6 +110,7 @@ bool all_kernels_exist() {
              kernels_for_usual_calls<Forward<mb::Threshold<8>, BiasAndLoss>, Forward<TopK, FirstChoices>>() &&
              kernels_for_usual_calls<Forward<TopK, mb::AuxLoss>, Forward<TopK, LossAndZ>, Forward<TopK, BiasAndPlainLoss>,
                                      Forward<TopK, BiasAndArrivals>, Forward<Groups, BiasAndArrivals>, Forward<TopK, EveryPart>, Forward<Groups, mb::LossFreeBias>>() &&
+             kernels_for_any_call<Backward<EveryPartPlain>>() && kernels_for_usual_calls<Forward<Groups, Marked>, Forward<TopK, MarkedLossAndZ>, Backward<MarkedLossAndZ>>() &&
              kernels_for_usual_calls<Backward<BiasAndArrivals>, Backward<mb::ZLoss>, Backward<mb::GlobalBatchLoss>, Backward<LossAndZ>>();
   }
   const bool update = updates_exist<mb::LossFreeBias, mb::ProportionalBias, mb::SmebuBias, mb::PidBias, mb::QuantileBias,

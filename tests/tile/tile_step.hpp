@@ -71,6 +71,7 @@ template <class Balancer>
 struct ArraySums {
   using Traits = mb::BalancerTraits<Balancer>;
   std::int64_t counts[step_capacity] = {};
+  std::int64_t load_counts[step_capacity] = {};
   std::int64_t loss_counts[step_capacity] = {};
   std::int64_t arrivals[step_capacity] = {};
   std::int64_t probabilities[step_capacity] = {};
@@ -79,9 +80,13 @@ struct ArraySums {
   void flush(const mb::Totals& totals, std::int64_t segment, int experts) const {
     const auto add = [](std::int64_t* to, std::int64_t value) { *to += value; };
     for (int e = 0; e < experts; ++e) {
-      const std::int64_t loss_count = Traits::plain_losses > 0 ? loss_counts[e] : counts[e];
-      mb::add_expert_totals<Balancer>(totals, segment, experts, e, {counts[e], loss_count, arrivals[e], probabilities[e]},
-                                      add);
+      const std::int64_t load_count = Traits::marks_tokens ? load_counts[e] : counts[e];
+      const mb::ExpertSums of_expert{.count = counts[e],
+                                     .load_count = load_count,
+                                     .loss_count = Traits::plain_losses > 0 ? loss_counts[e] : load_count,
+                                     .arrivals = arrivals[e],
+                                     .probability = probabilities[e]};
+      mb::add_expert_totals<Balancer>(totals, segment, experts, e, of_expert, add);
     }
     mb::add_token_totals<Balancer>(totals, segment, tokens, add);
   }
@@ -94,10 +99,12 @@ struct ArraySink {
   const LayoutT& layout;
 
   void token() { sums.tokens.tokens += layout.lane == 0 ? 1 : 0; }
+  void token_with_losses() {}
   void non_finite_token() { sums.tokens.non_finite_tokens += layout.lane == 0 ? 1 : 0; }
   void invalid_expert() { ++sums.tokens.invalid_experts; }
   void token_loss(int index, std::int64_t fixed) { sums.tokens.token_losses[index] += fixed; }
   void count(std::int32_t expert) { ++sums.counts[expert]; }
+  void load_count(std::int32_t expert) { ++sums.load_counts[expert]; }
   void loss_count(std::int32_t expert) { ++sums.loss_counts[expert]; }
   void arrival(std::int32_t expert) { ++sums.arrivals[expert]; }
   void probability(int slot, std::int64_t fixed) {

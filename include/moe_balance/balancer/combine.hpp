@@ -56,8 +56,13 @@ MOEB_INLINE constexpr void for_each_part(const Balancer& balancer, Function&& f)
   }
 }
 
-/// A token loss and its derivative; a balancer written for float only serves double too, at float's precision. A slope that overflows
-/// pulls nowhere.
+/// A slope that overflows pulls nowhere.
+template <class Real>
+[[nodiscard]] MOEB_INLINE Real finite_slope(Real slope) {
+  return choose(is_finite(slope), slope, Real(0));
+}
+
+/// A token loss and its derivative; a balancer written for float only serves double too, at float's precision.
 template <class Part, class Real>
 [[nodiscard]] MOEB_INLINE Real token_loss_of(const Part& part, Real log_sum_exp) {
   if constexpr (requires {
@@ -77,7 +82,7 @@ template <class Part, class Real>
     slope = part.token_slope(log_sum_exp);
   else
     slope = static_cast<Real>(part.token_slope(static_cast<float>(log_sum_exp)));
-  return is_finite(slope) ? slope : Real(0);
+  return finite_slope(slope);
 }
 
 /// The same of an entropy loss.
@@ -100,7 +105,7 @@ template <class Part, class Real>
     slope = part.entropy_slope(entropy);
   else
     slope = static_cast<Real>(part.entropy_slope(static_cast<float>(entropy)));
-  return is_finite(slope) ? slope : Real(0);
+  return finite_slope(slope);
 }
 
 /// Checks the bins that an elementary balancer's rule counts margins in, if it does: memory is written by them. Errors: InvalidArgument.
@@ -176,6 +181,7 @@ struct BalancerTraits {
   static constexpr int plain_choices = plain_losses == 1 ? moe_balance::plain_choices<Balancer> : 0;
   static constexpr bool plain_choices_agree = true;
   static constexpr int arrival_losses = losses == 1 && counts_arrivals<Balancer> ? 1 : 0;
+  static constexpr bool marks_tokens = marks_balanced_tokens<Balancer>;
 };
 template <class First>
 struct BalancerTraits<Combine<First>> : BalancerTraits<First> {};
@@ -200,6 +206,7 @@ struct BalancerTraits<Combine<First, Rest...>> {
       A::plain_choices_agree && B::plain_choices_agree &&
       (A::plain_losses == 0 || B::plain_losses == 0 || A::plain_choices == B::plain_choices);
   static constexpr int arrival_losses = A::arrival_losses + B::arrival_losses;
+  static constexpr bool marks_tokens = A::marks_tokens || B::marks_tokens;
 };
 
 /// How many experts of a plain top-k the losses of a router of K count.

@@ -4,7 +4,8 @@
 // independent of the bias that it is combined with; the default, the actual routing, is what Switch Transformer, DeepSeek-V2 and others define.
 // FromPlainTopK<Loss, 1> counts each token's best expert only: f of GShard (Lepikhin et al. 2020, arXiv 2006.16668, algorithm 1) and of DeepSpeed's top-2
 // gates.
-// All losses of a router count the same way. With a GlobalBatchLoss, `load` holds these counts, so that no bias can share it.
+// All losses of a router count the same way. With a GlobalBatchLoss that reads the step, `load` holds these counts, so that no bias can share it (one of
+// GlobalBatchWindow::micro_batch does not read it, and it has the routing's).
 #pragma once
 
 #include <moe_balance/balancer/combine.hpp>

@@ -199,13 +199,14 @@ struct WithCapacity {
     const MemoryRegion scratch("workspace", workspace.data, static_cast<std::int64_t>(workspace.bytes), true);
     check.apart({region("chosen", args.chosen), region("experts", args.experts), region("weights", args.weights),
                  kept_counts, scratch, region(args.status)});
-    check.apart({kept_counts, scratch, region("logits", args.logits),
-                 MemoryRegion("counts", args.counts, experts * 8, false),
-                 MemoryRegion("bias", args.bias.data, experts * 4, false), MemoryRegion(bytes_of(args.load), false),
-                 MemoryRegion("saved", args.saved.data, static_cast<std::int64_t>(args.saved.bytes), false),
-                 MemoryRegion("active", args.active, args.logits.rows, false), region("replay.experts", args.replay.experts),
-                 MemoryRegion("replay.tokens", args.replay.tokens, args.logits.rows, false),
-                 MemoryRegion("tokens_on_device", args.tokens_on_device, 8, false), offsets_of(args.sequences)});
+    check.apart(
+        {kept_counts, scratch, region("logits", args.logits), MemoryRegion("counts", args.counts, experts * 8, false),
+         MemoryRegion("bias", args.bias.data, experts * 4, false), MemoryRegion(bytes_of(args.load), false),
+         MemoryRegion("saved", args.saved.data, static_cast<std::int64_t>(args.saved.bytes), false),
+         MemoryRegion("active", args.active, args.logits.rows, false),
+         MemoryRegion("balanced", args.balanced, args.logits.rows, false), region("replay.experts", args.replay.experts),
+         MemoryRegion("replay.tokens", args.replay.tokens, args.logits.rows, false),
+         MemoryRegion("tokens_on_device", args.tokens_on_device, 8, false), offsets_of(args.sequences)});
   }
 
   /// Before the backward kernel: the workspace must lie apart from all that it reads and writes.
@@ -220,7 +221,7 @@ struct WithCapacity {
          region("logits", args.logits), region("experts", args.experts), region("chosen", args.chosen),
          region("grad_weights", args.grad_weights), read(region("grad_logits", args.grad_logits)),
          MemoryRegion("saved", args.saved.data, static_cast<std::int64_t>(args.saved.bytes), false),
-         MemoryRegion("active", args.active, tokens, false),
+         MemoryRegion("active", args.active, tokens, false), MemoryRegion("balanced", args.balanced, tokens, false),
          MemoryRegion("tokens_on_device", args.tokens_on_device, 8, false),
          MemoryRegion("grad_loss", args.grad_loss, 4, false), offsets_of(args.sequences)});
   }
@@ -281,7 +282,7 @@ struct WithCapacity {
     }
     if (args.grad_weights.data != nullptr) {
       const AnyMatrix masked(workspace.data, args.grad_weights.type, args.grad_weights.rows, k, k);
-      const MaskProblem problem{args.experts, args.grad_weights, masked};
+      const MaskProblem problem{args.experts, args.grad_weights, masked, args.logits.columns};
       const LaunchSize size = DispatchEngine<Place>::for_items(args.experts.rows * k, place);
       detail::in_real_type_of<Place>(masked.type, [&](auto real) {
         DispatchEngine<Place>::launch("backward", size, MaskDropped<decltype(real)>{}, problem, place);

@@ -215,11 +215,12 @@ struct RenormaliseKept {
   }
 };
 
-/// masked[t, k] = grad_weights[t, k], 0 for slots that hold no expert.
+/// masked[t, k] = grad_weights[t, k], 0 for slots that hold none of the experts.
 struct MaskProblem {
   MatrixView<const std::int32_t> experts;
   ConstAnyMatrix grad_weights;
   AnyMatrix masked;
+  std::int64_t expert_count;
 };
 
 template <class Real>
@@ -231,7 +232,8 @@ struct MaskDropped {
     const std::int64_t k = problem.experts.columns;
     for_each_item_of_thread(block, problem.experts.rows * k, [&](std::int64_t slot) MOEB_LAMBDA {
       const std::int64_t token = slot / k;
-      const bool kept = problem.experts.data[token * problem.experts.stride + slot % k] >= 0;
+      const std::int32_t expert = problem.experts.data[token * problem.experts.stride + slot % k];
+      const bool kept = expert >= 0 && expert < problem.expert_count;
       store_element(problem.masked, token, slot % k,
                     kept ? load_element<Real>(problem.grad_weights, token, slot % k) : Real(0));
     });

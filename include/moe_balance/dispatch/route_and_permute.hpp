@@ -115,7 +115,8 @@ void check_apart_from_routing(const DispatchValidator& check, const Args& args, 
   }
   if constexpr (requires { args.load; }) {
     apart({MemoryRegion(bytes_of(args.load), true),
-           MemoryRegion("saved", args.saved.data, static_cast<std::int64_t>(args.saved.bytes), true)});
+           MemoryRegion("saved", args.saved.data, static_cast<std::int64_t>(args.saved.bytes), true),
+           MemoryRegion("balanced", args.balanced, tokens, false)});
     if constexpr (RouterT::Traits::reads_sequences) {
       check.sequences(args.sequences, tokens, false);
       apart({MemoryRegion("sequences.offsets", args.sequences.offsets, (args.sequences.count + 1) * 8, false)});

@@ -57,6 +57,7 @@ struct ForwardPass {
     MOEB_NO_UNROLL
     for (int e = block.thread(); e < Config::max_experts; e += block.threads()) {
       shared.counts()[e] = 0;
+      if constexpr (Shared::Traits::marks_tokens) shared.load_counts()[e] = 0;
       shared.loss_counts()[e] = 0;
       if constexpr (Shared::counts_arrivals) shared.arrivals()[e] = 0;
       if constexpr (Sums::adds_to_row) {
@@ -69,7 +70,7 @@ struct ForwardPass {
   }
 
   [[nodiscard]] MOEB_HOST_DEVICE Sink sink() {
-    return {block, shared.counts(), shared.loss_counts(), shared.arrivals(), sums};
+    return {block, shared.counts(), shared.load_counts(), shared.loss_counts(), shared.arrivals(), sums};
   }
 
   /// No barrier at the end: the next segment starts by clearing, and each thread clears what it alone has just read.
@@ -88,8 +89,10 @@ struct ForwardPass {
     const auto add = [&](std::int64_t* to, std::int64_t value) { block.add_global(to, value); };
     MOEB_NO_UNROLL
     for (int e = block.thread(); e < experts; e += block.threads()) {
-      ExpertSums sums_of_expert{shared.counts()[e], shared.loss_counts()[e], 0,
-                                sum_of_rows(e, 0, 1, groups > 1 ? groups : rows())};
+      ExpertSums sums_of_expert{.count = shared.counts()[e],
+                                .load_count = shared.load_counts()[e],
+                                .loss_count = shared.loss_counts()[e],
+                                .probability = sum_of_rows(e, 0, 1, groups > 1 ? groups : rows())};
       if constexpr (Shared::counts_arrivals) sums_of_expert.arrivals = shared.arrivals()[e];
       if (row.counts != nullptr) set_expert_row<Balancer>(row, experts, e, sums_of_expert);
       add_expert_totals<Balancer>(totals, segment, experts, e, sums_of_expert, add);

@@ -95,19 +95,20 @@ struct alignas(16) BlockTokens {
   }
 };
 
-/// Shared memory of the forward kernel, in this order: the token totals, counts, the losses' own counts where they differ, arrivals where a loss counts those, the
-/// bias, and a row of probability sums for each tile.
+/// Shared memory of the forward kernel, in this order: the token totals, counts, the load's and the losses' own counts where they differ, arrivals where a loss
+/// counts those, the bias, and a row of probability sums for each tile.
 template <class Balancer, int MaxExperts>
 struct ForwardShared {
   using Traits = BalancerTraits<Balancer>;
   using Tokens = BlockTokens<Traits::token_losses>;
   static constexpr bool has_probabilities = Traits::losses > 0;
   static constexpr std::size_t counts_at = sizeof(Tokens);
-  static constexpr bool counts_apart = Traits::plain_losses > 0;
-  static constexpr std::size_t loss_counts_at = counts_apart ? counts_at + MaxExperts * sizeof(std::int32_t) : counts_at;
+  static constexpr std::size_t row_of_counts = MaxExperts * sizeof(std::int32_t);
+  static constexpr std::size_t load_counts_at = counts_at + (Traits::marks_tokens ? row_of_counts : 0);
+  static constexpr std::size_t loss_counts_at = load_counts_at + (Traits::plain_losses > 0 ? row_of_counts : 0);
   static constexpr bool counts_arrivals = Traits::arrival_losses > 0;
-  static constexpr std::size_t arrivals_at = loss_counts_at + MaxExperts * sizeof(std::int32_t);
-  static constexpr std::size_t bias_at = arrivals_at + (counts_arrivals ? MaxExperts * sizeof(std::int32_t) : 0);
+  static constexpr std::size_t arrivals_at = loss_counts_at + row_of_counts;
+  static constexpr std::size_t bias_at = arrivals_at + (counts_arrivals ? row_of_counts : 0);
   static constexpr std::size_t rows_at = bias_at + MaxExperts * sizeof(float);
   static constexpr std::size_t row_bytes = has_probabilities ? MaxExperts * sizeof(std::int64_t) : 0;
   static_assert(rows_at % alignof(std::int64_t) == 0);
@@ -122,7 +123,11 @@ struct ForwardShared {
   std::byte* memory;
   [[nodiscard]] MOEB_HOST_DEVICE Tokens* tokens() const { return reinterpret_cast<Tokens*>(memory); }
   [[nodiscard]] MOEB_HOST_DEVICE std::int32_t* counts() const { return reinterpret_cast<std::int32_t*>(memory + counts_at); }
-  /// The same as counts() unless losses count apart.
+  /// The same as counts() unless calls mark balanced tokens.
+  [[nodiscard]] MOEB_HOST_DEVICE std::int32_t* load_counts() const {
+    return reinterpret_cast<std::int32_t*>(memory + load_counts_at);
+  }
+  /// The same as load_counts() unless losses count apart.
   [[nodiscard]] MOEB_HOST_DEVICE std::int32_t* loss_counts() const {
     return reinterpret_cast<std::int32_t*>(memory + loss_counts_at);
   }
@@ -153,6 +158,7 @@ struct KernelSink {
   using Traits = BalancerTraits<Balancer>;
   const BlockT& block;
   std::int32_t* counts;
+  std::int32_t* load_counts;
   std::int32_t* loss_counts;
   std::int32_t* arrivals;
   SumsT& sums;
@@ -162,6 +168,7 @@ struct KernelSink {
   std::int32_t invalid_of_lane = 0;
 
   MOEB_HOST_DEVICE void token() { ++tokens_of_tile; }
+  MOEB_HOST_DEVICE void token_with_losses() {}
   MOEB_HOST_DEVICE void non_finite_token() { ++non_finite_of_tile; }
   MOEB_HOST_DEVICE void invalid_expert() { ++invalid_of_lane; }
   /// This lane's part of all totals.
@@ -173,6 +180,7 @@ struct KernelSink {
     return part;
   }
   MOEB_HOST_DEVICE void count(std::int32_t expert) { block.add_shared(counts + expert, 1); }
+  MOEB_HOST_DEVICE void load_count(std::int32_t expert) { block.add_shared(load_counts + expert, 1); }
   MOEB_HOST_DEVICE void loss_count(std::int32_t expert) { block.add_shared(loss_counts + expert, 1); }
   MOEB_HOST_DEVICE void arrival(std::int32_t expert) { block.add_shared(arrivals + expert, 1); }
   MOEB_HOST_DEVICE void probability(int slot, std::int64_t fixed) { sums.probability(slot, fixed); }

@@ -40,9 +40,11 @@ struct HostSink {
   Row layout;
   Slots<std::int64_t, Row> counts;
   Slots<std::int64_t, Row> probabilities;
-  Slots<std::uint32_t, Row> unit_high;  ///< with unit_low, the sum of UnitBits of the last `units` tokens that were finite
+  Slots<std::uint32_t, Row> unit_high;  ///< with unit_low, the sum of UnitBits of the last `units` tokens that had losses
   Slots<std::uint32_t, Row> unit_low;
   int units = 0;
+  static constexpr bool marks_tokens = Traits::marks_tokens;
+  std::int64_t load_counts[marks_tokens ? max_experts : 1];
   static constexpr bool counts_apart = Traits::plain_losses > 0;
   std::int64_t loss_counts[counts_apart ? max_experts : 1];
   static constexpr bool counts_arrivals = Traits::arrival_losses > 0;
@@ -57,8 +59,9 @@ struct HostSink {
       if (units + count > most_unit_sums) carry();
     }
   }
-  MOEB_INLINE void token() {
-    ++tokens.tokens;
+  MOEB_INLINE void token() { ++tokens.tokens; }
+  /// Before its probabilities come by unit_probability.
+  MOEB_INLINE void token_with_losses() {
     if constexpr (SumsUnits) ++units;
   }
   /// Tokens whose probabilities come by `probability`.
@@ -85,12 +88,10 @@ struct HostSink {
       unit_low[slot] = 0;
     });
   }
-  MOEB_INLINE void non_finite_token() {
-    ++tokens.non_finite_tokens;
-    if constexpr (SumsUnits) --units;  // token() has counted it
-  }
+  MOEB_INLINE void non_finite_token() { ++tokens.non_finite_tokens; }
   MOEB_INLINE void invalid_expert() { ++tokens.invalid_experts; }
   MOEB_INLINE void count(std::int32_t expert) { ++counts[expert]; }
+  MOEB_INLINE void load_count(std::int32_t expert) { ++load_counts[expert]; }
   MOEB_INLINE void loss_count(std::int32_t expert) { ++loss_counts[expert]; }
   MOEB_INLINE void arrival(std::int32_t expert) { ++arrivals[expert]; }
   /// `count` arrivals, 0 where there is no expert, whatever it is.
@@ -101,6 +102,7 @@ struct HostSink {
   MOEB_INLINE void clear() {
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA { counts[slot] = 0; });
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA { probabilities[slot] = 0; });
+    for (int e = 0; e < (marks_tokens ? layout.experts : 0); ++e) load_counts[e] = 0;
     for (int e = 0; e < (counts_apart ? layout.experts : 0); ++e) loss_counts[e] = 0;
     for (int e = 0; e < (counts_arrivals ? layout.experts : 0); ++e) arrivals[e] = 0;
     units = 0;
@@ -111,7 +113,8 @@ struct HostSink {
   MOEB_INLINE void flush(const Totals& totals, std::int64_t segment, int experts) {
     if constexpr (SumsUnits) carry();
     for (int e = 0; e < experts; ++e) {
-      ExpertSums sums{counts[e], counts[e], 0, probabilities[e]};
+      ExpertSums sums{.count = counts[e], .load_count = counts[e], .loss_count = counts[e], .probability = probabilities[e]};
+      if constexpr (marks_tokens) sums.load_count = sums.loss_count = load_counts[e];
       if constexpr (counts_apart) sums.loss_count = loss_counts[e];
       if constexpr (counts_arrivals) sums.arrivals = arrivals[e];
       add_expert_totals<Balancer>(totals, segment, experts, e, sums, AtomicAdd{});

@@ -90,6 +90,7 @@ struct RouterChecks {
       check.left_out("chosen", args.chosen.data, "WithCapacity");
       check.left_out("kept_counts", args.kept_counts, "WithCapacity");
     }
+    check_balanced(check, args.balanced);
     if constexpr (Traits::reads_sequences) check.sequences(args.sequences, tokens, on_host);
     if constexpr (looks_across_tokens<TopKT>) top_k.check_memory(call, args, workspace);
     const Shape shape{tokens, static_cast<int>(experts), sequences_of<Balancer>(args).count};
@@ -127,6 +128,7 @@ struct RouterChecks {
     check.optional_pointer("grad_loss", args.grad_loss, alignof(float));
     check.finite("loss_scale", args.loss_scale);
     check_options("backward", balancer, static_cast<int>(experts), k);
+    check_balanced(check, args.balanced);
     if constexpr (Traits::reads_sequences) check.sequences(args.sequences, tokens, on_host);
     if constexpr (looks_across_tokens<TopKT>) top_k.check_memory("backward", args, workspace);
     const Shape shape{tokens, static_cast<int>(experts), sequences_of<Balancer>(args).count};
@@ -161,6 +163,11 @@ struct RouterChecks {
   }
 
  private:
+  /// A balancer that does not mark tokens would balance all of them.
+  void check_balanced(const Validator& check, const std::uint8_t* balanced) const {
+    MOEB_EXPECTS(Traits::marks_tokens || balanced == nullptr, check.call, "balanced", "given",
+                 "null, unless BalancedTokens is a part of the balancer");
+  }
   /// What is known to be for another shape would be read at other places than it was written to.
   void check_saved(const Validator& check, const SavedRef& saved, const Shape& shape) const {
     if (saved.experts != 0) check.range("saved.experts", saved.experts, shape.experts, shape.experts, "the call's experts");

@@ -278,7 +278,7 @@ struct Validator {
          bytes_of(args.load), ByteRows("saved", args.saved.data, static_cast<std::int64_t>(saved_bytes)),
          ByteRows("status", args.status, sizeof(Status)), bytes_of("chosen", chosen), workspace},
         {bytes_of("logits", args.logits), bytes_of(args.bias), ByteRows("active", args.active, tokens),
-         rewrites_ids ? ByteRows() : bytes_of("replay.experts", replay.experts),
+         ByteRows("balanced", args.balanced, tokens), rewrites_ids ? ByteRows() : bytes_of("replay.experts", replay.experts),
          ByteRows("replay.tokens", replay.tokens, tokens),
          ByteRows("tokens_on_device", args.tokens_on_device, sizeof(std::int64_t)), bytes_of(sequences)});
   }
@@ -292,7 +292,7 @@ struct Validator {
           {is_in_place ? ByteRows() : bytes_of("logits", args.logits), bytes_of("experts", args.experts),
            bytes_of("chosen", chosen), bytes_of("grad_weights", args.grad_weights),
            ByteRows("saved", args.saved.data, static_cast<std::int64_t>(saved_bytes)),
-           ByteRows("active", args.active, args.logits.rows),
+           ByteRows("active", args.active, args.logits.rows), ByteRows("balanced", args.balanced, args.logits.rows),
            ByteRows("tokens_on_device", args.tokens_on_device, sizeof(std::int64_t)),
            ByteRows("grad_loss", args.grad_loss, sizeof(float)), bytes_of(sequences)});
   }
@@ -305,7 +305,7 @@ struct Validator {
   }
 
  private:
-  static constexpr int most_arguments = 16;  ///< that a call reads or writes
+  static constexpr int most_arguments = 17;  ///< that a call reads or writes
 
   [[gnu::noinline, gnu::cold]] void apart(const ByteRows& a, const ByteRows& b) const {
     if (a.shares_with(b))

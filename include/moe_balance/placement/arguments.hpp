@@ -28,7 +28,7 @@ struct Placement {
   std::vector<std::int32_t> replica_count;        ///< [E]
   std::vector<std::int32_t> logical_to_physical;  ///< [E, most_replicas]: ascending, then -1
   int most_replicas = 1;                          ///< of any expert
-  int moves = 0;       ///< places with an expert that their rank did not hold before; 0 without previous
+  int moves = 0;       ///< places with an expert that their rank did not hold before, or not in as many places; 0 without previous
   double busiest = 0;  ///< expected count of the busiest rank, replicas sharing evenly
 };
 

@@ -85,7 +85,7 @@ template <class Real, class Problem>
       slope = add(slope, token_slope_of(part, log_sum_exp));
     }
   });
-  return mul(slope, slopes.token_factor);
+  return finite_slope(mul(slope, slopes.token_factor));
 }
 
 /// A token's entropy, and what multiplies its gradient.
@@ -101,7 +101,7 @@ struct EntropySlope {
       if constexpr (EntropyLossBalancer<std::remove_cvref_t<decltype(part)>>)
         slope = add(slope, entropy_slope_of(part, value));
     });
-    slope = mul(slope, slopes.token_factor);
+    slope = finite_slope(mul(slope, slopes.token_factor));
   }
 };
 /// Of a row that is read again later, before its scores are found: a lane still has slots for the sum's terms.
@@ -276,7 +276,7 @@ template <class Real, class Problem, class TileT, class LayoutT>
   if constexpr (touches_only_chosen<decltype(problem.scoring), decltype(problem.balancer)>)
     return chosen_gradient(problem, tile, layout, scatter, state, grad);
   else
-    return token_gradient(problem, tile, layout, token, slopes, scatter, state, grad);
+    return token_gradient(problem, tile, layout, token, slopes_of_token(problem, token, slopes), scatter, state, grad);
 }
 
 /// The gradient of the first token, if it has one, of which all was read ahead. `plain`: see are_plain_rows.

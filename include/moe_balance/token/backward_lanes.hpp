@@ -44,10 +44,23 @@ class BackwardLanes {
   };
   std::conditional_t<only_chosen, Nothing, Scores> scores_;
   ChosenSideBySide<is_over_selected<Scoring>, k_count> chosen_;
-  alignas(64) NumbersSideBySide logit_[k_count];  ///< of the chosen
+  std::int32_t balanced_[Traits::marks_tokens ? lane_count : 1];  ///< 1 for tokens that the losses see
+  alignas(64) NumbersSideBySide logit_[k_count];                  ///< of the chosen
   alignas(64) NumbersSideBySide grad_chosen_[k_count];
   alignas(64) NumbersSideBySide grad_[only_chosen ? 1 : Scores::capacity];
   alignas(64) std::byte zeros_[only_chosen ? LayoutT::capacity * sizeof(float) : 1];  ///< between two tokens
+
+  /// What a lane's token has of `value`: nothing if the losses do not see it.
+  [[nodiscard]] MOEB_INLINE float if_balanced(float value, [[maybe_unused]] int lane) const {
+    if constexpr (Traits::marks_tokens)
+      return choose(balanced_[lane] != 0, value, 0.0f);
+    else
+      return value;
+  }
+  /// slopes_of_token, for token losses.
+  [[nodiscard]] MOEB_INLINE LossSlopes<float> slopes_of_lane(const LossSlopes<float>& slopes, int lane) const {
+    return {slopes.slope, if_balanced(slopes.token_factor, lane)};
+  }
 
   [[nodiscard]] MOEB_INLINE bool backward_here(const Problem& problem, const LayoutT& layout, const SegmentRows& rows,
                                                std::int64_t first, std::int64_t last, const LossSlopes<float>& slopes) {
@@ -55,6 +68,9 @@ class BackwardLanes {
     if (!find_chosen_scores(problem, rows, first, last)) return false;
     const Weighting weighting = problem.top_k.weighting();
     if (!chosen_.weigh(weighting)) return false;
+    if constexpr (Traits::marks_tokens) {
+      for (int i = 0; i < lane_count; ++i) balanced_[i] = is_balanced(problem, rows[first + i]) ? 1 : 0;
+    }
     chosen_.find_gradient(weighting, grad_chosen_);
     if constexpr (only_chosen) {
       if constexpr (!is_over_selected<Scoring>) multiply_by_derivatives(problem.scoring);
@@ -163,8 +179,8 @@ class BackwardLanes {
     if constexpr (Traits::token_losses > Traits::entropy_losses) {
       alignas(64) NumbersSideBySide slope;
       for (int i = 0; i < lane_count; ++i)
-        slope[i] =
-            slope_of_token_losses(problem, slopes, SoftmaxRow<float>{.maximum = scores_.maximum[i], .sum = scores_.sum[i]});
+        slope[i] = slope_of_token_losses(problem, slopes_of_lane(slopes, i),
+                                         SoftmaxRow<float>{.maximum = scores_.maximum[i], .sum = scores_.sum[i]});
       for (int e = 0; e < scores_.experts; ++e) {
         for (int i = 0; i < lane_count; ++i) grad_[e][i] = fma(slope[i], scores_.score[e][i], grad_[e][i]);
       }
@@ -178,7 +194,8 @@ class BackwardLanes {
     alignas(64) NumbersSideBySide entropy;
     alignas(64) NumbersSideBySide slope;
     scores_.find_entropies(log_of_sum, entropy);
-    for (int i = 0; i < lane_count; ++i) slope[i] = EntropySlope<float>(problem, slopes, entropy[i]).slope;
+    for (int i = 0; i < lane_count; ++i)
+      slope[i] = EntropySlope<float>(problem, slopes_of_lane(slopes, i), entropy[i]).slope;
     for (int e = 0; e < scores_.experts; ++e) {
       NumbersSideBySide of_entropy;
       for (int i = 0; i < lane_count; ++i) {
@@ -196,7 +213,8 @@ class BackwardLanes {
     if constexpr (Traits::losses > 0 && !is_normalised<Scoring>) {
       scores_.add_up([&](int e, int i) MOEB_LAMBDA { return scores_.score[e][i]; }, inverse);
       for (int i = 0; i < lane_count; ++i) inverse[i] = inverse_of_sum(inverse[i]);
-      scores_.add_up([&](int e, int i) MOEB_LAMBDA { return mul(slopes.slope[e], mul(scores_.score[e][i], inverse[i])); },
+      scores_.add_up([&](int e, int i)
+                         MOEB_LAMBDA { return mul(if_balanced(slopes.slope[e], i), mul(scores_.score[e][i], inverse[i])); },
                      [&](int i) MOEB_LAMBDA { return mul(0.0f, mul(0.0f, inverse[i])); }, mean);
     }
     for (int e = 0; e < scores_.experts; ++e) {
@@ -204,7 +222,8 @@ class BackwardLanes {
           Traits::losses == 0 ? 0.0f : slopes.slope[e];  // a loop that wrote floats would not know that it stays
       for (int i = 0; i < lane_count; ++i) {
         const bool is_gradient = Traits::losses == 0 || is_normalised<Scoring>;
-        grad_[e][i] = is_gradient ? slope : mul(sub(slope, mean[i]), inverse[i]);
+        const float own = if_balanced(slope, i);
+        grad_[e][i] = is_gradient ? own : mul(sub(own, mean[i]), inverse[i]);
       }
     }
   }

@@ -27,7 +27,8 @@ struct BackwardProblem {
   Segments segments;
   bool logits_hold_quads;
   bool grad_holds_quads;
-  std::int64_t first_token = 0;  ///< which of the call's tokens row 0 of the views is
+  std::int64_t first_token = 0;            ///< which of the call's tokens row 0 of the views is
+  const std::uint8_t* balanced = nullptr;  ///< may be null; read where the balancer marks tokens only
 };
 
 /// How far a problem's views move on, see ForwardStep.
@@ -55,6 +56,7 @@ struct BackwardStep {
     problem.grad_weights.data = static_cast<const std::byte*>(problem.grad_weights.data) + grad_weights_bytes;
     problem.grad_logits.data = static_cast<std::byte*>(problem.grad_logits.data) + grad_logits_bytes;
     problem.active += active;
+    move_balanced(problem, tokens, problem);
     problem.first_token += tokens;
   }
 
@@ -66,6 +68,7 @@ struct BackwardStep {
     own.experts.data = moved(problem.experts.data, row, k * sizeof(std::int32_t));
     own.grad_weights.data = moved(problem.grad_weights.data, row, k * sizeof(float));
     own.grad_logits.data = moved(problem.grad_logits.data, row, logits_bytes);
+    move_balanced(problem, row, own);
   }
 };
 

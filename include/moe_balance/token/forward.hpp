@@ -258,28 +258,39 @@ MOEB_INLINE void empty_unkept(const Problem& problem, const TileT& tile,
 /// The third: weights, and what the token adds to sums, but for losses; count_plain_top_k is left to callers whose lanes have rows in memory. Returns
 /// whether losses are to be added.
 /// Sink: where the token's contributions go. count(expert), arrival(expert) or on one lane arrivals_of(expert, number), invalid_expert() are called by the lane that holds the choice, probability(
-/// slot, fixed) by the lane that holds the slot, loss_count(expert) by one lane, token_loss(index, fixed) by lane 0, token() and non_finite_token() by all.
+/// slot, fixed) by the lane that holds the slot, loss_count(expert) by one lane, token_loss(index, fixed) by lane 0, token(), token_with_losses() and
+/// non_finite_token() by all. Where calls mark balanced tokens load_count(expert) is called for those as count is, and of others count, invalid_expert and
+/// non_finite_token only.
 template <class Real, class Problem, class TileT, class LayoutT, class ChosenT, class Sink>
 [[nodiscard]] MOEB_INLINE bool weigh_active(const Problem& problem, const TileT& tile, const LayoutT& layout,
                                             const float* bias, ForwardToken<Real, Problem, TileT, LayoutT>& state,
                                             ChosenT& chosen, Sink& sink) {
+  using Traits = BalancerTraits<decltype(problem.balancer)>;
   const std::int64_t token = state.token;
   if constexpr (keeps_fewer<decltype(problem.top_k)>) {
     if (!state.replayed) empty_unkept(problem, tile, state, bias, chosen);
   }
+  const bool balanced = is_balanced(problem, token);
   MOEB_UNROLL
   for (int r = 0; r < chosen.per_lane; ++r) {
-    if (chosen.expert[r] >= 0) sink.count(chosen.expert[r]);
+    if (chosen.expert[r] < 0) continue;
+    sink.count(chosen.expert[r]);
+    if constexpr (Traits::marks_tokens) {
+      if (balanced) sink.load_count(chosen.expert[r]);
+    }
   }
-  if constexpr (BalancerTraits<decltype(problem.balancer)>::arrival_losses > 0)
-    count_arrivals_of(problem, tile, chosen, sink);
-  if constexpr (LayoutT::in_registers)
-    count_plain_top_k(problem, tile, layout, token, state.logits, state.scores, is_regular(state.row), sink);
+  if (balanced) {
+    if constexpr (Traits::arrival_losses > 0) count_arrivals_of(problem, tile, chosen, sink);
+    if constexpr (LayoutT::in_registers)
+      count_plain_top_k(problem, tile, layout, token, state.logits, state.scores, is_regular(state.row), sink);
+  }
   const WeightRow<Real> weights = weigh_chosen(problem, tile, state, bias, chosen);
   store_chosen(problem, tile, token, chosen, weights);
-  sink.token();
+  if (balanced) sink.token();
   if (!weights.finite) sink.non_finite_token();
-  return weights.finite;
+  const bool has_losses = weights.finite && balanced;
+  if (has_losses) sink.token_with_losses();
+  return has_losses;
 }
 
 /// The last: losses.
@@ -306,8 +317,10 @@ MOEB_INLINE void forward_loaded(const Problem& problem, const TileT& tile, const
   Chosen<Real, TileT, decltype(problem.top_k)::k> chosen;
   score_loaded(problem, tile, layout, token, state);
   choose_active(problem, tile, layout, bias, state, chosen, sink);
-  if constexpr (!LayoutT::in_registers)
-    count_plain_top_k(problem, tile, layout, token, state.logits, state.scores, is_regular(state.row), sink);
+  if constexpr (!LayoutT::in_registers) {
+    if (is_balanced(problem, token))
+      count_plain_top_k(problem, tile, layout, token, state.logits, state.scores, is_regular(state.row), sink);
+  }
   if (weigh_active(problem, tile, layout, bias, state, chosen, sink)) add_losses(problem, tile, layout, state, sink);
 }
 

@@ -73,6 +73,7 @@ class ForwardLanes {
   ChosenSideBySide<is_over_selected<Scoring>, k_count> chosen_;
   alignas(64) KeysSideBySide key_[capacity];
   alignas(64) KeysSideBySide plain_[Traits::plain_losses > 0 ? plain_count : 1];  ///< what a plain top-k chooses
+  std::int32_t balanced_[Traits::marks_tokens ? lane_count : 1];                  ///< 1 for tokens that the losses see
   alignas(64) std::uint32_t high_[sums_units ? capacity : 1][lane_count];         ///< with low_, sums of UnitBits
   alignas(64) std::uint32_t low_[sums_units ? capacity : 1][lane_count];
 
@@ -93,21 +94,42 @@ class ForwardLanes {
     }
     if (!chosen_.weigh(problem.top_k.weighting())) return false;
     store(problem, rows, first);
+    int balanced = lane_count;
+    if constexpr (Traits::marks_tokens) {
+      balanced = 0;
+      for (int i = 0; i < lane_count; ++i) {
+        balanced_[i] = is_balanced(problem, rows[first + i]) ? 1 : 0;
+        balanced += balanced_[i];
+      }
+    }
     for (int i = 0; i < lane_count; ++i) {
       for (int k = 0; k < k_count; ++k) {
-        if (!keeps_fewer<TopKT> || chosen_.is_used(k, i)) sink.count(chosen_.expert[k][i]);
+        if (keeps_fewer<TopKT> && !chosen_.is_used(k, i)) continue;
+        sink.count(chosen_.expert[k][i]);
+        if constexpr (Traits::marks_tokens) {
+          if (is_marked(i)) sink.load_count(chosen_.expert[k][i]);
+        }
       }
     }
     if constexpr (Traits::plain_losses > 0) {
       for (int i = 0; i < lane_count; ++i) {
-        for (int k = 0; k < plain_count; ++k) sink.loss_count(plain_[k][i]);
+        for (int k = 0; k < plain_count && is_marked(i); ++k) sink.loss_count(plain_[k][i]);
       }
     }
     if constexpr (Traits::arrival_losses > 0) count_arrivals(problem, sink);
-    sink.tokens_apart(lane_count);
+    sink.tokens_apart(balanced);
+    if (balanced == 0) return true;
     if constexpr (Traits::losses > 0) add_probabilities(sink);
     if constexpr (Traits::token_losses > 0) add_token_losses(problem, tile, sink);
     return true;
+  }
+
+  /// Whether the load and the losses see a lane's token.
+  [[nodiscard]] MOEB_INLINE bool is_marked([[maybe_unused]] int lane) const {
+    if constexpr (Traits::marks_tokens)
+      return balanced_[lane] != 0;
+    else
+      return true;
   }
 
   MOEB_INLINE void clear() {
@@ -199,7 +221,7 @@ class ForwardLanes {
         alignas(64) KeysSideBySide arrived[k_count];
         chosen_.find_arrivals(scores_.experts / static_cast<int>(part.devices), arrived);
         for (int i = 0; i < lane_count; ++i) {
-          for (int k = 0; k < k_count; ++k) sink.arrivals_of(chosen_.expert[k][i], arrived[k][i]);
+          for (int k = 0; k < k_count && is_marked(i); ++k) sink.arrivals_of(chosen_.expert[k][i], arrived[k][i]);
         }
       }
     });
@@ -215,7 +237,8 @@ class ForwardLanes {
     }
     for (int e = 0; e < scores_.experts; ++e) {
       for (int i = 0; i < lane_count; ++i) {
-        const float probability = is_normalised<Scoring> ? scores_.score[e][i] : mul(scores_.score[e][i], inverse[i]);
+        const float of_token = is_normalised<Scoring> ? scores_.score[e][i] : mul(scores_.score[e][i], inverse[i]);
+        const float probability = choose(is_marked(i), of_token, 0.0f);
         if constexpr (sums_units) {
           const UnitBits bits = unit_to_bits(probability);
           high_[e][i] += bits.high;
@@ -241,8 +264,9 @@ class ForwardLanes {
       scores_.find_entropies(log_of_sum, entropy);
     else
       scores_.find_logarithms(log_of_sum);
-    for (int i = 0; i < lane_count; ++i)
-      add_losses_of_token(problem, tile, add(scores_.maximum[i], log_of_sum[i]), entropy[i], sink);
+    for (int i = 0; i < lane_count; ++i) {
+      if (is_marked(i)) add_losses_of_token(problem, tile, add(scores_.maximum[i], log_of_sum[i]), entropy[i], sink);
+    }
   }
 };
 

@@ -4,6 +4,7 @@
 #include <moe_balance/token/row_io.hpp>
 #include <moe_balance/token/segments.hpp>
 
+#include <moe_balance/balancer/combine.hpp>
 #include <moe_balance/concepts.hpp>
 #include <moe_balance/numeric/fixed_point.hpp>
 #include <moe_balance/tile/opaque.hpp>
@@ -32,7 +33,23 @@ struct ForwardProblem {
   bool rows_hold_quads;
   std::int64_t first_token = 0;                ///< which of the call's tokens row 0 of the views is
   float largest_token_loss = most_token_loss;  ///< see numeric/fixed_point.hpp
+  const std::uint8_t* balanced = nullptr;      ///< may be null; read where the balancer marks tokens only
 };
+
+/// Where calls mark balanced tokens: `own` has the marks from so many tokens on.
+template <class Problem>
+MOEB_INLINE void move_balanced(const Problem& problem, std::int64_t tokens, Problem& own) {
+  if constexpr (BalancerTraits<decltype(problem.balancer)>::marks_tokens)
+    own.balanced = problem.balanced == nullptr ? nullptr : problem.balanced + tokens;
+}
+/// Whether the load and the losses see a token.
+template <class Problem>
+[[nodiscard]] MOEB_INLINE bool is_balanced([[maybe_unused]] const Problem& problem, [[maybe_unused]] std::int64_t row) {
+  if constexpr (BalancerTraits<decltype(problem.balancer)>::marks_tokens)
+    return problem.balanced == nullptr || problem.balanced[row] != 0;
+  else
+    return true;
+}
 
 /// An address so many rows of so many bytes further on.
 template <class T>
@@ -69,6 +86,7 @@ struct ForwardStep {
       problem.replay.experts.data += tokens * problem.replay.experts.stride;
       problem.replay.tokens += problem.replay.tokens == nullptr ? 0 : tokens;
     }
+    move_balanced(problem, tokens, problem);
     problem.first_token += tokens;
   }
 
@@ -83,6 +101,7 @@ struct ForwardStep {
       own.replay.experts.data = problem.replay.experts.data + row * problem.replay.experts.stride;
       own.replay.tokens = problem.replay.tokens == nullptr ? nullptr : problem.replay.tokens + row;
     }
+    move_balanced(problem, row, own);
   }
 };
 

@@ -104,16 +104,17 @@ class ForwardRows {
   /// count_plain_top_k of all tokens.
   template <class Sink>
   MOEB_INLINE void count_plain(const Problem& problem, const TileT& tile, const LayoutT& layout, int count, Sink& sink) {
-    const auto takes_part = [&](int r) MOEB_EARLY_LAMBDA { return tokens_[r].active; };
+    const auto takes_part = [&](int r)
+                                MOEB_EARLY_LAMBDA { return tokens_[r].active && is_balanced(problem, tokens_[r].token); };
     for (int r = 0; r < count; ++r) {
       auto& token = tokens_[r];
-      if (!token.active) continue;
+      if (!takes_part(r)) continue;
       rank_keys(problem, tile, layout, token.token, token.logits, token.scores, is_regular(token.row), nullptr, token.keys);
       selection_.look(layout, r, token.keys);
     }
     select(count, takes_part);
     for (int r = 0; r < count; ++r) {
-      for (int k = 0; k < plain_count && tokens_[r].active; ++k) sink.loss_count(selection_.slot(r, k));
+      for (int k = 0; k < plain_count && takes_part(r); ++k) sink.loss_count(selection_.slot(r, k));
     }
   }
 };

@@ -15,7 +15,20 @@ template <class Real>
 struct LossSlopes {
   const float* slope = nullptr;  ///< dL/dp_ti by expert, one value for each up to the layout's capacity
   Real token_factor = 0;         ///< multiplies token losses' slopes: loss_scale / tokens
+  bool balanced = true;          ///< whether the token has them; read where calls mark balanced tokens
 };
+
+/// Those of one token: none where it is not balanced.
+template <class Real, class Problem>
+[[nodiscard]] MOEB_INLINE LossSlopes<Real> slopes_of_token(const Problem& problem, std::int64_t token,
+                                                           const LossSlopes<Real>& slopes) {
+  if constexpr (BalancerTraits<decltype(problem.balancer)>::marks_tokens) {
+    const bool balanced = is_balanced(problem, token);
+    return {slopes.slope, choose(balanced, slopes.token_factor, Real(0)), balanced};
+  } else {
+    return slopes;
+  }
+}
 
 /// What multiplies a loss's slope: 1 / tokens it averages over, and over sequences for a sequence loss; 0 without tokens.
 [[nodiscard]] MOEB_INLINE float mean_factor(LossScope scope, std::int64_t tokens, std::int64_t segment_tokens,
@@ -86,18 +99,19 @@ MOEB_INLINE void loss_gradient(const Problem& problem, const TileT& tile, const 
                                const LossSlopes<Real>& slopes, const Slots<Real, LayoutT>& scores,
                                Slots<Real, LayoutT>& grad) {
   using Traits = BalancerTraits<decltype(problem.balancer)>;
+  [[maybe_unused]] const auto slope_of = [&](int slot) MOEB_LAMBDA {
+    const Real slope = static_cast<Real>(slopes.slope[layout.expert(slot)]);
+    return Traits::marks_tokens ? choose(slopes.balanced, slope, Real(0)) : slope;
+  };
   if constexpr (Traits::losses == 0) {
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA { grad[slot] = Real(0); });
   } else if constexpr (is_normalised<decltype(problem.scoring)>) {
-    for_each_slot(layout, [&](int slot) MOEB_LAMBDA { grad[slot] = static_cast<Real>(slopes.slope[layout.expert(slot)]); });
+    for_each_slot(layout, [&](int slot) MOEB_LAMBDA { grad[slot] = slope_of(slot); });
   } else {
     const Real inverse = inverse_of_total(tile, layout, scores);
-    const Real mean = canonical_sum<Real>(tile, layout, [&](int slot, Real sum) MOEB_LAMBDA {
-      return fma(static_cast<Real>(slopes.slope[layout.expert(slot)]), mul(scores[slot], inverse), sum);
-    });
-    for_each_slot(layout, [&](int slot) MOEB_LAMBDA {
-      grad[slot] = mul(sub(static_cast<Real>(slopes.slope[layout.expert(slot)]), mean), inverse);
-    });
+    const Real mean = canonical_sum<Real>(
+        tile, layout, [&](int slot, Real sum) MOEB_LAMBDA { return fma(slope_of(slot), mul(scores[slot], inverse), sum); });
+    for_each_slot(layout, [&](int slot) MOEB_LAMBDA { grad[slot] = mul(sub(slope_of(slot), mean), inverse); });
   }
 }
 

@@ -97,6 +97,7 @@ struct MarginProblem {
   const std::uint8_t* active = nullptr;  ///< with tokens_on_device, read where margins are scores
   const std::int64_t* tokens_on_device = nullptr;
   TokenThresholds<Scoring> thresholds{};
+  const std::uint8_t* balanced = nullptr;         ///< may be null; read where the balancer marks tokens only
   static constexpr std::int64_t first_token = 0;  ///< for is_active: row 0 is the call's first token
 };
 
@@ -131,7 +132,7 @@ template <class Real, class TileT, class LayoutT>
                     [](Real logit) MOEB_LAMBDA { return choose(logit < infinity<Real>, Real(0), Real(1)); }) > Real(0);
 }
 
-/// A token's threshold. It has no margins where it is not active, where it has a logit of NaN or +infinity, and where it leaves no finite ranking value. `logits` and
+/// A token's threshold. It has no margins where it is not active or not balanced, where it has a logit of NaN or +infinity, and where it leaves no finite ranking value. `logits` and
 /// `scores` are the token's where it has some. `bias` has a value for every slot's expert, padding included.
 template <class Real, class Problem, class TileT, class LayoutT>
 [[nodiscard]] MOEB_INLINE auto find_threshold(const Problem& problem, const TileT& tile, const LayoutT& layout,
@@ -142,6 +143,7 @@ template <class Real, class Problem, class TileT, class LayoutT>
   constexpr bool reads_scores = BalancerTraits<decltype(problem.balancer)>::reads_scores;
   TokenThreshold<Real, Scoring> threshold;
   std::int32_t last = 0;
+  if (!is_balanced(problem, token)) return threshold;
   if constexpr (reads_scores) {
     if (!is_active(problem, token)) return threshold;
   } else {

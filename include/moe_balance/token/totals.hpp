@@ -28,7 +28,8 @@ struct Totals {
 /// One expert's sums of a segment.
 struct ExpertSums {
   std::int64_t count = 0;
-  std::int64_t loss_count = 0;  ///< what losses read: the count itself, unless they count a plain top-k
+  std::int64_t load_count = 0;  ///< of tokens that are balanced: the count itself, unless calls mark those
+  std::int64_t loss_count = 0;  ///< what losses read: the same, unless they count a plain top-k
   std::int64_t arrivals = 0;    ///< where a loss counts those
   std::int64_t probability = 0;
 };
@@ -38,10 +39,8 @@ template <class Balancer, class Add>
 MOEB_INLINE void add_expert_totals(const Totals& totals, std::int64_t segment, int experts, int expert,
                                    const ExpertSums& sums, Add&& add) {
   using Traits = BalancerTraits<Balancer>;
-  if (sums.count != 0) {
-    if (totals.counts != nullptr) add(totals.counts + expert, sums.count);
-    if (totals.load != nullptr) add(totals.load + expert, sums.count);
-  }
+  if (sums.count != 0 && totals.counts != nullptr) add(totals.counts + expert, sums.count);
+  if (sums.load_count != 0 && totals.load != nullptr) add(totals.load + expert, sums.load_count);
   const std::int64_t cell = segment * count_sets<Balancer> * experts + expert;
   if (sums.loss_count != 0 && totals.saved.counts != nullptr) {
     add(totals.saved.counts + expert, sums.loss_count);
