@@ -6,6 +6,9 @@ set(MOE_BALANCE_PACKAGE_DIR ${CMAKE_INSTALL_DATADIR}/cmake/moe_balance)
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/include/moe_balance
   DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
   FILES_MATCHING PATTERN "*.hpp" PATTERN "*.cuh" PATTERN "*.h")
+# What Python programs copy beside their own.
+install(FILES ${PROJECT_SOURCE_DIR}/examples/torch_moe_layer/moe_ops.py ${PROJECT_SOURCE_DIR}/examples/jax_moe_layer/moe_balance_jax.py
+  DESTINATION ${CMAKE_INSTALL_DATADIR}/moe_balance_python)
 install(FILES ${PROJECT_SOURCE_DIR}/LICENSE DESTINATION ${CMAKE_INSTALL_DATADIR}/licenses/moe_balance)
 
 install(TARGETS moe_balance EXPORT moe_balanceTargets)

@@ -28,7 +28,7 @@ HANDLERS = ("route", "forward", "backward", "loss", "update", "permutation", "pe
 class Sizes(ctypes.Structure):
     """struct moe_balance::xla::Sizes."""
     _fields_ = [(name, ctypes.c_int64) for name in (
-        "top_k", "losses", "has_bias", "needs_load", "reads_global_batch", "reads_step", "has_capacity", "saved_bytes", "workspace_bytes",
+        "top_k", "losses", "has_bias", "needs_load", "reads_global_batch", "has_capacity", "saved_bytes", "workspace_bytes",
         "permutation_rows", "permutation_workspace", "bias_memory", "load_bins")]
 
 
@@ -117,6 +117,12 @@ def optional(call, argument, array, size, missing):
     return array
 
 
+def replayed(call, experts, tokens_of_them, tokens, k):
+    """The operands of a selection that replays, or none."""
+    return (optional(call, "replay_experts", experts, tokens * k, jnp.zeros((0, 0), jnp.int32)),
+            optional(call, "replay_tokens", tokens_of_them, tokens, left_out(jnp.bool_)))
+
+
 def matrix(call, argument, array):
     """A JAX array of two dimensions."""
     array = jnp.asarray(array)
@@ -140,6 +146,8 @@ class MoeBalance:
         self.top_k = self.sizes(0, 1).top_k
 
     def sizes(self, tokens, experts, sequences=1, align=1):
+        for argument, value in (("tokens", tokens), ("experts", experts), ("sequences", sequences), ("align", align)):
+            whole_number("sizes", argument, value, -2**63, 2**63 - 1)  # symbolic shapes (jax.export) are none
         result = Sizes()
         self._sizes(tokens, experts, sequences, align, ctypes.byref(result))
         return result
@@ -168,8 +176,8 @@ class MoeBalance:
 
     # ---- routing -------------------------------------------------------------------------------------------------------------
 
-    def route(self, logits, bias=None, active=None, weights_dtype=None):
-        """Inference: ids and weights. Gradients stop here: use forward to train."""
+    def route(self, logits, bias=None, active=None, weights_dtype=None, replay_experts=None, replay_tokens=None):
+        """Inference: ids and weights. Gradients stop here: use forward to train. replay_experts, replay_tokens: as forward's."""
         logits = matrix("route", "logits", logits)
         (tokens, experts), k = logits.shape, self.top_k
         sizes = self.sizes(tokens, experts)
@@ -177,16 +185,18 @@ class MoeBalance:
                    words(experts if sizes.has_capacity else 0), words(4), shape(jnp.uint8, sizes.workspace_bytes)]
         bias = optional("route", "bias", bias, experts if sizes.has_bias else 0, left_out())
         active = optional("route", "active", active, tokens, left_out(jnp.bool_))
-        ids, weights, counts, kept, status, _ = self.call("route", results, *map(jax.lax.stop_gradient, (logits, bias, active)))
+        replay = replayed("route", replay_experts, replay_tokens, tokens, k)
+        ids, weights, counts, kept, status, _ = self.call("route", results, *map(jax.lax.stop_gradient, (logits, bias, active, *replay)))
         return Routing(ids, weights, jnp.zeros((), jnp.float32), jnp.zeros((0,), jnp.float32), as_int32(counts),
                        jnp.zeros((0, 2), jnp.int32), as_int32(kept), status_of(status))
 
     def forward(self, logits, bias=None, load=None, active=None, weights_dtype=None, sequences=1, token_major=False,
-                axis_name=None):
+                axis_name=None, replay_experts=None, replay_tokens=None, balanced=None):
         """Training: weights and loss that can be differentiated in the logits [T, E], and the load with this call's tokens added.
 
         bias float32 [E] and load int32 [E, 2], where the router has a bias or a global-batch loss (load as new_load makes it, one layer); active bool [T]:
-        False marks padding; sequences: equal sequences in the batch, one behind the other or, with token_major, interleaved; axis_name: the mesh axes
+        False marks padding; replay_experts int32 [T, K], and optionally replay_tokens bool [T], where the router replays; balanced bool [T], where the
+        balancer has BalancedTokens: False marks a token that is routed, and that neither load nor loss sees; sequences: equal sequences in the batch, one behind the other or, with token_major, interleaved; axis_name: the mesh axes
         under shard_map whose devices share the batch, for a global-batch loss: each device's loss then reads the counts of all, and their mean is that of the whole batch. Recomputation (jax.checkpoint) counts no token twice, as long
         as the load is taken from the results.
         """
@@ -200,7 +210,9 @@ class MoeBalance:
         options = Options(np.dtype(weights_dtype or weights_type(logits)), sequences, token_major, axis_name)
         return forward(self, options, logits, optional("forward", "bias", bias, experts if sizes.has_bias else 0, left_out()),
                        optional("forward", "load", load, 2 * (1 + sizes.load_bins) * experts if sizes.needs_load else 0, jnp.zeros((0, 2), jnp.int32)),
-                       optional("forward", "active", active, tokens, left_out(jnp.bool_)))
+                       optional("forward", "active", active, tokens, left_out(jnp.bool_)),
+                       *replayed("forward", replay_experts, replay_tokens, tokens, self.top_k),
+                       optional("forward", "balanced", balanced, tokens, left_out(jnp.bool_)))
 
     def update(self, bias, load):
         """Once per optimizer step: the next bias, and a load of zeros. Over several devices psum the load before: as_int32, from_int32."""
@@ -244,35 +256,35 @@ def weights_type(logits):
 # ---- gradients -------------------------------------------------------------------------------------------------------------------
 # Integer operands have no gradient, which custom_vjp writes as None; the bias takes part in the selection only, and selection has none.
 
-def forward_and_saved(moe, options, logits, bias, load, active):
+def forward_and_saved(moe, options, logits, bias, load, active, replay_experts, replay_tokens, balanced):
     (tokens, experts), k = logits.shape, moe.top_k
     sizes = moe.sizes(tokens, experts, options.sequences)
     results = [shape(jnp.int32, tokens, k), shape(options.weights_dtype, tokens, k), shape(jnp.float32),
                shape(jnp.float32, sizes.losses), words(experts), shape(load.dtype, *load.shape), shape(jnp.uint8, sizes.saved_bytes),
-               shape(jnp.int32, tokens if sizes.has_capacity else 0, k), words(experts if sizes.has_capacity else 0), words(4),
-               shape(jnp.uint8, sizes.workspace_bytes)]
-    ids, weights, loss, losses, counts, load, saved, chosen, kept, status, _ = moe.call(
-        "forward", results, logits, bias, load, active, aliases={2: 5}, sequences=options.sequences, token_major=options.token_major)
+               shape(jnp.int32, tokens if sizes.has_capacity else 0, k), words(experts if sizes.has_capacity else 0),
+               words(experts if sizes.reads_global_batch else 0), words(4), shape(jnp.uint8, sizes.workspace_bytes)]
+    ids, weights, loss, losses, counts, load, saved, chosen, kept, loss_counts, status, _ = moe.call(
+        "forward", results, logits, bias, load, active, replay_experts, replay_tokens, balanced, aliases={2: 5}, sequences=options.sequences, token_major=options.token_major)
     if options.axis_name is not None:
-        total = from_int32(jax.lax.psum(as_int32(load[:experts] if sizes.reads_step else counts), options.axis_name))
+        total = from_int32(jax.lax.psum(as_int32(loss_counts), options.axis_name))
         results = [shape(jnp.uint8, sizes.saved_bytes), shape(jnp.float32), shape(jnp.float32, sizes.losses)]
         saved, loss, losses = moe.call("loss", results, saved, total, aliases={0: 0}, sequences=options.sequences)
     routing = Routing(ids, weights, loss, losses, as_int32(counts), load, as_int32(kept), status_of(status))
-    return routing, (logits, bias, active, ids, chosen, saved)
+    return routing, (logits, bias, active, ids, chosen, saved, balanced)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def forward(moe, options, logits, bias, load, active):
-    return forward_and_saved(moe, options, logits, bias, load, active)[0]
+def forward(moe, options, *operands):
+    return forward_and_saved(moe, options, *operands)[0]
 
 
 def forward_gradient(moe, options, kept, gradient):
-    logits, bias, active, ids, chosen, saved = kept
+    logits, bias, active, ids, chosen, saved, balanced = kept
     sizes = moe.sizes(*logits.shape, options.sequences)
     results = [shape(logits.dtype, *logits.shape), shape(jnp.uint8, sizes.workspace_bytes)]
-    grad_logits, _ = moe.call("backward", results, logits, ids, chosen, gradient.weights, gradient.loss, saved, active,
+    grad_logits, _ = moe.call("backward", results, logits, ids, chosen, gradient.weights, gradient.loss, saved, active, balanced,
                               sequences=options.sequences, token_major=options.token_major)
-    return grad_logits, jnp.zeros_like(bias), None, None
+    return grad_logits, jnp.zeros_like(bias), None, None, None, None, None
 
 
 forward.defvjp(forward_and_saved, forward_gradient)

@@ -8,6 +8,7 @@ shift 2
 folder=$("${PYTHON:-python3}" -W ignore -c 'import torch; print(torch.__path__[0])')
 headers=$folder/include
 [ -d "$headers" ] || headers=/usr/include  # Debian's python3-torch and libtorch-dev
-"${CXX:-g++}" -std=c++20 -O2 -shared -fPIC "$@" -I"$(dirname "$(readlink -f "$0")")/../../include" -isystem "$headers/torch/csrc/api/include" \
-  $([ "$headers" = /usr/include ] || echo -isystem "$headers") "$source" -o "$library" \
-  -L"$folder/lib" -Wl,--as-needed -ltorch -ltorch_cpu -lc10 -pthread
+# Hidden: PyTorch loads libraries into one namespace of symbols, where a router of the same name in another one would take the place of this one's.
+"${CXX:-g++}" -std=c++20 -O2 -shared -fPIC -fvisibility=hidden -I"$(dirname "$(readlink -f "$0")")/../../include" \
+  -isystem "$headers/torch/csrc/api/include" $([ "$headers" = /usr/include ] || echo -isystem "$headers") \
+  "$source" -o "$library" "$@" -L"$folder/lib" -Wl,--as-needed -ltorch -ltorch_cpu -lc10 -pthread

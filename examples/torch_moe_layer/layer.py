@@ -29,7 +29,7 @@ class MoeLayer(torch.nn.Module):
         """The layer's output [T, H] and the balancing loss."""
         experts, weights, counts, loss, _ = self.ops.forward(self.gate(tokens), self.bias)
         if self.training:
-            self.load += counts
+            self.load += counts  # not where activations are recomputed: return the counts, and add them outside of the checkpoint
         offsets, row_of_slot, slot_of_row, _ = self.ops.permutation(experts, len(self.bias))
         rows = self.run_experts(self.ops.permute(tokens, row_of_slot, slot_of_row), offsets)
         return self.ops.combine(rows, row_of_slot, slot_of_row, weights), loss
@@ -43,7 +43,10 @@ class MoeLayer(torch.nn.Module):
         ])
 
     def update(self):
-        """Once per optimizer step: the bias moves towards balance, the load starts again. Returns by how much the fullest expert was too full."""
+        """Once per optimizer step: the bias moves towards balance, the load starts again. Returns by how much the fullest expert was too full.
+        On several ranks all call it, and their DistributedDataParallel has broadcast_buffers=False."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(self.load)
         excess = (self.load.max() / self.load.float().mean() - 1).item()
         self.ops.update(self.bias, self.load)
         return excess

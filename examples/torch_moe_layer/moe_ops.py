@@ -29,19 +29,19 @@ def register_router(namespace, prefix=""):
         return routing("route", logits, bias=(bias, 1), active=(active, 1), replay_experts=(replay_experts, 2), replay_tokens=(replay_tokens, 1))
 
     @torch.library.register_fake(name + "forward")
-    def _(logits, bias=None, load=None, accumulate=True, active=None, sequences=1, replay_experts=None, replay_tokens=None):
+    def _(logits, bias=None, load=None, accumulate=True, active=None, sequences=1, replay_experts=None, replay_tokens=None, balanced=None):
+        ids, weights, _ = routing("forward", logits, bias=(bias, 1), load=(load, 1), active=(active, 1),
+                                  replay_experts=(replay_experts, 2), replay_tokens=(replay_tokens, 1), balanced=(balanced, 1))
         tokens, experts = logits.shape
         _, words, words_per_token, load_bins = sizes(experts, sequences)
-        ids, weights, _ = routing("forward", logits, bias=(bias, 1), load=(load, 1), active=(active, 1),
-                                  replay_experts=(replay_experts, 2), replay_tokens=(replay_tokens, 1))
         counts = logits.new_empty((1 + load_bins) * experts, dtype=torch.int64)
         saved = logits.new_empty(words + tokens * words_per_token, dtype=torch.int64)
         return ids, weights, counts, logits.new_empty((), dtype=torch.float32), saved
 
     @torch.library.register_fake(name + "backward")
-    def _(logits, experts, saved, grad_weights, grad_loss, active=None, sequences=1):
+    def _(logits, experts, saved, grad_weights, grad_loss, active=None, sequences=1, balanced=None):
         _expect("backward", logits=(logits, 2), experts=(experts, 2), saved=(saved, 1), grad_weights=(grad_weights, 2), grad_loss=(grad_loss, None),
-                active=(active, 1))
+                active=(active, 1), balanced=(balanced, 1))
         return logits.new_empty(logits.shape)
 
     @torch.library.register_fake(name + "update")
@@ -51,19 +51,20 @@ def register_router(namespace, prefix=""):
     _tell_autograd_of_changes(namespace, prefix + "update")
 
     def setup_context(ctx, inputs, output):
-        logits, _, _, _, active, sequences, _, _ = inputs
+        logits, _, _, _, active, sequences, _, _, balanced = inputs
         experts, _, counts, _, saved = output
-        ctx.save_for_backward(logits, experts, saved, active)
+        ctx.save_for_backward(logits, experts, saved, active, balanced)
         ctx.sequences = sequences
         ctx.mark_non_differentiable(experts, counts, saved)
         ctx.set_materialize_grads(False)
 
     def differentiate(ctx, _experts, grad_weights, _counts, grad_loss, _saved):
-        logits, experts, saved, active = ctx.saved_tensors
-        gradient = backward(logits, experts, saved, grad_weights, grad_loss, active, ctx.sequences)
-        return gradient, None, None, None, None, None, None, None
+        logits, experts, saved, active, balanced = ctx.saved_tensors
+        gradient = backward(logits, experts, saved, grad_weights, grad_loss, active, ctx.sequences, balanced)
+        return gradient, None, None, None, None, None, None, None, None
 
     torch.library.register_autograd(name + "forward", differentiate, setup_context=setup_context)
+    _has_no_gradient(name + "route")
     _refuse_second_derivative(name + "backward")
 
 
@@ -154,6 +155,11 @@ def _tell_autograd_of_changes(namespace, name):
 
 def _gradient_of_factors(gradient, factors):
     return gradient.new_empty(0, dtype=torch.float32) if factors is None else factors.new_empty(factors.shape)
+
+
+def _has_no_gradient(name):
+    """What the operator returns does not ask for one, so that backward, which would find nothing, says so."""
+    torch.library.register_autograd(name, lambda ctx, *gradients: None, setup_context=lambda ctx, inputs, output: ctx.mark_non_differentiable(*output))
 
 
 def _refuse_second_derivative(name):

@@ -107,6 +107,32 @@ static void one_step_of_training(void) {
   wrong = forward;
   wrong.logits.type = 9;
   CHECK(moeb_route(router, &wrong) == moeb_invalid_argument && strstr(moeb_last_error(), "logits.type is 9") != NULL);
+  wrong = forward;
+  wrong.saved_bytes = 24;
+  CHECK(moeb_forward(router, &wrong) == moeb_invalid_argument && strstr(moeb_last_error(), "forward: saved.bytes is 24") != NULL);
+  wrong = forward; /* no tokens, as NumPy describes them */
+  wrong.logits.rows = wrong.weights.rows = wrong.logits.stride = wrong.weights.stride = 0;
+  CHECK(moeb_route(router, &wrong) == moeb_ok);
+
+  /* What forward has saved is of its own call. */
+  grad_logits[0] = -7;
+  moeb_backward_args other = backward;
+  other.sequences = 2;
+  CHECK(moeb_backward(router, &other) == moeb_invalid_argument);
+  CHECK(strcmp(moeb_last_error(), "moe_balance: backward: sequences is 2; allowed: 1 (those that saved is of)") == 0);
+  CHECK(moeb_loss(router, saved, saved_bytes, experts, 2, &loss) == moeb_invalid_argument);
+  CHECK(moeb_loss(router, saved, saved_bytes, experts - 1, 1, &loss) == moeb_invalid_argument);
+  other = backward;
+  other.logits.rows = other.grad_logits.rows = other.grad_weights.rows = tokens - 1;
+  CHECK(moeb_backward(router, &other) == moeb_invalid_argument && strstr(moeb_last_error(), "the tokens that saved is of") != NULL);
+  other = backward;
+  other.saved = calloc(1, saved_bytes);
+  CHECK(moeb_backward(router, &other) == moeb_invalid_argument);
+  CHECK(strstr(moeb_last_error(), "backward: saved is not written; allowed: what moeb_forward has filled") != NULL);
+  CHECK(moeb_loss(router, other.saved, saved_bytes, experts, 1, &loss) == moeb_invalid_argument);
+  free(other.saved);
+  CHECK(grad_logits[0] == -7);
+  CHECK(moeb_backward(router, &backward) == moeb_ok);
   CHECK(moeb_route(router, NULL) == moeb_invalid_argument);
   CHECK(moeb_route(NULL, &forward) == moeb_invalid_argument);
   CHECK(moeb_forward(NULL, &forward) == moeb_invalid_argument);

@@ -23,6 +23,13 @@ mb::Router no_bins{mb::Sigmoid{}, mb::TopK<2>{}, mb::QuantileBias{.bins = 0}};
 constexpr mb::Router selected{mb::SoftmaxOverSelected{}, mb::TopK<3>{}};
 constexpr mb::Router capacity{mb::Softmax{}, mb::WithCapacity<mb::TopK<2>>{.capacity_factor = 0.75},
                               mb::AuxLoss{.coefficient = 0.5f}};
+constexpr mb::Router replay{mb::Softmax{}, mb::Replay<mb::TopK<2>>{},
+                            mb::Combine{mb::LossFreeBias{.update_rate = 0.25f}, mb::AuxLoss{.coefficient = 0.5f}}};
+constexpr mb::Router marked{mb::Softmax{}, mb::TopK<2>{},
+                            mb::Combine{mb::GlobalBatchLoss{.coefficient = 0.5f}, mb::LossFreeBias{}, mb::BalancedTokens{}}};
+constexpr mb::Router first_choices{
+    mb::Softmax{}, mb::TopK<2>{},
+    mb::FromPlainTopK<mb::GlobalBatchLoss, 1>{{.coefficient = 0.5f, .window = mb::GlobalBatchWindow::micro_batch}}};
 }  // namespace
 
 MOEB_XLA_HANDLERS(softmax, softmax, mb::Host)
@@ -34,5 +41,8 @@ MOEB_XLA_HANDLERS(quantile_global_batch, quantile_global_batch, mb::Host)
 MOEB_XLA_HANDLERS(no_bins, no_bins, mb::Host)
 MOEB_XLA_HANDLERS(selected, selected, mb::Host)
 MOEB_XLA_HANDLERS(capacity, capacity, mb::Host)
+MOEB_XLA_HANDLERS(replay, replay, mb::Host)
+MOEB_XLA_HANDLERS(marked, marked, mb::Host)
+MOEB_XLA_HANDLERS(first_choices, first_choices, mb::Host)
 // One handler by itself, through XLA's own macro.
 XLA_FFI_DEFINE_HANDLER_SYMBOL(softmax_route_by_xla, (mb::xla::route<softmax, mb::Host>));

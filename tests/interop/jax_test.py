@@ -277,6 +277,64 @@ def test_sequences_may_be_interleaved():
     assert loss(interleaved, False) != major
 
 
+def test_replayed_ids_are_taken_and_weigh_what_the_scores_say():
+    moe = MoeBalance(sys.argv[1], "replay")
+    logits, bias, load, active, slopes = inputs(jnp.float32)
+    given = jax.vmap(lambda key: jax.random.permutation(key, EXPERTS)[:2])(jax.random.split(jax.random.key(7), TOKENS)).astype(jnp.int32)
+    free = best(jax.nn.softmax(logits) + bias, 2)
+    some = jnp.arange(TOKENS) % 3 != 1
+    for tokens in (None, some):
+        ids = given if tokens is None else jnp.where(some[:, None], given, free)
+
+        def mine(logits):
+            routing = moe.forward(logits, bias=bias, load=from_int32(load), active=active, replay_experts=given, replay_tokens=tokens)
+            return (routing.weights * slopes[:, :2]).sum() + routing.loss, routing
+
+        def formula(logits):
+            weights = jnp.where(active[:, None], weights_of("softmax", logits, ids), 0)
+            return (weights * slopes[:, :2]).sum() + 0.5 * switch_loss(jax.nn.softmax(logits), counts_of(ids, active), active)
+
+        (value, routing), slope = jax.jit(jax.value_and_grad(mine, has_aux=True))(logits)
+        want, wanted = jax.value_and_grad(formula)(logits)
+        same(routing.experts, jnp.where(active[:, None], ids, -1).astype(jnp.int32))
+        same(as_int32(routing.load), load + counts_of(ids, active))
+        near(value, want, 2e-6)
+        near(slope, wanted, 3e-6)
+        plain = moe.route(logits, bias=bias, active=active, replay_experts=given, replay_tokens=tokens)
+        same(plain.experts, routing.experts)
+        same(plain.weights, routing.weights)
+    empty = moe.forward(logits[:0], bias=bias, load=from_int32(load), replay_experts=given[:0])
+    assert empty.experts.shape == (0, 2)
+    raises(RUNTIME, ["forward: replay.experts.rows is 0", f"{TOKENS}"], lambda: moe.forward(logits, bias=bias, load=from_int32(load)))
+    raises(RUNTIME, ["route: replay_experts.dtype is F32", "S32"], lambda: moe.route(logits, bias=bias, replay_experts=given.astype(jnp.float32)))
+    raises(RUNTIME, ["route: replay.experts is given", "Replay"], lambda: MOE["softmax"].route(logits, replay_experts=given))
+
+
+def test_tokens_that_are_routed_and_not_balanced():
+    moe = MoeBalance(sys.argv[1], "marked")
+    logits, bias, load, active, slopes = inputs(jnp.float32)
+    ids = best(jax.nn.softmax(logits) + bias, 2)
+    some = jnp.arange(TOKENS) % 3 != 1
+    for given, marks in ((None, jnp.ones(TOKENS, bool)), (some, some)):
+        seen = active & marks
+
+        def mine(logits):
+            routing = moe.forward(logits, bias=bias, load=from_int32(load), active=active, balanced=given)
+            return (routing.weights * slopes[:, :2]).sum() + 3 * routing.loss, routing
+
+        def formula(logits):
+            weights = jnp.where(active[:, None], weights_of("softmax", logits, ids), 0)
+            return (weights * slopes[:, :2]).sum() + 1.5 * switch_loss(jax.nn.softmax(logits), counts_of(ids, seen) + load, seen)
+
+        (value, routing), slope = jax.jit(jax.value_and_grad(mine, has_aux=True))(logits)
+        want, wanted = jax.value_and_grad(formula)(logits)
+        same(routing.counts, counts_of(ids, active))
+        same(as_int32(routing.load), load + counts_of(ids, seen))
+        near(value, want, 2e-6)
+        near(slope, wanted, 3e-6)
+    raises(RUNTIME, ["forward: balanced is given", "BalancedTokens"], lambda: MOE["softmax"].forward(logits, balanced=some))
+
+
 def test_update_moves_the_bias_by_its_rule_and_clears_the_load():
     moe = MOE["sigmoid"]
     bias = jax.random.normal(jax.random.key(1), (3, EXPERTS))
@@ -562,6 +620,24 @@ def test_a_global_batch_loss_reads_the_counts_of_all_devices():
     assert abs(own - losses[0]) > 1e-4
 
 
+def test_a_global_batch_loss_of_first_choices_reads_those_of_all_devices():
+    moe = MoeBalance(sys.argv[1], "first_choices")
+    logits = inputs(jnp.float32)[0]
+
+    def step(logits):
+        def loss(logits):
+            return moe.forward(logits, load=moe.new_load(EXPERTS), axis_name="data").loss
+
+        value, slope = jax.value_and_grad(loss)(logits)
+        return value[None], slope
+
+    losses, slope = on_two_devices(step, (True,), (True, True))(logits)
+    counts = counts_of(logits.argmax(axis=1)[:, None], jnp.ones(TOKENS))
+    whole, wanted = jax.value_and_grad(lambda x: 0.5 * switch_loss(jax.nn.softmax(x), counts, jnp.ones(TOKENS)))(logits)
+    near(losses.mean(), whole, 2e-6)
+    near(slope / 2, wanted, 3e-6)
+
+
 def test_threads_may_call_at_the_same_time():
     moe = MOE["softmax"]
     function = jax.jit(jax.value_and_grad(lambda x: moe.forward(x).loss))
@@ -590,7 +666,8 @@ def test_a_handler_defined_by_the_macro_of_xla_is_the_same():
     wanted = moe.route(logits)
     results = [jax.ShapeDtypeStruct(s, d) for s, d in (((TOKENS, 2), jnp.int32), ((TOKENS, 2), jnp.float32), ((EXPERTS, 2), jnp.int32),
                                                        ((0, 2), jnp.int32), ((4, 2), jnp.int32), ((0,), jnp.uint8))]
-    ids, weights = moe.call("route_by_xla", results, logits, jnp.zeros(0), jnp.zeros(0, jnp.bool_))[:2]
+    left_out = jnp.zeros(0, jnp.bool_)
+    ids, weights = moe.call("route_by_xla", results, logits, jnp.zeros(0), left_out, jnp.zeros((0, 0), jnp.int32), left_out)[:2]
     same(ids, wanted.experts)
     same(weights, wanted.weights)
 
@@ -788,6 +865,7 @@ def test_python_says_what_is_missing_before_anything_runs():
     raises(ValueError, ["permutation: ids.shape[1] is 16", "2"], lambda: MOE["softmax"].permutation(logits, EXPERTS))
     moe, (permutation, hidden, rows, factors) = MOE["softmax"], dispatch_inputs(jnp.float32, 1)
     raises(ValueError, ["forward: sequences is 1099511627776", "whole numbers from 1 to 2147483647"], lambda: moe.forward(logits, sequences=2**40))
+    raises(ValueError, ["sizes: tokens is 2.5", "whole numbers"], lambda: moe.sizes(2.5, EXPERTS))
     raises(ValueError, ["forward: sequences is 2.0", "whole numbers"], lambda: moe.forward(logits, sequences=2.0))
     raises(ValueError, ["permutation: experts is -3", "1 to 1048576"], lambda: moe.permutation(some_ids(), -3))
     raises(ValueError, ["permutation: align is 0", "1 to 1073741824"], lambda: moe.permutation(some_ids(), EXPERTS, align=0))

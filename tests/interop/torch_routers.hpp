@@ -29,5 +29,16 @@ inline const mb::Router capacity{mb::Softmax{},
                                  mb::AuxLoss{.coefficient = 1.0f}};
 inline const mb::Router replay{mb::Softmax{}, mb::Replay{mb::TopK<2>{}},
                                mb::Combine{mb::LossFreeBias{.update_rate = 0.25f}, mb::AuxLoss{.coefficient = 1.0f}}};
+inline const mb::Router marked{mb::Softmax{}, mb::TopK<2>{.renormalise = true},
+                               mb::Combine{mb::LossFreeBias{.update_rate = 0.25f}, mb::AuxLoss{.coefficient = 1.0f},
+                                           mb::ZLoss{.coefficient = 0.5f}, mb::BalancedTokens{}}};
+inline const mb::Router marked_margins{
+    mb::Softmax{}, mb::TopK<2>{},
+    mb::Combine{
+        mb::GlobalBatchLoss{.coefficient = 1.0f},
+        mb::QuantileBias{.momentum = 0.75f, .spacing = mb::MarginBins::even, .low = -0.5f, .high = 0.75f, .bins = 10},
+        mb::BalancedTokens{}}};
+inline const mb::Router first_choices{mb::Softmax{}, mb::TopK<2>{},
+                                      mb::FromPlainTopK<mb::GlobalBatchLoss, 1>{mb::GlobalBatchLoss{.coefficient = 1.0f}}};
 
 }  // namespace routers

@@ -10,6 +10,7 @@ import itertools
 import math
 import os
 import pathlib
+import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -225,6 +226,61 @@ class Routing(unittest.TestCase):
             torch.testing.assert_close(x.grad, y.grad, rtol=1e-6, atol=2e-8)
             for got, of_forward in zip(ops.replay_route(x.detach(), bias, None, given, tokens), (ids, weights, counts)):
                 self.assertTrue(torch.equal(got, of_forward))
+
+    def test_tokens_that_are_routed_and_not_balanced(self):
+        bias, _ = state_of("balanced")
+        some = torch.arange(TOKENS) % 3 != 1
+        every = torch.ones(TOKENS, dtype=torch.bool)
+        upstream = torch.rand(TOKENS, K, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        for given, marks in ((None, every), (some, some), (some.to(torch.uint8), some), (~every, ~every)):
+            x = smooth_logits(12).requires_grad_()
+            y = x.detach().clone().requires_grad_()
+            ids, weights, counts, loss, _ = ops.marked_forward(x, bias, balanced=given)
+            routed, seen = Expected("balanced", y, bias), Expected("balanced", y[marks], bias)
+            self.assertTrue(torch.equal(ids.long(), routed.ids) and torch.equal(counts, seen.counts))
+            self.assertTrue(torch.equal(ops.permutation(ids, EXPERTS)[3], routed.counts))
+            torch.testing.assert_close(weights, routed.weights, rtol=1e-12, atol=1e-14)
+            expected_loss = seen.loss if marks.any() else 0 * y.sum()
+            torch.testing.assert_close(loss.double(), expected_loss, rtol=1e-6, atol=1e-7)
+            ((weights * upstream).sum() + loss).backward()
+            ((routed.weights * upstream).sum() + expected_loss).backward()
+            torch.testing.assert_close(x.grad, y.grad, rtol=1e-6, atol=2e-8)
+            self.assertTrue(torch.equal(ops.marked_forward(x, bias, accumulate=False, balanced=given)[2], counts))
+
+    def test_counts_are_what_is_to_be_added_to_the_load(self):
+        x, bias = smooth_logits(13), torch.linspace(0, 0.2, EXPERTS)
+        marks = torch.arange(TOKENS) % 3 != 1
+        load = torch.arange(11 * EXPERTS)
+        for of_call, given in ((x, None), (x[marks], marks)):
+            ids, _, counts, loss, _ = ops.marked_margins_forward(x, bias, load, balanced=given)
+            self.assertTrue(torch.equal(counts, counts_of("quantile_global_batch", of_call, bias)))
+            torch.testing.assert_close(loss.double(), balance_loss(torch.softmax(of_call, 1), counts[:EXPERTS] + load[:EXPERTS]), rtol=1e-6, atol=1e-7)
+        load = torch.arange(EXPERTS)
+        _, _, counts, loss, _ = ops.first_choices_forward(x, None, load)
+        self.assertTrue(torch.equal(counts, torch.bincount(x.argmax(1), minlength=EXPERTS)))
+        torch.testing.assert_close(loss.double(), balance_loss(torch.softmax(x, 1), counts + load), rtol=1e-6, atol=1e-7)
+
+    def test_two_passes_give_ranks_the_loss_of_the_whole_batch(self):
+        x = smooth_logits(14)
+        load = torch.arange(EXPERTS)
+        halves = [half.clone().requires_grad_() for half in x.chunk(2)]
+        total = load + sum(ops.global_batch_route(half)[2] for half in halves)
+        losses = [ops.global_batch_forward(half, None, total, accumulate=False)[3] for half in halves]
+        whole = Expected("global_batch", y := x.clone().requires_grad_(), load=load)
+        torch.testing.assert_close(sum(losses).double() / 2, whole.loss, rtol=1e-6, atol=1e-7)
+        (sum(losses) / 2).backward()
+        whole.loss.backward()
+        torch.testing.assert_close(torch.cat([half.grad for half in halves]), y.grad, rtol=1e-6, atol=2e-8)
+
+    def test_route_asks_for_no_gradient(self):
+        x = smooth_logits(1).requires_grad_()
+        self.assertFalse(any(result.requires_grad for result in ops.plain_route(x)))
+        self.assertTrue(ops.plain_forward(x)[1].requires_grad)
+
+    @unittest.skipUnless(stable, "libtorch is for one program, which CMake links")
+    def test_libraries_share_no_router_of_one_name(self):
+        names = subprocess.run(["nm", "-DC", "--defined-only", sys.argv[1]], capture_output=True, text=True, check=True).stdout
+        self.assertNotRegex(names, "routers::")
 
     def test_a_recomputation_reads_the_load_as_it_is(self):
         _, load = state_of("global_batch")
@@ -474,6 +530,10 @@ class Routing(unittest.TestCase):
             self.assertEqual(len(real), results)
 
         bias, _ = state_of("balanced")
+        marks = torch.ones(TOKENS, dtype=torch.bool)
+        real = ops.marked_forward(smooth_logits(1).float(), bias, balanced=marks)
+        shapes = ops.marked_forward(torch.empty(TOKENS, EXPERTS, device="meta"), bias.to("meta"), balanced=marks.to("meta"))
+        self.assertEqual([(r.shape, r.dtype) for r in real], [(s.shape, s.dtype) for s in shapes])
         real = layer(smooth_logits(1).float(), bias)
         shapes = layer(torch.empty(TOKENS, EXPERTS, device="meta"), bias.to("meta"))
         self.assertEqual([(r.shape, r.dtype) for r in real], [(s.shape, s.dtype) for s in shapes])
@@ -578,14 +638,16 @@ class Errors(unittest.TestCase):
             (lambda: ops.plain_route(x[None]), "route: logits.ndim is 3; allowed: 2"),
             (lambda: ops.plain_route(x[:, :1]), "route: top_k.k is 2; allowed: 1 (K may not exceed the experts)"),
             (lambda: ops.plain_route(torch.zeros(2, 4096)), "route: logits.columns is 4096; allowed: 1 to 2048 (experts)"),
-            (lambda: ops.balanced_forward(x), "forward: bias.data is null"),
-            (lambda: ops.replay_forward(x, bias), "forward: replay.experts.rows is 0; allowed: 12 (the tokens of logits)"),
+            (lambda: ops.balanced_forward(x), "forward: bias is None; allowed: a tensor [E] of float32"),
+            (lambda: ops.replay_forward(x, bias), "forward: replay_experts is None; allowed: a tensor [T, K] of int32"),
             (lambda: ops.replay_route(x, bias, replay_experts=ids.long()), "route: replay_experts.dtype is int64; allowed: int32"),
             (lambda: ops.replay_route(x, bias, replay_experts=ids[:, :1]), "route: replay.experts.columns is 1; allowed: 2"),
             (lambda: ops.replay_route(x, bias, replay_experts=ids, replay_tokens=bias), "route: replay_tokens.dtype is float32; allowed: uint8, bool"),
             (lambda: ops.replay_route(x, bias, replay_experts=ids, replay_tokens=ids[1:, 0].bool()), "route: replay_tokens.size is 11; allowed: 12"),
             (lambda: ops.plain_forward(x, replay_experts=ids), "forward: replay.experts is "),
             (lambda: ops.plain_route(x, replay_tokens=torch.ones(TOKENS, dtype=torch.bool)), "route: replay.tokens is "),
+            (lambda: ops.balanced_forward(x, bias, balanced=ids[:, 0].bool()), "forward: balanced is given; allowed: null, unless BalancedTokens is a part"),
+            (lambda: ops.marked_forward(x, bias, balanced=ids[1:, 0].bool()), "forward: balanced.size is 11; allowed: 12"),
             (lambda: ops.balanced_forward(x, bias[:3]), "forward: bias.size is 3; allowed: 8"),
             (lambda: ops.balanced_forward(x, bias.double()), "forward: bias.dtype is float64; allowed: float32"),
             (lambda: ops.global_batch_forward(x), "forward: load.counts is null"),
@@ -740,7 +802,7 @@ def main():
     if stable:
         sys.path.insert(0, sys.argv[2])
         moe_ops = importlib.import_module("moe_ops")
-        for router in (*ROUTERS, *RANGES, "replay"):
+        for router in (*ROUTERS, *RANGES, "replay", "marked", "marked_margins", "first_choices"):
             moe_ops.register_router("moeb_test", router + "_")
         moe_ops.register_dispatch("moeb_test")
     print(f"PyTorch {torch.__version__}, {'the stable ABI' if stable else 'libtorch'}")

@@ -53,7 +53,7 @@ typedef struct moeb_forward_args {
   int64_t* counts;       /**< [E] out, optional */
   float* bias;           /**< [E]; required by moeb_forward where moeb_has_bias, optional otherwise */
   int64_t* load;         /**< [E]; added to; required by moeb_forward where moeb_has_load. moeb_route ignores it */
-  void* saved;           /**< moeb_saved_bytes bytes, 8-byte aligned; moeb_route ignores it */
+  void* saved;           /**< moeb_saved_bytes bytes, 8-byte aligned; later calls know whose it is. moeb_route ignores it */
   size_t saved_bytes;    /**< its size */
   const uint8_t* active; /**< [T], optional: 0 marks a padding token */
   int64_t sequences;     /**< equal sequences, one behind the other, for a sequence loss; 0 and 1: one */

@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <limits>
 #include <memory>
 #include <string>
 #include <type_traits>
@@ -70,8 +71,20 @@ template <class Matrix>
 [[nodiscard]] Matrix matrix_of(const char* call, const char* argument, const moeb_matrix& matrix) {
   MOEB_EXPECTS(matrix.type >= moeb_float32 && matrix.type <= moeb_float64, call, (std::string(argument) + ".type").c_str(),
                std::to_string(matrix.type), "0 (float32), 1 (bfloat16), 2 (float16), 3 (float64)");
-  return {matrix.data, static_cast<DataType>(matrix.type), matrix.rows, matrix.columns, matrix.stride};
+  const bool has_rows = matrix.rows != 0;  // without any NumPy says that they are 0 bytes apart
+  return {matrix.data, static_cast<DataType>(matrix.type), matrix.rows, matrix.columns,
+          has_rows ? matrix.stride : matrix.columns};
 }
+
+/// What `saved` begins with, so that calls which read it know whose it is.
+struct SavedHead {
+  static constexpr std::int64_t written = 0x6d6f65622d736176;
+  std::int64_t mark;  ///< `written` once forward has filled the rest
+  std::int64_t tokens;
+  std::int64_t experts;
+  std::int64_t sequences;
+};
+static_assert(sizeof(SavedHead) % 16 == 0);
 
 [[nodiscard]] inline Sequences sequences_of(std::int64_t count) {
   return Sequences{.count = count == 0 ? 1 : count};
@@ -92,7 +105,11 @@ class AnyRouter final : public moeb_router {
   [[nodiscard]] bool has_bias() const override { return PresetT::Traits::biases > 0; }
   [[nodiscard]] bool has_load() const override { return has_bias() || PresetT::Traits::reads_global_batch; }
   [[nodiscard]] bool has_loss() const override { return PresetT::loss_count > 0; }
-  [[nodiscard]] std::size_t saved_bytes(const Shape& shape) const override { return router_.saved_bytes(shape); }
+  [[nodiscard]] std::size_t saved_bytes(const Shape& shape) const override {
+    const std::size_t bytes = router_.saved_bytes(shape);
+    return bytes == 0 || bytes > std::numeric_limits<std::size_t>::max() - sizeof(SavedHead) ? bytes
+                                                                                             : sizeof(SavedHead) + bytes;
+  }
 
   void route(const moeb_forward_args& args) const override {
     RouteArgs route;
@@ -103,10 +120,14 @@ class AnyRouter final : public moeb_router {
     ForwardArgs forward;
     fill(forward, "forward", args);
     if (args.load != nullptr) forward.load = LoadRef{args.load, static_cast<int>(args.logits.columns)};
-    forward.saved = {args.saved, args.saved_bytes};
     forward.sequences = sequences_of(args.sequences);
+    forward.saved = behind_head("forward", args.saved, args.saved_bytes);
     forward.accumulate = args.accumulate != 0;
     router_.forward(forward, {}, host(args.threads));
+    if (forward.saved.data != nullptr) {
+      *static_cast<SavedHead*>(args.saved) = {SavedHead::written, args.logits.rows, args.logits.columns,
+                                              sequences_read(forward.sequences)};
+    }
   }
   void backward(const moeb_backward_args& args) const override {
     BackwardArgs backward;
@@ -114,21 +135,49 @@ class AnyRouter final : public moeb_router {
     backward.experts = {args.experts, args.logits.rows, PresetT::k};
     backward.grad_weights = matrix_of<ConstAnyMatrix>("backward", "grad_weights", args.grad_weights);
     backward.grad_logits = matrix_of<AnyMatrix>("backward", "grad_logits", args.grad_logits);
-    backward.saved = {args.saved, args.saved_bytes};
     backward.active = args.active;
     backward.sequences = sequences_of(args.sequences);
+    backward.saved = written_saved("backward", args.saved, args.saved_bytes, args.logits.columns, backward.sequences);
+    if (backward.saved.data != nullptr) {
+      const std::int64_t tokens = static_cast<const SavedHead*>(args.saved)->tokens;
+      Validator{"backward"}.range("logits.rows", args.logits.rows, tokens, tokens, "the tokens that saved is of");
+    }
     backward.loss_scale = args.loss_scale;
     router_.backward(backward, {}, host(args.threads));
   }
   void loss([[maybe_unused]] const LossArgs& args) const override {
-    if constexpr (PresetT::loss_count > 0)
-      router_.loss(args, {}, Host{});
-    else
+    if constexpr (PresetT::loss_count > 0) {
+      LossArgs own = args;
+      own.saved = written_saved("loss", args.saved.data, args.saved.bytes, args.experts, args.sequences);
+      router_.loss(own, {}, Host{});
+    } else
       fail_argument("loss", "router", "a preset without a loss", {"one for which moeb_has_loss is not 0"});
   }
   void update(BiasRef bias, LoadRef load) const override { router_.update(bias, load, {}, Host{}); }
 
  private:
+  /// The sequences that the balancer reads.
+  [[nodiscard]] static std::int64_t sequences_read(const Sequences& sequences) {
+    return PresetT::Traits::reads_sequences ? sequences.count : 1;
+  }
+  /// What the router's calls know of `saved`; nothing where there is no loss.
+  [[nodiscard]] static SavedRef behind_head(const char* call, void* saved, std::size_t bytes) {
+    if (PresetT::loss_count == 0) return {};
+    Validator{call}.memory("saved", saved, bytes, sizeof(SavedHead), alignof(SavedHead));
+    return {static_cast<std::byte*>(saved) + sizeof(SavedHead), bytes - sizeof(SavedHead)};
+  }
+  /// The same of what a forward call of these experts and sequences has filled.
+  [[nodiscard]] static SavedRef written_saved(const char* call, void* saved, std::size_t bytes, std::int64_t experts,
+                                              const Sequences& sequences) {
+    const SavedRef behind = behind_head(call, saved, bytes);
+    if (behind.data == nullptr) return behind;
+    const SavedHead& head = *static_cast<const SavedHead*>(saved);
+    MOEB_EXPECTS(head.mark == SavedHead::written, call, "saved", "not written", "what moeb_forward has filled");
+    const Validator check{call};
+    check.range("experts", experts, head.experts, head.experts, "those that saved is of");
+    check.range("sequences", sequences_read(sequences), head.sequences, head.sequences, "those that saved is of");
+    return behind;
+  }
   [[nodiscard]] Host host(int threads) const { return {.threads = threads, .executor = executor}; }
 
   template <class Args>

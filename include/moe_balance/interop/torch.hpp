@@ -131,11 +131,12 @@ struct Forward : ::torch::autograd::Function<Forward> {
   static variable_list forward(AutogradContext* context, const at::Tensor& logits, const c10::OperatorHandle& op,
                                Stack arguments) {
     const at::Tensor active = tensor_or_none(arguments[4]);
+    const at::Tensor balanced = tensor_or_none(arguments[8]);
     context->saved_data["sequences"] = arguments[5];
     const variable_list results = call_below_autograd(op, arguments);
     const std::string prefix = name_of(op).substr(0, name_of(op).size() - std::string("forward").size());
     context->saved_data["backward"] = prefix + "backward";
-    context->save_for_backward({logits, results[0], results[4], active});
+    context->save_for_backward({logits, results[0], results[4], active, balanced});
     context->mark_non_differentiable({results[0], results[2], results[4]});
     context->set_materialize_grads(false);
     return results;
@@ -148,7 +149,8 @@ struct Forward : ::torch::autograd::Function<Forward> {
                     optional_tensor(gradients[1]),
                     optional_tensor(gradients[3]),
                     optional_tensor(saved[3]),
-                    context->saved_data["sequences"]};
+                    context->saved_data["sequences"],
+                    optional_tensor(saved[4])};
     call_backward(context, arguments);
     return {arguments[0].toTensor(), at::Tensor(), at::Tensor()};
   }

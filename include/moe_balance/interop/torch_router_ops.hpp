@@ -19,7 +19,9 @@ namespace torch_ops MOEB_HIDDEN {
 ///   forward  the same, the value of the balancing loss (0 without one), and what backward needs. Weights and loss have a gradient. `load` is read by
 ///            a GlobalBatchLoss only: the step's counts so far, to which this call's are added first unless accumulate is False. Of a rule that reads
 ///            margins (QuantileBias) counts are [(1 + load_bins) * E]: tokens per expert [E] and behind them the margins' histograms [E, load_bins], which are
-///            0 without accumulate; what it takes as load is of that size.
+///            0 without accumulate; what it takes as load is of that size. Counts are what the caller's load is to be added: of a router with BalancedTokens
+///            those of the tokens that `balanced` [T] marks, or of all (with a rule that reads margins 0 without accumulate), and of a FromPlainTopK of a
+///            GlobalBatchLoss those of the plain top-k. `permutation` counts what is to be computed.
 ///            A router that replays (Replay<TopK<K>>) takes, in both, the ids [T, K] of the tokens that `replay_tokens` [T] marks, or of all.
 ///   backward the gradient of the logits.
 ///   update   once per optimizer step: moves bias [L, E] or [E] and clears load, of the same shape, in place. A rule that keeps n values for each bias has
@@ -30,10 +32,10 @@ inline constexpr const char* router_schemas[] = {
     "route(Tensor logits, Tensor? bias=None, Tensor? active=None, Tensor? replay_experts=None, Tensor? replay_tokens=None) "
     "-> (Tensor experts, Tensor weights, Tensor counts)",
     "forward(Tensor logits, Tensor? bias=None, Tensor? load=None, bool accumulate=True, Tensor? active=None, "
-    "int sequences=1, Tensor? replay_experts=None, Tensor? replay_tokens=None) "
+    "int sequences=1, Tensor? replay_experts=None, Tensor? replay_tokens=None, Tensor? balanced=None) "
     "-> (Tensor experts, Tensor weights, Tensor counts, Tensor loss, Tensor saved)",
     "backward(Tensor logits, Tensor experts, Tensor saved, Tensor? grad_weights, Tensor? grad_loss, Tensor? active=None, "
-    "int sequences=1) -> Tensor",
+    "int sequences=1, Tensor? balanced=None) -> Tensor",
     "update(Tensor(a!)? bias, Tensor(b!) load) -> ()",
     "sizes(int experts, int sequences=1) -> (int top_k, int saved_words, int saved_words_per_token, "
     "int load_bins)"};
@@ -45,6 +47,7 @@ struct RouterOps {
   using Optional = typename Api::Optional;
   using ScalarType = typename Api::ScalarType;
   using RouterT = std::remove_cvref_t<decltype(router)>;
+  using Traits = typename RouterT::Traits;
   static constexpr std::int64_t k = RouterT::k;
   static constexpr bool across_tokens = looks_across_tokens<decltype(RouterT::top_k)>;
 
@@ -53,7 +56,7 @@ struct RouterOps {
     const Views<Api> views("route", logits);
     RouteArgs args;
     const Routing routing(views, logits, bias, active, args);
-    args.replay = routing.replay(views, replay_experts, replay_tokens);
+    args.replay = routing.replay("route", views, replay_experts, replay_tokens);
     Api::run(logits, [&](const auto& place) { router.route(args, routing.scratch(), place); });
     return {routing.experts, routing.weights, routing.counts};
   }
@@ -62,31 +65,35 @@ struct RouterOps {
                                                                     const Optional& load, bool accumulate,
                                                                     const Optional& active, std::int64_t sequences,
                                                                     const Optional& replay_experts = {},
-                                                                    const Optional& replay_tokens = {}) {
+                                                                    const Optional& replay_tokens = {},
+                                                                    const Optional& balanced = {}) {
     const Views<Api> views("forward", logits);
     ForwardArgs args;
     const Routing routing(views, logits, bias, active, args);
-    args.replay = routing.replay(views, replay_experts, replay_tokens);
+    args.replay = routing.replay("forward", views, replay_experts, replay_tokens);
+    MOEB_EXPECTS(Traits::biases == 0 || bias.has_value(), "forward", "bias", "None", "a tensor [E] of float32");
     const Saved layout(shape_of("forward", args.logits, sequences));
     const Tensor saved = Api::empty(logits, {layout.words()}, ScalarType::Long);
     const Tensor loss = Api::empty(logits, {}, ScalarType::Float);
     const LoadOfCall own_load(views, logits, load, routing);
     args.load = own_load.ref();
-    args.accumulate = accumulate && args.load.counts != nullptr;
+    args.accumulate = own_load.accumulates(accumulate);
+    args.balanced = views.template elements<const std::uint8_t>("balanced", balanced, args.logits.rows);
     args.saved = layout.sums(views.template vector<std::int64_t>("saved", saved).data);
     args.chosen = layout.chosen(args.saved);
     args.sequences.count = sequences;
     Api::run(logits, [&](const auto& place) {
       own_load.begin(place);
       router.forward(args, routing.scratch(), place);
-      own_load.end(args.counts, place);
+      own_load.end(args, place);
       write_loss(args, views.template element<float>("loss", loss), place);
     });
     return {routing.experts, routing.weights, own_load.added(routing), loss, saved};
   }
 
   static Tensor backward(const Tensor& logits, const Tensor& experts, const Tensor& saved, const Optional& grad_weights,
-                         const Optional& grad_loss, const Optional& active, std::int64_t sequences) {
+                         const Optional& grad_loss, const Optional& active, std::int64_t sequences,
+                         const Optional& balanced = {}) {
     const Views<Api> views("backward", logits);
     BackwardArgs args;
     args.logits = views.matrix("logits", logits);
@@ -100,6 +107,7 @@ struct RouterOps {
     args.saved = layout.sums(views.template elements<std::int64_t>("saved", Optional(saved), layout.words()));
     args.chosen = layout.chosen(args.saved);
     args.active = views.template elements<const std::uint8_t>("active", active, shape.tokens);
+    args.balanced = views.template elements<const std::uint8_t>("balanced", balanced, shape.tokens);
     args.grad_loss = views.template element<const float>("grad_loss", grad_loss);
     args.loss_scale = grad_loss.has_value() ? 1.0f : 0.0f;
     args.sequences.count = sequences;
@@ -112,7 +120,7 @@ struct RouterOps {
                                                                                   std::int64_t sequences) {
     Validator{"sizes"}.range("experts", experts, 1, max_experts);
     Validator{"sizes"}.range("sequences", sequences, 1, std::numeric_limits<std::int32_t>::max());
-    const Saved layout({0, static_cast<int>(experts), RouterT::Traits::reads_sequences ? sequences : 1});
+    const Saved layout({0, static_cast<int>(experts), Traits::reads_sequences ? sequences : 1});
     return {k, layout.words(), across_tokens ? Saved::words_of_ids : 0, load_bins("sizes")};
   }
 
@@ -120,7 +128,7 @@ struct RouterOps {
     const Views<Api> views("update", load);
     const LoadRef load_ref = load_of_layers("update", views, load);
     BiasRef bias_ref;
-    if (bias.has_value()) bias_ref = views.biases("bias", *bias, RouterT::Traits::bias_memory);
+    if (bias.has_value()) bias_ref = views.biases("bias", *bias, Traits::bias_memory);
     Api::run(load, [&](const auto& place) { router.update(bias_ref, load_ref, Workspace{}, place); });
   }
 
@@ -164,7 +172,10 @@ struct RouterOps {
     }
     [[nodiscard]] int experts_count() const { return static_cast<int>(logits.columns); }
     [[nodiscard]] Workspace scratch() const { return as_workspace(workspace); }
-    [[nodiscard]] ReplayRef replay(const Views<Api>& views, const Optional& ids, const Optional& tokens) const {
+    [[nodiscard]] ReplayRef replay(const char* call, const Views<Api>& views, const Optional& ids,
+                                   const Optional& tokens) const {
+      MOEB_EXPECTS(!is_replaying<decltype(RouterT::top_k)> || ids.has_value(), call, "replay_experts", "None",
+                   "a tensor [T, K] of int32");
       ReplayRef result;
       if (ids.has_value()) result.experts = views.template matrix<const std::int32_t>("replay_experts", *ids);
       result.tokens = views.template elements<const std::uint8_t>("replay_tokens", tokens, logits.rows);
@@ -180,21 +191,50 @@ struct RouterOps {
           logits(view) {}
   };
 
-  /// The load of a forward call whose rule reads counts: a copy of the caller's, where a loss reads it, to which the call adds.
-  struct LoadOfCounts {
-    Optional copy;
-    LoadRef of_copy;
+  static constexpr bool reads_load = Traits::reads_global_batch;
+  /// Whether what a call adds to the load are not the counts that it returns.
+  static constexpr bool counts_apart = Traits::marks_tokens || (reads_load && Traits::plain_losses > 0);
 
-    LoadOfCounts(const Views<Api>& views, const Tensor& /*logits*/, const Optional& load, const Routing& routing) {
-      if (RouterT::Traits::reads_global_batch && load.has_value()) copy = Api::clone(*load);
-      of_copy = {views.template elements<std::int64_t>("load", copy, routing.logits.columns), routing.experts_count()};
+  /// Writes the counts that a call has added to its load to `row`, of a router whose loss reads that.
+  template <class Place>
+  static void copy_counts_of_loss(const ForwardArgs& args, std::int64_t* row, const Place& place) {
+    using Balancer = std::remove_cvref_t<decltype(RouterT::balancer)>;
+    const SavedView saved =
+        SavedLayout<Balancer>{args.logits.columns, sequences_of<Balancer>(args).count}.view(args.saved.data);
+    Engine<Place>::copy(row, saved.counts, bytes_of(args.logits.columns), place);
+  }
+  [[nodiscard]] static std::size_t bytes_of(std::int64_t counts) {
+    return static_cast<std::size_t>(counts) * sizeof(std::int64_t);
+  }
+
+  /// The load of a forward call whose rule reads counts: a copy of the caller's, where a loss reads it, to which the call adds; or one of its own, where
+  /// that alone says what the call adds.
+  struct LoadOfCounts {
+    Optional own;   ///< what the call adds, where that is not its counts
+    Optional copy;  ///< of the caller's load
+    std::int64_t* own_row = nullptr;
+    LoadRef load_of_call;
+
+    LoadOfCounts(const Views<Api>& views, const Tensor& logits, const Optional& load, const Routing& routing) {
+      const std::int64_t experts = routing.logits.columns;
+      if (counts_apart) own = Api::empty(logits, {experts}, ScalarType::Long);
+      own_row = views.template elements<std::int64_t>("counts", own, experts);
+      if (reads_load && load.has_value()) copy = Api::clone(*load);
+      std::int64_t* const of_copy = views.template elements<std::int64_t>("load", copy, experts);
+      load_of_call = {reads_load ? of_copy : own_row, routing.experts_count()};
     }
-    [[nodiscard]] const LoadRef& ref() const { return of_copy; }
-    [[nodiscard]] const Tensor& added(const Routing& routing) const { return routing.counts; }
+    [[nodiscard]] const LoadRef& ref() const { return load_of_call; }
+    /// A load of its own says what the call would add, too.
+    [[nodiscard]] bool accumulates(bool asked) const { return load_of_call.counts != nullptr && (asked || !reads_load); }
+    [[nodiscard]] const Tensor& added(const Routing& routing) const { return own.has_value() ? *own : routing.counts; }
     template <class Place>
-    void begin(const Place& /*place*/) const {}
+    void begin(const Place& place) const {
+      if (!reads_load && own_row != nullptr) Engine<Place>::clear(own_row, bytes_of(load_of_call.experts), place);
+    }
     template <class Place>
-    void end(const std::int64_t* /*counts*/, const Place& /*place*/) const {}
+    void end(const ForwardArgs& args, const Place& place) const {
+      if constexpr (reads_load && counts_apart) copy_counts_of_loss(args, own_row, place);
+    }
   };
 
   /// The same of a rule that reads margins: what the call gives to be added to the caller's load. Meanwhile its counts are the step's, for a loss.
@@ -207,11 +247,12 @@ struct RouterOps {
       of_row = LoadRef::with_bins(nullptr, load_bins("forward"), routing.experts_count());
       row = Api::empty(logits, {of_row.row_size()}, ScalarType::Long);
       of_row.counts = views.template vector<std::int64_t>("counts", row).data;
-      if (RouterT::Traits::reads_global_batch) {
+      if (reads_load) {
         so_far = views.template elements<const std::int64_t>("load", load, of_row.row_size());
       }
     }
     [[nodiscard]] const LoadRef& ref() const { return of_row; }
+    [[nodiscard]] bool accumulates(bool asked) const { return asked && of_row.counts != nullptr; }
     [[nodiscard]] const Tensor& added(const Routing& /*routing*/) const { return row; }
     template <class Place>
     void begin(const Place& place) const {
@@ -221,21 +262,20 @@ struct RouterOps {
       Engine<Place>::clear(of_row.counts, bytes_of(of_row.row_size()), place);
       if (so_far != nullptr) Engine<Place>::copy(of_row.counts, so_far, bytes_of(of_row.experts), place);
     }
+    /// Of a marking router without such a loss the row has had its counts added, if any were to be.
     template <class Place>
-    void end(const std::int64_t* counts, const Place& place) const {
-      Engine<Place>::copy(of_row.counts, counts, bytes_of(of_row.experts), place);
-    }
-
-   private:
-    [[nodiscard]] static std::size_t bytes_of(std::int64_t counts) {
-      return static_cast<std::size_t>(counts) * sizeof(std::int64_t);
+    void end(const ForwardArgs& args, const Place& place) const {
+      if constexpr (reads_load && counts_apart)
+        copy_counts_of_loss(args, of_row.counts, place);
+      else if constexpr (!counts_apart)
+        Engine<Place>::copy(of_row.counts, args.counts, bytes_of(of_row.experts), place);
     }
   };
-  using LoadOfCall = std::conditional_t<RouterT::Traits::reads_margins, LoadOfMargins, LoadOfCounts>;
+  using LoadOfCall = std::conditional_t<Traits::reads_margins, LoadOfMargins, LoadOfCounts>;
 
   /// Bins of margins; 0 where the rule reads none. An option out of range is refused before memory is allocated by it.
   [[nodiscard]] static int load_bins(const char* call) {
-    if constexpr (RouterT::Traits::reads_margins) check_options(call, router.balancer);
+    if constexpr (Traits::reads_margins) check_options(call, router.balancer);
     return router.load_bins();
   }
   /// [L, E] or [E], each row with the histograms of its experts behind it.
@@ -254,7 +294,7 @@ struct RouterOps {
   [[nodiscard]] static Shape shape_of(const char* call, const ConstAnyMatrix& logits, std::int64_t sequences) {
     const std::int64_t most = logits.rows > 0 ? logits.rows : std::numeric_limits<std::int32_t>::max();
     Validator{call}.range("sequences", sequences, 1, most, "a divisor of the tokens");
-    return {logits.rows, static_cast<int>(logits.columns), RouterT::Traits::reads_sequences ? sequences : 1};
+    return {logits.rows, static_cast<int>(logits.columns), Traits::reads_sequences ? sequences : 1};
   }
 
   [[nodiscard]] static Tensor scratch_for(const Tensor& like, const Shape& shape) {

@@ -12,12 +12,13 @@
 // may be S32 [..., 2]; an empty buffer leaves an optional (?) operand or result out; `status` is int64 [4], the counters of Status, of this call alone.
 //
 //   handler           operands                                                results
-//   route             logits [T,E], bias? F32 [E], active? U8 or PRED [T]     experts S32 [T,K], weights [T,K], counts int64 [E],
-//                                                                             kept_counts? int64 [E], status, workspace U8
-//   forward           logits, bias?, load? int64 [E], active?                 experts, weights, loss F32 [], losses F32 [number of losses], counts,
-//                                                                             new load?, saved U8, chosen? S32 [T,K], kept_counts?, status, workspace
+//   route             logits [T,E], bias? F32 [E], active? U8 or PRED [T],    experts S32 [T,K], weights [T,K], counts int64 [E],
+//                     replay_experts? S32 [T,K], replay_tokens? as active     kept_counts? int64 [E], status, workspace U8
+//   forward           logits, bias?, load? int64 [E], active?,                experts, weights, loss F32 [], losses F32 [number of losses], counts,
+//                     replay_experts?, replay_tokens?, balanced? as active    new load?, saved U8, chosen? S32 [T,K], kept_counts?, loss_counts? int64 [E],
+//                                                                             status, workspace
 //   backward          logits, experts, chosen?, grad_weights? [T,K],          grad_logits [T,E], workspace
-//                     grad_loss F32 [], saved, active?
+//                     grad_loss F32 [], saved, active?, balanced?
 //   loss              saved, global_counts int64 [E]                          saved with these counts, loss, losses
 //   update            bias? F32 [E] or [L,E], load int64 [E] or [L,E]         new bias?, new load
 //                     (bias [1+n,E] or [1+n,L,E] where its rule keeps n values for each; where it reads margins in n bins, each E of a
@@ -30,7 +31,8 @@
 //   combine_backward  grad_combined [T,H], row_of_slot, slot_of_row,          grad_permuted [R,H], grad_weights? [T,K], status
 //                     weights?, permuted?
 //
-// `loss` is for a global-batch loss over several devices: XLA sums the counts that `forward` gave, and `saved` with the sum goes to `backward`.
+// `loss` is for a global-batch loss over several devices: XLA sums the loss_counts that `forward` gave, which such a loss reads (of the step or of this call, by
+// its window), and `saved` with the sum goes to `backward`. Selections that replay take replay_experts, balancers with BalancedTokens `balanced`, no others.
 //
 // Attributes, int64 each: `threads` of all (Host::threads: 0 takes all cores that the calling thread may run on for the time of the call, which blocks the XLA thread that makes it; a
 // GPU ignores it); `sequences` and `token_major` (0 or 1) of forward and backward (loss takes the first), for SequenceLoss; `align` and `rows_per_expert` of permutation;
@@ -69,7 +71,6 @@ struct Handled {
   using RouterT = std::remove_cvref_t<decltype(router)>;
   using Traits = typename RouterT::Traits;
   using Selection = std::remove_cvref_t<decltype(router.top_k)>;
-  static_assert(!is_replaying<Selection>, "a selection that replays needs ids, which these handlers do not take");
   static_assert(
       std::is_same_v<std::remove_cvref_t<decltype(router.sync)>, SingleDevice>,
       "XLA may drop or repeat a call, which a sum over ranks does not survive: let XLA sum the load before update");
@@ -98,7 +99,8 @@ template <const auto& router>
 /// The members that RouteArgs and ForwardArgs share.
 template <class Args>
 void fill(Args& args, const Reader& read, const Operand& logits, const Operand& bias, const Operand& active,
-          const Operand& experts, const Operand& weights, const Operand& counts, const Operand& kept_counts) {
+          const Operand& replay_experts, const Operand& replay_tokens, const Operand& experts, const Operand& weights,
+          const Operand& counts, const Operand& kept_counts) {
   args.logits = read.matrix("logits", logits);
   const std::int64_t tokens = args.logits.rows;
   const std::int64_t expert_count = args.logits.columns;
@@ -108,20 +110,24 @@ void fill(Args& args, const Reader& read, const Operand& logits, const Operand& 
   }
   args.active = read.optional_array<std::uint8_t>("active", active, tokens, "the tokens of logits");
   args.experts = read.matrix_of<std::int32_t>("experts", experts);
+  args.replay.experts = read.optional_matrix_of<std::int32_t>("replay_experts", replay_experts);
+  if (tokens == 0) args.replay.experts = {nullptr, 0, args.experts.columns};  // a buffer of no token is empty
+  args.replay.tokens = read.optional_array<std::uint8_t>("replay_tokens", replay_tokens, tokens, "the tokens of logits");
   args.weights = read.matrix("weights", weights);
   args.counts = read.optional_array<std::int64_t>("counts", counts, expert_count, experts_of_logits);
   args.kept_counts = read.optional_array<std::int64_t>("kept_counts", kept_counts, expert_count, experts_of_logits);
 }
 
 template <const auto& router, class Place, class Tag = EngineTagOf<Place>>
-[[nodiscard]] ffi::Error route(Place place, Threads threads, Operand logits, Operand bias, Operand active, Result experts,
-                               Result weights, Result counts, Result kept_counts, Result status, Result workspace) {
+[[nodiscard]] ffi::Error route(Place place, Threads threads, Operand logits, Operand bias, Operand active,
+                               Operand replay_experts, Operand replay_tokens, Result experts, Result weights, Result counts,
+                               Result kept_counts, Result status, Result workspace) {
   static_assert(sizeof(Handled<router>) > 0);
   return guarded([&] {
     const Reader read{"route"};
     const Place there = with_threads(read.call, place, *threads);
     RouteArgs args;
-    fill(args, read, logits, bias, active, *experts, *weights, *counts, *kept_counts);
+    fill(args, read, logits, bias, active, replay_experts, replay_tokens, *experts, *weights, *counts, *kept_counts);
     args.status = cleared_status(read, *status, there);
     router.route(args, read.workspace(*workspace), there);
   });
@@ -145,15 +151,16 @@ void write_losses(const Reader& read, const SavedRef& saved, std::int64_t expert
 
 template <const auto& router, class Place, class Tag = EngineTagOf<Place>>
 [[nodiscard]] ffi::Error forward(Place place, Threads threads, SequenceCount sequences, TokenMajor token_major,
-                                 Operand logits, Operand bias, Operand load, Operand active, Result experts, Result weights,
-                                 Result loss, Result losses, Result counts, Result new_load, Result saved, Result chosen,
-                                 Result kept_counts, Result status, Result workspace) {
+                                 Operand logits, Operand bias, Operand load, Operand active, Operand replay_experts,
+                                 Operand replay_tokens, Operand balanced, Result experts, Result weights, Result loss,
+                                 Result losses, Result counts, Result new_load, Result saved, Result chosen,
+                                 Result kept_counts, Result loss_counts, Result status, Result workspace) {
   static_assert(sizeof(Handled<router>) > 0);
   return guarded([&] {
     const Reader read{"forward"};
     const Place there = with_threads(read.call, place, *threads);
     ForwardArgs args;
-    fill(args, read, logits, bias, active, *experts, *weights, *counts, *kept_counts);
+    fill(args, read, logits, bias, active, replay_experts, replay_tokens, *experts, *weights, *counts, *kept_counts);
     const std::int64_t size = args.logits.columns;
     LoadRef new_ref = LoadRef::with_bins(nullptr, load_bins_of<router>(read), static_cast<int>(size));
     const char* const what =
@@ -163,12 +170,23 @@ template <const auto& router, class Place, class Tag = EngineTagOf<Place>>
       new_ref.counts = read.array<std::int64_t>("new load", *new_load, new_ref.row_size(), what);
       args.load = new_ref;
     }
+    args.balanced = read.optional_array<std::uint8_t>("balanced", balanced, args.logits.rows, "the tokens of logits");
     args.saved = read.saved(*saved);
     args.sequences = sequences_of(*sequences, *token_major);
     if constexpr (Handled<router>::has_capacity) args.chosen = read.matrix_of<std::int32_t>("chosen", *chosen);
     args.status = cleared_status(read, *status, there);
     if (old_load != nullptr) carry_over(old_load, args.load.counts, load.size_bytes(), there);
     router.forward(args, read.workspace(*workspace), there);
+    if constexpr (Handled<router>::reads_global_batch) {
+      auto* const counts_of_loss =
+          read.optional_array<std::int64_t>("loss_counts", *loss_counts, size, "the experts of logits");
+      if (counts_of_loss != nullptr) {
+        using Layout = SavedLayout<std::remove_cvref_t<decltype(router.balancer)>>;
+        const SavedView view =
+            Layout{size, sequences_of<std::remove_cvref_t<decltype(router.balancer)>>(args).count}.view(args.saved.data);
+        carry_over(view.global_counts, counts_of_loss, loss_counts->size_bytes(), there);
+      }
+    }
     write_losses<router>(read, args.saved, size, args.sequences, *loss, *losses, there);
   });
 }
@@ -198,7 +216,7 @@ template <const auto& router, class Place, class Tag = EngineTagOf<Place>>
 template <const auto& router, class Place, class Tag = EngineTagOf<Place>>
 [[nodiscard]] ffi::Error backward(Place place, Threads threads, SequenceCount sequences, TokenMajor token_major,
                                   Operand logits, Operand experts, Operand chosen, Operand grad_weights, Operand grad_loss,
-                                  Operand saved, Operand active, Result grad_logits, Result workspace) {
+                                  Operand saved, Operand active, Operand balanced, Result grad_logits, Result workspace) {
   static_assert(sizeof(Handled<router>) > 0);
   return guarded([&] {
     const Reader read{"backward"};
@@ -213,6 +231,7 @@ template <const auto& router, class Place, class Tag = EngineTagOf<Place>>
     args.saved = read.saved(saved);
     args.sequences = sequences_of(*sequences, *token_major);
     args.active = read.optional_array<std::uint8_t>("active", active, args.logits.rows, "the tokens of logits");
+    args.balanced = read.optional_array<std::uint8_t>("balanced", balanced, args.logits.rows, "the tokens of logits");
     router.backward(args, read.workspace(*workspace), there);
   });
 }
@@ -268,7 +287,6 @@ struct Sizes {
   std::int64_t has_bias;                   ///< 0 or 1: update moves a bias
   std::int64_t needs_load;                 ///< 0 or 1: forward needs a load
   std::int64_t reads_global_batch;         ///< 0 or 1: `loss` serves this router
-  std::int64_t reads_step;                 ///< 0 or 1: global_counts are sums of new loads, of counts otherwise
   std::int64_t has_capacity;               ///< 0 or 1: `chosen` and `kept_counts` are results
   std::int64_t saved_bytes;                ///< of forward
   std::int64_t workspace_bytes = 0;        ///< of route, forward and backward
@@ -290,7 +308,6 @@ template <const auto& router>
                .has_bias = Handled<router>::has_bias,
                .needs_load = Handled<router>::needs_load,
                .reads_global_batch = Handled<router>::reads_global_batch,
-               .reads_step = count_windows(router.balancer).step > 0,
                .has_capacity = Handled<router>::has_capacity,
                .saved_bytes = saved_bytes_of<router>(experts, sequences),
                .bias_memory = Handled<router>::bias_memory,
