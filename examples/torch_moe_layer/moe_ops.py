@@ -33,7 +33,7 @@ def register_router(namespace, prefix=""):
         ids, weights, _ = routing("forward", logits, bias=(bias, 1), load=(load, 1), active=(active, 1),
                                   replay_experts=(replay_experts, 2), replay_tokens=(replay_tokens, 1), balanced=(balanced, 1))
         tokens, experts = logits.shape
-        _, words, words_per_token, load_bins = sizes(experts, sequences)
+        _, words, words_per_token, load_bins, _ = sizes(experts, sequences)
         counts = logits.new_empty((1 + load_bins) * experts, dtype=torch.int64)
         saved = logits.new_empty(words + tokens * words_per_token, dtype=torch.int64)
         return ids, weights, counts, logits.new_empty((), dtype=torch.float32), saved
@@ -43,6 +43,11 @@ def register_router(namespace, prefix=""):
         _expect("backward", logits=(logits, 2), experts=(experts, 2), saved=(saved, 1), grad_weights=(grad_weights, 2), grad_loss=(grad_loss, None),
                 active=(active, 1), balanced=(balanced, 1))
         return logits.new_empty(logits.shape)
+
+    @torch.library.register_fake(name + "losses")
+    def _(saved, experts, sequences=1):
+        _expect("losses", saved=(saved, 1))
+        return saved.new_empty(sizes(experts, sequences)[4], dtype=torch.float32)
 
     @torch.library.register_fake(name + "update")
     def _(bias, load):

@@ -272,6 +272,26 @@ class Routing(unittest.TestCase):
         whole.loss.backward()
         torch.testing.assert_close(torch.cat([half.grad for half in halves]), y.grad, rtol=1e-6, atol=2e-8)
 
+    def test_losses_by_themselves_add_up_to_the_loss(self):
+        for router in ROUTERS:
+            x = smooth_logits(15).requires_grad_()
+            bias, load = state_of(router)
+            sequences = 3 if router == "sequence" else 1
+            loss, saved = op(router, "forward")(x, bias, load, sequences=sequences)[3:]
+            parts = op(router, "losses")(saved, EXPERTS, sequences)
+            self.assertEqual(len(parts), {"plain": 0, "balanced": 2}.get(router, 1))
+            self.assertEqual(len(parts), op(router, "sizes")(EXPERTS)[4])
+            self.assertEqual(parts.dtype, torch.float32)
+            torch.testing.assert_close(parts.sum(), loss, rtol=1e-6, atol=0)
+            self.assertFalse(parts.requires_grad)
+            on_meta = op(router, "losses")(saved.to("meta"), EXPERTS, sequences)
+            self.assertEqual((on_meta.shape, on_meta.dtype), (parts.shape, parts.dtype))
+        x = smooth_logits(15)
+        saved = ops.balanced_forward(x, state_of("balanced")[0])[4]
+        torch.testing.assert_close(ops.balanced_losses(saved, EXPERTS)[1].double(), 0.5 * (torch.logsumexp(x, 1)**2).mean(), rtol=1e-6, atol=0)
+        with self.assertRaisesRegex((ValueError, RuntimeError), "losses: saved.size is 2; allowed: "):
+            ops.balanced_losses(saved[:2], EXPERTS)
+
     def test_route_asks_for_no_gradient(self):
         x = smooth_logits(1).requires_grad_()
         self.assertFalse(any(result.requires_grad for result in ops.plain_route(x)))

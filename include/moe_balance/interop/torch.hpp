@@ -268,6 +268,7 @@ void define_ops(::torch::Library& library, const std::string& prefix = "") {
   detail::differentiate<&detail::differentiate_once>(library, prefix + "backward");
   detail::pass_autograd(library, prefix + "route");
   detail::pass_autograd(library, prefix + "update");
+  detail::pass_autograd(library, prefix + "losses");
   library.impl((prefix + "update").c_str(),
                ::torch::dispatch(c10::DispatchKey::ADInplaceOrView,
                                  ::torch::CppFunction::makeFromBoxedFunction<&detail::count_versions>()));

@@ -27,7 +27,9 @@ namespace torch_ops MOEB_HIDDEN {
 ///   update   once per optimizer step: moves bias [L, E] or [E] and clears load, of the same shape, in place. A rule that keeps n values for each bias has
 ///            them behind it, zeros at first: [1 + n, L, E] or [1 + n, E], of which forward reads bias[0, l] or bias[0]. Of a rule that reads margins load
 ///            is [L, (1 + load_bins) * E] or [(1 + load_bins) * E], to whose rows the caller adds what forward returns as counts.
-///   sizes    K, that saved has saved_words + T * saved_words_per_token elements (what tracing without data needs), and the bins of margins, 0 without.
+///   losses   each of the balancer's losses, in its order in Combine, of the forward call that has returned `saved`: their sum is its loss. Without a gradient, for logs.
+///   sizes    K, that saved has saved_words + T * saved_words_per_token elements (what tracing without data needs), the bins of margins, 0 without, and how many
+///            losses there are.
 inline constexpr const char* router_schemas[] = {
     "route(Tensor logits, Tensor? bias=None, Tensor? active=None, Tensor? replay_experts=None, Tensor? replay_tokens=None) "
     "-> (Tensor experts, Tensor weights, Tensor counts)",
@@ -37,8 +39,9 @@ inline constexpr const char* router_schemas[] = {
     "backward(Tensor logits, Tensor experts, Tensor saved, Tensor? grad_weights, Tensor? grad_loss, Tensor? active=None, "
     "int sequences=1, Tensor? balanced=None) -> Tensor",
     "update(Tensor(a!)? bias, Tensor(b!) load) -> ()",
+    "losses(Tensor saved, int experts, int sequences=1) -> Tensor",
     "sizes(int experts, int sequences=1) -> (int top_k, int saved_words, int saved_words_per_token, "
-    "int load_bins)"};
+    "int load_bins, int losses)"};
 
 /// The operators of `router`, an object of static storage duration: what its fields are when a call is made counts.
 template <TensorApi Api, const auto& router>
@@ -116,12 +119,29 @@ struct RouterOps {
     return grad_logits;
   }
 
-  static std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t> sizes(std::int64_t experts,
-                                                                                  std::int64_t sequences) {
-    Validator{"sizes"}.range("experts", experts, 1, max_experts);
-    Validator{"sizes"}.range("sequences", sequences, 1, std::numeric_limits<std::int32_t>::max());
-    const Saved layout({0, static_cast<int>(experts), Traits::reads_sequences ? sequences : 1});
-    return {k, layout.words(), across_tokens ? Saved::words_of_ids : 0, load_bins("sizes")};
+  static Tensor losses(const Tensor& saved, std::int64_t experts, std::int64_t sequences) {
+    const Views<Api> views("losses", saved);
+    const Saved layout = layout_of("losses", experts, sequences);
+    const VectorView<std::int64_t> words = views.template vector<std::int64_t>("saved", saved);
+    Validator{"losses"}.range("saved.size", words.size, layout.words(), std::numeric_limits<std::int64_t>::max());
+    const Tensor parts = Api::empty(saved, {RouterT::loss_count}, ScalarType::Float);
+    if constexpr (RouterT::loss_count > 0) {
+      const Tensor sum = Api::empty(saved, {}, ScalarType::Float);
+      LossArgs args;
+      args.saved = layout.sums(words.data);
+      args.experts = static_cast<int>(experts);
+      args.sequences.count = sequences;
+      args.value = views.template element<float>("sum", sum);
+      args.part_values = views.template vector<float>("losses", parts).data;
+      Api::run(saved, [&](const auto& place) { router.loss(args, Workspace{}, place); });
+    }
+    return parts;
+  }
+
+  static std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t> sizes(std::int64_t experts,
+                                                                                                std::int64_t sequences) {
+    const Saved layout = layout_of("sizes", experts, sequences);
+    return {k, layout.words(), across_tokens ? Saved::words_of_ids : 0, load_bins("sizes"), RouterT::loss_count};
   }
 
   static void update(const Optional& bias, const Tensor& load) {
@@ -151,6 +171,13 @@ struct RouterOps {
       return {static_cast<std::int32_t*>(behind), shape.tokens, k, 2 * words_of_ids};
     }
   };
+
+  /// That of a call of no tokens.
+  [[nodiscard]] static Saved layout_of(const char* call, std::int64_t experts, std::int64_t sequences) {
+    Validator{call}.range("experts", experts, 1, max_experts);
+    Validator{call}.range("sequences", sequences, 1, std::numeric_limits<std::int32_t>::max());
+    return Saved({0, static_cast<int>(experts), Traits::reads_sequences ? sequences : 1});
+  }
 
   /// The tensors that route and forward return, and the arguments that they share.
   struct Routing {
@@ -327,6 +354,7 @@ void for_each_router_op(const Visitor& visit) {
   visit.template operator()<&Ops::forward>("forward");
   visit.template operator()<&Ops::backward>("backward");
   visit.template operator()<&Ops::update>("update");
+  visit.template operator()<&Ops::losses>("losses");
 }
 
 }  // namespace MOEB_HIDDEN
