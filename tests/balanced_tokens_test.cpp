@@ -10,6 +10,7 @@ namespace testing {
 TEST_CASE_TEMPLATE_INVOKE(balanced_agreement, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(balanced_edges, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(balanced_two_calls, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(balanced_infinities, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(balanced_margins, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(balanced_capacity, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(balanced_and_permuted, HostEngine);

@@ -7,6 +7,7 @@ namespace testing {
 
 TEST_CASE_TEMPLATE_INVOKE(balanced_edges, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(balanced_two_calls, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(balanced_infinities, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(balanced_margins, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(balanced_capacity, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(balanced_and_permuted, CudaEngine);

@@ -8,6 +8,7 @@ namespace testing {
 TEST_CASE_TEMPLATE_INVOKE(balanced_agreement, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(balanced_edges, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(balanced_two_calls, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(balanced_infinities, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(balanced_margins, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(balanced_capacity, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(balanced_and_permuted, FiberEngine);

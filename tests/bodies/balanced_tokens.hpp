@@ -146,6 +146,17 @@ TEST_CASE_TEMPLATE_DEFINE(
   }
 }
 
+TEST_CASE_TEMPLATE_DEFINE("BalancedTokens: a probability that is no number reaches no token whose losses are not asked",
+                          Engine, balanced_infinities) {
+  Inputs inputs = normal_inputs(1835, 75, 24, 2);
+  inputs.balanced = Random(1836).flags(75, 0.5);
+  for (std::size_t t = 0; t < 75; ++t) {  // scores of both signs that add up to nothing, beside which they are infinite
+    if (inputs.balanced[t] != 0) continue;
+    for (std::size_t e = 0; e < 24; ++e) inputs.logits[t * 24 + e] = e == 0 ? 1e30 : e == 1 ? -1e30 : 0.0;
+  }
+  same_as_two_calls<Engine>(mb::Identity{}, mb::TopK<2>{.renormalise = false}, mb::AuxLoss{}, inputs);
+}
+
 TEST_CASE_TEMPLATE_DEFINE("BalancedTokens: margins are those of the balanced tokens, of both kinds of rules", Engine,
                           balanced_margins) {
   Inputs inputs = marked_inputs(1840, 75, 24, 4);

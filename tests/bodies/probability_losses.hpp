@@ -185,6 +185,14 @@ TEST_CASE_TEMPLATE_DEFINE("losses of a token: a slope that only the loss's facto
   CHECK(gradient_of(mb::Softmax{}, mb::EntropyLoss{.coefficient = 3e38f}) == zeros);
   CHECK(gradient_of(mb::Sigmoid{}, mb::EntropyLoss{.coefficient = 3e38f}) == zeros);
   CHECK(gradient_of(mb::Softmax{}, mb::EntropyLoss{.coefficient = 3e36f}) != zeros);
+  // What comes from above is the caller's to see.
+  for (const float upstream : {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()}) {
+    inputs.grad_loss = upstream;
+    for (const auto& gradient : {gradient_of(mb::Softmax{}, mb::ZLoss{}), gradient_of(mb::Sigmoid{}, mb::ZLoss{}),
+                                 gradient_of(mb::Softmax{}, mb::EntropyLoss{}), gradient_of(mb::Softmax{}, mb::AuxLoss{})}) {
+      CHECK(!std::isfinite(gradient[0]));
+    }
+  }
 }
 
 }  // namespace testing

@@ -108,8 +108,16 @@ static void one_step_of_training(void) {
   wrong.logits.type = 9;
   CHECK(moeb_route(router, &wrong) == moeb_invalid_argument && strstr(moeb_last_error(), "logits.type is 9") != NULL);
   wrong = forward;
-  wrong.saved_bytes = 24;
-  CHECK(moeb_forward(router, &wrong) == moeb_invalid_argument && strstr(moeb_last_error(), "forward: saved.bytes is 24") != NULL);
+  wrong.saved_bytes = saved_bytes - 8;
+  char message[80];
+  snprintf(message, sizeof message, "forward: saved.bytes is %zu; allowed: %zu to ", saved_bytes - 8, saved_bytes);
+  CHECK(moeb_forward(router, &wrong) == moeb_invalid_argument && strstr(moeb_last_error(), message) != NULL);
+  wrong = forward; /* the head of saved is memory of its own, too */
+  wrong.counts = (int64_t*)saved - experts + 4;
+  CHECK(moeb_forward(router, &wrong) == moeb_invalid_argument);
+  CHECK(strstr(moeb_last_error(), "forward: saved is memory that counts shares; allowed: memory of its own") != NULL);
+  CHECK(moeb_loss(router, saved, saved_bytes, experts, 1, (float*)saved + 7) == moeb_invalid_argument);
+  CHECK(strstr(moeb_last_error(), "loss: value is memory that saved shares") != NULL);
   wrong = forward; /* no tokens, as NumPy describes them */
   wrong.logits.rows = wrong.weights.rows = wrong.logits.stride = wrong.weights.stride = 0;
   CHECK(moeb_route(router, &wrong) == moeb_ok);
@@ -131,6 +139,10 @@ static void one_step_of_training(void) {
   CHECK(strstr(moeb_last_error(), "backward: saved is not written; allowed: what moeb_forward has filled") != NULL);
   CHECK(moeb_loss(router, other.saved, saved_bytes, experts, 1, &loss) == moeb_invalid_argument);
   free(other.saved);
+  other = backward;
+  other.grad_logits.data = (float*)saved + 8 - tokens * experts;
+  CHECK(moeb_backward(router, &other) == moeb_invalid_argument);
+  CHECK(strstr(moeb_last_error(), "backward: grad_logits is memory that saved shares") != NULL);
   CHECK(grad_logits[0] == -7);
   CHECK(moeb_backward(router, &backward) == moeb_ok);
   CHECK(moeb_route(router, NULL) == moeb_invalid_argument);

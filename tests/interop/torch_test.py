@@ -261,16 +261,26 @@ class Routing(unittest.TestCase):
         torch.testing.assert_close(loss.double(), balance_loss(torch.softmax(x, 1), counts + load), rtol=1e-6, atol=1e-7)
 
     def test_two_passes_give_ranks_the_loss_of_the_whole_batch(self):
-        x = smooth_logits(14)
-        load = torch.arange(EXPERTS)
-        halves = [half.clone().requires_grad_() for half in x.chunk(2)]
-        total = load + sum(ops.global_batch_route(half)[2] for half in halves)
-        losses = [ops.global_batch_forward(half, None, total, accumulate=False)[3] for half in halves]
-        whole = Expected("global_batch", y := x.clone().requires_grad_(), load=load)
-        torch.testing.assert_close(sum(losses).double() / 2, whole.loss, rtol=1e-6, atol=1e-7)
-        (sum(losses) / 2).backward()
-        whole.loss.backward()
-        torch.testing.assert_close(torch.cat([half.grad for half in halves]), y.grad, rtol=1e-6, atol=2e-8)
+        marks = torch.arange(TOKENS) % 3 != 1  # of each half as many
+        for router, bias, given in (("global_batch", None, None), ("first_choices", None, None), ("marked_margins", torch.linspace(0, 0.2, EXPERTS), marks)):
+            x = smooth_logits(14)
+            load = torch.arange(op(router, "sizes")(EXPERTS)[3] * EXPERTS + EXPERTS)
+            halves = [half.clone().requires_grad_() for half in x.chunk(2)]
+            of_halves = (None, None) if given is None else given.chunk(2)
+            with torch.no_grad():
+                total = load + sum(op(router, "forward")(half, bias, load, balanced=some)[2] for half, some in zip(halves, of_halves))
+            losses = [op(router, "forward")(half, bias, total, accumulate=False, balanced=some)[3] for half, some in zip(halves, of_halves)]
+            y = x.clone().requires_grad_()
+            seen = y if given is None else y[given]
+            if router == "first_choices":
+                counts = torch.bincount(x.argmax(1), minlength=EXPERTS)
+            else:
+                counts = torch.bincount((torch.softmax(seen, 1) + (0 if bias is None else bias)).topk(K, 1).indices.flatten(), minlength=EXPERTS)
+            whole = balance_loss(torch.softmax(seen, 1), counts + load[:EXPERTS])
+            torch.testing.assert_close(sum(losses).double() / 2, whole, rtol=1e-6, atol=1e-7)
+            (sum(losses) / 2).backward()
+            whole.backward()
+            torch.testing.assert_close(torch.cat([half.grad for half in halves]), y.grad, rtol=1e-6, atol=2e-8)
 
     def test_losses_by_themselves_add_up_to_the_loss(self):
         for router in ROUTERS:

@@ -121,12 +121,20 @@ class AnyRouter final : public moeb_router {
     fill(forward, "forward", args);
     if (args.load != nullptr) forward.load = LoadRef{args.load, static_cast<int>(args.logits.columns)};
     forward.sequences = sequences_of(args.sequences);
-    forward.saved = behind_head("forward", args.saved, args.saved_bytes);
     forward.accumulate = args.accumulate != 0;
-    router_.forward(forward, {}, host(args.threads));
-    if (forward.saved.data != nullptr) {
-      *static_cast<SavedHead*>(args.saved) = {SavedHead::written, args.logits.rows, args.logits.columns,
-                                              sequences_read(forward.sequences)};
+    forward.saved = behind_head("forward", args.saved, args.saved_bytes, args.logits, forward.sequences);
+    SavedHead* const head = forward.saved.data == args.saved ? nullptr : static_cast<SavedHead*>(args.saved);
+    if (head != nullptr) check_apart(*head, args, forward);
+    try {
+      router_.forward(forward, {}, host(args.threads));
+    } catch (const InvalidArgument&) {
+      throw;  // before anything was written
+    } catch (...) {
+      if (head != nullptr) head->mark = 0;
+      throw;
+    }
+    if (head != nullptr) {
+      *head = {SavedHead::written, args.logits.rows, args.logits.columns, sequences_read(forward.sequences)};
     }
   }
   void backward(const moeb_backward_args& args) const override {
@@ -137,10 +145,14 @@ class AnyRouter final : public moeb_router {
     backward.grad_logits = matrix_of<AnyMatrix>("backward", "grad_logits", args.grad_logits);
     backward.active = args.active;
     backward.sequences = sequences_of(args.sequences);
-    backward.saved = written_saved("backward", args.saved, args.saved_bytes, args.logits.columns, backward.sequences);
-    if (backward.saved.data != nullptr) {
-      const std::int64_t tokens = static_cast<const SavedHead*>(args.saved)->tokens;
-      Validator{"backward"}.range("logits.rows", args.logits.rows, tokens, tokens, "the tokens that saved is of");
+    backward.saved =
+        written_saved("backward", "logits.columns", args.saved, args.saved_bytes, args.logits, backward.sequences);
+    if (backward.saved.data != args.saved) {
+      const auto* const head = static_cast<const SavedHead*>(args.saved);
+      const Validator check{"backward"};
+      check.range("logits.rows", args.logits.rows, head->tokens, head->tokens, "the tokens that saved is of");
+      check.matrix("grad_logits", backward.grad_logits, args.logits.rows, args.logits.columns);
+      check.apart({bytes_of("grad_logits", backward.grad_logits)}, {head_of(*head)});
     }
     backward.loss_scale = args.loss_scale;
     router_.backward(backward, {}, host(args.threads));
@@ -148,7 +160,12 @@ class AnyRouter final : public moeb_router {
   void loss([[maybe_unused]] const LossArgs& args) const override {
     if constexpr (PresetT::loss_count > 0) {
       LossArgs own = args;
-      own.saved = written_saved("loss", args.saved.data, args.saved.bytes, args.experts, args.sequences);
+      const moeb_matrix shape{.data = nullptr, .type = 0, .rows = 0, .columns = args.experts, .stride = args.experts};
+      own.saved = written_saved("loss", "experts", args.saved.data, args.saved.bytes, shape, args.sequences);
+      if (own.saved.data != args.saved.data) {
+        Validator{"loss"}.apart({ByteRows("value", args.value, sizeof(float))},
+                                {head_of(*static_cast<const SavedHead*>(args.saved.data))});
+      }
       router_.loss(own, {}, Host{});
     } else
       fail_argument("loss", "router", "a preset without a loss", {"one for which moeb_has_loss is not 0"});
@@ -160,23 +177,42 @@ class AnyRouter final : public moeb_router {
   [[nodiscard]] static std::int64_t sequences_read(const Sequences& sequences) {
     return PresetT::Traits::reads_sequences ? sequences.count : 1;
   }
-  /// What the router's calls know of `saved`; nothing where there is no loss.
-  [[nodiscard]] static SavedRef behind_head(const char* call, void* saved, std::size_t bytes) {
-    if (PresetT::loss_count == 0) return {};
-    Validator{call}.memory("saved", saved, bytes, sizeof(SavedHead), alignof(SavedHead));
+  [[nodiscard]] static ByteRows head_of(const SavedHead& head) { return {"saved", &head, sizeof(SavedHead)}; }
+  /// The head, which the router does not know of, from what else forward reads and writes. Shapes first, because where memory ends follows from them.
+  static void check_apart(const SavedHead& head, const moeb_forward_args& args, const ForwardArgs& forward) {
+    const Validator check{"forward"};
+    check.matrix("logits", forward.logits, args.logits.rows, args.logits.columns);
+    check.matrix("experts", forward.experts, args.logits.rows, PresetT::k);
+    check.matrix("weights", forward.weights, args.logits.rows, PresetT::k);
+    const std::int64_t counts = args.logits.columns * std::int64_t{sizeof(std::int64_t)};
+    check.apart({head_of(head)}, {bytes_of("logits", forward.logits), bytes_of("experts", forward.experts),
+                                  bytes_of("weights", forward.weights), bytes_of(forward.bias), bytes_of(forward.load),
+                                  ByteRows("counts", args.counts, counts), ByteRows("active", args.active, args.logits.rows),
+                                  ByteRows("status", args.status, sizeof(moeb_status))});
+  }
+  /// What the router's calls know of `saved`: all of it where there is no loss, or a shape that they refuse.
+  [[nodiscard]] SavedRef behind_head(const char* call, void* saved, std::size_t bytes, const moeb_matrix& logits,
+                                     const Sequences& sequences) const {
+    const bool is_shape = logits.rows >= 0 && logits.columns >= 1 && logits.columns <= max_experts && sequences.count >= 1 &&
+                          sequences.count <= std::numeric_limits<std::int32_t>::max();
+    if (PresetT::loss_count == 0 || !is_shape) return {saved, bytes};
+    const Shape shape{logits.rows, static_cast<int>(logits.columns), sequences.count};
+    Validator{call}.memory("saved", saved, bytes, saved_bytes(shape), alignof(SavedHead));
     return {static_cast<std::byte*>(saved) + sizeof(SavedHead), bytes - sizeof(SavedHead)};
   }
-  /// The same of what a forward call of these experts and sequences has filled.
-  [[nodiscard]] static SavedRef written_saved(const char* call, void* saved, std::size_t bytes, std::int64_t experts,
-                                              const Sequences& sequences) {
-    const SavedRef behind = behind_head(call, saved, bytes);
-    if (behind.data == nullptr) return behind;
-    const SavedHead& head = *static_cast<const SavedHead*>(saved);
-    MOEB_EXPECTS(head.mark == SavedHead::written, call, "saved", "not written", "what moeb_forward has filled");
-    const Validator check{call};
-    check.range("experts", experts, head.experts, head.experts, "those that saved is of");
-    check.range("sequences", sequences_read(sequences), head.sequences, head.sequences, "those that saved is of");
-    return behind;
+  /// The same of what a forward call of these experts, so called by `name`, and sequences has filled.
+  [[nodiscard]] SavedRef written_saved(const char* call, const char* name, void* saved, std::size_t bytes,
+                                       const moeb_matrix& logits, const Sequences& sequences) const {
+    // The head first: what was saved for others is told by its name, not by its size.
+    if (PresetT::loss_count > 0 && saved != nullptr) {
+      Validator{call}.memory("saved", saved, bytes, sizeof(SavedHead), alignof(SavedHead));
+      const SavedHead& head = *static_cast<const SavedHead*>(saved);
+      MOEB_EXPECTS(head.mark == SavedHead::written, call, "saved", "not written", "what moeb_forward has filled");
+      const Validator check{call};
+      check.range(name, logits.columns, head.experts, head.experts, "the experts that saved is of");
+      check.range("sequences", sequences_read(sequences), head.sequences, head.sequences, "those that saved is of");
+    }
+    return behind_head(call, saved, bytes, logits, sequences);
   }
   [[nodiscard]] Host host(int threads) const { return {.threads = threads, .executor = executor}; }
 

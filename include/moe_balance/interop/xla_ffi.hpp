@@ -171,6 +171,8 @@ template <const auto& router, class Place, class Tag = EngineTagOf<Place>>
       args.load = new_ref;
     }
     args.balanced = read.optional_array<std::uint8_t>("balanced", balanced, args.logits.rows, "the tokens of logits");
+    [[maybe_unused]] auto* const counts_of_loss =
+        read.optional_array<std::int64_t>("loss_counts", *loss_counts, size, "the experts of logits");
     args.saved = read.saved(*saved);
     args.sequences = sequences_of(*sequences, *token_major);
     if constexpr (Handled<router>::has_capacity) args.chosen = read.matrix_of<std::int32_t>("chosen", *chosen);
@@ -178,14 +180,10 @@ template <const auto& router, class Place, class Tag = EngineTagOf<Place>>
     if (old_load != nullptr) carry_over(old_load, args.load.counts, load.size_bytes(), there);
     router.forward(args, read.workspace(*workspace), there);
     if constexpr (Handled<router>::reads_global_batch) {
-      auto* const counts_of_loss =
-          read.optional_array<std::int64_t>("loss_counts", *loss_counts, size, "the experts of logits");
-      if (counts_of_loss != nullptr) {
-        using Layout = SavedLayout<std::remove_cvref_t<decltype(router.balancer)>>;
-        const SavedView view =
-            Layout{size, sequences_of<std::remove_cvref_t<decltype(router.balancer)>>(args).count}.view(args.saved.data);
-        carry_over(view.global_counts, counts_of_loss, loss_counts->size_bytes(), there);
-      }
+      using Balancer = std::remove_cvref_t<decltype(router.balancer)>;
+      const SavedView view =
+          SavedLayout<Balancer>{size, moe_balance::sequences_of<Balancer>(args).count}.view(args.saved.data);
+      if (counts_of_loss != nullptr) carry_over(view.global_counts, counts_of_loss, loss_counts->size_bytes(), there);
     }
     write_losses<router>(read, args.saved, size, args.sequences, *loss, *losses, there);
   });

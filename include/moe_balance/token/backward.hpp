@@ -74,6 +74,13 @@ MOEB_INLINE void weight_gradient(const TileT& tile, const ChosenT& chosen, const
   }
 }
 
+/// A slope that the factor makes infinite pulls nowhere. A factor that is no finite number itself is the caller's, and stays to be seen.
+template <class Real>
+[[nodiscard]] MOEB_INLINE Real times_factor(Real slope, Real factor) {
+  const Real product = mul(slope, factor);
+  return is_finite(factor) ? finite_slope(product) : product;
+}
+
 /// What multiplies a token's softmax in the gradient of the token losses.
 template <class Real, class Problem>
 [[nodiscard]] MOEB_INLINE Real slope_of_token_losses(const Problem& problem, const LossSlopes<Real>& slopes,
@@ -85,7 +92,7 @@ template <class Real, class Problem>
       slope = add(slope, token_slope_of(part, log_sum_exp));
     }
   });
-  return finite_slope(mul(slope, slopes.token_factor));
+  return times_factor(slope, slopes.token_factor);
 }
 
 /// A token's entropy, and what multiplies its gradient.
@@ -101,7 +108,7 @@ struct EntropySlope {
       if constexpr (EntropyLossBalancer<std::remove_cvref_t<decltype(part)>>)
         slope = add(slope, entropy_slope_of(part, value));
     });
-    slope = finite_slope(mul(slope, slopes.token_factor));
+    slope = times_factor(slope, slopes.token_factor);
   }
 };
 /// Of a row that is read again later, before its scores are found: a lane still has slots for the sum's terms.

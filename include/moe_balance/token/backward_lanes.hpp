@@ -213,8 +213,7 @@ class BackwardLanes {
     if constexpr (Traits::losses > 0 && !is_normalised<Scoring>) {
       scores_.add_up([&](int e, int i) MOEB_LAMBDA { return scores_.score[e][i]; }, inverse);
       for (int i = 0; i < lane_count; ++i) inverse[i] = inverse_of_sum(inverse[i]);
-      scores_.add_up([&](int e, int i)
-                         MOEB_LAMBDA { return mul(if_balanced(slopes.slope[e], i), mul(scores_.score[e][i], inverse[i])); },
+      scores_.add_up([&](int e, int i) MOEB_LAMBDA { return mul(slopes.slope[e], mul(scores_.score[e][i], inverse[i])); },
                      [&](int i) MOEB_LAMBDA { return mul(0.0f, mul(0.0f, inverse[i])); }, mean);
     }
     for (int e = 0; e < scores_.experts; ++e) {
@@ -222,8 +221,7 @@ class BackwardLanes {
           Traits::losses == 0 ? 0.0f : slopes.slope[e];  // a loop that wrote floats would not know that it stays
       for (int i = 0; i < lane_count; ++i) {
         const bool is_gradient = Traits::losses == 0 || is_normalised<Scoring>;
-        const float own = if_balanced(slope, i);
-        grad_[e][i] = is_gradient ? own : mul(sub(own, mean[i]), inverse[i]);
+        grad_[e][i] = if_balanced(is_gradient ? slope : mul(sub(slope, mean[i]), inverse[i]), i);
       }
     }
   }

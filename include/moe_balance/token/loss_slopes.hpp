@@ -99,19 +99,24 @@ MOEB_INLINE void loss_gradient(const Problem& problem, const TileT& tile, const 
                                const LossSlopes<Real>& slopes, const Slots<Real, LayoutT>& scores,
                                Slots<Real, LayoutT>& grad) {
   using Traits = BalancerTraits<decltype(problem.balancer)>;
-  [[maybe_unused]] const auto slope_of = [&](int slot) MOEB_LAMBDA {
-    const Real slope = static_cast<Real>(slopes.slope[layout.expert(slot)]);
-    return Traits::marks_tokens ? choose(slopes.balanced, slope, Real(0)) : slope;
+  // The result is masked, not the slope alone: a probability may be infinite where scores of both signs add up to nearly nothing.
+  [[maybe_unused]] const auto if_balanced = [&](Real value) MOEB_LAMBDA {
+    return Traits::marks_tokens ? choose(slopes.balanced, value, Real(0)) : value;
   };
   if constexpr (Traits::losses == 0) {
     for_each_slot(layout, [&](int slot) MOEB_LAMBDA { grad[slot] = Real(0); });
   } else if constexpr (is_normalised<decltype(problem.scoring)>) {
-    for_each_slot(layout, [&](int slot) MOEB_LAMBDA { grad[slot] = slope_of(slot); });
+    for_each_slot(layout, [&](int slot) MOEB_LAMBDA {
+      grad[slot] = if_balanced(static_cast<Real>(slopes.slope[layout.expert(slot)]));
+    });
   } else {
     const Real inverse = inverse_of_total(tile, layout, scores);
-    const Real mean = canonical_sum<Real>(
-        tile, layout, [&](int slot, Real sum) MOEB_LAMBDA { return fma(slope_of(slot), mul(scores[slot], inverse), sum); });
-    for_each_slot(layout, [&](int slot) MOEB_LAMBDA { grad[slot] = mul(sub(slope_of(slot), mean), inverse); });
+    const Real mean = canonical_sum<Real>(tile, layout, [&](int slot, Real sum) MOEB_LAMBDA {
+      return fma(static_cast<Real>(slopes.slope[layout.expert(slot)]), mul(scores[slot], inverse), sum);
+    });
+    for_each_slot(layout, [&](int slot) MOEB_LAMBDA {
+      grad[slot] = if_balanced(mul(sub(static_cast<Real>(slopes.slope[layout.expert(slot)]), mean), inverse));
+    });
   }
 }
 
