@@ -31,7 +31,7 @@ TEST_CASE(
     "BalancedTokens: tokens side by side, any instructions and any number of threads have the bits of rows one by one") {
   const auto check = [](const auto& router, int experts) {
     CAPTURE(experts);
-    for (const auto kind : {side_by_side::Kind::normal, side_by_side::Kind::negative, side_by_side::Kind::rare_faults}) {
+    for (const auto kind : {side_by_side::Kind::normal, side_by_side::Kind::rare_faults}) {
       Inputs inputs = side_by_side::make_inputs(kind, experts, router.k, static_cast<std::uint64_t>(1880 + experts));
       inputs.bias = normal_bias(1881, experts);
       inputs.load = zero_load(experts);
@@ -49,7 +49,7 @@ TEST_CASE(
                            mb::LossFreeBias{},
                            mb::BalancedTokens{}};
   const mb::Combine plain{mb::FromPlainTopK{mb::AuxLoss{.coefficient = 0.5f}}, mb::LossFreeBias{}, mb::BalancedTokens{}};
-  for (const int experts : {8, 32, 64, 100}) {
+  for (const int experts : {8, 32, 64}) {
     check(mb::Router{mb::Softmax{}, mb::TopK<2>{}, losses}, experts);
     check(mb::Router{mb::Sigmoid{}, mb::TopK<3>{}, losses}, experts);
     check(mb::Router{mb::SoftmaxOverSelected{}, mb::TopK<2>{}, losses}, experts);
