@@ -63,11 +63,12 @@ inline void check_histogram(const std::vector<std::int64_t>& histogram, const or
     for (int b = bins.count - 1; b >= 0; --b) {
       from_here += histogram[e * static_cast<std::size_t>(bins.count) + static_cast<std::size_t>(b)];
       std::int64_t least = 0, most = 0;
+      const double edge = bins.edge(b), resolution_of_edge = bins.resolution(edge);
       for (std::size_t t = 0; t < margins.of_token.size(); ++t) {
         const double margin = margins.of_token[t][e];
-        const double resolution = 2e-6 * margins.size[t][e] + bins.resolution(bins.edge(b));
-        least += b == 0 || margin >= bins.edge(b) + resolution ? 1 : 0;
-        most += b == 0 || margin >= bins.edge(b) - resolution ? 1 : 0;
+        const double resolution = 2e-6 * margins.size[t][e] + resolution_of_edge;
+        least += b == 0 || margin >= edge + resolution ? 1 : 0;
+        most += b == 0 || margin >= edge - resolution ? 1 : 0;
       }
       if (wrong.empty() && (from_here < least || from_here > most)) {
         wrong = "expert " + std::to_string(e) + " has " + std::to_string(from_here) + " margins from bin " +
