@@ -7,6 +7,7 @@
 
 #include <moe_balance/interop/c_api.h>
 #include <moe_balance/engine/host.hpp>
+#include <moe_balance/interop/c_api_saved.hpp>
 #include <moe_balance/presets.hpp>
 
 #include <cstddef>
@@ -76,16 +77,6 @@ template <class Matrix>
           has_rows ? matrix.stride : matrix.columns};
 }
 
-/// What `saved` begins with, so that calls which read it know whose it is.
-struct SavedHead {
-  static constexpr std::int64_t written = 0x6d6f65622d736176;
-  std::int64_t mark;  ///< `written` once forward has filled the rest
-  std::int64_t tokens;
-  std::int64_t experts;
-  std::int64_t sequences;
-};
-static_assert(sizeof(SavedHead) % 16 == 0);
-
 [[nodiscard]] inline Sequences sequences_of(std::int64_t count) {
   return Sequences{.count = count == 0 ? 1 : count};
 }
@@ -105,11 +96,7 @@ class AnyRouter final : public moeb_router {
   [[nodiscard]] bool has_bias() const override { return PresetT::Traits::biases > 0; }
   [[nodiscard]] bool has_load() const override { return has_bias() || PresetT::Traits::reads_global_batch; }
   [[nodiscard]] bool has_loss() const override { return PresetT::loss_count > 0; }
-  [[nodiscard]] std::size_t saved_bytes(const Shape& shape) const override {
-    const std::size_t bytes = router_.saved_bytes(shape);
-    return bytes == 0 || bytes > std::numeric_limits<std::size_t>::max() - sizeof(SavedHead) ? bytes
-                                                                                             : sizeof(SavedHead) + bytes;
-  }
+  [[nodiscard]] std::size_t saved_bytes(const Shape& shape) const override { return with_head(router_.saved_bytes(shape)); }
 
   void route(const moeb_forward_args& args) const override {
     RouteArgs route;
@@ -122,9 +109,13 @@ class AnyRouter final : public moeb_router {
     if (args.load != nullptr) forward.load = LoadRef{args.load, static_cast<int>(args.logits.columns)};
     forward.sequences = sequences_of(args.sequences);
     forward.accumulate = args.accumulate != 0;
-    forward.saved = behind_head("forward", args.saved, args.saved_bytes, args.logits, forward.sequences);
-    SavedHead* const head = forward.saved.data == args.saved ? nullptr : static_cast<SavedHead*>(args.saved);
-    if (head != nullptr) check_apart(*head, args, forward);
+    SavedHead* head = nullptr;
+    if (has_head(args.logits, forward.sequences)) {
+      forward.saved =
+          SavedOfCall{"forward", args.saved, args.saved_bytes}.behind_head(bytes_for(args.logits, forward.sequences));
+      head = static_cast<SavedHead*>(args.saved);
+      check_apart(*head, forward);
+    }
     try {
       router_.forward(forward, {}, host(args.threads));
     } catch (const InvalidArgument&) {
@@ -145,14 +136,14 @@ class AnyRouter final : public moeb_router {
     backward.grad_logits = matrix_of<AnyMatrix>("backward", "grad_logits", args.grad_logits);
     backward.active = args.active;
     backward.sequences = sequences_of(args.sequences);
-    backward.saved =
-        written_saved("backward", "logits.columns", args.saved, args.saved_bytes, args.logits, backward.sequences);
-    if (backward.saved.data != args.saved) {
-      const auto* const head = static_cast<const SavedHead*>(args.saved);
+    if (has_head(args.logits, backward.sequences)) {
+      const SavedOfCall saved{"backward", args.saved, args.saved_bytes};
+      const SavedHead* const head = saved.written("logits.columns", args.logits.columns, sequences_read(backward.sequences));
+      backward.saved = saved.behind_head(bytes_for(args.logits, backward.sequences));
       const Validator check{"backward"};
       check.range("logits.rows", args.logits.rows, head->tokens, head->tokens, "the tokens that saved is of");
       check.matrix("grad_logits", backward.grad_logits, args.logits.rows, args.logits.columns);
-      check.apart({bytes_of("grad_logits", backward.grad_logits)}, {head_of(*head)});
+      check.apart({bytes_of("grad_logits", backward.grad_logits)}, {bytes_of(*head)});
     }
     backward.loss_scale = args.loss_scale;
     router_.backward(backward, {}, host(args.threads));
@@ -161,10 +152,11 @@ class AnyRouter final : public moeb_router {
     if constexpr (PresetT::loss_count > 0) {
       LossArgs own = args;
       const moeb_matrix shape{.data = nullptr, .type = 0, .rows = 0, .columns = args.experts, .stride = args.experts};
-      own.saved = written_saved("loss", "experts", args.saved.data, args.saved.bytes, shape, args.sequences);
-      if (own.saved.data != args.saved.data) {
-        Validator{"loss"}.apart({ByteRows("value", args.value, sizeof(float))},
-                                {head_of(*static_cast<const SavedHead*>(args.saved.data))});
+      if (has_head(shape, args.sequences)) {
+        const SavedOfCall saved{"loss", args.saved.data, args.saved.bytes};
+        const SavedHead* const head = saved.written("experts", args.experts, sequences_read(args.sequences));
+        own.saved = saved.behind_head(bytes_for(shape, args.sequences));
+        Validator{"loss"}.apart({ByteRows("value", args.value, sizeof(float))}, {bytes_of(*head)});
       }
       router_.loss(own, {}, Host{});
     } else
@@ -177,42 +169,14 @@ class AnyRouter final : public moeb_router {
   [[nodiscard]] static std::int64_t sequences_read(const Sequences& sequences) {
     return PresetT::Traits::reads_sequences ? sequences.count : 1;
   }
-  [[nodiscard]] static ByteRows head_of(const SavedHead& head) { return {"saved", &head, sizeof(SavedHead)}; }
-  /// The head, which the router does not know of, from what else forward reads and writes. Shapes first, because where memory ends follows from them.
-  static void check_apart(const SavedHead& head, const moeb_forward_args& args, const ForwardArgs& forward) {
-    const Validator check{"forward"};
-    check.matrix("logits", forward.logits, args.logits.rows, args.logits.columns);
-    check.matrix("experts", forward.experts, args.logits.rows, PresetT::k);
-    check.matrix("weights", forward.weights, args.logits.rows, PresetT::k);
-    const std::int64_t counts = args.logits.columns * std::int64_t{sizeof(std::int64_t)};
-    check.apart({head_of(head)}, {bytes_of("logits", forward.logits), bytes_of("experts", forward.experts),
-                                  bytes_of("weights", forward.weights), bytes_of(forward.bias), bytes_of(forward.load),
-                                  ByteRows("counts", args.counts, counts), ByteRows("active", args.active, args.logits.rows),
-                                  ByteRows("status", args.status, sizeof(moeb_status))});
+  /// Whether `saved` has a head: not where there is no loss, nor in calls whose shape the router refuses.
+  [[nodiscard]] static bool has_head(const moeb_matrix& logits, const Sequences& sequences) {
+    const std::int64_t count = sequences_read(sequences);
+    return PresetT::loss_count > 0 && logits.rows >= 0 && logits.columns >= 1 && logits.columns <= max_experts &&
+           count >= 1 && count <= std::numeric_limits<std::int32_t>::max();
   }
-  /// What the router's calls know of `saved`: all of it where there is no loss, or a shape that they refuse.
-  [[nodiscard]] SavedRef behind_head(const char* call, void* saved, std::size_t bytes, const moeb_matrix& logits,
-                                     const Sequences& sequences) const {
-    const bool is_shape = logits.rows >= 0 && logits.columns >= 1 && logits.columns <= max_experts && sequences.count >= 1 &&
-                          sequences.count <= std::numeric_limits<std::int32_t>::max();
-    if (PresetT::loss_count == 0 || !is_shape) return {saved, bytes};
-    const Shape shape{logits.rows, static_cast<int>(logits.columns), sequences.count};
-    Validator{call}.memory("saved", saved, bytes, saved_bytes(shape), alignof(SavedHead));
-    return {static_cast<std::byte*>(saved) + sizeof(SavedHead), bytes - sizeof(SavedHead)};
-  }
-  /// The same of what a forward call of these experts, so called by `name`, and sequences has filled.
-  [[nodiscard]] SavedRef written_saved(const char* call, const char* name, void* saved, std::size_t bytes,
-                                       const moeb_matrix& logits, const Sequences& sequences) const {
-    // The head first: what was saved for others is told by its name, not by its size.
-    if (PresetT::loss_count > 0 && saved != nullptr) {
-      Validator{call}.memory("saved", saved, bytes, sizeof(SavedHead), alignof(SavedHead));
-      const SavedHead& head = *static_cast<const SavedHead*>(saved);
-      MOEB_EXPECTS(head.mark == SavedHead::written, call, "saved", "not written", "what moeb_forward has filled");
-      const Validator check{call};
-      check.range(name, logits.columns, head.experts, head.experts, "the experts that saved is of");
-      check.range("sequences", sequences_read(sequences), head.sequences, head.sequences, "those that saved is of");
-    }
-    return behind_head(call, saved, bytes, logits, sequences);
+  [[nodiscard]] std::size_t bytes_for(const moeb_matrix& logits, const Sequences& sequences) const {
+    return saved_bytes({logits.rows, static_cast<int>(logits.columns), sequences.count});
   }
   [[nodiscard]] Host host(int threads) const { return {.threads = threads, .executor = executor}; }
 
