@@ -7,12 +7,13 @@
 #   --output DIR         where the report goes, as DATE-TIME-GPU.json and DATE-TIME-GPU.log (bench/results), in UTC
 #   --build DIR          where to build (build/gpu_check)
 #   --jobs N             compilers at a time (all cores)
-#   --built              take the folder of --build as it is: one that --rehearse left for a card of this compute capability, on a machine where the tree
-#                        had the same path, as CMake's lists of tests ask
+#   --built [FILE]       take the folder of --build as it is: one that --rehearse left for a card of this compute capability, on a machine where the tree
+#                        had the same path, as CMake's lists of tests ask; with FILE, that is first unpacked there
 #   --deadline SECONDS   when to stop altogether (465); what is left by then is reported as out of time
 #   --step-limit SECONDS no step may take longer, whatever its own limit
 #   --rehearse [ARCH]    without a GPU and without a limit of time: only configure and build what the check would for a card of this compute
 #                        capability (90), and load the library that PyTorch's comparison loads; errors that a compiler or linker finds come to light
+#   --pack FILE          with --rehearse: what was built, without symbols, as a .tar.xz for --built
 # Exit status: 0 all passed, 1 something did not, 2 it cannot be run as asked, 3 no GPU. A step that fails does not stop later ones.
 set -euo pipefail
 milliseconds() { echo $((${EPOCHREALTIME/[.,]/} / 1000)); }
@@ -20,16 +21,20 @@ started=$(milliseconds)
 cd "$(dirname "$(readlink -f "$0")")/.."
 
 command="bash bench/gpu_check.sh $*"
-dependencies='' output=bench/results build=build/gpu_check jobs='' deadline=465 step_limit=100000 rehearse='' built=''
+dependencies='' output=bench/results build=build/gpu_check jobs='' deadline=465 step_limit=100000 rehearse='' pack='' built=''
 while [ $# -gt 0 ]; do
   case $1 in
-    --dependencies | --output | --build | --jobs | --deadline | --step-limit)
+    --dependencies | --output | --build | --jobs | --deadline | --step-limit | --pack)
       [ $# -ge 2 ] || { echo "gpu_check: $1 needs a value" >&2; exit 2; }
       declare "$(tr - _ <<<"${1#--}")=$2"
       shift 2
       ;;
     --built)
       built=yes
+      if [[ ${2:-} =~ ^[^-] ]]; then
+        built=$2
+        shift
+      fi
       shift
       ;;
     --rehearse)
@@ -72,6 +77,12 @@ if [ -n "$dependencies" ]; then
   dependencies=$(readlink -f "$dependencies")
 fi
 jobs=${jobs:-$(nproc)}
+[ -z "$pack" ] || [ -n "$rehearse" ] || { echo "gpu_check: --pack goes with --rehearse" >&2; exit 2; }
+if [ -n "$built" ] && [ "$built" != yes ]; then
+  [ -f "$built" ] || { echo "gpu_check: $built is not a file" >&2; exit 2; }
+  mkdir -p "$build"
+  tar -xJf "$built" -C "$build"
+fi
 [ -z "$built" ] || [ -f "$build/CTestTestfile.cmake" ] || { echo "gpu_check: $build holds nothing that was built" >&2; exit 2; }
 mkdir -p "$build"
 build=$(readlink -f "$build")
@@ -99,6 +110,17 @@ if [ -n "$rehearse" ]; then
   done
   "$python" -c 'import ctypes, os, sys; ctypes.CDLL(sys.argv[1], os.RTLD_NOW)' "$build/bench/libcompare_cuda.so" || fail "libcompare_cuda.so does not load"
   [ -x "$build/tests/nccl/nccl_device_test" ] || echo "gpu_check: without NCCL 2.18, whose test and example were not built" >&2
+  if [ -n "$pack" ]; then
+    mkdir -p "$(dirname "$pack")"
+    pack=$(readlink -f "$pack")
+    packed=$(mktemp -d)
+    trap 'rm -rf "$packed"' EXIT
+    (cd "$build" && find . -name CMakeFiles -prune -o -type f \( -perm -u+x -o -name '*.so' -o -name CTestTestfile.cmake -o -name .ninja_log \) -print0 |
+      xargs -0 cp --parents -t "$packed")
+    find "$packed" -type f -exec strip {} + 2>/dev/null || true  # scripts have no symbols
+    tar -cJf "$pack" -C "$packed" .
+    echo "packed $(du -h "$pack" | cut -f 1) in $pack"
+  fi
   echo "REHEARSED for $rehearse in $((($(milliseconds) - started) / 1000)) s: what the check builds compiles and links"
   exit 0
 fi

@@ -196,6 +196,19 @@ expect built 'ALL PASSED, but for what was skipped: configure, build'
 check built_nowhere '' 2 --built --build "$folder/nowhere"
 expect built_nowhere 'holds nothing that was built'
 
+# What a rehearsal packs is what the check needs, and its programs.
+check packed no_gpu 0 --rehearse --pack "$folder/carried/packed.tar.xz" --dependencies "$folder/gathered"
+expect packed 'packed '
+mv "$folder/build" "$folder/rehearsed_build"
+check unpacked '' 0 --built "$folder/carried/packed.tar.xz" --dependencies "$folder/gathered"
+holds unpacked 'status["build"] == "skipped" and report["passed"] and status["nccl"] == "passed" and len(status) == 18'
+holds unpacked 'report["slowest_build_steps"] == [{"output": "slow.cu.o", "seconds": 90.0}]'
+[ ! -e "$folder/build/options" ] || { echo "more was packed than the check needs"; exit 1; }
+check unpacked_nothing '' 2 --built "$folder/nowhere.tar.xz"
+expect unpacked_nothing 'nowhere.tar.xz is not a file'
+check packed_without_rehearsal '' 2 --pack "$folder/packed.tar.xz"
+expect packed_without_rehearsal '--pack goes with --rehearse'
+
 check without_torch 'torch no_nccl no_git' 0 --dependencies "$folder/gathered_with_changes"
 holds without_torch 'report["machine"]["revision"] == "0123abcd with changes when the dependencies were gathered"'
 holds without_torch 'status["compare_torch"] == "skipped" and report["passed"] and len(status) == 18'
@@ -241,4 +254,4 @@ for name, properties in tests.items():
         sys.exit(f"{name} may take {properties.get('TIMEOUT')} s, and a step of tests {min(limits)} s")
 sys.exit(0 if tests else "no tests")
 PROGRAM
-echo "gpu_check.sh does what it says: 18 runs"
+echo "gpu_check.sh does what it says: 22 runs"
