@@ -191,17 +191,26 @@ class MoeBalance:
                        jnp.zeros((0, 2), jnp.int32), as_int32(kept), status_of(status))
 
     def forward(self, logits, bias=None, load=None, active=None, weights_dtype=None, sequences=1, token_major=False,
-                axis_name=None, replay_experts=None, replay_tokens=None, balanced=None):
+                axis_name=None, replay_experts=None, replay_tokens=None, balanced=None, sequence_offsets=None):
         """Training: weights and loss that can be differentiated in the logits [T, E], and the load with this call's tokens added.
 
         bias float32 [E] and load int32 [E, 2], where the router has a bias or a global-batch loss (load as new_load makes it, one layer); active bool [T]:
         False marks padding; replay_experts int32 [T, K], and optionally replay_tokens bool [T], where the router replays; balanced bool [T], where the
-        balancer has BalancedTokens: False marks a token that is routed, and that neither load nor loss sees; sequences: equal sequences in the batch, one behind the other or, with token_major, interleaved; axis_name: the mesh axes
+        balancer has BalancedTokens: False marks a token that is routed, and that neither load nor loss sees; sequences: equal sequences in the batch, one behind the other or, with token_major, interleaved, or
+        sequence_offsets int32 [S + 1]: the bounds of S packed sequences of any lengths, the first 0, the last T; axis_name: the mesh axes
         under shard_map whose devices share the batch, for a global-batch loss: each device's loss then reads the counts of all, and their mean is that of the whole batch. Recomputation (jax.checkpoint) counts no token twice, as long
         as the load is taken from the results.
         """
         logits = matrix("forward", "logits", logits)
         whole_number("forward", "sequences", sequences, 1, 2**31 - 1)
+        offsets = jnp.zeros((0, 2), jnp.int32)
+        if sequence_offsets is not None:
+            offsets = from_int32(sequence_offsets)
+            expect(offsets.ndim == 2, "forward", "sequence_offsets.ndim", offsets.ndim - 1, 1)
+            expect(offsets.shape[0] >= 2, "forward", "sequence_offsets.size", offsets.shape[0], "2 and more: the sequences' and one more")
+            expect(sequences in (1, offsets.shape[0] - 1), "forward", "sequences", sequences, f"1, or the {offsets.shape[0] - 1} of sequence_offsets")
+            expect(not token_major, "forward", "token_major", token_major, "False, where sequence_offsets say which tokens belong together")
+            sequences = offsets.shape[0] - 1
         tokens, experts = logits.shape
         sizes = self.sizes(tokens, experts, sequences)
         expect(bias is not None or not sizes.has_bias, "forward", "bias", None, "float32 [E], as new_bias makes it")
@@ -212,7 +221,7 @@ class MoeBalance:
                        optional("forward", "load", load, 2 * (1 + sizes.load_bins) * experts if sizes.needs_load else 0, jnp.zeros((0, 2), jnp.int32)),
                        optional("forward", "active", active, tokens, left_out(jnp.bool_)),
                        *replayed("forward", replay_experts, replay_tokens, tokens, self.top_k),
-                       optional("forward", "balanced", balanced, tokens, left_out(jnp.bool_)))
+                       optional("forward", "balanced", balanced, tokens, left_out(jnp.bool_)), offsets)
 
     def update(self, bias, load):
         """Once per optimizer step: the next bias, and a load of zeros. Over several devices psum the load before: as_int32, from_int32."""
@@ -256,7 +265,7 @@ def weights_type(logits):
 # ---- gradients -------------------------------------------------------------------------------------------------------------------
 # Integer operands have no gradient, which custom_vjp writes as None; the bias takes part in the selection only, and selection has none.
 
-def forward_and_saved(moe, options, logits, bias, load, active, replay_experts, replay_tokens, balanced):
+def forward_and_saved(moe, options, logits, bias, load, active, replay_experts, replay_tokens, balanced, sequence_offsets):
     (tokens, experts), k = logits.shape, moe.top_k
     sizes = moe.sizes(tokens, experts, options.sequences)
     results = [shape(jnp.int32, tokens, k), shape(options.weights_dtype, tokens, k), shape(jnp.float32),
@@ -264,13 +273,14 @@ def forward_and_saved(moe, options, logits, bias, load, active, replay_experts, 
                shape(jnp.int32, tokens if sizes.has_capacity else 0, k), words(experts if sizes.has_capacity else 0),
                words(experts if sizes.reads_global_batch else 0), words(4), shape(jnp.uint8, sizes.workspace_bytes)]
     ids, weights, loss, losses, counts, load, saved, chosen, kept, loss_counts, status, _ = moe.call(
-        "forward", results, logits, bias, load, active, replay_experts, replay_tokens, balanced, aliases={2: 5}, sequences=options.sequences, token_major=options.token_major)
+        "forward", results, logits, bias, load, active, replay_experts, replay_tokens, balanced, sequence_offsets, aliases={2: 5},
+        sequences=options.sequences, token_major=options.token_major)
     if options.axis_name is not None:
         total = from_int32(jax.lax.psum(as_int32(loss_counts), options.axis_name))
         results = [shape(jnp.uint8, sizes.saved_bytes), shape(jnp.float32), shape(jnp.float32, sizes.losses)]
         saved, loss, losses = moe.call("loss", results, saved, total, aliases={0: 0}, sequences=options.sequences)
     routing = Routing(ids, weights, loss, losses, as_int32(counts), load, as_int32(kept), status_of(status))
-    return routing, (logits, bias, active, ids, chosen, saved, balanced)
+    return routing, (logits, bias, active, ids, chosen, saved, balanced, sequence_offsets)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -279,12 +289,12 @@ def forward(moe, options, *operands):
 
 
 def forward_gradient(moe, options, kept, gradient):
-    logits, bias, active, ids, chosen, saved, balanced = kept
+    logits, bias, active, ids, chosen, saved, balanced, sequence_offsets = kept
     sizes = moe.sizes(*logits.shape, options.sequences)
     results = [shape(logits.dtype, *logits.shape), shape(jnp.uint8, sizes.workspace_bytes)]
-    grad_logits, _ = moe.call("backward", results, logits, ids, chosen, gradient.weights, gradient.loss, saved, active, balanced,
+    grad_logits, _ = moe.call("backward", results, logits, ids, chosen, gradient.weights, gradient.loss, saved, active, balanced, sequence_offsets,
                               sequences=options.sequences, token_major=options.token_major)
-    return grad_logits, jnp.zeros_like(bias), None, None, None, None, None
+    return grad_logits, jnp.zeros_like(bias), None, None, None, None, None, None
 
 
 forward.defvjp(forward_and_saved, forward_gradient)

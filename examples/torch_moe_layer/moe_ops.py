@@ -29,19 +29,23 @@ def register_router(namespace, prefix=""):
         return routing("route", logits, bias=(bias, 1), active=(active, 1), replay_experts=(replay_experts, 2), replay_tokens=(replay_tokens, 1))
 
     @torch.library.register_fake(name + "forward")
-    def _(logits, bias=None, load=None, accumulate=True, active=None, sequences=1, replay_experts=None, replay_tokens=None, balanced=None):
+    def _(logits, bias=None, load=None, accumulate=True, active=None, sequences=1, replay_experts=None, replay_tokens=None, balanced=None,
+          sequence_offsets=None, token_major=False):
         ids, weights, _ = routing("forward", logits, bias=(bias, 1), load=(load, 1), active=(active, 1),
-                                  replay_experts=(replay_experts, 2), replay_tokens=(replay_tokens, 1), balanced=(balanced, 1))
+                                  replay_experts=(replay_experts, 2), replay_tokens=(replay_tokens, 1), balanced=(balanced, 1),
+                                  sequence_offsets=(sequence_offsets, 1))
         tokens, experts = logits.shape
-        _, words, words_per_token, load_bins, _ = sizes(experts, sequences)
+        _, words, words_per_token, load_bins, _ = sizes(experts, sequences if sequence_offsets is None else 1)
+        if sequence_offsets is not None:  # each sequence has as many words, and how many there are may be a symbol
+            words += (sequence_offsets.shape[0] - 2) * (sizes(experts, 2)[1] - words)
         counts = logits.new_empty((1 + load_bins) * experts, dtype=torch.int64)
         saved = logits.new_empty(words + tokens * words_per_token, dtype=torch.int64)
         return ids, weights, counts, logits.new_empty((), dtype=torch.float32), saved
 
     @torch.library.register_fake(name + "backward")
-    def _(logits, experts, saved, grad_weights, grad_loss, active=None, sequences=1, balanced=None):
+    def _(logits, experts, saved, grad_weights, grad_loss, active=None, sequences=1, balanced=None, sequence_offsets=None, token_major=False):
         _expect("backward", logits=(logits, 2), experts=(experts, 2), saved=(saved, 1), grad_weights=(grad_weights, 2), grad_loss=(grad_loss, None),
-                active=(active, 1), balanced=(balanced, 1))
+                active=(active, 1), balanced=(balanced, 1), sequence_offsets=(sequence_offsets, 1))
         return logits.new_empty(logits.shape)
 
     @torch.library.register_fake(name + "losses")
@@ -56,17 +60,17 @@ def register_router(namespace, prefix=""):
     _tell_autograd_of_changes(namespace, prefix + "update")
 
     def setup_context(ctx, inputs, output):
-        logits, _, _, _, active, sequences, _, _, balanced = inputs
+        logits, _, _, _, active, sequences, _, _, balanced, sequence_offsets, token_major = inputs
         experts, _, counts, _, saved = output
-        ctx.save_for_backward(logits, experts, saved, active, balanced)
-        ctx.sequences = sequences
+        ctx.save_for_backward(logits, experts, saved, active, balanced, sequence_offsets)
+        ctx.sequences, ctx.token_major = sequences, token_major
         ctx.mark_non_differentiable(experts, counts, saved)
         ctx.set_materialize_grads(False)
 
     def differentiate(ctx, _experts, grad_weights, _counts, grad_loss, _saved):
-        logits, experts, saved, active, balanced = ctx.saved_tensors
-        gradient = backward(logits, experts, saved, grad_weights, grad_loss, active, ctx.sequences, balanced)
-        return gradient, None, None, None, None, None, None, None, None
+        logits, experts, saved, active, balanced, sequence_offsets = ctx.saved_tensors
+        gradient = backward(logits, experts, saved, grad_weights, grad_loss, active, ctx.sequences, balanced, sequence_offsets, ctx.token_major)
+        return (gradient,) + (None,) * 10
 
     torch.library.register_autograd(name + "forward", differentiate, setup_context=setup_context)
     _has_no_gradient(name + "route")

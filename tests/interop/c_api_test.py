@@ -35,14 +35,15 @@ class ForwardArgs(ctypes.Structure):
                 ("counts", ctypes.POINTER(ctypes.c_int64)), ("bias", ctypes.POINTER(ctypes.c_float)),
                 ("load", ctypes.POINTER(ctypes.c_int64)), ("saved", ctypes.c_void_p), ("saved_bytes", ctypes.c_size_t),
                 ("active", ctypes.POINTER(ctypes.c_uint8)), ("sequences", ctypes.c_int64), ("status", ctypes.c_void_p),
-                ("accumulate", ctypes.c_int32), ("threads", ctypes.c_int32)]
+                ("accumulate", ctypes.c_int32), ("threads", ctypes.c_int32), ("token_major", ctypes.c_int64),
+                ("sequence_offsets", ctypes.POINTER(ctypes.c_int64))]
 
 
 class BackwardArgs(ctypes.Structure):
     _fields_ = [("size", ctypes.c_size_t), ("logits", Matrix), ("experts", ctypes.POINTER(ctypes.c_int32)), ("grad_weights", Matrix),
                 ("grad_logits", Matrix), ("saved", ctypes.c_void_p), ("saved_bytes", ctypes.c_size_t),
                 ("active", ctypes.POINTER(ctypes.c_uint8)), ("sequences", ctypes.c_int64), ("loss_scale", ctypes.c_float),
-                ("threads", ctypes.c_int32)]
+                ("threads", ctypes.c_int32), ("token_major", ctypes.c_int64), ("sequence_offsets", ctypes.POINTER(ctypes.c_int64))]
 
 
 def matrix(values, columns):
@@ -54,16 +55,22 @@ def close(got, want, absolute, relative):
 
 
 class Case:
-    """A recorded case. Sequences lie one behind the other here, and interleaved in the files."""
+    """A recorded case. Its sequences are interleaved in the files; `layout` says how they lie here: one behind the other, by their number (sequence_major) or
+    their bounds (offsets), or as in the files (token_major)."""
 
-    def __init__(self, folder, name):
-        self.name = name
+    def __init__(self, folder, name, layout):
+        self.name = f"{name}, {layout}"
+        self.token_major = layout == "token_major"
         case = json.loads(pathlib.Path(folder, name + ".json").read_text(encoding="utf-8"))
         self.inputs, self.expected = case["inputs"], case["expected"]
         self.experts, self.tokens = case["config"]["experts"], case["config"]["tokens"]
         self.sequences = case["config"].get("sequences", 1)
+        bounds = [s * self.tokens // self.sequences for s in range(self.sequences + 1)]
+        self.offsets = (ctypes.c_int64 * len(bounds))(*bounds) if layout == "offsets" else None
 
     def rows(self, values):
+        if self.token_major:
+            return values
         width = len(values) // self.tokens
         order = [t for s in range(self.sequences) for t in range(s, self.tokens, self.sequences)]
         return [value for t in order for value in values[t * width:(t + 1) * width]]
@@ -96,7 +103,8 @@ class Router:
         self.saved = (ctypes.c_int64 * (self.library.moeb_saved_bytes(self.handle, case.tokens, case.experts, case.sequences) // 8 + 1))()
         args = ForwardArgs(size=ctypes.sizeof(ForwardArgs), logits=matrix(self.logits, case.experts), experts=self.ids,
                            weights=matrix(self.weights, self.k), counts=self.counts, bias=bias, load=self.load, sequences=case.sequences,
-                           saved=ctypes.addressof(self.saved), saved_bytes=8 * (len(self.saved) - 1), accumulate=1, threads=1)
+                           saved=ctypes.addressof(self.saved), saved_bytes=8 * (len(self.saved) - 1), accumulate=1, threads=1,
+                           token_major=case.token_major, sequence_offsets=case.offsets)
         self.check(self.library.moeb_route(self.handle, ctypes.byref(args)))
         routed = list(self.ids), list(self.weights), list(self.counts)
         self.check(self.library.moeb_forward(self.handle, ctypes.byref(args)))
@@ -112,7 +120,7 @@ class Router:
         args = BackwardArgs(size=ctypes.sizeof(BackwardArgs), logits=matrix(self.logits, case.experts), experts=self.ids,
                             grad_weights=matrix(incoming, self.k), grad_logits=matrix(result, case.experts),
                             saved=ctypes.addressof(self.saved), saved_bytes=8 * (len(self.saved) - 1), sequences=case.sequences,
-                            loss_scale=loss_scale, threads=1)
+                            loss_scale=loss_scale, threads=1, token_major=case.token_major, sequence_offsets=case.offsets)
         self.check(self.library.moeb_backward(self.handle, ctypes.byref(args)))
         return list(result)
 
@@ -143,15 +151,18 @@ def main():
     library.moeb_loss.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p]
     assert library.moeb_version().decode() == sys.argv[3]
 
-    losses = 0
+    losses = many = 0
     for preset, (names, factors) in CASES.items():
         router = Router(library, preset)
         for name in names:
-            case = Case(sys.argv[2], name)
-            check(router, case, factors)
+            for layout in ("sequence_major", "token_major", "offsets"):
+                case = Case(sys.argv[2], name, layout)
+                check(router, case, factors)
             losses += "loss" in case.expected
+            many += case.sequences > 1
         library.moeb_router_destroy(router.handle)
     print(f"{len(CASES)} presets reproduce {sum(len(names) for names, _ in CASES.values())} recorded cases, {losses} with a loss, through ctypes")
+    assert many > 0, "no case has sequences"
 
 
 main()

@@ -118,6 +118,12 @@ static void one_step_of_training(void) {
   CHECK(strstr(moeb_last_error(), "forward: saved is memory that counts shares; allowed: memory of its own") != NULL);
   CHECK(moeb_loss(router, saved, saved_bytes, experts, 1, (float*)saved + 7) == moeb_invalid_argument);
   CHECK(strstr(moeb_last_error(), "loss: value is memory that saved shares") != NULL);
+  wrong = forward;
+  const int64_t offsets[] = {0, tokens - 1};
+  wrong.sequence_offsets = offsets;
+  CHECK(moeb_forward(router, &wrong) == moeb_invalid_argument && strstr(moeb_last_error(), "forward: sequences.offsets[1] is ") != NULL);
+  wrong.token_major = 1;
+  CHECK(moeb_forward(router, &wrong) == moeb_invalid_argument && strstr(moeb_last_error(), "forward: token_major is 1; allowed: 0") != NULL);
   wrong = forward; /* no tokens, as NumPy describes them */
   wrong.logits.rows = wrong.weights.rows = wrong.logits.stride = wrong.weights.stride = 0;
   CHECK(moeb_route(router, &wrong) == moeb_ok);

@@ -63,6 +63,7 @@ def switch_loss(scores, counts, active):
 
 
 def loss_of(name, logits, ids, active, load, sequences):
+    """`sequences`: how many equal ones, or a list of the bounds between them."""
     scores = scores_of(name, logits)
     counts = counts_of(ids, active)
     if name == "softmax":
@@ -70,7 +71,7 @@ def loss_of(name, logits, ids, active, load, sequences):
         return 0.5 * switch_loss(scores, counts, active) + 0.25 * (z * active).sum() / jnp.maximum(active.sum(), 1)
     if name == "sigmoid":
         parts = [switch_loss(s, counts_of(i, a), a) for s, i, a in zip(*(jnp.split(x, sequences) for x in (scores, ids, active)))]
-        return 0.5 * sum(parts) / sequences
+        return 0.5 * sum(parts) / len(parts)
     if name == "global_batch":
         return 0.5 * switch_loss(scores, counts + load, active)
     return 0.5 * switch_loss(scores, counts, active) if name == "capacity" else jnp.zeros((), logits.dtype)
@@ -275,6 +276,35 @@ def test_sequences_may_be_interleaved():
     same(minor, major)
     same(other.reshape(TOKENS // 3, 3, EXPERTS).swapaxes(0, 1).reshape(TOKENS, EXPERTS), slope)
     assert loss(interleaved, False) != major
+
+
+def test_sequences_may_have_any_lengths():
+    moe = MOE["sigmoid"]
+    logits, bias, load, active, _ = inputs(jnp.float32)
+    def mine(logits, offsets):
+        routing = moe.forward(logits, bias=bias, load=from_int32(load), active=active, sequence_offsets=offsets)
+        return 3 * routing.loss, routing
+
+    for between in ([5, 6], [0, 20, 20], [], [TOKENS]):
+        offsets = jnp.array([0, *between, TOKENS], jnp.int32)
+        ids = chosen_ids("sigmoid", logits, bias)
+        want, wanted = jax.value_and_grad(lambda x: 3 * loss_of("sigmoid", x, ids, active, 0, between))(logits)
+        for call in (mine, jax.jit(mine)):
+            (value, routing), slope = jax.value_and_grad(call, has_aux=True)(logits, offsets)
+            near(value, want, 2e-6, between)
+            near(slope, wanted, 3e-6, between)
+            same(routing.experts, jnp.where(active[:, None], ids, -1).astype(jnp.int32))
+    thirds = jnp.arange(4) * (TOKENS // 3)
+    same(mine(logits, thirds)[0], 3 * moe.forward(logits, bias=bias, load=from_int32(load), active=active, sequences=3).loss)
+    same(mine(logits, thirds)[0], 3 * moe.forward(logits, bias=bias, load=from_int32(load), active=active, sequences=3, sequence_offsets=thirds).loss)
+    raises(RUNTIME, ["forward: sequences.offsets[1] is 49", "0 to 48"], lambda: mine(logits, jnp.array([0, TOKENS + 1, TOKENS])))
+    raises(RUNTIME, ["forward: sequences.offsets[2] is 47", "allowed: 48"], lambda: mine(logits, jnp.array([0, 1, TOKENS - 1])))
+    raises(ValueError, ["forward: sequence_offsets.size is 1", "2 and more"], lambda: mine(logits, jnp.array([0])))
+    raises(ValueError, ["forward: sequence_offsets.ndim is 2", "allowed: 1"], lambda: mine(logits, thirds[None]))
+    raises(ValueError, ["forward: sequences is 2", "the 3 of sequence_offsets"],
+           lambda: moe.forward(logits, bias=bias, load=from_int32(load), sequences=2, sequence_offsets=thirds))
+    raises(ValueError, ["forward: token_major is True", "False, where sequence_offsets"],
+           lambda: moe.forward(logits, bias=bias, load=from_int32(load), token_major=True, sequence_offsets=thirds))
 
 
 def test_replayed_ids_are_taken_and_weigh_what_the_scores_say():

@@ -23,7 +23,7 @@ using Quantile = mb::pytorch::Ops<quantile>;
 using ForwardSchema = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>(
     const at::Tensor&, const c10::optional<at::Tensor>&, const c10::optional<at::Tensor>&, bool,
     const c10::optional<at::Tensor>&, std::int64_t, const c10::optional<at::Tensor>&, const c10::optional<at::Tensor>&,
-    const c10::optional<at::Tensor>&);
+    const c10::optional<at::Tensor>&, const c10::optional<at::Tensor>&, bool);
 
 at::Tensor logits_far_from_ties() {
   torch::manual_seed(3);
@@ -52,7 +52,7 @@ TEST_CASE("through the dispatcher weights and loss have the gradients of the for
   const at::Tensor bias = torch::linspace(0.0, 0.01, 8);
   const auto forward =
       c10::Dispatcher::singleton().findSchemaOrThrow("moeb_test::balanced_forward", "").typed<ForwardSchema>();
-  const auto [ids, weights, counts, loss, saved] = forward.call(x, bias, {}, true, {}, 1, {}, {}, {});
+  const auto [ids, weights, counts, loss, saved] = forward.call(x, bias, {}, true, {}, 1, {}, {}, {}, {}, false);
   (weights.select(1, 0).sum() + 3 * loss).backward();
 
   const at::Tensor scores = torch::softmax(y, 1);

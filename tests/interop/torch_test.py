@@ -46,7 +46,7 @@ def balance_loss(probabilities, counts):
 
 
 class Expected:
-    """ids, weights, counts and loss of a router, from FORMULAS in double; x may need a gradient."""
+    """ids, weights, counts and loss of a router, from FORMULAS in double; x may need a gradient. `sequences`: how many equal ones, or each one's tokens."""
 
     def __init__(self, router, x, bias=None, load=None, sequences=1):
         x = x.double()
@@ -79,8 +79,9 @@ class Expected:
         elif router == "balanced":
             self.loss = balance_loss(probabilities, self.counts) + 0.5 * (torch.logsumexp(x, 1) ** 2).mean()
         elif router == "sequence":
-            parts = zip(probabilities.chunk(sequences), chosen.chunk(sequences))
-            self.loss = sum(balance_loss(p, torch.bincount(c.flatten(), minlength=EXPERTS)) for p, c in parts) / sequences
+            lengths = [len(x) // sequences] * sequences if isinstance(sequences, int) else sequences
+            parts = zip(probabilities.split(lengths), chosen.split(lengths))
+            self.loss = sum(balance_loss(p, torch.bincount(c.flatten(), minlength=EXPERTS)) for p, c in parts if len(p)) / len(lengths)
         elif router == "global_batch":
             self.loss = balance_loss(probabilities, self.counts + load)
         else:
@@ -155,6 +156,46 @@ class Routing(unittest.TestCase):
                 ((weights * direction).sum() + 2 * loss).backward()
                 ((want.weights * direction).sum() + 2 * want.loss).backward()
                 torch.testing.assert_close(x.grad, y.grad, rtol=1e-6, atol=2e-8)
+
+    def test_sequences_of_any_lengths(self):
+        for lengths in ([5, 1, 6], [0, 12], [3, 0, 0, 9], [12]):
+            with self.subTest(lengths=lengths):
+                x = smooth_logits(len(lengths)).requires_grad_()
+                y = x.detach().clone().requires_grad_()
+                bias, _ = state_of("sequence")
+                offsets = torch.tensor([0, *itertools.accumulate(lengths)])
+                _, _, counts, loss, saved = ops.sequence_forward(x, bias, sequence_offsets=offsets)
+                want = Expected("sequence", y, bias, sequences=lengths)
+                self.assertTrue(torch.equal(counts, want.counts))
+                torch.testing.assert_close(loss.double(), want.loss, rtol=1e-6, atol=1e-7)
+                (2 * loss).backward()
+                (2 * want.loss).backward()
+                torch.testing.assert_close(x.grad, y.grad, rtol=1e-6, atol=2e-8)
+                self.assertTrue(torch.equal(ops.sequence_losses(saved, EXPERTS, len(lengths))[0], loss.detach()))
+                named = ops.sequence_forward(x, bias, sequences=len(lengths), sequence_offsets=offsets)  # the same twice
+                self.assertTrue(all(torch.equal(a, b) for a, b in zip(named, ops.sequence_forward(x, bias, sequence_offsets=offsets))))
+        equal = torch.tensor([0, 4, 8, 12])
+        for router in ("sequence", "balanced"):  # the other reads no sequences
+            bias, _ = state_of(router)
+            by_offsets = op(router, "forward")(smooth_logits(5), bias, sequence_offsets=equal)
+            for got, want in zip(by_offsets, op(router, "forward")(smooth_logits(5), bias, sequences=3), strict=True):
+                self.assertTrue(torch.equal(got, want))
+
+    def test_interleaved_sequences(self):
+        bias, _ = state_of("sequence")
+        results = []
+        for token_major in (False, True):
+            x = smooth_logits(4)
+            if token_major:
+                x = x.reshape(3, 4, EXPERTS).transpose(0, 1).reshape(TOKENS, EXPERTS)
+            x.requires_grad_()
+            ids, weights, _, loss, saved = ops.sequence_forward(x, bias, sequences=3, token_major=token_major)
+            (3 * loss + (weights * weights).sum()).backward()
+            results.append([loss, saved] + [r.reshape(4, 3, -1).transpose(0, 1).reshape(TOKENS, -1) if token_major else r for r in (ids, weights, x.grad)])
+        for got, want in zip(*results, strict=True):
+            self.assertTrue(torch.equal(got, want))
+        loss = ops.sequence_forward(smooth_logits(4), bias, sequences=3, token_major=True)[3]  # of other sequences
+        self.assertFalse(torch.equal(loss, results[0][0].detach()))
 
     def test_route_agrees_with_forward(self):
         for router in ROUTERS:
@@ -564,6 +605,11 @@ class Routing(unittest.TestCase):
         real = ops.marked_forward(smooth_logits(1).float(), bias, balanced=marks)
         shapes = ops.marked_forward(torch.empty(TOKENS, EXPERTS, device="meta"), bias.to("meta"), balanced=marks.to("meta"))
         self.assertEqual([(r.shape, r.dtype) for r in real], [(s.shape, s.dtype) for s in shapes])
+        bias, offsets = state_of("sequence")[0], torch.tensor([0, 2, 9, 9, 12])
+        real = ops.sequence_forward(smooth_logits(1).float(), bias, sequence_offsets=offsets)
+        shapes = ops.sequence_forward(torch.empty(TOKENS, EXPERTS, device="meta"), bias.to("meta"), sequence_offsets=offsets.to("meta"))
+        self.assertEqual([(r.shape, r.dtype) for r in real], [(s.shape, s.dtype) for s in shapes])
+        bias, _ = state_of("balanced")
         real = layer(smooth_logits(1).float(), bias)
         shapes = layer(torch.empty(TOKENS, EXPERTS, device="meta"), bias.to("meta"))
         self.assertEqual([(r.shape, r.dtype) for r in real], [(s.shape, s.dtype) for s in shapes])
@@ -685,6 +731,14 @@ class Errors(unittest.TestCase):
             (lambda: ops.balanced_forward(x, bias, active=bias), "forward: active.dtype is float32; allowed: uint8, bool"),
             (lambda: ops.sequence_forward(x, sequences=0), "forward: sequences is 0; allowed: 1 to 12"),
             (lambda: ops.sequence_forward(x, sequences=5), "forward: sequences.count is 5; allowed: a divisor of the 12 tokens"),
+            (lambda: ops.sequence_forward(x, sequences=5, token_major=True), "forward: sequences.count is 5; allowed: a divisor of the 12 tokens"),
+            (lambda: ops.sequence_forward(x, sequence_offsets=slots[:1]), "forward: sequence_offsets.size is 1; allowed: 2 to 2147483648 (the sequences' and one more)"),
+            (lambda: ops.sequence_forward(x, sequence_offsets=ids[0]), "forward: sequence_offsets.dtype is int32; allowed: int64"),
+            (lambda: ops.sequence_forward(x, sequence_offsets=rows), "forward: sequence_offsets.ndim is 2; allowed: 1"),
+            (lambda: ops.sequence_forward(x, sequence_offsets=slots[:3]), "forward: sequences.offsets[2] is 0; allowed: 12"),
+            (lambda: ops.sequence_forward(x, sequence_offsets=torch.tensor([0, 7, 6, 12])), "forward: sequences.offsets[2] is 6; allowed: 7 to 12"),
+            (lambda: ops.sequence_forward(x, sequences=3, sequence_offsets=torch.tensor([0, 7, 12])), "forward: sequences is 3; allowed: 1, or the 2 of sequence_offsets"),
+            (lambda: ops.sequence_forward(x, sequence_offsets=torch.tensor([0, 12]), token_major=True), "forward: token_major is True; allowed: False, where sequence_offsets"),
             (lambda: ops.balanced_backward(x, ids, slots[:1], None, None), "backward: saved.size is 1; allowed: 18"),
             (lambda: ops.balanced_update(bias, rows), "update: bias.experts is 8; allowed: 2"),
             (lambda: ops.balanced_update(None, torch.ones(EXPERTS, dtype=torch.int64)), "update: bias.data is null"),
@@ -734,7 +788,8 @@ class Tracing(unittest.TestCase):
         x = smooth_logits(0).requires_grad_()
         # Not traced by opcheck, which adds up all outputs and cannot add floats to counts; the next test traces them.
         checks = [(ops.balanced_forward, (x, bias)), (ops.global_batch_forward, (x, None, load)), (ops.capacity_forward, (x,)),
-                  (ops.sequence_forward, (x, None, None, True, None, 3)), (ops.plain_route, (x.detach(),)),
+                  (ops.sequence_forward, (x, None, None, True, None, 3)),
+                  (ops.sequence_forward, (x, None, None, True, None, 1, None, None, None, torch.tensor([0, 7, 12]))), (ops.plain_route, (x.detach(),)),
                   (ops.balanced_update, (bias, torch.ones(EXPERTS, dtype=torch.int64))),
                   (ops.quantile_forward, (x, bias)), (ops.quantile_update, (bias, torch.ones(65 * EXPERTS, dtype=torch.int64))),
                   (ops.quantile_global_batch_forward, (x, bias, torch.ones(3, 11 * EXPERTS, dtype=torch.int64)[1]))]
@@ -769,6 +824,29 @@ class Tracing(unittest.TestCase):
                 gradients.append((x.grad, hidden.grad))
             for got, want in zip(*gradients):
                 self.assertTrue(torch.equal(got, want))
+
+    def test_compile_traces_sequences_of_any_number_once(self):
+        def step(x, bias, offsets):
+            _, weights, counts, loss, _ = ops.sequence_forward(x, bias, sequence_offsets=offsets)
+            return weights.sum() + loss, counts
+
+        traced = []
+        def backend(graph, inputs):
+            traced.append(graph)
+            return torch._dynamo.backends.registry.lookup_backend("aot_eager")(graph, inputs)
+
+        compiled = torch.compile(step, backend=backend, fullgraph=True, dynamic=True)
+        bias, _ = state_of("sequence")
+        for lengths in ([3, 4, 5], [2, 10], [1, 2, 3, 4, 5, 6]):
+            results = []
+            for function in (step, compiled):
+                x = smooth_logits(1, sum(lengths)).requires_grad_()
+                value, counts = function(x, bias, torch.tensor([0, *itertools.accumulate(lengths)]))
+                value.backward()
+                results.append((value, counts, x.grad))
+            for got, want in zip(*results, strict=True):
+                self.assertTrue(torch.equal(got, want))
+        self.assertEqual(len(traced), 1)
 
     def test_compile_traces_a_step_that_counts_margins(self):
         def step(x, bias, load):

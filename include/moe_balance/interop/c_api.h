@@ -60,21 +60,26 @@ typedef struct moeb_forward_args {
   moeb_status* status;   /**< optional */
   int32_t accumulate;    /**< not 0: add this call's counts to load; 0 in evaluation and recomputation */
   int32_t threads;       /**< 0: all cores that the calling thread may run on */
+  int64_t token_major;   /**< not 0: token t belongs to sequence t % sequences */
+  /** [sequences + 1], optional: sequence s holds tokens offsets[s] to offsets[s + 1] - 1 */
+  const int64_t* sequence_offsets;
 } moeb_forward_args;
 
 /** Arguments of moeb_backward. */
 typedef struct moeb_backward_args {
-  size_t size;              /**< sizeof(moeb_backward_args) */
-  moeb_matrix logits;       /**< [T, E], as given to moeb_forward */
-  const int32_t* experts;   /**< [T, K], as moeb_forward wrote them */
-  moeb_matrix grad_weights; /**< [T, K]; data NULL: zeros */
-  moeb_matrix grad_logits;  /**< [T, E] out: float32 or the logits' type */
-  void* saved;              /**< as moeb_forward filled it */
-  size_t saved_bytes;       /**< its size */
-  const uint8_t* active;    /**< as given to moeb_forward */
-  int64_t sequences;        /**< as given to moeb_forward */
-  float loss_scale;         /**< multiplies the balancing loss's gradient; 1 for the plain loss */
-  int32_t threads;          /**< 0: all cores that the calling thread may run on */
+  size_t size;                     /**< sizeof(moeb_backward_args) */
+  moeb_matrix logits;              /**< [T, E], as given to moeb_forward */
+  const int32_t* experts;          /**< [T, K], as moeb_forward wrote them */
+  moeb_matrix grad_weights;        /**< [T, K]; data NULL: zeros */
+  moeb_matrix grad_logits;         /**< [T, E] out: float32 or the logits' type */
+  void* saved;                     /**< as moeb_forward filled it */
+  size_t saved_bytes;              /**< its size */
+  const uint8_t* active;           /**< as given to moeb_forward */
+  int64_t sequences;               /**< as given to moeb_forward */
+  float loss_scale;                /**< multiplies the balancing loss's gradient; 1 for the plain loss */
+  int32_t threads;                 /**< 0: all cores that the calling thread may run on */
+  int64_t token_major;             /**< as given to moeb_forward */
+  const int64_t* sequence_offsets; /**< as given to moeb_forward */
 } moeb_backward_args;
 
 /** A router; moeb_router_create makes one. */

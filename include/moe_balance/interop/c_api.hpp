@@ -80,6 +80,17 @@ template <class Matrix>
 [[nodiscard]] inline Sequences sequences_of(std::int64_t count) {
   return Sequences{.count = count == 0 ? 1 : count};
 }
+template <class Args>
+[[nodiscard]] Sequences sequences_of(const char* call, const Args& args) {
+  Sequences sequences = sequences_of(args.sequences);
+  if (args.token_major != 0) sequences.layout = Sequences::Layout::token_major;
+  if (args.sequence_offsets == nullptr) return sequences;
+  MOEB_EXPECTS(args.token_major == 0, call, "token_major", args.token_major,
+               "0, where sequence_offsets say which tokens belong together");
+  sequences.layout = Sequences::Layout::offsets;
+  sequences.offsets = args.sequence_offsets;
+  return sequences;
+}
 
 [[nodiscard]] inline BiasRef bias_of(float* bias, std::int64_t experts) {
   return bias == nullptr ? BiasRef{} : BiasRef{bias, static_cast<int>(experts)};
@@ -107,7 +118,7 @@ class AnyRouter final : public moeb_router {
     ForwardArgs forward;
     fill(forward, "forward", args);
     if (args.load != nullptr) forward.load = LoadRef{args.load, static_cast<int>(args.logits.columns)};
-    forward.sequences = sequences_of(args.sequences);
+    forward.sequences = sequences_of("forward", args);
     forward.accumulate = args.accumulate != 0;
     SavedHead* head = nullptr;
     if (has_head(args.logits, forward.sequences)) {
@@ -135,7 +146,7 @@ class AnyRouter final : public moeb_router {
     backward.grad_weights = matrix_of<ConstAnyMatrix>("backward", "grad_weights", args.grad_weights);
     backward.grad_logits = matrix_of<AnyMatrix>("backward", "grad_logits", args.grad_logits);
     backward.active = args.active;
-    backward.sequences = sequences_of(args.sequences);
+    backward.sequences = sequences_of("backward", args);
     if (has_head(args.logits, backward.sequences)) {
       const SavedOfCall saved{"backward", args.saved, args.saved_bytes};
       const SavedHead* const head = saved.written("logits.columns", args.logits.columns, sequences_read(backward.sequences));

@@ -132,11 +132,13 @@ struct Forward : ::torch::autograd::Function<Forward> {
                                Stack arguments) {
     const at::Tensor active = tensor_or_none(arguments[4]);
     const at::Tensor balanced = tensor_or_none(arguments[8]);
+    const at::Tensor offsets = tensor_or_none(arguments[9]);
     context->saved_data["sequences"] = arguments[5];
+    context->saved_data["token_major"] = arguments[10];
     const variable_list results = call_below_autograd(op, arguments);
     const std::string prefix = name_of(op).substr(0, name_of(op).size() - std::string("forward").size());
     context->saved_data["backward"] = prefix + "backward";
-    context->save_for_backward({logits, results[0], results[4], active, balanced});
+    context->save_for_backward({logits, results[0], results[4], active, balanced, offsets});
     context->mark_non_differentiable({results[0], results[2], results[4]});
     context->set_materialize_grads(false);
     return results;
@@ -150,7 +152,9 @@ struct Forward : ::torch::autograd::Function<Forward> {
                     optional_tensor(gradients[3]),
                     optional_tensor(saved[3]),
                     context->saved_data["sequences"],
-                    optional_tensor(saved[4])};
+                    optional_tensor(saved[4]),
+                    optional_tensor(saved[5]),
+                    context->saved_data["token_major"]};
     call_backward(context, arguments);
     return {arguments[0].toTensor(), at::Tensor(), at::Tensor()};
   }

@@ -1,6 +1,7 @@
 // The operators that PyTorch gets from a router: what torch_ops.hpp says.
 #pragma once
 
+#include <moe_balance/interop/torch_load.hpp>
 #include <moe_balance/interop/torch_tensors.hpp>
 #include <moe_balance/router.hpp>
 
@@ -22,6 +23,8 @@ namespace torch_ops MOEB_HIDDEN {
 ///            0 without accumulate; what it takes as load is of that size. Counts are what the caller's load is to be added: of a router with BalancedTokens
 ///            those of the tokens that `balanced` [T] marks, or of all (with a rule that reads margins 0 without accumulate), and of a FromPlainTopK of a
 ///            GlobalBatchLoss those of the plain top-k. `permutation` counts what is to be computed.
+///            `sequences` equal ones lie one behind the other, or with token_major interleaved; `sequence_offsets` [S + 1], int64, are the bounds of S of any
+///            lengths, the first 0 and the last T. A SequenceLoss reads them.
 ///            A router that replays (Replay<TopK<K>>) takes, in both, the ids [T, K] of the tokens that `replay_tokens` [T] marks, or of all.
 ///   backward the gradient of the logits.
 ///   update   once per optimizer step: moves bias [L, E] or [E] and clears load, of the same shape, in place. A rule that keeps n values for each bias has
@@ -34,10 +37,11 @@ inline constexpr const char* router_schemas[] = {
     "route(Tensor logits, Tensor? bias=None, Tensor? active=None, Tensor? replay_experts=None, Tensor? replay_tokens=None) "
     "-> (Tensor experts, Tensor weights, Tensor counts)",
     "forward(Tensor logits, Tensor? bias=None, Tensor? load=None, bool accumulate=True, Tensor? active=None, "
-    "int sequences=1, Tensor? replay_experts=None, Tensor? replay_tokens=None, Tensor? balanced=None) "
+    "int sequences=1, Tensor? replay_experts=None, Tensor? replay_tokens=None, Tensor? balanced=None, "
+    "Tensor? sequence_offsets=None, bool token_major=False) "
     "-> (Tensor experts, Tensor weights, Tensor counts, Tensor loss, Tensor saved)",
     "backward(Tensor logits, Tensor experts, Tensor saved, Tensor? grad_weights, Tensor? grad_loss, Tensor? active=None, "
-    "int sequences=1, Tensor? balanced=None) -> Tensor",
+    "int sequences=1, Tensor? balanced=None, Tensor? sequence_offsets=None, bool token_major=False) -> Tensor",
     "update(Tensor(a!)? bias, Tensor(b!) load) -> ()",
     "losses(Tensor saved, int experts, int sequences=1) -> Tensor",
     "sizes(int experts, int sequences=1) -> (int top_k, int saved_words, int saved_words_per_token, "
@@ -51,6 +55,7 @@ struct RouterOps {
   using ScalarType = typename Api::ScalarType;
   using RouterT = std::remove_cvref_t<decltype(router)>;
   using Traits = typename RouterT::Traits;
+  using Load = RouterLoad<Api, router>;
   static constexpr std::int64_t k = RouterT::k;
   static constexpr bool across_tokens = looks_across_tokens<decltype(RouterT::top_k)>;
 
@@ -64,43 +69,42 @@ struct RouterOps {
     return {routing.experts, routing.weights, routing.counts};
   }
 
-  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& logits, const Optional& bias,
-                                                                    const Optional& load, bool accumulate,
-                                                                    const Optional& active, std::int64_t sequences,
-                                                                    const Optional& replay_experts = {},
-                                                                    const Optional& replay_tokens = {},
-                                                                    const Optional& balanced = {}) {
+  static std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
+      const Tensor& logits, const Optional& bias, const Optional& load, bool accumulate, const Optional& active,
+      std::int64_t sequences, const Optional& replay_experts = {}, const Optional& replay_tokens = {},
+      const Optional& balanced = {}, const Optional& sequence_offsets = {}, bool token_major = false) {
     const Views<Api> views("forward", logits);
     ForwardArgs args;
     const Routing routing(views, logits, bias, active, args);
     args.replay = routing.replay("forward", views, replay_experts, replay_tokens);
     MOEB_EXPECTS(Traits::biases == 0 || bias.has_value(), "forward", "bias", "None", "a tensor [E] of float32");
-    const Saved layout(shape_of("forward", args.logits, sequences));
+    args.sequences = sequences_in("forward", views, args.logits, sequences, sequence_offsets, token_major);
+    const Saved layout(shape_of(args.logits, args.sequences));
     const Tensor saved = Api::empty(logits, {layout.words()}, ScalarType::Long);
     const Tensor loss = Api::empty(logits, {}, ScalarType::Float);
-    const LoadOfCall own_load(views, logits, load, routing);
+    const typename Load::OfCall own_load(views, logits, load, routing.experts_count());
     args.load = own_load.ref();
     args.accumulate = own_load.accumulates(accumulate);
     args.balanced = views.template elements<const std::uint8_t>("balanced", balanced, args.logits.rows);
     args.saved = layout.sums(views.template vector<std::int64_t>("saved", saved).data);
     args.chosen = layout.chosen(args.saved);
-    args.sequences.count = sequences;
     Api::run(logits, [&](const auto& place) {
       own_load.begin(place);
       router.forward(args, routing.scratch(), place);
       own_load.end(args, place);
       write_loss(args, views.template element<float>("loss", loss), place);
     });
-    return {routing.experts, routing.weights, own_load.added(routing), loss, saved};
+    return {routing.experts, routing.weights, own_load.added(routing.counts), loss, saved};
   }
 
   static Tensor backward(const Tensor& logits, const Tensor& experts, const Tensor& saved, const Optional& grad_weights,
                          const Optional& grad_loss, const Optional& active, std::int64_t sequences,
-                         const Optional& balanced = {}) {
+                         const Optional& balanced = {}, const Optional& sequence_offsets = {}, bool token_major = false) {
     const Views<Api> views("backward", logits);
     BackwardArgs args;
     args.logits = views.matrix("logits", logits);
-    const Shape shape = shape_of("backward", args.logits, sequences);
+    args.sequences = sequences_in("backward", views, args.logits, sequences, sequence_offsets, token_major);
+    const Shape shape = shape_of(args.logits, args.sequences);
     const Saved layout(shape);
     const Tensor grad_logits = Api::empty(logits, {shape.tokens, shape.experts}, Api::scalar_type(logits));
     const Optional dense = with_rows<Api>(grad_weights);
@@ -113,7 +117,6 @@ struct RouterOps {
     args.balanced = views.template elements<const std::uint8_t>("balanced", balanced, shape.tokens);
     args.grad_loss = views.template element<const float>("grad_loss", grad_loss);
     args.loss_scale = grad_loss.has_value() ? 1.0f : 0.0f;
-    args.sequences.count = sequences;
     const Tensor workspace = scratch_for(logits, shape);
     Api::run(logits, [&](const auto& place) { router.backward(args, as_workspace(workspace), place); });
     return grad_logits;
@@ -141,12 +144,12 @@ struct RouterOps {
   static std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t> sizes(std::int64_t experts,
                                                                                                 std::int64_t sequences) {
     const Saved layout = layout_of("sizes", experts, sequences);
-    return {k, layout.words(), across_tokens ? Saved::words_of_ids : 0, load_bins("sizes"), RouterT::loss_count};
+    return {k, layout.words(), across_tokens ? Saved::words_of_ids : 0, Load::load_bins("sizes"), RouterT::loss_count};
   }
 
   static void update(const Optional& bias, const Tensor& load) {
     const Views<Api> views("update", load);
-    const LoadRef load_ref = load_of_layers("update", views, load);
+    const LoadRef load_ref = Load::of_layers("update", views, load);
     BiasRef bias_ref;
     if (bias.has_value()) bias_ref = views.biases("bias", *bias, Traits::bias_memory);
     Api::run(load, [&](const auto& place) { router.update(bias_ref, load_ref, Workspace{}, place); });
@@ -218,110 +221,27 @@ struct RouterOps {
           logits(view) {}
   };
 
-  static constexpr bool reads_load = Traits::reads_global_batch;
-  /// Whether what a call adds to the load are not the counts that it returns.
-  static constexpr bool counts_apart = Traits::marks_tokens || (reads_load && Traits::plain_losses > 0);
-
-  /// Writes the counts that a call has added to its load to `row`, of a router whose loss reads that.
-  template <class Place>
-  static void copy_counts_of_loss(const ForwardArgs& args, std::int64_t* row, const Place& place) {
-    using Balancer = std::remove_cvref_t<decltype(RouterT::balancer)>;
-    const SavedView saved =
-        SavedLayout<Balancer>{args.logits.columns, sequences_of<Balancer>(args).count}.view(args.saved.data);
-    Engine<Place>::copy(row, saved.counts, bytes_of(args.logits.columns), place);
-  }
-  [[nodiscard]] static std::size_t bytes_of(std::int64_t counts) {
-    return static_cast<std::size_t>(counts) * sizeof(std::int64_t);
-  }
-
-  /// The load of a forward call whose rule reads counts: a copy of the caller's, where a loss reads it, to which the call adds; or one of its own, where
-  /// that alone says what the call adds.
-  struct LoadOfCounts {
-    Optional own;   ///< what the call adds, where that is not its counts
-    Optional copy;  ///< of the caller's load
-    std::int64_t* own_row = nullptr;
-    LoadRef load_of_call;
-
-    LoadOfCounts(const Views<Api>& views, const Tensor& logits, const Optional& load, const Routing& routing) {
-      const std::int64_t experts = routing.logits.columns;
-      if (counts_apart) own = Api::empty(logits, {experts}, ScalarType::Long);
-      own_row = views.template elements<std::int64_t>("counts", own, experts);
-      if (reads_load && load.has_value()) copy = Api::clone(*load);
-      std::int64_t* const of_copy = views.template elements<std::int64_t>("load", copy, experts);
-      load_of_call = {reads_load ? of_copy : own_row, routing.experts_count()};
+  /// How tokens lie in sequences. Memory is allocated by their number.
+  [[nodiscard]] static Sequences sequences_in(const char* call, const Views<Api>& views, const ConstAnyMatrix& logits,
+                                              std::int64_t count, const Optional& offsets, bool token_major) {
+    const Validator check{call};
+    if (offsets.has_value()) {
+      constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max();
+      const VectorView<const std::int64_t> bounds = views.template vector<const std::int64_t>("sequence_offsets", *offsets);
+      check.range("sequence_offsets.size", bounds.size, 2, most + 1, "the sequences' and one more");
+      MOEB_EXPECTS(count == 1 || count == bounds.size - 1, call, "sequences", count, "1, or the ", bounds.size - 1,
+                   " of sequence_offsets");
+      MOEB_EXPECTS(!token_major, call, "token_major", "True",
+                   "False, where sequence_offsets say which tokens belong together");
+      return {.count = bounds.size - 1, .layout = Sequences::Layout::offsets, .offsets = bounds.data};
     }
-    [[nodiscard]] const LoadRef& ref() const { return load_of_call; }
-    /// A load of its own says what the call would add, too.
-    [[nodiscard]] bool accumulates(bool asked) const { return load_of_call.counts != nullptr && (asked || !reads_load); }
-    [[nodiscard]] const Tensor& added(const Routing& routing) const { return own.has_value() ? *own : routing.counts; }
-    template <class Place>
-    void begin(const Place& place) const {
-      if (!reads_load && own_row != nullptr) Engine<Place>::clear(own_row, bytes_of(load_of_call.experts), place);
-    }
-    template <class Place>
-    void end(const ForwardArgs& args, const Place& place) const {
-      if constexpr (reads_load && counts_apart) copy_counts_of_loss(args, own_row, place);
-    }
-  };
-
-  /// The same of a rule that reads margins: what the call gives to be added to the caller's load. Meanwhile its counts are the step's, for a loss.
-  struct LoadOfMargins {
-    Tensor row;
-    LoadRef of_row;
-    const std::int64_t* so_far = nullptr;  ///< the caller's
-
-    LoadOfMargins(const Views<Api>& views, const Tensor& logits, const Optional& load, const Routing& routing) {
-      of_row = LoadRef::with_bins(nullptr, load_bins("forward"), routing.experts_count());
-      row = Api::empty(logits, {of_row.row_size()}, ScalarType::Long);
-      of_row.counts = views.template vector<std::int64_t>("counts", row).data;
-      if (reads_load) {
-        so_far = views.template elements<const std::int64_t>("load", load, of_row.row_size());
-      }
-    }
-    [[nodiscard]] const LoadRef& ref() const { return of_row; }
-    [[nodiscard]] bool accumulates(bool asked) const { return asked && of_row.counts != nullptr; }
-    [[nodiscard]] const Tensor& added(const Routing& /*routing*/) const { return row; }
-    template <class Place>
-    void begin(const Place& place) const {
-      if (count_windows(router.balancer).step > 0) {
-        Validator{"forward"}.pointer("load.counts", so_far, alignof(std::int64_t));
-      }
-      Engine<Place>::clear(of_row.counts, bytes_of(of_row.row_size()), place);
-      if (so_far != nullptr) Engine<Place>::copy(of_row.counts, so_far, bytes_of(of_row.experts), place);
-    }
-    /// Of a marking router without such a loss the row has had its counts added, if any were to be.
-    template <class Place>
-    void end(const ForwardArgs& args, const Place& place) const {
-      if constexpr (reads_load && counts_apart)
-        copy_counts_of_loss(args, of_row.counts, place);
-      else if constexpr (!counts_apart)
-        Engine<Place>::copy(of_row.counts, args.counts, bytes_of(of_row.experts), place);
-    }
-  };
-  using LoadOfCall = std::conditional_t<Traits::reads_margins, LoadOfMargins, LoadOfCounts>;
-
-  /// Bins of margins; 0 where the rule reads none. An option out of range is refused before memory is allocated by it.
-  [[nodiscard]] static int load_bins(const char* call) {
-    if constexpr (Traits::reads_margins) check_options(call, router.balancer);
-    return router.load_bins();
-  }
-  /// [L, E] or [E], each row with the histograms of its experts behind it.
-  [[nodiscard]] static LoadRef load_of_layers(const char* call, const Views<Api>& views, const Tensor& load) {
-    const int bins = load_bins(call);
-    const MatrixView<std::int64_t> rows = views.template layers<std::int64_t>("load", load);
-    MOEB_EXPECTS(rows.columns % (1 + bins) == 0, call, "load.columns", rows.columns, "a multiple of ", 1 + bins,
-                 ": for each expert a count and the bins that the balancer's rule reads");
-    const std::int64_t experts = rows.columns / (1 + bins);
-    LoadRef result(rows.data, static_cast<int>(experts), rows.rows, rows.stride);
-    result.bins = bins;
-    return result;
-  }
-
-  /// Sequences count for a balancer that reads them; memory is allocated by their number.
-  [[nodiscard]] static Shape shape_of(const char* call, const ConstAnyMatrix& logits, std::int64_t sequences) {
     const std::int64_t most = logits.rows > 0 ? logits.rows : std::numeric_limits<std::int32_t>::max();
-    Validator{call}.range("sequences", sequences, 1, most, "a divisor of the tokens");
-    return {logits.rows, static_cast<int>(logits.columns), Traits::reads_sequences ? sequences : 1};
+    check.range("sequences", count, 1, most, "a divisor of the tokens");
+    return {.count = count, .layout = token_major ? Sequences::Layout::token_major : Sequences::Layout::sequence_major};
+  }
+  /// Sequences count for a balancer that reads them.
+  [[nodiscard]] static Shape shape_of(const ConstAnyMatrix& logits, const Sequences& sequences) {
+    return {logits.rows, static_cast<int>(logits.columns), Traits::reads_sequences ? sequences.count : 1};
   }
 
   [[nodiscard]] static Tensor scratch_for(const Tensor& like, const Shape& shape) {

@@ -15,10 +15,10 @@
 //   route             logits [T,E], bias? F32 [E], active? U8 or PRED [T],    experts S32 [T,K], weights [T,K], counts int64 [E],
 //                     replay_experts? S32 [T,K], replay_tokens? as active     kept_counts? int64 [E], status, workspace U8
 //   forward           logits, bias?, load? int64 [E], active?,                experts, weights, loss F32 [], losses F32 [number of losses], counts,
-//                     replay_experts?, replay_tokens?, balanced? as active    new load?, saved U8, chosen? S32 [T,K], kept_counts?, loss_counts? int64 [E],
-//                                                                             status, workspace
+//                     replay_experts?, replay_tokens?, balanced? as active,   new load?, saved U8, chosen? S32 [T,K], kept_counts?, loss_counts? int64 [E],
+//                     sequence_offsets? int64 [sequences + 1]                 status, workspace
 //   backward          logits, experts, chosen?, grad_weights? [T,K],          grad_logits [T,E], workspace
-//                     grad_loss F32 [], saved, active?, balanced?
+//                     grad_loss F32 [], saved, active?, balanced?, sequence_offsets?
 //   loss              saved, global_counts int64 [E]                          saved with these counts, loss, losses
 //   update            bias? F32 [E] or [L,E], load int64 [E] or [L,E]         new bias?, new load
 //                     (bias [1+n,E] or [1+n,L,E] where its rule keeps n values for each; where it reads margins in n bins, each E of a
@@ -35,7 +35,7 @@
 // its window), and `saved` with the sum goes to `backward`. Selections that replay take replay_experts, balancers with BalancedTokens `balanced`, no others.
 //
 // Attributes, int64 each: `threads` of all (Host::threads: 0 takes all cores that the calling thread may run on for the time of the call, which blocks the XLA thread that makes it; a
-// GPU ignores it); `sequences` and `token_major` (0 or 1) of forward and backward (loss takes the first), for SequenceLoss; `align` and `rows_per_expert` of permutation;
+// GPU ignores it); `sequences` and `token_major` (0 or 1) of forward and backward (loss takes the first), for SequenceLoss, whose sequences may have any lengths by `sequence_offsets`, the first 0, the last T; `align` and `rows_per_expert` of permutation;
 // `top_k` of permute.
 //
 // Nothing is changed in place: forward and update copy load and bias to their results first, unless the caller aliases the two
@@ -60,9 +60,18 @@ MOEB_NAMESPACE_BEGIN
 
 namespace xla {
 
-[[nodiscard]] inline Sequences sequences_of(std::int64_t count, std::int64_t token_major) {
-  const Sequences::Layout layout = token_major != 0 ? Sequences::Layout::token_major : Sequences::Layout::sequence_major;
-  return {.count = count, .layout = layout};
+/// `offsets`: [count + 1], or empty where sequences are equally long.
+[[nodiscard]] inline Sequences sequences_of(const Reader& read, const Operand& offsets, std::int64_t count,
+                                            std::int64_t token_major) {
+  if (Reader::is_empty(offsets)) {
+    return {.count = count, .layout = token_major != 0 ? Sequences::Layout::token_major : Sequences::Layout::sequence_major};
+  }
+  Validator{read.call}.range("sequences", count, 1, std::numeric_limits<std::int32_t>::max());
+  const std::int64_t* bounds =
+      read.array<std::int64_t>("sequence_offsets", offsets, count + 1, "the sequences' and one more");
+  MOEB_EXPECTS(token_major == 0, read.call, "token_major", token_major,
+               "0, where sequence_offsets say which tokens belong together");
+  return {.count = count, .layout = Sequences::Layout::offsets, .offsets = bounds};
 }
 
 /// What handlers of a router need of it.
@@ -152,9 +161,9 @@ void write_losses(const Reader& read, const SavedRef& saved, std::int64_t expert
 template <const auto& router, class Place, class Tag = EngineTagOf<Place>>
 [[nodiscard]] ffi::Error forward(Place place, Threads threads, SequenceCount sequences, TokenMajor token_major,
                                  Operand logits, Operand bias, Operand load, Operand active, Operand replay_experts,
-                                 Operand replay_tokens, Operand balanced, Result experts, Result weights, Result loss,
-                                 Result losses, Result counts, Result new_load, Result saved, Result chosen,
-                                 Result kept_counts, Result loss_counts, Result status, Result workspace) {
+                                 Operand replay_tokens, Operand balanced, Operand sequence_offsets, Result experts,
+                                 Result weights, Result loss, Result losses, Result counts, Result new_load, Result saved,
+                                 Result chosen, Result kept_counts, Result loss_counts, Result status, Result workspace) {
   static_assert(sizeof(Handled<router>) > 0);
   return guarded([&] {
     const Reader read{"forward"};
@@ -174,7 +183,7 @@ template <const auto& router, class Place, class Tag = EngineTagOf<Place>>
     [[maybe_unused]] auto* const counts_of_loss =
         read.optional_array<std::int64_t>("loss_counts", *loss_counts, size, "the experts of logits");
     args.saved = read.saved(*saved);
-    args.sequences = sequences_of(*sequences, *token_major);
+    args.sequences = sequences_of(read, sequence_offsets, *sequences, *token_major);
     if constexpr (Handled<router>::has_capacity) args.chosen = read.matrix_of<std::int32_t>("chosen", *chosen);
     args.status = cleared_status(read, *status, there);
     if (old_load != nullptr) carry_over(old_load, args.load.counts, load.size_bytes(), there);
@@ -206,15 +215,16 @@ template <const auto& router, class Place, class Tag = EngineTagOf<Place>>
     carry_over(old, data, static_cast<std::size_t>(bytes), there);
     using Layout = SavedLayout<std::remove_cvref_t<decltype(router.balancer)>>;
     carry_over(counts.data, Layout{counts.size, *sequences}.view(data).global_counts, global_counts.size_bytes(), there);
-    write_losses<router>(read, {data, static_cast<std::size_t>(bytes)}, counts.size, sequences_of(*sequences, 0), *loss,
-                         *losses, there);
+    write_losses<router>(read, {data, static_cast<std::size_t>(bytes)}, counts.size, {.count = *sequences}, *loss, *losses,
+                         there);
   });
 }
 
 template <const auto& router, class Place, class Tag = EngineTagOf<Place>>
 [[nodiscard]] ffi::Error backward(Place place, Threads threads, SequenceCount sequences, TokenMajor token_major,
                                   Operand logits, Operand experts, Operand chosen, Operand grad_weights, Operand grad_loss,
-                                  Operand saved, Operand active, Operand balanced, Result grad_logits, Result workspace) {
+                                  Operand saved, Operand active, Operand balanced, Operand sequence_offsets,
+                                  Result grad_logits, Result workspace) {
   static_assert(sizeof(Handled<router>) > 0);
   return guarded([&] {
     const Reader read{"backward"};
@@ -227,7 +237,7 @@ template <const auto& router, class Place, class Tag = EngineTagOf<Place>>
     args.grad_logits = read.matrix("grad_logits", *grad_logits);
     args.grad_loss = read.scalar<float>("grad_loss", grad_loss);
     args.saved = read.saved(saved);
-    args.sequences = sequences_of(*sequences, *token_major);
+    args.sequences = sequences_of(read, sequence_offsets, *sequences, *token_major);
     args.active = read.optional_array<std::uint8_t>("active", active, args.logits.rows, "the tokens of logits");
     args.balanced = read.optional_array<std::uint8_t>("balanced", balanced, args.logits.rows, "the tokens of logits");
     router.backward(args, read.workspace(*workspace), there);
