@@ -27,10 +27,9 @@ class MoeLayer(torch.nn.Module):
 
     def forward(self, tokens):
         """The layer's output [T, H] and the balancing loss."""
-        experts, weights, counts, loss, _ = self.ops.forward(self.gate(tokens), self.bias)
+        _, weights, counts, loss, _, offsets, row_of_slot, slot_of_row = self.ops.forward_and_permute(self.gate(tokens), self.bias)
         if self.training:
             self.load += counts  # not where activations are recomputed: return the counts, and add them outside of the checkpoint
-        offsets, row_of_slot, slot_of_row, _ = self.ops.permutation(experts, len(self.bias))
         rows = self.run_experts(self.ops.permute(tokens, row_of_slot, slot_of_row), offsets)
         return self.ops.combine(rows, row_of_slot, slot_of_row, weights), loss
 

@@ -28,10 +28,8 @@ def register_router(namespace, prefix=""):
     def _(logits, bias=None, active=None, replay_experts=None, replay_tokens=None):
         return routing("route", logits, bias=(bias, 1), active=(active, 1), replay_experts=(replay_experts, 2), replay_tokens=(replay_tokens, 1))
 
-    @torch.library.register_fake(name + "forward")
-    def _(logits, bias=None, load=None, accumulate=True, active=None, sequences=1, replay_experts=None, replay_tokens=None, balanced=None,
-          sequence_offsets=None, token_major=False):
-        ids, weights, _ = routing("forward", logits, bias=(bias, 1), load=(load, 1), active=(active, 1),
+    def forward_shapes(call, logits, bias, load, active, sequences, replay_experts, replay_tokens, balanced, sequence_offsets):
+        ids, weights, _ = routing(call, logits, bias=(bias, 1), load=(load, 1), active=(active, 1),
                                   replay_experts=(replay_experts, 2), replay_tokens=(replay_tokens, 1), balanced=(balanced, 1),
                                   sequence_offsets=(sequence_offsets, 1))
         tokens, experts = logits.shape
@@ -41,6 +39,11 @@ def register_router(namespace, prefix=""):
         counts = logits.new_empty((1 + load_bins) * experts, dtype=torch.int64)
         saved = logits.new_empty(words + tokens * words_per_token, dtype=torch.int64)
         return ids, weights, counts, logits.new_empty((), dtype=torch.float32), saved
+
+    @torch.library.register_fake(name + "forward")
+    def _(logits, bias=None, load=None, accumulate=True, active=None, sequences=1, replay_experts=None, replay_tokens=None, balanced=None,
+          sequence_offsets=None, token_major=False):
+        return forward_shapes("forward", logits, bias, load, active, sequences, replay_experts, replay_tokens, balanced, sequence_offsets)
 
     @torch.library.register_fake(name + "backward")
     def _(logits, experts, saved, grad_weights, grad_loss, active=None, sequences=1, balanced=None, sequence_offsets=None, token_major=False):
@@ -60,21 +63,38 @@ def register_router(namespace, prefix=""):
     _tell_autograd_of_changes(namespace, prefix + "update")
 
     def setup_context(ctx, inputs, output):
-        logits, _, _, _, active, sequences, _, _, balanced, sequence_offsets, token_major = inputs
-        experts, _, counts, _, saved = output
+        logits, _, _, _, active, sequences, _, _, balanced, sequence_offsets, token_major = inputs[:11]
+        experts, _, counts, _, saved, *order = output
         ctx.save_for_backward(logits, experts, saved, active, balanced, sequence_offsets)
-        ctx.sequences, ctx.token_major = sequences, token_major
-        ctx.mark_non_differentiable(experts, counts, saved)
+        ctx.sequences, ctx.token_major, ctx.inputs = sequences, token_major, len(inputs)
+        ctx.mark_non_differentiable(experts, counts, saved, *order)
         ctx.set_materialize_grads(False)
 
-    def differentiate(ctx, _experts, grad_weights, _counts, grad_loss, _saved):
+    def differentiate(ctx, *gradients):
         logits, experts, saved, active, balanced, sequence_offsets = ctx.saved_tensors
+        _, grad_weights, _, grad_loss = gradients[:4]
         gradient = backward(logits, experts, saved, grad_weights, grad_loss, active, ctx.sequences, balanced, sequence_offsets, ctx.token_major)
-        return (gradient,) + (None,) * 10
+        return (gradient,) + (None,) * (ctx.inputs - 1)
 
     torch.library.register_autograd(name + "forward", differentiate, setup_context=setup_context)
     _has_no_gradient(name + "route")
     _refuse_second_derivative(name + "backward")
+
+    if hasattr(ops, prefix + "forward_and_permute"):  # of define_fused_ops
+        @torch.library.register_fake(name + "forward_and_permute")
+        def _(logits, bias=None, load=None, accumulate=True, active=None, sequences=1, replay_experts=None, replay_tokens=None, balanced=None,
+              sequence_offsets=None, token_major=False, align=1):
+            results = forward_shapes("forward_and_permute", logits, bias, load, active, sequences, replay_experts, replay_tokens, balanced, sequence_offsets)
+            return *results, *_permutation_shapes(results[0], logits.shape[1], align)
+
+        @torch.library.register_fake(name + "route_and_permute")
+        def _(logits, bias=None, active=None, replay_experts=None, replay_tokens=None, align=1):
+            results = routing("route_and_permute", logits, bias=(bias, 1), active=(active, 1), replay_experts=(replay_experts, 2),
+                              replay_tokens=(replay_tokens, 1))
+            return *results, *_permutation_shapes(results[0], logits.shape[1], align)
+
+        torch.library.register_autograd(name + "forward_and_permute", differentiate, setup_context=setup_context)
+        _has_no_gradient(name + "route_and_permute")
 
 
 def register_dispatch(namespace):
@@ -85,10 +105,7 @@ def register_dispatch(namespace):
     @torch.library.register_fake(name + "permutation")
     def _(experts, expert_count, align=1):
         _expect("permutation", experts=(experts, 2))
-        slots = experts.shape[0] * experts.shape[1]
-        rows = (slots + torch.sym_min(expert_count, slots) * (align - 1)) // align * align
-        sizes = (expert_count + 1, experts.shape, rows, expert_count)
-        return tuple(experts.new_empty(size, dtype=torch.int64) for size in sizes)
+        return *_permutation_shapes(experts, expert_count, align), experts.new_empty(expert_count, dtype=torch.int64)
 
     @torch.library.register_fake(name + "permute")
     def _(hidden, row_of_slot, slot_of_row, scale=None):
@@ -131,6 +148,13 @@ def register_dispatch(namespace):
     torch.library.register_autograd(name + "combine", differentiate_combine, setup_context=setup_context)
     _refuse_second_derivative(name + "permute_backward")
     _refuse_second_derivative(name + "combine_backward")
+
+
+def _permutation_shapes(experts, expert_count, align):
+    """offsets, row_of_slot and slot_of_row of ids [T, K]."""
+    slots = experts.shape[0] * experts.shape[1]
+    rows = (slots + torch.sym_min(expert_count, slots) * (align - 1)) // align * align
+    return tuple(experts.new_empty(size, dtype=torch.int64) for size in (expert_count + 1, experts.shape, rows))
 
 
 def _expect(call, **arguments):

@@ -5,5 +5,6 @@
 
 TORCH_LIBRARY(moe, m) {
   moe_balance::pytorch::define_ops<moe_router>(m);
+  moe_balance::pytorch::define_fused_ops<moe_router>(m);
   moe_balance::pytorch::define_dispatch_ops(m);
 }

@@ -6,10 +6,12 @@
 
 STABLE_TORCH_LIBRARY(moe, m) {
   moe_balance::pytorch_stable::define_ops<moe_router>(m);
+  moe_balance::pytorch_stable::define_fused_ops<moe_router>(m);
   moe_balance::pytorch_stable::define_dispatch_ops(m);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(moe, CPU, m) {
   moe_balance::pytorch_stable::implement_ops<moe_router>(m);
+  moe_balance::pytorch_stable::implement_fused_ops<moe_router>(m);
   moe_balance::pytorch_stable::implement_dispatch_ops(m);
 }

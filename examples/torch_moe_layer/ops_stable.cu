@@ -6,5 +6,6 @@
 
 STABLE_TORCH_LIBRARY_IMPL(moe, CUDA, m) {
   moe_balance::pytorch_stable::implement_ops<moe_router, moe_balance::pytorch_stable::Cuda>(m);
+  moe_balance::pytorch_stable::implement_fused_ops<moe_router, moe_balance::pytorch_stable::Cuda>(m);
   moe_balance::pytorch_stable::implement_dispatch_ops<moe_balance::pytorch_stable::Cuda>(m);
 }

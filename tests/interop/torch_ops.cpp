@@ -17,5 +17,13 @@ TORCH_LIBRARY(moeb_test, m) {
   mb::pytorch::define_ops<routers::marked>(m, "marked_");
   mb::pytorch::define_ops<routers::marked_margins>(m, "marked_margins_");
   mb::pytorch::define_ops<routers::first_choices>(m, "first_choices_");
+  mb::pytorch::define_fused_ops<routers::plain>(m, "plain_");
+  mb::pytorch::define_fused_ops<routers::balanced>(m, "balanced_");
+  mb::pytorch::define_fused_ops<routers::quantile_global_batch>(m, "quantile_global_batch_");
+  mb::pytorch::define_fused_ops<routers::sequence>(m, "sequence_");
+  mb::pytorch::define_fused_ops<routers::global_batch>(m, "global_batch_");
+  mb::pytorch::define_fused_ops<routers::capacity>(m, "capacity_");
+  mb::pytorch::define_fused_ops<routers::replay>(m, "replay_");
+  mb::pytorch::define_fused_ops<routers::marked_margins>(m, "marked_margins_");
   mb::pytorch::define_dispatch_ops(m);
 }

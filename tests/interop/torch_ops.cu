@@ -11,5 +11,6 @@ const mb::Router balanced{mb::Sigmoid{}, mb::TopK<2>{}, mb::Combine{mb::Quantile
 
 TORCH_LIBRARY(moeb_test, m) {
   mb::pytorch::define_ops<balanced, mb::pytorch::CpuAndCuda>(m);
+  mb::pytorch::define_fused_ops<balanced, mb::pytorch::CpuAndCuda>(m);
   mb::pytorch::define_dispatch_ops<mb::pytorch::CpuAndCuda>(m);
 }

@@ -18,6 +18,14 @@ STABLE_TORCH_LIBRARY(moeb_test, m) {
   mb::pytorch_stable::define_ops<routers::marked>(m, "marked_");
   mb::pytorch_stable::define_ops<routers::marked_margins>(m, "marked_margins_");
   mb::pytorch_stable::define_ops<routers::first_choices>(m, "first_choices_");
+  mb::pytorch_stable::define_fused_ops<routers::plain>(m, "plain_");
+  mb::pytorch_stable::define_fused_ops<routers::balanced>(m, "balanced_");
+  mb::pytorch_stable::define_fused_ops<routers::quantile_global_batch>(m, "quantile_global_batch_");
+  mb::pytorch_stable::define_fused_ops<routers::sequence>(m, "sequence_");
+  mb::pytorch_stable::define_fused_ops<routers::global_batch>(m, "global_batch_");
+  mb::pytorch_stable::define_fused_ops<routers::capacity>(m, "capacity_");
+  mb::pytorch_stable::define_fused_ops<routers::replay>(m, "replay_");
+  mb::pytorch_stable::define_fused_ops<routers::marked_margins>(m, "marked_margins_");
   mb::pytorch_stable::define_dispatch_ops(m);
 }
 
@@ -35,5 +43,13 @@ STABLE_TORCH_LIBRARY_IMPL(moeb_test, CPU, m) {
   mb::pytorch_stable::implement_ops<routers::marked>(m, "marked_");
   mb::pytorch_stable::implement_ops<routers::marked_margins>(m, "marked_margins_");
   mb::pytorch_stable::implement_ops<routers::first_choices>(m, "first_choices_");
+  mb::pytorch_stable::implement_fused_ops<routers::plain>(m, "plain_");
+  mb::pytorch_stable::implement_fused_ops<routers::balanced>(m, "balanced_");
+  mb::pytorch_stable::implement_fused_ops<routers::quantile_global_batch>(m, "quantile_global_batch_");
+  mb::pytorch_stable::implement_fused_ops<routers::sequence>(m, "sequence_");
+  mb::pytorch_stable::implement_fused_ops<routers::global_batch>(m, "global_batch_");
+  mb::pytorch_stable::implement_fused_ops<routers::capacity>(m, "capacity_");
+  mb::pytorch_stable::implement_fused_ops<routers::replay>(m, "replay_");
+  mb::pytorch_stable::implement_fused_ops<routers::marked_margins>(m, "marked_margins_");
   mb::pytorch_stable::implement_dispatch_ops(m);
 }

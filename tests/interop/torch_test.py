@@ -23,6 +23,7 @@ import torch.utils.checkpoint
 ops = None
 stable = len(sys.argv) > 2
 ROUTERS = ("plain", "balanced", "sequence", "global_batch", "capacity")
+FUSED = ("plain", "balanced", "sequence", "global_batch", "capacity", "quantile_global_batch", "replay", "marked_margins")  # with operators that permute, too
 SCORES = {"quantile": torch.sigmoid, "quantile_global_batch": functools.partial(torch.softmax, dim=1)}  # of routers whose rule reads margins
 RANGES = {"quantile": (-1.0, 1.0, 64), "quantile_global_batch": (-0.5, 0.75, 10)}  # low, high, bins
 TOKENS, EXPERTS, K = 12, 8, 2
@@ -628,6 +629,95 @@ class Routing(unittest.TestCase):
         self.assertEqual(ops.balanced_sizes(EXPERTS)[3], 0)
 
 
+class Fused(unittest.TestCase):
+    """Calls that route and permute in one give the bits of the two, and their gradients."""
+
+    def arguments_of(self, router, seed):
+        """Of forward, by their names; route takes those that it has."""
+        generator = torch.Generator().manual_seed(seed)
+        named = {"active": torch.arange(TOKENS) % 5 != 3}
+        if router != "plain":
+            named["bias"] = 0.02 * torch.rand(EXPERTS, generator=generator)
+        if router in ("global_batch", "quantile_global_batch", "marked_margins"):
+            bins = op(router, "sizes")(EXPERTS)[3]
+            named["load"] = torch.randint(1, 9, ((1 + bins) * EXPERTS,), generator=generator)
+        if router == "sequence":
+            named["sequence_offsets"] = torch.tensor([0, 5, 5, TOKENS])
+        if router == "replay":
+            named["replay_experts"] = torch.stack([torch.randperm(EXPERTS, generator=generator)[:K] for _ in range(TOKENS)]).int()
+            named["replay_tokens"] = torch.arange(TOKENS) % 2 == 0
+        if router == "marked_margins":
+            named["balanced"] = torch.arange(TOKENS) % 3 != 1
+        return named
+
+    def test_results_and_gradients_are_those_of_two_calls(self):
+        for router, accumulate, align in itertools.product(FUSED, (True, False), (1, 3, 8)):
+            with self.subTest(router=router, accumulate=accumulate, align=align):
+                named = self.arguments_of(router, align)
+                gradients = []
+                results = []
+                for fused in (True, False):
+                    x = smooth_logits(align, dtype=torch.float32).requires_grad_()
+                    if fused:
+                        got = op(router, "forward_and_permute")(x, accumulate=accumulate, align=align, **named)
+                    else:
+                        got = op(router, "forward")(x, accumulate=accumulate, **named)
+                        got = (*got, *ops.permutation(got[0], EXPERTS, align)[:3])
+                    weights, loss = got[1], got[3]
+                    self.assertEqual([r.requires_grad for r in got], [i in (1, 3) for i in range(8)])
+                    ((weights * torch.linspace(-1, 2, weights.numel()).reshape(weights.shape)).sum() + 3 * loss).backward()
+                    results.append(got)
+                    gradients.append(x.grad)
+                for got, want in zip(*results, strict=True):
+                    self.assertTrue(torch.equal(got, want))
+                self.assertTrue(torch.equal(*gradients))
+                self.assertTrue(gradients[0].any())
+                of_route = {name: value for name, value in named.items() if name in ("bias", "active", "replay_experts", "replay_tokens")}
+                routed = op(router, "route")(x.detach(), **of_route)
+                routed = (*routed, *ops.permutation(routed[0], EXPERTS, align)[:3])
+                for got, want in zip(op(router, "route_and_permute")(x.detach(), align=align, **of_route), routed, strict=True):
+                    self.assertTrue(torch.equal(got, want) and not got.requires_grad)
+
+    def test_no_tokens_and_other_types(self):
+        for router in FUSED:
+            named = self.arguments_of(router, 1)
+            for name in ("active", "balanced", "replay_experts", "replay_tokens"):
+                if name in named:
+                    named[name] = named[name][:0]
+            if "sequence_offsets" in named:
+                named["sequence_offsets"] = torch.zeros(3, dtype=torch.int64)
+            got = op(router, "forward_and_permute")(torch.zeros(0, EXPERTS), **named)
+            self.assertFalse(got[5].any() or len(got[0]) or len(got[7]))
+            named = self.arguments_of(router, 1)
+            for dtype in (torch.bfloat16, torch.float64):
+                x = smooth_logits(2, dtype=dtype)
+                for a, b in zip(op(router, "forward_and_permute")(x, **named), op(router, "forward")(x, **named)):
+                    self.assertTrue(torch.equal(a, b))
+
+    def test_shapes_without_data(self):
+        on_meta = lambda value: value.to("meta") if isinstance(value, torch.Tensor) else value
+        for router, align in itertools.product(FUSED, (1, 8)):
+            named = self.arguments_of(router, 2)
+            real = op(router, "forward_and_permute")(smooth_logits(1), align=align, **named)
+            shapes = op(router, "forward_and_permute")(on_meta(smooth_logits(1)), align=align, **{name: on_meta(value) for name, value in named.items()})
+            self.assertEqual([(r.shape, r.dtype) for r in real], [(s.shape, s.dtype) for s in shapes])
+        real = ops.plain_route_and_permute(smooth_logits(1), align=4)
+        self.assertEqual([(r.shape, r.dtype) for r in real], [(s.shape, s.dtype) for s in ops.plain_route_and_permute(on_meta(smooth_logits(1)), align=4)])
+
+    def test_errors_name_the_call(self):
+        x, bias = smooth_logits(0), torch.zeros(EXPERTS)
+        for call, message in (
+            (lambda: ops.balanced_forward_and_permute(x, bias, align=0), "forward_and_permute: align is 0; allowed: 1 to 1073741824"),
+            (lambda: ops.balanced_forward_and_permute(x), "forward_and_permute: bias is None; allowed: a tensor [E] of float32"),
+            (lambda: ops.balanced_route_and_permute(x, bias[1:]), "route_and_permute: bias.size is 7; allowed: 8"),
+            (lambda: ops.plain_route_and_permute(x[:, :1]), "top_k.k is 2; allowed: 1 (K may not exceed the experts)"),
+            (lambda: ops.replay_route_and_permute(x), "route_and_permute: replay_experts is None"),
+        ):
+            with self.subTest(message=message), self.assertRaises((RuntimeError, ValueError)) as raised:
+                call()
+            self.assertIn(message, str(raised.exception))
+
+
 class Dispatch(unittest.TestCase):
     def setUp(self):
         self.ids = Expected("plain", smooth_logits(9)).ids.int()
@@ -790,6 +880,8 @@ class Tracing(unittest.TestCase):
         checks = [(ops.balanced_forward, (x, bias)), (ops.global_batch_forward, (x, None, load)), (ops.capacity_forward, (x,)),
                   (ops.sequence_forward, (x, None, None, True, None, 3)),
                   (ops.sequence_forward, (x, None, None, True, None, 1, None, None, None, torch.tensor([0, 7, 12]))), (ops.plain_route, (x.detach(),)),
+                  (ops.sequence_forward_and_permute, (x, None, None, True, None, 1, None, None, None, torch.tensor([0, 7, 12]), False, 8)),
+                  (ops.capacity_forward_and_permute, (x,)), (ops.plain_route_and_permute, (x.detach(), None, None, None, None, 4)),
                   (ops.balanced_update, (bias, torch.ones(EXPERTS, dtype=torch.int64))),
                   (ops.quantile_forward, (x, bias)), (ops.quantile_update, (bias, torch.ones(65 * EXPERTS, dtype=torch.int64))),
                   (ops.quantile_global_batch_forward, (x, bias, torch.ones(3, 11 * EXPERTS, dtype=torch.int64)[1]))]
@@ -879,8 +971,7 @@ class Tracing(unittest.TestCase):
     @unittest.skipUnless(can_compile_extensions(), "Inductor compiles a Python extension, and Python.h is not here")
     def test_inductor_compiles_a_step_of_training_to_the_same_bits(self):
         def step(x, hidden, bias, load):
-            ids, weights, counts, loss, _ = ops.balanced_forward(x, bias)
-            _, row_of_slot, slot_of_row, _ = ops.permutation(ids, EXPERTS, 4)
+            _, weights, counts, loss, _, _, row_of_slot, slot_of_row = ops.balanced_forward_and_permute(x, bias, align=4)
             rows = torch.relu(ops.permute(hidden, row_of_slot, slot_of_row))
             load += counts
             ops.balanced_update(bias, load)

@@ -136,10 +136,12 @@ struct Forward : ::torch::autograd::Function<Forward> {
     context->saved_data["sequences"] = arguments[5];
     context->saved_data["token_major"] = arguments[10];
     const variable_list results = call_below_autograd(op, arguments);
-    const std::string prefix = name_of(op).substr(0, name_of(op).size() - std::string("forward").size());
-    context->saved_data["backward"] = prefix + "backward";
+    const std::string& name = name_of(op);  // of forward or forward_and_permute
+    context->saved_data["backward"] = name.substr(0, name.rfind("forward")) + "backward";
     context->save_for_backward({logits, results[0], results[4], active, balanced, offsets});
-    context->mark_non_differentiable({results[0], results[2], results[4]});
+    variable_list without_gradient{results[0], results[2]};
+    without_gradient.insert(without_gradient.end(), results.begin() + 4, results.end());
+    context->mark_non_differentiable(without_gradient);
     context->set_materialize_grads(false);
     return results;
   }
@@ -276,6 +278,17 @@ void define_ops(::torch::Library& library, const std::string& prefix = "") {
   library.impl((prefix + "update").c_str(),
                ::torch::dispatch(c10::DispatchKey::ADInplaceOrView,
                                  ::torch::CppFunction::makeFromBoxedFunction<&detail::count_versions>()));
+}
+
+/// Defines the operators of `router` that permute, too, beside define_ops. They have kernels of their own on a GPU: compiling takes longer.
+template <const auto& router, class Devices = Cpu>
+void define_fused_ops(::torch::Library& library, const std::string& prefix = "") {
+  for (const char* schema : torch_ops::fused_schemas) library.def((prefix + schema).c_str());
+  torch_ops::for_each_fused_op<Ops<router, Devices>>([&]<auto function>(const char* name) {
+    detail::implement<Devices>(library, prefix + name, function);
+  });
+  detail::differentiate<&detail::differentiate_forward>(library, prefix + "forward_and_permute");
+  detail::pass_autograd(library, prefix + "route_and_permute");
 }
 
 /// Defines the operators of dispatch in a TORCH_LIBRARY, once for all its routers.

@@ -28,6 +28,40 @@ inline constexpr const char* dispatch_schemas[] = {
     "combine_backward(Tensor grad_combined, Tensor row_of_slot, Tensor slot_of_row, Tensor? permuted=None, "
     "Tensor? weights=None) -> (Tensor grad_permuted, Tensor grad_weights)"};
 
+/// What `permutation` returns, for ids of so many tokens.
+template <TensorApi Api>
+struct PermutationTensors {
+  using Tensor = typename Api::Tensor;
+  using ScalarType = typename Api::ScalarType;
+  Tensor offsets;
+  Tensor row_of_slot;
+  Tensor slot_of_row;
+
+  PermutationTensors(const char* call, const Tensor& like, std::int64_t tokens, std::int64_t k, std::int64_t experts,
+                     std::int64_t align)
+      : PermutationTensors(like, tokens, k, experts, rows_of(call, tokens, k, experts, align)) {}
+  /// Arguments that write there, but for ids and counts.
+  [[nodiscard]] PermutationArgs args(const Views<Api>& views, std::int64_t align) const {
+    PermutationArgs args;
+    args.align = align;
+    args.offsets = views.template vector<std::int64_t>("offsets", offsets);
+    args.row_of_slot = views.template matrix<std::int64_t>("row_of_slot", row_of_slot);
+    args.slot_of_row = views.template vector<std::int64_t>("slot_of_row", slot_of_row);
+    return args;
+  }
+
+ private:
+  PermutationTensors(const Tensor& like, std::int64_t tokens, std::int64_t k, std::int64_t experts, std::int64_t rows)
+      : offsets(Api::empty(like, {experts + 1}, ScalarType::Long)),
+        row_of_slot(Api::empty(like, {tokens, k}, ScalarType::Long)),
+        slot_of_row(Api::empty(like, {rows}, ScalarType::Long)) {}
+  [[nodiscard]] static std::int64_t rows_of(const char* call, std::int64_t tokens, std::int64_t k, std::int64_t experts,
+                                            std::int64_t align) {
+    Validator{call}.range("align", align, 1, std::int64_t{1} << 30);
+    return permutation_rows(tokens, k, experts, align);
+  }
+};
+
 /// The operators of dispatch.
 template <TensorApi Api>
 struct DispatchOps {
@@ -38,29 +72,21 @@ struct DispatchOps {
   static std::tuple<Tensor, Tensor, Tensor, Tensor> permutation(const Tensor& experts, std::int64_t expert_count,
                                                                 std::int64_t align) {
     const Views<Api> views("permutation", experts);
-    const Validator check{"permutation"};
-    check.range("expert_count", expert_count, 1, max_dispatch_experts);
-    check.range("align", align, 1, std::int64_t{1} << 30);
-    PermutationArgs args;
-    args.experts = views.template matrix<const std::int32_t>("experts", experts);
-    args.align = align;
-    const std::int64_t tokens = args.experts.rows;
-    const std::int64_t k = args.experts.columns;
-    const Tensor offsets = Api::empty(experts, {expert_count + 1}, ScalarType::Long);
-    const Tensor row_of_slot = Api::empty(experts, {tokens, k}, ScalarType::Long);
-    const Tensor slot_of_row = Api::empty(experts, {permutation_rows(tokens, k, expert_count, align)}, ScalarType::Long);
+    Validator{"permutation"}.range("expert_count", expert_count, 1, max_dispatch_experts);
+    const MatrixView<const std::int32_t> ids = views.template matrix<const std::int32_t>("experts", experts);
+    const PermutationTensors<Api> order("permutation", experts, ids.rows, ids.columns, expert_count, align);
     const Tensor counts = Api::empty(experts, {expert_count}, ScalarType::Long);
-    const Tensor scratch = Api::empty(
-        experts, {static_cast<std::int64_t>(permutation_workspace_bytes(tokens, k, expert_count))}, ScalarType::Byte);
+    const Tensor scratch =
+        Api::empty(experts, {static_cast<std::int64_t>(permutation_workspace_bytes(ids.rows, ids.columns, expert_count))},
+                   ScalarType::Byte);
     const VectorView<std::uint8_t> bytes = views.template vector<std::uint8_t>("workspace", scratch);
-    args.offsets = views.template vector<std::int64_t>("offsets", offsets);
-    args.row_of_slot = views.template matrix<std::int64_t>("row_of_slot", row_of_slot);
-    args.slot_of_row = views.template vector<std::int64_t>("slot_of_row", slot_of_row);
+    PermutationArgs args = order.args(views, align);
+    args.experts = ids;
     args.counts = views.template vector<std::int64_t>("counts", counts).data;
     Api::run(experts, [&](const auto& place) {
       moe_balance::permutation(args, {bytes.data, static_cast<std::size_t>(bytes.size)}, place);
     });
-    return {offsets, row_of_slot, slot_of_row, counts};
+    return {order.offsets, order.row_of_slot, order.slot_of_row, counts};
   }
 
   static Tensor permute(const Tensor& hidden, const Tensor& row_of_slot, const Tensor& slot_of_row, const Optional& scale) {

@@ -85,6 +85,12 @@ void define_ops(Library& library, const std::string& prefix = "") {
   library.impl((prefix + "sizes").c_str(), TORCH_BOX((&torch_ops::RouterOps<Api<Cpu>, router>::sizes)));
 }
 
+/// The signatures of the operators of `router` that permute, too, beside define_ops.
+template <const auto& router>
+void define_fused_ops(Library& library, const std::string& prefix = "") {
+  for (const char* schema : torch_ops::fused_schemas) library.def((prefix + schema).c_str());
+}
+
 /// Defines the signatures of dispatch, once for all routers.
 inline void define_dispatch_ops(Library& library) {
   for (const char* schema : torch_ops::dispatch_schemas) library.def(schema);
@@ -94,6 +100,14 @@ inline void define_dispatch_ops(Library& library) {
 template <const auto& router, class Device = Cpu>
 void implement_ops(Library& library, const std::string& prefix = "") {
   torch_ops::for_each_router_op<torch_ops::RouterOps<Api<Device>, router>>([&]<auto function>(const char* name) {
+    library.impl((prefix + name).c_str(), TORCH_BOX(function));
+  });
+}
+
+/// Those that permute, too, likewise. They have kernels of their own on a GPU: compiling takes longer.
+template <const auto& router, class Device = Cpu>
+void implement_fused_ops(Library& library, const std::string& prefix = "") {
+  torch_ops::for_each_fused_op<torch_ops::RouterOps<Api<Device>, router>>([&]<auto function>(const char* name) {
     library.impl((prefix + name).c_str(), TORCH_BOX(function));
   });
 }
