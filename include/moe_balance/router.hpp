@@ -263,6 +263,9 @@ struct Router {
                                                            0,
                                                            largest_token_loss(args.logits.rows),
                                                            args.balanced};
+    if constexpr (requires { Engine<Place>::check_fits(call, problem, place); }) {
+      Engine<Place>::check_fits(call, problem, place);
+    }
     clear_totals(problem, static_cast<std::int64_t*>(args.saved.data), totals, place);
     in_real_type<Place>(args.logits.type,
                         [&](auto real) { Engine<Place>::template forward<decltype(real)>(problem, totals, place); });

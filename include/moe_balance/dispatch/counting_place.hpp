@@ -99,6 +99,12 @@ struct Engine<CountingPlace<Place, Tag>> {
   static constexpr int most_experts = Engine<Place>::most_experts;
 
   static void check(const char* call, const Counting& counting) { Engine<Place>::check(call, counting.place); }
+  template <class Problem>
+  static void check_fits(const char* call, const Problem& problem, const Counting& counting)
+    requires requires { Engine<Place>::check_fits(call, problem, counting.place); }
+  {
+    Engine<Place>::check_fits(call, problem, counting.place);
+  }
   static void clear(void* data, std::size_t bytes, const Counting& counting) {
     Engine<Place>::clear(data, bytes, counting.place);
   }

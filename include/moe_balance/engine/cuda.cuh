@@ -40,6 +40,22 @@ struct MOEB_HIDDEN CudaEngine {
     check_call(cudaGetDevice(&device), call, "finding a CUDA device");
   }
 
+  /// What forward's smallest block needs, its device has: over more than 1024 experts some balancers need more than the 99 KiB of compute
+  /// capability 8.6, 8.9 and 12.
+  template <class Problem>
+  static void check_fits(const char* call, const Problem& problem, cudaStream_t /*stream*/) {
+    with_config<compiled_tiers>(problem, [&](auto config) {
+      constexpr CudaTier tier = decltype(config)::tier;
+      constexpr std::size_t needed = forward_shared_bytes<decltype(problem.balancer), tier>(tier.threads);
+      if constexpr (needed > 48 * 1024) {
+        const std::size_t available = current_device(call).shared_bytes_of_block();
+        MOEB_EXPECTS(needed <= available, call, "logits.columns", problem.logits.columns,
+                     "fewer: this balancer needs ", needed, " bytes of shared memory for so many, and the device's blocks have ",
+                     available);
+      }
+    });
+  }
+
   static void clear(void* data, std::size_t bytes, cudaStream_t stream) {
     check_no_earlier_error("clearing sums");
     if (bytes != 0) check_cuda(cudaMemsetAsync(data, 0, bytes, stream), "clearing sums");
