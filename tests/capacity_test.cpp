@@ -41,7 +41,7 @@ TEST_CASE("capacity: margins are those of the demand, whatever is dropped") {
 }
 
 TEST_CASE("capacity: any number of threads gives the same result") {
-  for (const mb::DropBy drop : {mb::DropBy::score, mb::DropBy::position}) {
+  for (const mb::DropBy drop : {mb::DropBy::score, mb::DropBy::position, mb::DropBy::random}) {
     CapacityProblem p = capacity_problem(71, 20000, 4, 8, 5000, 20);
     p.drop = drop;
     p.renormalise = true;
@@ -54,6 +54,48 @@ TEST_CASE("capacity: any number of threads gives the same result") {
       CHECK(many.kept_counts == one.kept_counts);
       CHECK(many.dropped == one.dropped);
     }
+  }
+}
+
+TEST_CASE(
+    "capacity: at random each slot stays as often as its expert has room, in each offset anew, and whoever shares its "
+    "batch") {
+  constexpr std::int64_t tokens = 40;
+  constexpr int draws = 4000;
+  CapacityProblem p{.tokens = tokens, .k = 3, .experts = 3, .capacity = 10, .drop = mb::DropBy::random};
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    for (std::int32_t id : {0, 1, 2}) p.chosen.push_back(id);
+  }
+  p.weights.assign(p.chosen.size(), 0.5);
+  std::vector<int> stayed(p.chosen.size()), with_first(p.chosen.size());
+  for (int draw = 0; draw < draws; ++draw) {
+    p.priority = {.seed = 7, .offset = static_cast<std::uint64_t>(draw)};
+    const CapacityResult got = limit(HostEngine{.threads = 1}, p);
+    for (std::size_t i = 0; i < stayed.size(); ++i) {
+      stayed[i] += got.experts[i] >= 0 ? 1 : 0;
+      with_first[i] += got.experts[0] >= 0 && got.experts[i] >= 0 ? 1 : 0;
+    }
+  }
+  // A quarter stays; of a token's slots one tells nothing of another. Five standard deviations.
+  for (std::size_t i = 0; i < stayed.size(); ++i) {
+    CHECK(std::abs(stayed[i] - draws / 4) < 5 * std::sqrt(draws * 0.25 * 0.75));
+    if (i % 3 != 0) CHECK(std::abs(with_first[i] - draws / 16) < 5 * std::sqrt(draws / 16.0));
+  }
+  // Tokens 10 to 19 by themselves, with room for all that had stayed of them.
+  p.priority = {.seed = 7, .offset = 1};
+  const CapacityResult all = limit(HostEngine{}, p);
+  CapacityProblem part = p;
+  part.tokens = 10;
+  part.chosen.resize(30);
+  part.weights.resize(30);
+  part.priority.first_token = 10;
+  for (int e = 0; e < 3; ++e) {
+    std::int64_t room = 0;
+    for (std::size_t i = 30; i < 60; ++i) room += all.experts[i] == e ? 1 : 0;
+    if (room == 0) continue;
+    part.capacity = room;
+    const CapacityResult own = limit(HostEngine{}, part);
+    for (std::size_t i = static_cast<std::size_t>(e); i < 30; i += 3) CHECK(own.experts[i] == all.experts[i + 30]);
   }
 }
 

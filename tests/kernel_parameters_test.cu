@@ -169,9 +169,14 @@ TEST_CASE("rule 8: and the dispatch kernels' structs") {
   check_echo<SpreadProblem, &SpreadProblem::tokens, &SpreadProblem::rows, &SpreadProblem::row_of_slot, &SpreadProblem::slot_of_row,
              &SpreadProblem::factors, &SpreadProblem::others, &SpreadProblem::dots, &SpreadProblem::identity, &SpreadProblem::clears_padding, &SpreadProblem::packs,
              &SpreadProblem::packs_of_others, &SpreadProblem::packs_of_identity, &SpreadProblem::invalid>();
+  using mb::RandomPriority;
+  check_echo<RandomPriority, &RandomPriority::seed, &RandomPriority::offset, &RandomPriority::offset_on_device,
+             &RandomPriority::first_token>();
+  using mb::PriorityProblem;
+  check_echo<PriorityProblem, &PriorityProblem::priority, &PriorityProblem::tokens, &PriorityProblem::k, &PriorityProblem::priorities>();
   using mb::CapacityProblem;
   check_echo<CapacityProblem, &CapacityProblem::chosen, &CapacityProblem::experts, &CapacityProblem::weights,
-             &CapacityProblem::expert_count, &CapacityProblem::capacity, &CapacityProblem::by_score, &CapacityProblem::offsets,
+             &CapacityProblem::expert_count, &CapacityProblem::capacity, &CapacityProblem::by_rank, &CapacityProblem::priorities, &CapacityProblem::offsets,
              &CapacityProblem::slot_of_row, &CapacityProblem::kept_counts, &CapacityProblem::dropped_slots>();
   using BackwardIds = mb::BackwardIdsProblem<mb::Softmax>;
   check_echo<BackwardIds, &BackwardIds::scoring, &BackwardIds::weighting, &BackwardIds::logits, &BackwardIds::chosen,
@@ -180,7 +185,8 @@ TEST_CASE("rule 8: and the dispatch kernels' structs") {
   check_echo<RenormaliseProblem, &RenormaliseProblem::chosen, &RenormaliseProblem::experts, &RenormaliseProblem::weights,
              &RenormaliseProblem::expert_count, &RenormaliseProblem::scaling_factor>();
   using Capacity = mb::WithCapacity<mb::TopK<8>>;
-  check_echo<Capacity, &Capacity::capacity_factor, &Capacity::drop, &Capacity::renormalise, &Capacity::pad, &Capacity::selection>();
+  check_echo<Capacity, &Capacity::capacity_factor, &Capacity::drop, &Capacity::renormalise, &Capacity::pad, &Capacity::selection,
+             &Capacity::priority>();
   using mb::SharedExpertsProblem;
   check_echo<SharedExpertsProblem, &SharedExpertsProblem::experts, &SharedExpertsProblem::weights, &SharedExpertsProblem::all_experts,
              &SharedExpertsProblem::all_weights, &SharedExpertsProblem::first_shared, &SharedExpertsProblem::weight,

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../elements.hpp"
+#include "../philox_oracle.hpp"
 #include "../random.hpp"
 
 #include <doctest/doctest.h>
@@ -27,6 +28,8 @@ struct CapacityProblem {
   mb::DataType type = mb::DataType::float32;
   std::vector<std::int32_t> chosen{};
   std::vector<double> weights{};
+  mb::RandomPriority priority{};
+  std::uint64_t offset_on_device = 0;
 };
 
 struct CapacityResult {
@@ -44,6 +47,9 @@ CapacityResult limit(const Engine& engine, const CapacityProblem& p) {
   typename Engine::template Array<std::int64_t> kept(engine,
                                                      std::vector<std::int64_t>(static_cast<std::size_t>(p.experts), 77));
   typename Engine::template Array<mb::Status> status(engine, {mb::Status{.dropped_slots = 100}});
+  typename Engine::template Array<std::uint64_t> offset(engine, {p.offset_on_device});
+  mb::RandomPriority priority = p.priority;
+  if (p.offset_on_device != 0) priority.offset_on_device = offset.data();
   const std::size_t bytes = mb::capacity_workspace_bytes(p.tokens, p.k, std::max<std::int64_t>(p.experts, 1));
   typename Engine::template Array<std::max_align_t> scratch(engine, std::vector<std::max_align_t>((bytes + 15) / 16));
   mb::limit_to_capacity({.chosen = {chosen.data(), p.tokens, p.k},
@@ -52,6 +58,7 @@ CapacityResult limit(const Engine& engine, const CapacityProblem& p) {
                          .expert_count = p.experts,
                          .capacity = p.capacity,
                          .drop = p.drop,
+                         .priority = priority,
                          .renormalise = p.renormalise,
                          .scaling_factor = p.scaling_factor,
                          .kept_counts = kept.data(),
@@ -59,6 +66,17 @@ CapacityResult limit(const Engine& engine, const CapacityProblem& p) {
                         {scratch.data(), bytes}, engine.place());
   engine.wait();
   return {experts.values(), decoded(p.type, weights.values()), kept.values(), status.values()[0].dropped_slots - 100};
+}
+
+/// The number that a slot has where slots are dropped at random: the larger one stays.
+inline std::uint32_t priority_of(const CapacityProblem& p, std::size_t slot) {
+  const auto k = static_cast<std::size_t>(p.k);
+  const std::uint64_t token = static_cast<std::uint64_t>(p.priority.first_token) + slot / k;
+  const std::uint64_t offset = p.priority.offset + p.offset_on_device;
+  const auto counter = static_cast<std::uint32_t>(slot % k / 4);
+  return Philox::words(
+      {Philox::low(token), Philox::high(token) * 65536u + 0x8000u + counter, Philox::low(offset), Philox::high(offset)},
+      Philox::low(p.priority.seed), Philox::high(p.priority.seed))[slot % k % 4];
 }
 
 /// Expert by expert: its slots in order of what it would keep first.
@@ -72,6 +90,10 @@ inline CapacityResult limit_oracle(const CapacityProblem& p) {
     if (p.drop == mb::DropBy::score) {
       std::stable_sort(slots.begin(), slots.end(),
                        [&](std::size_t a, std::size_t b) { return p.weights[a] > p.weights[b]; });
+    }
+    if (p.drop == mb::DropBy::random) {
+      std::stable_sort(slots.begin(), slots.end(),
+                       [&](std::size_t a, std::size_t b) { return priority_of(p, a) > priority_of(p, b); });
     }
     for (std::size_t i = 0; i < slots.size(); ++i) {
       if (static_cast<std::int64_t>(i) < p.capacity) continue;
@@ -124,17 +146,22 @@ inline void check_limit(const CapacityProblem& p, const CapacityResult& got) {
   }
 }
 
-TEST_CASE_TEMPLATE_DEFINE("capacity: the best weights stay, or the first positions; ties go to the earlier token", Engine,
-                          capacity_random) {
+TEST_CASE_TEMPLATE_DEFINE("capacity: the best weights stay, the first positions, or any; ties go to the earlier token",
+                          Engine, capacity_random) {
   const Engine engine;
   Random random(61);
-  for (int round = 0; round < 30; ++round) {
+  for (int round = 0; round < 40; ++round) {
     const int experts = random.integer(1, 40);
     CapacityProblem p = capacity_problem(static_cast<std::uint64_t>(round), random.integer(0, 150),
-                                         random.integer(1, experts < 6 ? experts : 6), experts, random.integer(1, 12),
+                                         random.integer(1, experts < 9 ? experts : 9), experts, random.integer(1, 12),
                                          round % 3 == 0 ? 3 : 0);
-    p.drop = round % 4 == 3 ? mb::DropBy::position : mb::DropBy::score;
-    p.renormalise = round % 2 == 1;
+    const mb::DropBy drops[] = {mb::DropBy::score, mb::DropBy::random, mb::DropBy::score, mb::DropBy::position};
+    p.drop = drops[round % 4];
+    p.priority.seed = 0xfedcba9876543210ull / static_cast<std::uint64_t>(round + 1);
+    p.priority.offset = round % 8 == 1 ? 0xffffffffffffffffull : static_cast<std::uint64_t>(round);
+    p.priority.first_token = round % 3 == 0 ? (std::int64_t{1} << 48) - p.tokens : round;
+    p.offset_on_device = round % 16 == 5 ? 3 : 0;
+    p.renormalise = round / 4 % 2 == 1;
     p.scaling_factor = round % 5 == 1 ? 2.5f : 1.0f;
     const mb::DataType types[] = {mb::DataType::float32, mb::DataType::bfloat16, mb::DataType::float16};
     p.type = types[round % 3];
@@ -147,7 +174,7 @@ TEST_CASE_TEMPLATE_DEFINE("capacity: the best weights stay, or the first positio
 TEST_CASE_TEMPLATE_DEFINE("capacity: corners: no tokens, room for all, one slot each, all weights equal", Engine,
                           capacity_corners) {
   const Engine engine;
-  for (const mb::DropBy drop : {mb::DropBy::score, mb::DropBy::position}) {
+  for (const mb::DropBy drop : {mb::DropBy::score, mb::DropBy::position, mb::DropBy::random}) {
     CapacityProblem p = capacity_problem(62, 0, 2, 4, 1, 0);
     p.drop = drop;
     check_limit(p, limit(engine, p));
@@ -228,6 +255,10 @@ TEST_CASE_TEMPLATE_DEFINE("capacity: overlapping buffers are refused", Engine, c
           [&](Args& args, mb::Workspace& workspace) { args.status = status_at(workspace.data); });
   refuses("experts is memory that chosen shares",
           [&](Args& args, mb::Workspace&) { args.experts.data = reinterpret_cast<std::int32_t*>(chosen.data()); });
+  refuses("kept_counts is memory that priority.offset_on_device shares", [&](Args& args, mb::Workspace&) {
+    args.drop = mb::DropBy::random;
+    args.priority.offset_on_device = reinterpret_cast<const std::uint64_t*>(kept.data() + 3);
+  });
   CHECK(experts.values() == std::vector<std::int64_t>(8, 77));
   CHECK(weights.values() == std::vector<std::int64_t>(8, 77));
   CHECK(kept.values() == std::vector<std::int64_t>(8, 77));
@@ -343,7 +374,19 @@ TEST_CASE_TEMPLATE_DEFINE("capacity: bad arguments are refused", Engine, capacit
   p.experts = 0;
   CHECK_THROWS_WITH_AS(limit(engine, p), doctest::Contains("limit_to_capacity: expert_count is 0"), mb::InvalidArgument);
   refuses_capacity(engine, "weights.type is 9", [](mb::CapacityArgs& args) { args.weights.type = mb::DataType(9); });
-  refuses_capacity(engine, "drop is 2; allowed: score, position", [](mb::CapacityArgs& args) { args.drop = mb::DropBy(2); });
+  refuses_capacity(engine, "drop is 3; allowed: score, position, random",
+                   [](mb::CapacityArgs& args) { args.drop = mb::DropBy(3); });
+  for (const std::int64_t wrong : {std::int64_t{-1}, (std::int64_t{1} << 48) - 1}) {
+    refuses_capacity(engine, "priority.first_token is " + std::to_string(wrong) + "; allowed: 0 to 281474976710654",
+                     [&](mb::CapacityArgs& args) {
+                       args.drop = mb::DropBy::random;
+                       args.priority.first_token = wrong;
+                     });
+  }
+  refuses_capacity(engine, "priority.offset_on_device is ", [&](mb::CapacityArgs& args) {
+    args.drop = mb::DropBy::random;
+    args.priority.offset_on_device = reinterpret_cast<const std::uint64_t*>(std::uintptr_t{4});
+  });
   refuses_capacity(engine, "scaling_factor is nan", [](mb::CapacityArgs& args) {
     args.renormalise = true;
     args.scaling_factor = std::numeric_limits<float>::quiet_NaN();

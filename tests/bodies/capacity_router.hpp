@@ -155,7 +155,8 @@ Losers check_limited(const Scoring& scoring, const mb::WithCapacity<Selection>& 
                                  .scaling_factor = limit.weighting().scaling_factor,
                                  .type = inputs.weights_type,
                                  .chosen = plain.experts,
-                                 .weights = plain.weights};
+                                 .weights = plain.weights,
+                                 .priority = limit.priority};
   check_limit(dropping, {got.outcome.experts, got.outcome.weights, got.kept_counts, got.outcome.status.dropped_slots});
 
   const oracle::Surroundings around = surroundings_of(inputs, oracle::evaluate(problem, chosen).counts);
@@ -193,13 +194,14 @@ TEST_CASE_TEMPLATE_DEFINE(
   using mb::DataType;
   const auto check = [](const auto& scoring, std::uint64_t seed, const auto& spoil) {
     int hidden = 0;
-    for (const mb::DropBy drop : {mb::DropBy::position, mb::DropBy::score}) {
+    for (const mb::DropBy drop : {mb::DropBy::position, mb::DropBy::score, mb::DropBy::random}) {
       for (const bool renormalise : {true, false}) {
         CAPTURE(seed);
         CAPTURE(renormalise);
         Inputs inputs = inputs_with_non_finite(seed, 60, 6, 3);
         spoil(inputs);
-        const mb::WithCapacity<mb::TopK<3>> limit{.capacity_factor = 0.7, .drop = drop, .renormalise = renormalise};
+        const mb::WithCapacity<mb::TopK<3>> limit{
+            .capacity_factor = 0.7, .drop = drop, .renormalise = renormalise, .priority = {.seed = seed, .offset = 3}};
         const Losers seen = check_limited<Engine>(scoring, limit, inputs);
         CHECK(seen.some > seen.hidden);
         hidden += seen.hidden;
@@ -401,6 +403,30 @@ TEST_CASE_TEMPLATE_DEFINE("capacity: a router refuses memory that kept_counts or
                        doctest::Contains("forward: weights is memory that status shares"), mb::InvalidArgument);
   refuses_kept("balanced", [&](mb::ForwardArgs& args) { args.balanced = static_cast<std::uint8_t*>(shared) + 63; });
   refuses_kept("sequences.offsets", [&](mb::ForwardArgs& args) { args.sequences.offsets = kept.data(); });
+
+  // The offset of a random order over what the routing kernel writes, or the pass behind it: before either has begun.
+  typename Engine::template Array<std::uint64_t> offset(engine, std::vector<std::uint64_t>(80, 5));
+  auto at_random = router;
+  at_random.top_k.drop = mb::DropBy::random;
+  at_random.top_k.priority.offset_on_device = offset.data() + 3;
+  const auto refuses_offset = [&](const std::string& other, const auto& spoil) {
+    CAPTURE(other);
+    mb::ForwardArgs args = forward;
+    spoil(args);
+    CHECK_THROWS_WITH_AS(
+        at_random.forward(args, memory.workspace(), engine.place()),
+        doctest::Contains(("forward: " + other + " is memory that top_k.priority.offset_on_device shares").c_str()),
+        mb::InvalidArgument);
+  };
+  refuses_offset("counts", [&](auto& args) { args.counts = reinterpret_cast<std::int64_t*>(offset.data()); });
+  refuses_offset("load", [&](auto& args) { args.load.counts = reinterpret_cast<std::int64_t*>(offset.data()); });
+  refuses_offset("saved", [&](auto& args) { args.saved.data = offset.data(); });
+  refuses_offset("weights", [&](auto& args) { args.weights.data = offset.data(); });
+  refuses_offset("kept_counts", [&](auto& args) { args.kept_counts = reinterpret_cast<std::int64_t*>(offset.data()); });
+  CHECK(offset.values() == std::vector<std::uint64_t>(80, 5));
+  at_random.top_k.priority = {.first_token = -1};
+  CHECK_THROWS_WITH_AS(at_random.forward(forward, memory.workspace(), engine.place()),
+                       doctest::Contains("forward: top_k.priority.first_token is -1; allowed: 0 to"), mb::InvalidArgument);
 
   refuses_workspace("logits", forward, [](auto& args, void* data) { args.logits.data = data; });
   refuses_workspace("counts", forward, [](auto& args, void* data) { args.counts = static_cast<std::int64_t*>(data); });

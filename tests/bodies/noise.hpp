@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../engine_host.hpp"
+#include "../philox_oracle.hpp"
 #include "../random.hpp"
 #include "overlaps.hpp"
 
@@ -17,21 +18,9 @@
 
 namespace testing {
 
-/// Philox4x32-10 as its paper has it, by whole 64-bit products; and the numbers of its words in double.
-struct PhiloxOracle {
-  static std::array<std::uint32_t, 4> words(std::array<std::uint32_t, 4> c, std::uint32_t k0, std::uint32_t k1) {
-    for (int round = 0; round < 10; ++round) {
-      const std::uint64_t a = 0xD2511F53ull * c[0], b = 0xCD9E8D57ull * c[2];
-      c = {static_cast<std::uint32_t>(b / 0x100000000ull) ^ c[1] ^ k0, static_cast<std::uint32_t>(b % 0x100000000ull),
-           static_cast<std::uint32_t>(a / 0x100000000ull) ^ c[3] ^ k1, static_cast<std::uint32_t>(a % 0x100000000ull)};
-      k0 += 0x9E3779B9u;
-      k1 += 0xBB67AE85u;
-    }
-    return c;
-  }
+/// Philox's words, and the numbers of these in double.
+struct PhiloxOracle : Philox {
   static double uniform(std::uint64_t seed, std::uint64_t offset, std::uint64_t token, std::uint64_t expert) {
-    const auto low = [](std::uint64_t value) { return static_cast<std::uint32_t>(value % 0x100000000ull); };
-    const auto high = [](std::uint64_t value) { return static_cast<std::uint32_t>(value / 0x100000000ull); };
     const auto result =
         words({low(token), high(token) * 65536u + low(expert / 4), low(offset), high(offset)}, low(seed), high(seed));
     return (std::floor(result[expert % 4] / 512.0) + 0.5) / 8388608.0;

@@ -130,6 +130,16 @@ struct NoiseSource {
   std::int64_t first_token = 0;  ///< the number of row 0 among all tokens of the offset, on all ranks: 0 to 2^48 - T
 };
 
+/// Which random order slots have where a capacity drops at random: a slot's number is the same whatever the call, the engine, the batch and the rank it is in,
+/// as long as this, its token's number and its place among the token's K are. No number of add_noise.
+struct RandomPriority {
+  std::uint64_t seed = 0;    ///< of the run, and of the layer: layers with one seed and offset have the same order
+  std::uint64_t offset = 0;  ///< of the step, say
+  /// Optional, where the call runs: added to offset, for graphs that are replayed.
+  const std::uint64_t* offset_on_device = nullptr;
+  std::int64_t first_token = 0;  ///< the number of row 0 among all tokens of the offset, on all ranks: 0 to 2^48 - T
+};
+
 /// The arguments of add_noise. T tokens, E experts.
 struct NoiseArgs {
   ConstAnyMatrix logits;  ///< [T, E]

@@ -24,8 +24,9 @@ MOEB_NAMESPACE_BEGIN
 
 /// Which slots an expert with too many keeps.
 enum class DropBy : std::uint8_t {
-  score,    ///< those with the largest weights stay; among equals the earlier token's
-  position  ///< those of the earliest tokens stay
+  score,     ///< those with the largest weights stay; among equals the earlier token's
+  position,  ///< those of the earliest tokens stay
+  random     ///< any, all as likely: by `priority`, so that a call with the same one drops the same
 };
 
 namespace detail {
@@ -34,7 +35,16 @@ inline void check_capacity_factor(const char* call, const char* argument, double
   MOEB_EXPECTS(factor > 0 && factor <= 1e6, call, argument, std::to_string(factor), "more than 0, at most 1e6");
 }
 inline void check_drop(const char* call, const char* argument, DropBy drop) {
-  MOEB_EXPECTS(drop <= DropBy::position, call, argument, static_cast<int>(drop), "score, position");
+  MOEB_EXPECTS(drop <= DropBy::random, call, argument, static_cast<int>(drop), "score, position, random");
+}
+inline void check_priority(const DispatchValidator& check, const char* argument, const RandomPriority& priority,
+                           std::int64_t tokens) {
+  constexpr std::int64_t most = std::int64_t{1} << 48;
+  check.optional_pointer({argument, "offset_on_device"}, priority.offset_on_device, alignof(std::uint64_t));
+  check.range({argument, "first_token"}, priority.first_token, 0, most - tokens, "2^48 tokens have numbers of their own");
+}
+[[nodiscard]] inline MemoryRegion offset_of(const char* name, DropBy drop, const RandomPriority& priority) {
+  return {name, drop == DropBy::random ? priority.offset_on_device : nullptr, 8, false};
 }
 
 }  // namespace detail
@@ -61,6 +71,7 @@ struct CapacityArgs {
   int expert_count = 0;                   ///< E
   std::int64_t capacity = 0;              ///< most slots per expert
   DropBy drop = DropBy::score;            ///< which slots stay
+  RandomPriority priority{};              ///< for DropBy::random
   bool renormalise = false;     ///< weights of tokens that lost a slot become scaling_factor * weight / sum of the kept
   float scaling_factor = 1.0f;  ///< with renormalise; finite
   std::int64_t* kept_counts = nullptr;  ///< [E] out, optional: slots per expert after dropping
@@ -98,7 +109,7 @@ struct CapacityScratch {
 }
 
 /// Drops each expert's slots beyond `capacity`: id -1, weight 0. Slots that stay keep id and weight, unless `renormalise` is set and their
-/// token lost another. Three launches on a GPU, four with renormalise; nothing waits for the host. Errors: InvalidArgument before any
+/// token lost another. Three launches on a GPU, one more with renormalise and one with DropBy::random; nothing waits for the host. Errors: InvalidArgument before any
 /// output is written, on the CPU also for an id outside [-1, E).
 template <DispatchPlace Place, class Tag = EngineTagOf<Place>>
 void limit_to_capacity(const CapacityArgs& args, Workspace workspace, const Place& place) {
@@ -116,6 +127,7 @@ void limit_to_capacity(const CapacityArgs& args, Workspace workspace, const Plac
                "float64", "float32, bfloat16, float16; float64 on the CPU only");
   if (args.renormalise) check.finite("scaling_factor", args.scaling_factor);
   detail::check_drop("limit_to_capacity", "drop", args.drop);
+  if (args.drop == DropBy::random) detail::check_priority(check, "priority", args.priority, tokens);
   check.range("expert_count", args.expert_count, 1, max_dispatch_experts);
   check.range("capacity", args.capacity, 1, std::numeric_limits<std::int64_t>::max());
   check.optional_pointer("kept_counts", args.kept_counts, alignof(std::int64_t));
@@ -123,7 +135,8 @@ void limit_to_capacity(const CapacityArgs& args, Workspace workspace, const Plac
   check.memory("workspace", workspace.data, workspace.bytes, capacity_workspace_bytes(tokens, k, args.expert_count), 16);
   check.apart({region("experts", args.experts), region("weights", args.weights), region("chosen", args.chosen),
                MemoryRegion("kept_counts", args.kept_counts, args.expert_count * std::int64_t{8}, true), region(args.status),
-               MemoryRegion("workspace", workspace.data, static_cast<std::int64_t>(workspace.bytes), true)});
+               MemoryRegion("workspace", workspace.data, static_cast<std::int64_t>(workspace.bytes), true),
+               detail::offset_of("priority.offset_on_device", args.drop, args.priority)});
 
   const detail::CapacityScratch scratch(workspace, tokens, k, args.expert_count);
   detail::order_slots({.experts = args.chosen,
@@ -132,11 +145,23 @@ void limit_to_capacity(const CapacityArgs& args, Workspace workspace, const Plac
                        .slot_of_row = {scratch.slot_of_row, tokens * k},
                        .status = args.status},
                       scratch.rest, place, {"limit_to_capacity", "chosen", "expert_count", 0});
-  const CapacityProblem problem{args.chosen,      args.experts,
-                                args.weights,     args.expert_count,
-                                args.capacity,    args.drop == DropBy::score,
-                                scratch.offsets,  scratch.slot_of_row,
-                                args.kept_counts, args.status == nullptr ? nullptr : &args.status->dropped_slots};
+  std::uint32_t* priorities = nullptr;
+  if (args.drop == DropBy::random) {
+    priorities = reinterpret_cast<std::uint32_t*>(scratch.row_of_slot);  // which nobody reads
+    Engine::launch("limit_to_capacity", Engine::for_items(tokens * ((k + 3) / 4), place), DrawPriorities{},
+                   PriorityProblem{args.priority, tokens, k, priorities}, place);
+  }
+  const CapacityProblem problem{args.chosen,
+                                args.experts,
+                                args.weights,
+                                args.expert_count,
+                                args.capacity,
+                                args.drop != DropBy::position,
+                                priorities,
+                                scratch.offsets,
+                                scratch.slot_of_row,
+                                args.kept_counts,
+                                args.status == nullptr ? nullptr : &args.status->dropped_slots};
   const LaunchSize blocks = Engine::for_groups(args.expert_count, tokens * k, place);
   const LaunchSize items = Engine::for_items(tokens, place);
   detail::in_real_type_of<Place>(args.weights.type, [&](auto real) {
@@ -161,10 +186,11 @@ struct WithCapacity {
   static constexpr bool looks_across_tokens = true;
 
   double capacity_factor = 1.0;  ///< C = ceil(T K / E * capacity_factor), T the rows of logits, padding tokens included
-  DropBy drop = DropBy::score;   ///< by weight (as Megatron-Core), or by position
+  DropBy drop = DropBy::score;   ///< by weight (as Megatron-Core), by position, or at random (as DeepSpeed)
   bool renormalise = false;      ///< the kept weights, as stored, of a token that lost a slot sum to scaling_factor again
   bool pad = false;              ///< every expert gets C rows where rows are given: see rows_per_expert()
   Selection selection{};         ///< what chooses, before dropping
+  RandomPriority priority{};     ///< for DropBy::random; another offset in each step, and a seed in each layer
 
   [[nodiscard]] MOEB_INLINE constexpr Weighting weighting() const { return selection.weighting(); }
   template <class Real, class TileT, class LayoutT, class Keys>
@@ -194,11 +220,18 @@ struct WithCapacity {
   void check_memory(const char* call, const ForwardArgs& args, const Workspace& workspace) const {
     const DispatchValidator check{{call}};
     check.optional_pointer("kept_counts", args.kept_counts, alignof(std::int64_t));
+    if (drop == DropBy::random) detail::check_priority(check, "top_k.priority", priority, args.logits.rows);
     const std::int64_t experts = args.logits.columns;
     const MemoryRegion kept_counts("kept_counts", args.kept_counts, experts * 8, true);
     const MemoryRegion scratch("workspace", workspace.data, static_cast<std::int64_t>(workspace.bytes), true);
+    const MemoryRegion offset = detail::offset_of("top_k.priority.offset_on_device", drop, priority);
     check.apart({region("chosen", args.chosen), region("experts", args.experts), region("weights", args.weights),
-                 kept_counts, scratch, region(args.status)});
+                 kept_counts, scratch, region(args.status), offset});
+    if (offset.first != offset.last) {
+      check.apart({MemoryRegion("counts", args.counts, experts * 8, true), offset});
+      check.apart({MemoryRegion(bytes_of(args.load), true), offset});
+      check.apart({MemoryRegion("saved", args.saved.data, static_cast<std::int64_t>(args.saved.bytes), true), offset});
+    }
     check.apart(
         {kept_counts, scratch, region("logits", args.logits), MemoryRegion("counts", args.counts, experts * 8, false),
          MemoryRegion("bias", args.bias.data, experts * 4, false), MemoryRegion(bytes_of(args.load), false),
@@ -259,6 +292,7 @@ struct WithCapacity {
                        .expert_count = shape.experts,
                        .capacity = capacity(shape),
                        .drop = drop,
+                       .priority = priority,
                        .renormalise = renormalise,
                        .scaling_factor = weighting().scaling_factor,
                        .kept_counts = args.kept_counts,

@@ -1,10 +1,12 @@
-// The kernels that drop slots beyond an expert's capacity, a block per expert over the rows of a permutation: what is dropped depends on weights and token
-// order alone.
+// The kernels that drop slots beyond an expert's capacity, a block per expert over the rows of a permutation: what is dropped depends on weights, or numbers
+// drawn for the slots, and token order alone.
 #pragma once
 
+#include <moe_balance/dispatch/arguments.hpp>
 #include <moe_balance/dispatch/engine.hpp>
 #include <moe_balance/dispatch/permutation_problem.hpp>
 #include <moe_balance/numeric/ordered_key.hpp>
+#include <moe_balance/numeric/random_numbers.hpp>
 #include <moe_balance/token/elements.hpp>
 
 #include <cstddef>
@@ -20,11 +22,51 @@ struct CapacityProblem {
   AnyMatrix weights;
   int expert_count;
   std::int64_t capacity;
-  bool by_score;
+  bool by_rank;                     ///< not by position
+  const std::uint32_t* priorities;  ///< [T * K]: ranks of slots; null: their weights are
   const std::int64_t* offsets;      ///< [E + 1] of the permutation of `chosen`, not aligned
   const std::int64_t* slot_of_row;  ///< [T * K]
   std::int64_t* kept_counts;        ///< may be null
   std::int64_t* dropped_slots;      ///< may be null
+};
+
+/// priorities[t * K + k]: 32 random bits.
+struct PriorityProblem {
+  RandomPriority priority;
+  std::int64_t tokens;
+  std::int64_t k;
+  std::uint32_t* priorities;
+};
+
+/// A thread has four neighbouring slots of a token, the words of one counter.
+struct DrawPriorities {
+  static constexpr bool uses_shared = false;
+
+  template <class BlockT, class TileT>
+  MOEB_INLINE void operator()(const BlockT& block, const TileT& /*tile*/, const PriorityProblem& problem) const {
+    const RandomPriority& priority = problem.priority;
+    const std::uint64_t offset = priority.offset + (priority.offset_on_device == nullptr ? 0 : *priority.offset_on_device);
+    const std::int64_t counters_of_token = (problem.k + 3) / 4;
+    for_each_item_of_thread(block, problem.tokens * counters_of_token, [&](std::int64_t item) MOEB_LAMBDA {
+      const std::int64_t row = item / counters_of_token;
+      const std::int64_t counter = item % counters_of_token;
+      const auto token = static_cast<std::uint64_t>(priority.first_token + row);
+      std::uint32_t words[4][1] = {
+          {static_cast<std::uint32_t>(token)},
+          {static_cast<std::uint32_t>(token >> 32 << 16) | not_of_noise | static_cast<std::uint32_t>(counter)},
+          {static_cast<std::uint32_t>(offset)},
+          {static_cast<std::uint32_t>(offset >> 32)}};
+      philox(words, priority.seed);
+      MOEB_UNROLL
+      for (int w = 0; w < 4; ++w) {
+        const std::int64_t k = 4 * counter + w;
+        if (k < problem.k) problem.priorities[row * problem.k + k] = words[w][0];
+      }
+    });
+  }
+
+ private:
+  static constexpr std::uint32_t not_of_noise = 0x8000;  ///< where add_noise counts experts, which are fewer
 };
 
 template <class Real>
@@ -68,7 +110,7 @@ struct DropSlots {
         if (problem.kept_counts != nullptr) problem.kept_counts[e] = kept;
         if (problem.dropped_slots != nullptr && count > kept) block.add_global(problem.dropped_slots, count - kept);
       }
-      if (count == kept || !problem.by_score) {
+      if (count == kept || !problem.by_rank) {
         keep_first(block, problem, static_cast<std::int32_t>(e), rows, kept);
       } else {
         keep_best(block, tile, problem, static_cast<std::int32_t>(e), rows, kept, shared);
@@ -77,9 +119,10 @@ struct DropSlots {
   }
 
  private:
-  /// A larger number for a weight that ranks higher.
+  /// A larger number for a slot that ranks higher.
   [[nodiscard]] MOEB_INLINE static Unsigned rank_of(const CapacityProblem& problem, std::int64_t row) {
     const std::int64_t slot = problem.slot_of_row[row];
+    if (problem.priorities != nullptr) return Unsigned{problem.priorities[slot]};
     const std::int64_t k = problem.chosen.columns;
     const Real weight = load_element<Real>(problem.weights, slot / k, slot % k);
     return static_cast<Unsigned>(ordered_key(weight)) ^ (Unsigned{1} << (key_bits - 1));
