@@ -150,6 +150,14 @@ def register_dispatch(namespace):
     _refuse_second_derivative(name + "combine_backward")
 
 
+def dense_routing(experts, weights, expert_count):
+    """probs [T, E], of the type of weights and differentiable, and routing_map [T, E], bool, as Megatron-Core's dispatchers take them; empty slots (-1) have none."""
+    slots = torch.where(experts < 0, expert_count, experts).long()
+    probs = weights.new_zeros(len(experts), expert_count + 1).scatter_add(1, slots, weights)[:, :expert_count]
+    routing_map = torch.zeros(len(experts), expert_count + 1, dtype=torch.bool, device=experts.device).scatter(1, slots, True)[:, :expert_count]
+    return probs, routing_map
+
+
 def _permutation_shapes(experts, expert_count, align):
     """offsets, row_of_slot and slot_of_row of ids [T, K]."""
     slots = experts.shape[0] * experts.shape[1]

@@ -781,6 +781,20 @@ class Dispatch(unittest.TestCase):
         rows = permute(h).detach().requires_grad_()
         self.assertTrue(torch.autograd.gradcheck(combine, rows) and torch.autograd.gradcheck(combine, (rows, f)))
 
+    @unittest.skipUnless(stable, "moe_ops.py is not given")
+    def test_dense_routing_has_each_slot_in_its_expert_s_column(self):
+        weights = self.factors.clone().requires_grad_()
+        probs, routing_map = importlib.import_module("moe_ops").dense_routing(self.ids, weights, EXPERTS)
+        want, wanted_map = torch.zeros(TOKENS, EXPERTS, dtype=torch.float64), torch.zeros(TOKENS, EXPERTS, dtype=torch.bool)
+        for t, k in itertools.product(range(TOKENS), range(K)):
+            if self.ids[t, k] >= 0:
+                want[t, self.ids[t, k]] = self.factors[t, k]
+                wanted_map[t, self.ids[t, k]] = True
+        self.assertTrue(torch.equal(probs, want) and torch.equal(routing_map, wanted_map))
+        probs.backward(slopes := torch.rand(TOKENS, EXPERTS, dtype=torch.float64))
+        for t, k in itertools.product(range(TOKENS), range(K)):
+            self.assertEqual(weights.grad[t, k], slopes[t, self.ids[t, k]] if self.ids[t, k] >= 0 else 0)
+
     def test_weights_of_a_router_meet_hidden_states_of_16_bits(self):
         x = smooth_logits(9, dtype=torch.float32).requires_grad_()
         hidden = self.hidden.bfloat16().requires_grad_()
