@@ -811,6 +811,44 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("placement: replicas give way on a node without room while another node has an empty place") {
+  const Counts equal(6, 1);
+  for (const Ids& held : {Ids{-1, 0, 1, 2, 3, 3, 3, 3}, Ids{0, 0, 0, 0, 3, 4, 5, -1}}) {
+    const mb::Placement next = mb::place_experts({.counts = {equal.data(), 6},
+                                                  .physical_experts = 8,
+                                                  .ranks = 2,
+                                                  .nodes = 2,
+                                                  .groups = 2,
+                                                  .previous = {held.data(), 8},
+                                                  .most_moves = needed_moves(held, 6)});
+    check_valid(next, 6, 8);
+    CHECK(next.moves == needed_moves(held, 6));
+  }
+  // A node loses two of its three ranks and gets an empty one, the other loses one.
+  Random random(106);
+  for (int round = 0; round < 100; ++round) {
+    const int per_rank = random.integer(4, 8), group = random.integer(3, 2 * per_rank - 1);
+    const Counts counts = skewed_counts(random, 2 * group, 1.0);
+    mb::PlacementArgs args{
+        .counts = {counts.data(), 2 * group}, .physical_experts = 6 * per_rank, .ranks = 6, .nodes = 2, .groups = 2};
+    const Ids whole = mb::place_experts(args).logical_of_physical;
+    Ids held(whole.begin(), whole.begin() + per_rank);
+    held.insert(held.end(), static_cast<std::size_t>(per_rank), -1);
+    held.insert(held.end(), whole.begin() + 3 * per_rank, whole.begin() + 5 * per_rank);
+    args.physical_experts = 4 * per_rank;
+    args.ranks = 4;
+    args.previous = {held.data(), args.physical_experts};
+    args.most_moves = needed_moves(held, 2 * group);
+    const mb::Placement next = mb::place_experts(args);
+    check_valid(next, 2 * group, args.physical_experts);
+    CHECK(next.moves == args.most_moves);
+    args.most_moves = mb::PlacementArgs{}.most_moves;  // so few cannot keep all groups together
+    const mb::Placement any = mb::place_experts(args);
+    check_valid(any, 2 * group, args.physical_experts);
+    CHECK(keeps_groups(any.logical_of_physical, group, 2 * per_rank));
+  }
+}
+
 TEST_CASE("placement: tokens sent by its map meet the load that it expects") {
   const Counts counts{4000, 1000, 500, 500};
   const mb::Placement placement = mb::place_experts({.counts = {counts.data(), 4}, .physical_experts = 8, .ranks = 4});

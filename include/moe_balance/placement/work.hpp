@@ -285,7 +285,7 @@ class PlacementWork {
     for (int p = 0; p < args_.physical_experts; ++p) {
       const std::int32_t other = place_[at(p)];
       const bool is_near = node >= 0 && node_of_rank(rank_of(p)) == node;
-      if (replicas_[at(other)] == 1 || (best_is_near && !is_near)) continue;
+      if (other < 0 || replicas_[at(other)] == 1 || (best_is_near && !is_near)) continue;  // empty places are others' to fill
       put(p, expert);
       const PlacementBalance reached = balance();
       put(p, other);
