@@ -3,7 +3,7 @@
 
     python3 cmake/amalgamate.py OUTPUT [HEADER...]
 
-HEADERs are moe_balance.hpp (the default) or moe_balance.cuh (the CUDA engine, too), and what is outside them: sync/thread.hpp, say. Every header stands
+HEADERs are moe_balance.cuh, for the CUDA engine, too, and what is outside of moe_balance.hpp, which is always there: sync/thread.hpp, say. Every header stands
 once, in the order in which a compiler would read it; the same sources give the same bytes, and OUTPUT is left alone where it has them already.
 """
 
@@ -63,7 +63,10 @@ def version():
 def main():
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    headers = ["moe_balance/" + header for header in sys.argv[2:] or ["moe_balance.hpp"]]
+    wanted = sys.argv[2:]
+    if not {"moe_balance.hpp", "moe_balance.cuh"} & set(wanted):
+        wanted.insert(0, "moe_balance.hpp")
+    headers = ["moe_balance/" + header for header in wanted]
     amalgamation = Amalgamation()
     for header in headers:
         amalgamation.add(header)

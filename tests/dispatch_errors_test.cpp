@@ -34,6 +34,22 @@ void refuses_size(const std::string& what, const Function& f) {
 
 }  // namespace
 
+TEST_CASE("a workspace of any size is kept apart from what the call writes") {
+  std::vector<std::int32_t> ids{0, 1, 1, 0};
+  std::vector<std::int64_t> memory(400, 77);
+  for (const std::size_t bytes : {std::size_t{1600}, std::size_t{1} << 63, ~std::size_t{0}}) {
+    CHECK_THROWS_WITH_AS(
+        mb::permutation({.experts = {ids.data(), 4, 1},
+                         .offsets = {memory.data() + 201, 3},
+                         .row_of_slot = {memory.data() + 210, 4, 1},
+                         .slot_of_row = {memory.data() + 220, 4}},
+                        {memory.data() + (reinterpret_cast<std::uintptr_t>(memory.data()) % 16 == 0 ? 180 : 181), bytes},
+                        mb::Host{}),
+        doctest::Contains("offsets is memory that workspace shares"), mb::InvalidArgument);
+  }
+  CHECK(memory == std::vector<std::int64_t>(400, 77));
+}
+
 TEST_CASE("who asks for sizes with bad ones is refused, as by the calls that the sizes are for") {
   constexpr std::int64_t huge = std::int64_t{1} << 62;
   const std::string huge_text = std::to_string(huge);

@@ -271,7 +271,7 @@ TEST_CASE("errors: what was saved for other experts or sequences is refused by e
   refuses("loss", sequences, [&] { router.loss(loss, {}, host); });
   forward.sequences.count = backward.sequences.count = loss.sequences.count = 2;
   loss.experts = 4;
-  refuses("loss", "saved.experts is 8; allowed: 4 (the call's experts)", [&] { router.loss(loss, {}, host); });
+  refuses("loss", "experts is 4; allowed: 8 (those that saved was made for)", [&] { router.loss(loss, {}, host); });
   forward.logits.columns = 7;
   refuses("forward", "saved.experts is 8; allowed: 7 (the call's experts)", [&] { router.forward(forward, {}, host); });
   CHECK(ids == std::vector<std::int32_t>(tokens * k, -7));
@@ -291,6 +291,57 @@ TEST_CASE("errors: what was saved for other experts or sequences is refused by e
   backward.chosen = {};
   backward.saved = {saved.ref().data, saved.ref().bytes};
   router.backward(backward, {}, host);
+}
+
+TEST_CASE("errors: what forward saved of more tokens than backward has is refused on the CPU") {
+  constexpr std::int64_t tokens = 8, experts = 4;
+  const mb::Router router{mb::Softmax{}, mb::TopK<2>{}, mb::AuxLoss{}};
+  const mb::Saved saved{router, mb::Shape{.tokens = tokens, .experts = experts}};
+  std::vector<float> x(tokens * experts, 0.5f), w(tokens * 2), dx(tokens * experts, 77.0f);
+  std::vector<std::int32_t> ids(tokens * 2);
+  router.forward({.logits = mb::MatrixView<const float>(x.data(), tokens, experts),
+                  .experts = {ids.data(), tokens, 2},
+                  .weights = mb::MatrixView(w.data(), tokens, std::int64_t{2}),
+                  .saved = saved.ref()},
+                 {}, mb::Host{});
+  const auto backward = [&](std::int64_t rows) {
+    router.backward({.logits = mb::MatrixView<const float>(x.data(), rows, experts),
+                     .experts = mb::MatrixView<const std::int32_t>(ids.data(), rows, 2),
+                     .grad_logits = mb::MatrixView(dx.data(), rows, experts),
+                     .saved = saved.ref()},
+                    {}, mb::Host{});
+  };
+  for (const std::int64_t rows : {std::int64_t{7}, std::int64_t{0}}) {
+    refuses("backward",
+            "saved.tokens is 8; allowed: " + std::string(rows > 0 ? "0 to 7" : "0") +
+                " (those of logits: saved has the sums of another call)",
+            [&] { backward(rows); });
+  }
+  CHECK(dx == std::vector<float>(tokens * experts, 77.0f));
+  backward(tokens);
+}
+
+TEST_CASE("errors: an instruction set that is none is refused by every call") {
+  const mb::Host host{.instructions = mb::InstructionSet(4)};
+  std::vector<float> x(4), w(2), bias(2);
+  std::vector<std::int32_t> ids(2);
+  std::vector<std::int64_t> offsets(3), row(2), slot(2);
+  const mb::Router router{mb::Softmax{}, mb::TopK<1>{}};
+  const std::string what = "host.instructions is 4; allowed: automatic, baseline, x86_64_v3, x86_64_v4";
+  refuses("route", what, [&] {
+    router.route({.logits = mb::MatrixView<const float>(x.data(), 2, 2),
+                  .experts = {ids.data(), 2, 1},
+                  .weights = mb::MatrixView<float>(w.data(), 2, 1)},
+                 {}, host);
+  });
+  std::vector<std::max_align_t> scratch(mb::permutation_workspace_bytes(2, 1, 2) / sizeof(std::max_align_t) + 1);
+  refuses("permutation", what, [&] {
+    mb::permutation({.experts = {ids.data(), 2, 1},
+                     .offsets = {offsets.data(), 3},
+                     .row_of_slot = {row.data(), 2, 1},
+                     .slot_of_row = {slot.data(), 2}},
+                    {scratch.data(), scratch.size() * sizeof(std::max_align_t)}, host);
+  });
 }
 
 TEST_CASE("errors: more sequences than a call takes need more saved memory than there is") {

@@ -37,7 +37,7 @@ struct State {
         stride(row) {
     for (std::size_t i = 0; i < bias.size(); ++i) {
       bias[i] = 0.37f * static_cast<float>(i) - 1.0f;
-      load[i] = static_cast<std::int64_t>(i) * 0x123456789 - 7;
+      load[i] = static_cast<std::int64_t>(i) * 0x123456789 + 7;
     }
   }
   [[nodiscard]] mb::BiasRef bias_ref() { return {bias.data(), experts, layers, stride}; }
@@ -98,19 +98,19 @@ std::string with_checksum(std::string text) {
 TEST_CASE("a state has the documented layout") {
   State state(2, 1, 2);
   state.bias = {1.0f, -2.5f};
-  state.load = {3, -1};
+  state.load = {3, 0x7ffefdfcfbfaf9f8};
   std::string want = header_of(1, 2, 1, 0x0102030405);
   append(want, 0x3f800000, 4);
   append(want, 0xc0200000, 4);
   append(want, 3, 8);
-  append(want, ~std::uint64_t{0}, 8);
+  append(want, 0x7ffefdfcfbfaf9f8, 8);
   CHECK(state.saved(0x0102030405) == with_checksum(want));
 }
 
 TEST_CASE("a state comes back as it was, and what lies between rows stays as it is") {
   State state(3, 4, 5);
   state.bias[0] = -0.0f;
-  state.bias[1] = std::numeric_limits<float>::quiet_NaN();
+  state.bias[1] = -std::numeric_limits<float>::infinity();
   State other(3, 4, 8);
   for (float& value : other.bias) value = 99.0f;
   for (std::int64_t& value : other.load) value = 99;
@@ -177,16 +177,55 @@ TEST_CASE("what is no state, of another version or another shape is refused") {
   CHECK(contains(same.refusal(with_checksum(newer)), "the state has version 3; allowed: 1, 2"));
 }
 
+TEST_CASE("a bias that is NaN and a count below 0 are neither saved nor loaded; an infinity is both") {
+  constexpr float infinity = std::numeric_limits<float>::infinity();
+  State state(3, 2, 4);
+  state.bias[1] = -infinity;
+  state.bias[2] = infinity;
+  State target(3, 2, 3);
+  CHECK(target.read(state.saved(5)) == 5);
+  CHECK(target.bias[1] == -infinity);
+  CHECK(target.bias[2] == infinity);
+  const std::string good = state.saved(5);
+  const auto changed = [&](std::size_t offset, std::uint64_t value, int bytes) {
+    std::string text = good.substr(0, offset);
+    append(text, value, bytes);
+    return with_checksum(text + good.substr(text.size(), good.size() - 8 - text.size()));
+  };
+  for (const std::uint32_t nan : {0x7fc00000u, 0xff800001u}) {
+    CHECK(contains(target.refusal(changed(32 + 4 * 4, nan, 4)),
+                   "load_state: bias[4] of the state is nan; allowed: numbers and infinities"));
+  }
+  CHECK(contains(target.refusal(changed(32 + 4 * 6 + 8 * 5, ~std::uint64_t{0}, 8)),
+                 "load_state: load.counts[5] of the state is -1; allowed: 0 and more"));
+  CHECK(target.read(changed(32 + 4 * 4, 0, 4)) == 5);  // what was changed is what was said
+  CHECK(target.bias[4] == 0);
+
+  std::ostringstream out;
+  state.bias[5] = std::numeric_limits<float>::quiet_NaN();  // layer 1, expert 1
+  CHECK_THROWS_WITH_AS(mb::save_state(out, state.bias_ref(), state.load_ref(), 1),
+                       "moe_balance: save_state: bias[4] is nan; allowed: numbers and infinities", mb::InvalidArgument);
+  state.bias[5] = 0;
+  state.load[4] = -3;
+  CHECK_THROWS_WITH_AS(mb::save_state(out, state.bias_ref(), state.load_ref(), 1),
+                       "moe_balance: save_state: load.counts[3] is -3; allowed: 0 and more", mb::InvalidArgument);
+  CHECK(out.str().empty());
+  std::vector<float> kept(4, 0.0f);  // what the rule keeps: the last of two biases and of their memory
+  kept[3] = std::numeric_limits<float>::quiet_NaN();
+  CHECK_THROWS_WITH_AS(mb::save_state(out, mb::BiasRef(kept.data(), 2).with_memory(1), {state.load.data(), 2}, 1),
+                       "moe_balance: save_state: bias[3] is nan; allowed: numbers and infinities", mb::InvalidArgument);
+}
+
 TEST_CASE("what a rule keeps lies behind the bias, in a layout of version 2") {
   const float tables[] = {1.0f, -2.5f, 0.5f, 4.0f};
   std::vector<float> bias(std::begin(tables), std::end(tables));
-  Counts load{3, -1};
+  Counts load{3, 0x7ffefdfcfbfaf9f8};
   const mb::BiasRef bias_ref = mb::BiasRef(bias.data(), 2).with_memory(1);
   std::string want = header_of(2, 2, 1, 7);
   append(want, 1, 4);
   for (const std::uint64_t bits : {0x3f800000u, 0xc0200000u, 0x3f000000u, 0x40800000u}) append(want, bits, 4);
   append(want, 3, 8);
-  append(want, ~std::uint64_t{0}, 8);
+  append(want, 0x7ffefdfcfbfaf9f8, 8);
   std::ostringstream out;
   mb::save_state(out, bias_ref, {load.data(), 2}, 7);
   CHECK(out.str() == with_checksum(want));

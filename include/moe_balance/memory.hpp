@@ -145,7 +145,7 @@ class Saved {
   template <class Router>
   Saved(const Router& router, const Shape& shape, const Place& place = {})
       : buffer_(router.saved_bytes(shape), place), experts_(shape.experts), sequences_(shape.sequences) {}
-  /// For forward, backward and loss of this shape, with no more tokens; valid as long as this object.
+  /// For forward, backward and loss of so many experts and sequences, and any number of tokens; valid as long as this object.
   [[nodiscard]] SavedRef ref() const { return {buffer_.data(), buffer_.bytes(), experts_, sequences_}; }
 
  private:

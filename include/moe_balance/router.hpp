@@ -241,6 +241,10 @@ struct Router {
     Engine<Place>::check(call, place);
     const bool load_is_read = checks().reads_step(call);
     checks().forward(call, args, workspace, Engine<Place>::serves_float64, load_is_read, needs_bias);
+    if constexpr (requires { sync.is_started(args.load.counts); }) {
+      MOEB_EXPECTS(!args.accumulate || args.load.counts == nullptr || !sync.is_started(args.load.counts), call,
+                   "load.counts", "being summed over ranks", "a load that finish_update has cleared since start_update");
+    }
     const int experts = static_cast<int>(args.logits.columns);
     const std::int64_t sequences = sequences_of<Balancer>(args).count;
     const SavedView saved = SavedLayout<Balancer>{experts, sequences}.view(args.saved.data);
@@ -312,13 +316,14 @@ struct Router {
   template <class Problem, class Place, class Tag = EngineTagOf<Place>>
   void clear_totals(const Problem& problem, std::int64_t* saved, Totals& totals, const Place& place) const {
     const int experts = static_cast<int>(problem.logits.columns);
-    const std::size_t saved_size = saved_bytes({0, experts, problem.segments.count()});
+    const std::int64_t saved_words = SavedLayout<Balancer>{experts, problem.segments.count()}.words();
+    const std::size_t saved_size = static_cast<std::size_t>(saved_words) * sizeof(std::int64_t);
     if (loss_count == 0 && totals.counts == nullptr) return;
     if constexpr (requires { Engine<Place>::clearing_blocks(problem, place); }) {
       totals.clearing_blocks = Engine<Place>::clearing_blocks(problem, place);
       if (totals.clearing_blocks > 0) {
         totals.saved_words = saved;
-        totals.words_to_clear = static_cast<std::int64_t>(saved_size / sizeof(std::int64_t));
+        totals.words_to_clear = saved_words;
         totals.counts_to_clear = totals.counts != nullptr ? experts : 0;
         return;
       }
@@ -326,14 +331,12 @@ struct Router {
     if constexpr (loss_count > 0 && !Traits::reads_global_batch &&
                   requires { Engine<Place>::add_up_in_rows(totals, saved, 0, place); }) {
       if (problem.segments.count() == 1 && totals.counts == nullptr) {
-        return Engine<Place>::add_up_in_rows(totals, saved, static_cast<std::int64_t>(saved_size / sizeof(std::int64_t)),
-                                             place);
+        return Engine<Place>::add_up_in_rows(totals, saved, saved_words, place);
       }
     }
     if constexpr (requires { Engine<Place>::clear_sums(saved, 0, saved, 0, place); }) {
-      const auto words = static_cast<std::int64_t>(loss_count > 0 ? saved_size / sizeof(std::int64_t) : 0);
       const int counts = totals.counts != nullptr ? experts : 0;
-      return Engine<Place>::clear_sums(saved, words, totals.counts, counts, place);
+      return Engine<Place>::clear_sums(saved, saved_words, totals.counts, counts, place);
     }
     if constexpr (loss_count > 0) Engine<Place>::clear(saved, saved_size, place);
     if (totals.counts != nullptr) {

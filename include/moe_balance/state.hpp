@@ -107,6 +107,14 @@ inline void check_state_arguments(const char* call, const BiasRef& bias, const L
   }
 }
 
+/// Whether a bias, or what its rule keeps, may be part of a state: an expert whose bias is NaN would never be chosen again, and no update moves it. -infinity
+/// closes an expert on purpose.
+[[nodiscard]] inline bool may_be_saved(float bias) {
+  return bias == bias;
+}
+inline constexpr char saved_biases[] = "numbers and infinities";
+inline constexpr char saved_counts[] = "0 and more";
+
 /// The counts that a state has of a layer's row: all, or, where histograms lie behind them, those of its own experts.
 [[nodiscard]] inline int saved_counts_of(const LoadRef& load, std::int64_t layer) {
   return load.bins == 0 || load.experts_of_layer == nullptr ? load.experts : load.experts_of_layer[layer];
@@ -115,7 +123,7 @@ inline void check_state_arguments(const char* call, const BiasRef& bias, const L
 /// Writes the bias with what its rule keeps and the load, in host memory, and the number of steps done, and flushes the stream, whose header (`fstream`,
 /// say) the caller includes. A router without a bias passes a bias of zeros. Errors: InvalidArgument; StateError when the stream does not take it, on a
 /// full disk, say, or what the stream itself raises where its exceptions() are on. Histograms of margins must be 0, as after an update: they would be most of the
-/// file, and are not saved.
+/// file, and are not saved. A bias of NaN and counts below 0, which no training makes of itself, are refused, too, here and in load_state.
 template <class Traits>
 void save_state(std::basic_ostream<char, Traits>& out, const BiasRef& bias, const LoadRef& load, std::int64_t step) {
   check_state_arguments("save_state", bias, load);
@@ -124,6 +132,14 @@ void save_state(std::basic_ostream<char, Traits>& out, const BiasRef& bias, cons
       MOEB_EXPECTS(load.layer(l).counts[i] == 0, "save_state", "load.counts", "margins of a step that is not done",
                    "histograms of 0, as after update: they are not saved");
     }
+  }
+  for (std::int64_t i = 0; i < StateBytes::rows_of(bias) * bias.experts; ++i) {
+    const float value = bias.layer(i / bias.experts).data[i % bias.experts];
+    MOEB_EXPECTS(may_be_saved(value), "save_state", ArgumentName("bias", i), "nan", saved_biases);
+  }
+  for (std::int64_t i = 0; i < load.layers * load.experts; ++i) {
+    const std::int64_t count = load.layer(i / load.experts).counts[i % load.experts];
+    MOEB_EXPECTS(count >= 0, "save_state", ArgumentName("load.counts", i), std::to_string(count), saved_counts);
   }
   StateBytes bytes;
   bytes.append_magic();
@@ -160,8 +176,8 @@ void read_state_bytes(std::basic_istream<char, Traits>& in, StateBytes& bytes, s
 
 /// Reads what save_state wrote into bias and load, in host memory, and returns the step. Reads its own bytes only, so that a state may lie inside a
 /// larger file. The caller includes the stream's header. A bias may go on with another rule: `bias.with_memory(0)` takes what a rule without memory saved
-/// and leaves the tables behind it, zeros, as they are. Errors: InvalidArgument; StateError for what is no state, of another version or shape, truncated or
-/// corrupted; what the stream itself raises where its exceptions() are on and it ends too early. Nothing is written then.
+/// and leaves the tables behind it, zeros, as they are. Errors: InvalidArgument; StateError for what is no state, of another version or shape, truncated,
+/// corrupted, or has a bias of NaN; what the stream itself raises where its exceptions() are on and it ends too early. Nothing is written then.
 template <class Traits>
 [[nodiscard]] std::int64_t load_state(std::basic_istream<char, Traits>& in, const BiasRef& bias, const LoadRef& load) {
   check_state_arguments("load_state", bias, load);
@@ -191,8 +207,21 @@ template <class Traits>
   const std::size_t checked = total - sizeof(std::uint64_t);
   if (bytes.checksum(checked) != bytes.at<std::uint64_t>(checked))
     fail("the state is corrupted: its checksum does not match");
-
+  const std::int64_t biases = StateBytes::rows_of(bias) * bias.experts;
   std::size_t offset = StateBytes::bias_offset(bias);
+  const std::size_t counts_at = offset + static_cast<std::size_t>(biases) * sizeof(float);
+  for (std::int64_t i = 0; i < biases; ++i) {
+    if (may_be_saved(std::bit_cast<float>(bytes.at<std::uint32_t>(offset + static_cast<std::size_t>(i) * sizeof(float)))))
+      continue;
+    fail("bias[" + std::to_string(i) + "] of the state is nan; allowed: " + saved_biases);
+  }
+  for (std::int64_t i = 0; i < load.layers * load.experts; ++i) {
+    const auto count =
+        static_cast<std::int64_t>(bytes.at<std::uint64_t>(counts_at + static_cast<std::size_t>(i) * sizeof(std::int64_t)));
+    if (count >= 0) continue;
+    fail("load.counts[" + std::to_string(i) + "] of the state is " + std::to_string(count) + "; allowed: " + saved_counts);
+  }
+
   for (std::int64_t l = 0; l < StateBytes::rows_of(bias); ++l) {
     for (int e = 0; e < bias.experts; ++e, offset += sizeof(float)) {
       bias.layer(l).data[e] = std::bit_cast<float>(bytes.at<std::uint32_t>(offset));

@@ -363,7 +363,7 @@ TEST_CASE_TEMPLATE_DEFINE("expert parallelism: what disagrees is refused, or cou
   map(-2, 1, 1, "physical_experts: experts[0] is -2; allowed: -1 to 1");
   map(0, 3, 1, "physical_experts: replica_count[0] is 3; allowed: 1 to 2");
   map(0, 0, 1, "physical_experts: replica_count[0] is 0; allowed: 1 to 2");
-  map(0, 2, -1, "physical_experts: logical_to_physical[0] is negative");
+  map(0, 2, -1, "physical_experts: logical_to_physical[1] is -1; allowed: 0 to");
 
   Longs offsets(engine, {0, 1, 2, 3}), send_counts(engine, {9, 9}), send_offsets(engine, {9, 9, 9});
   CHECK_THROWS_WITH_AS(

@@ -27,3 +27,7 @@ int main() { return moe_balance::ThreadSync::group(2)[1].ranks() == 2 ? 0 : 1; }
 EOF
 "$@" -std=c++20 -O0 -Wall -Wextra -Wpedantic -Werror "-I$build/more" "$build/more.cpp" -o "$build/more.out" -pthread
 "$build/more.out"
+
+# And asked for by themselves.
+"$python" "$root/cmake/amalgamate.py" "$build/asked.hpp" sync/thread.hpp
+cmp <(tail -n +2 "$build/asked.hpp") <(tail -n +2 "$build/more/moe_balance/moe_balance.hpp")

@@ -222,6 +222,8 @@ template <class Part>
                   "the balancer's frozen, which the library reads, is not a bool");
     return part.frozen;
   } else {
+    static_assert(
+        !requires { &Part::frozen; }, "the balancer's frozen, which the library reads, is not a bool");
     return false;
   }
 }

@@ -135,8 +135,7 @@ void limit_to_capacity(const CapacityArgs& args, Workspace workspace, const Plac
   check.memory("workspace", workspace.data, workspace.bytes, capacity_workspace_bytes(tokens, k, args.expert_count), 16);
   check.apart({region("experts", args.experts), region("weights", args.weights), region("chosen", args.chosen),
                MemoryRegion("kept_counts", args.kept_counts, args.expert_count * std::int64_t{8}, true), region(args.status),
-               MemoryRegion("workspace", workspace.data, static_cast<std::int64_t>(workspace.bytes), true),
-               detail::offset_of("priority.offset_on_device", args.drop, args.priority)});
+               region(workspace), detail::offset_of("priority.offset_on_device", args.drop, args.priority)});
 
   const detail::CapacityScratch scratch(workspace, tokens, k, args.expert_count);
   detail::order_slots({.experts = args.chosen,
@@ -223,7 +222,7 @@ struct WithCapacity {
     if (drop == DropBy::random) detail::check_priority(check, "top_k.priority", priority, args.logits.rows);
     const std::int64_t experts = args.logits.columns;
     const MemoryRegion kept_counts("kept_counts", args.kept_counts, experts * 8, true);
-    const MemoryRegion scratch("workspace", workspace.data, static_cast<std::int64_t>(workspace.bytes), true);
+    const MemoryRegion scratch = region(workspace);
     const MemoryRegion offset = detail::offset_of("top_k.priority.offset_on_device", drop, priority);
     check.apart({region("chosen", args.chosen), region("experts", args.experts), region("weights", args.weights),
                  kept_counts, scratch, region(args.status), offset});
@@ -250,8 +249,7 @@ struct WithCapacity {
     };
     const std::int64_t tokens = args.logits.rows;
     DispatchValidator{{call}}.apart(
-        {MemoryRegion("workspace", workspace.data, static_cast<std::int64_t>(workspace.bytes), true),
-         region("logits", args.logits), region("experts", args.experts), region("chosen", args.chosen),
+        {region(workspace), region("logits", args.logits), region("experts", args.experts), region("chosen", args.chosen),
          region("grad_weights", args.grad_weights), read(region("grad_logits", args.grad_logits)),
          MemoryRegion("saved", args.saved.data, static_cast<std::int64_t>(args.saved.bytes), false),
          MemoryRegion("active", args.active, tokens, false), MemoryRegion("balanced", args.balanced, tokens, false),

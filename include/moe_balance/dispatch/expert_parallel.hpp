@@ -248,8 +248,11 @@ void check_physical(const DispatchValidator& check, const PhysicalExpertsArgs& a
     check.range(name, id, -1, args.logical_to_physical.rows - 1, "-1: an empty slot");
     check.range({"replica_count", id}, args.replica_count.data[id], 1, args.logical_to_physical.columns,
                 "the columns of logical_to_physical");
-    fail_argument(check.call, ArgumentName("logical_to_physical", id), "negative",
-                  {"ids of physical experts in the first replica_count columns"});
+    const MatrixView<const std::int32_t>& ids = args.logical_to_physical;
+    for (std::int64_t replica = 0; replica < args.replica_count.data[id]; ++replica) {
+      check.range(ArgumentName("logical_to_physical", id * ids.columns + replica), ids.data[id * ids.stride + replica], 0,
+                  std::numeric_limits<std::int32_t>::max(), "a physical expert for each of replica_count");
+    }
   });
 }
 

@@ -117,8 +117,7 @@ inline void check_permutation(const PermutationArgs& args, Workspace workspace) 
   check.memory("workspace", workspace.data, workspace.bytes, permutation_workspace_bytes(tokens, k, experts), 16);
   check.apart({region("experts", args.experts), region("offsets", args.offsets), region("row_of_slot", args.row_of_slot),
                region("slot_of_row", args.slot_of_row), region("expert_of_block", args.expert_of_block),
-               MemoryRegion("counts", args.counts, experts * 8, true), region(args.status),
-               MemoryRegion("workspace", workspace.data, static_cast<std::int64_t>(workspace.bytes), true)});
+               MemoryRegion("counts", args.counts, experts * 8, true), region(args.status), region(workspace)});
 }
 
 /// What messages call the ids of a permutation, which is also a step of other calls, and their experts; see ExpertCount.

@@ -135,8 +135,7 @@ inline void check_received(const DispatchValidator& check, const ReceivedExperts
   check.optional_pointer("status", args.status, alignof(Status));
   check.memory("workspace", workspace.data, workspace.bytes, received_experts_workspace_bytes(ranks, local_experts), 16);
   check.apart({region("experts", args.experts), region("counts", args.counts), region("receive_counts", args.receive_counts),
-               region("receive_offsets", args.receive_offsets), region(args.status),
-               MemoryRegion("workspace", workspace.data, static_cast<std::int64_t>(workspace.bytes), true)});
+               region("receive_offsets", args.receive_offsets), region(args.status), region(workspace)});
 }
 
 /// Rows that all sources send, where counts can be read.

@@ -95,8 +95,7 @@ void check_apart_from_routing(const DispatchValidator& check, const Args& args, 
     for (const MemoryRegion& written :
          {region("offsets", order.offsets), region("row_of_slot", order.row_of_slot),
           region("slot_of_row", order.slot_of_row), region("expert_of_block", order.expert_of_block),
-          MemoryRegion("counts", order.counts, experts * 8, true), region(order.status),
-          MemoryRegion("workspace", workspace.data, static_cast<std::int64_t>(workspace.bytes), true)}) {
+          MemoryRegion("counts", order.counts, experts * 8, true), region(order.status), region(workspace)}) {
       for (const MemoryRegion& used : routing) check.apart({written, used});
     }
   };

@@ -58,8 +58,7 @@ void check_sinkhorn(const DispatchValidator& check, const SinkhornArgs& args, co
   check.apart({region("log_scale", args.log_scale), region("logits", args.logits),
                MemoryRegion("active", args.active, tokens, false),
                MemoryRegion("tokens_on_device", args.tokens_on_device, 8, false),
-               MemoryRegion("iterations", args.iterations, 4, true),
-               MemoryRegion("workspace", workspace.data, static_cast<std::int64_t>(workspace.bytes), true)});
+               MemoryRegion("iterations", args.iterations, 4, true), region(workspace)});
 }
 
 }  // namespace detail

@@ -33,6 +33,11 @@ template <bool Const>
   return {bytes_of(name, view), !Const};
 }
 
+/// Of any size that its caller says.
+[[nodiscard]] inline MemoryRegion region(const Workspace& workspace) {
+  constexpr std::size_t most = std::numeric_limits<std::int64_t>::max();
+  return {"workspace", workspace.data, static_cast<std::int64_t>(workspace.bytes < most ? workspace.bytes : most), true};
+}
 [[nodiscard]] inline MemoryRegion region(const Status* status) {
   return {"status", status, static_cast<std::int64_t>(sizeof(Status)), true};
 }

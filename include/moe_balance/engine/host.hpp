@@ -43,6 +43,8 @@ struct Engine<Host> {
                  "0 (all cores that the calling thread may run on) or more");
     MOEB_EXPECTS(host.threads > 0 || host.executor.run == nullptr, call, "host.threads", host.threads,
                  "1 or more, as many as host.executor has");
+    MOEB_EXPECTS(host.instructions <= InstructionSet::x86_64_v4, call, "host.instructions",
+                 static_cast<int>(host.instructions), "automatic, baseline, x86_64_v3, x86_64_v4");
   }
 
   static void clear(void* data, std::size_t bytes, const Host& /*host*/) {

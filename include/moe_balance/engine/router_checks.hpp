@@ -137,6 +137,10 @@ struct RouterChecks {
     check.backward_memory(args, saved_bytes(shape),
                           looks_across_tokens<TopKT> ? args.chosen : MatrixView<const std::int32_t>(),
                           sequences_of<Balancer>(args));
+    if (on_host && SavedLayout<Balancer>::is_used) {
+      check.range("saved.tokens", *SavedLayout<Balancer>{experts, shape.sequences}.view(args.saved.data).tokens, 0, tokens,
+                  "those of logits: saved has the sums of another call");
+    }
   }
 
   void loss(const LossArgs& args) const {
@@ -146,6 +150,8 @@ struct RouterChecks {
     check.pointer("value", args.value, alignof(float));
     check.optional_pointer("part_values", args.part_values, alignof(float));
     const std::int64_t sequences = sequences_of<Balancer>(args).count;
+    if (args.saved.experts != 0)
+      check.range("experts", args.experts, args.saved.experts, args.saved.experts, "those that saved was made for");
     check.range("sequences.count", sequences, 1, std::numeric_limits<std::int32_t>::max());
     check_saved(check, args.saved, {0, args.experts, sequences});
     check.loss_memory(args, saved_bytes({0, args.experts, sequences}), Traits::losses + Traits::token_losses);

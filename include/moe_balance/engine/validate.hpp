@@ -48,7 +48,8 @@ struct ByteRows {
                      static_cast<std::uintptr_t>(row_bytes);
     const bool has_gaps = rows > 1 && row_pitch > row_bytes;
     first = reinterpret_cast<std::uintptr_t>(data);
-    last = first + all;
+    last =
+        all <= std::numeric_limits<std::uintptr_t>::max() - first ? first + all : std::numeric_limits<std::uintptr_t>::max();
     width = has_gaps ? static_cast<std::uintptr_t>(row_bytes) : all;
     pitch = has_gaps ? static_cast<std::uintptr_t>(row_pitch) : all;
   }
@@ -68,15 +69,18 @@ struct ByteRows {
   }
 };
 
+/// Of any number of elements: a view that a call does not read is checked for nothing else.
+[[nodiscard]] inline std::int64_t bytes_of_elements(std::int64_t count, std::size_t element) {
+  return static_cast<std::int64_t>(static_cast<std::uint64_t>(count) * element);
+}
 template <class T>
 [[nodiscard]] ByteRows bytes_of(const char* name, const MatrixView<T>& view) {
-  constexpr std::int64_t element = sizeof(T);
-  return {name, view.data, view.rows, view.columns * element, view.stride * element};
+  return {name, view.data, view.rows, bytes_of_elements(view.columns, sizeof(T)), bytes_of_elements(view.stride, sizeof(T))};
 }
 template <bool Const>
 [[nodiscard]] ByteRows bytes_of(const char* name, const BasicAnyMatrix<Const>& view) {
-  const auto element = static_cast<std::int64_t>(size_of(view.type));
-  return {name, view.data, view.rows, view.columns * element, view.stride * element};
+  const std::size_t element = size_of(view.type);
+  return {name, view.data, view.rows, bytes_of_elements(view.columns, element), bytes_of_elements(view.stride, element)};
 }
 [[nodiscard]] inline ByteRows bytes_of(const BiasRef& view) {
   constexpr std::int64_t element = sizeof(float);

@@ -58,7 +58,7 @@ __attribute__((noinline, target("avx512f"))) inline void mark_keys_v4(const std:
     for (int i = 0; i < keys_per_word; i += 16) {
       Keys some;
       __builtin_memcpy(&some, keys + keys_per_word * w + i, sizeof(some));
-      const auto bits = static_cast<std::uint16_t>(__builtin_ia32_cmpd512_mask(some, bound, not_less, 0xffff));
+      const std::uint16_t bits = __builtin_ia32_cmpd512_mask(some, bound, not_less, 0xffff);
       word |= std::uint64_t{bits} << i;
     }
     marks[w] = word;

@@ -66,20 +66,20 @@ MOEB_EARLY_INLINE void sort_rows(T (&value)[N][Rows]) {
   }
 }
 
-/// Comparison `I` of a network, whose places are constants: a GPU's registers cannot be indexed. And nvcc 13 compiles sort_rows for a device to nothing:
+/// Comparison `Index` of a network, whose places are constants: a GPU's registers cannot be indexed. And nvcc 13 compiles sort_rows for a device to nothing:
 /// it takes the static constexpr network of a function template for zeros, without a word.
-template <class Network, int I, class T, int N>
+template <class Network, int Index, class T, int N>
 MOEB_INLINE void compare_and_exchange(T (&value)[N]) {
-  constexpr int upper = network_of<Network>.pairs[I].upper;
-  constexpr int lower = network_of<Network>.pairs[I].lower;
+  constexpr int upper = network_of<Network>.pairs[Index].upper;
+  constexpr int lower = network_of<Network>.pairs[Index].lower;
   const T larger = value[upper] > value[lower] ? value[upper] : value[lower];
   const T smaller = value[upper] > value[lower] ? value[lower] : value[upper];
   value[upper] = larger;
   value[lower] = smaller;
 }
-template <class Network, int... I, class T, int N>
-MOEB_INLINE void compare_and_exchange_all(T (&value)[N], std::integer_sequence<int, I...>) {
-  (compare_and_exchange<Network, I>(value), ...);
+template <class Network, int... Indices, class T, int N>
+MOEB_INLINE void compare_and_exchange_all(T (&value)[N], std::integer_sequence<int, Indices...>) {
+  (compare_and_exchange<Network, Indices>(value), ...);
 }
 
 /// The same as sort_rows for one row in a GPU thread's registers.
@@ -103,17 +103,17 @@ struct FourValues<double> {
 };
 
 /// The same as compare_and_exchange, which is for devices, too, and those have no vectors.
-template <class Network, int I, class Row, int N>
+template <class Network, int Index, class Row, int N>
 __attribute__((always_inline)) inline void exchange_in_vectors(Row (&row)[N]) {
-  constexpr int upper = network_of<Network>.pairs[I].upper;
-  constexpr int lower = network_of<Network>.pairs[I].lower;
+  constexpr int upper = network_of<Network>.pairs[Index].upper;
+  constexpr int lower = network_of<Network>.pairs[Index].lower;
   const Row larger = row[upper] > row[lower] ? row[upper] : row[lower];
   row[lower] = row[upper] > row[lower] ? row[lower] : row[upper];
   row[upper] = larger;
 }
-template <class Network, class Row, int N, int... I>
-__attribute__((always_inline)) inline void exchange_all_in_vectors(Row (&row)[N], std::integer_sequence<int, I...>) {
-  (exchange_in_vectors<Network, I>(row), ...);
+template <class Network, class Row, int N, int... Indices>
+__attribute__((always_inline)) inline void exchange_all_in_vectors(Row (&row)[N], std::integer_sequence<int, Indices...>) {
+  (exchange_in_vectors<Network, Indices>(row), ...);
 }
 
 /// sort_rows of four rows for x86-64-v3, in registers, which a loop cannot index. A function of its own: it is compiled once for all routers of a file, and

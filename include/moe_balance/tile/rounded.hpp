@@ -3,8 +3,9 @@
 // it means one, and `mul`, `add`, `sub` where it does not: none of these is ever contracted with another.
 #pragma once
 
-#if defined(__FAST_MATH__)
-#error "moe_balance does not work with -ffast-math: NaN and rounding are part of what it promises"
+#if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || \
+    (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+#error "moe_balance does not work with -ffast-math or a part of it: NaN and rounding are part of what it promises"
 #endif
 
 #include <moe_balance/config.hpp>

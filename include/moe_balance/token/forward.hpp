@@ -90,7 +90,7 @@ template <class Problem, class TileT, class Real, class Sink>
 MOEB_INLINE void add_losses_of_token(const Problem& problem, const TileT& tile, Real log_sum_exp, Real entropy, Sink& sink) {
   int index = 0;
   const auto add_loss = [&](Real loss) MOEB_LAMBDA {
-    const Real most = problem.largest_token_loss;
+    const auto most = static_cast<Real>(problem.largest_token_loss);
     if (tile.lane() == 0) sink.token_loss(index, to_fixed<token_loss_fraction_bits>(loss, most));
     ++index;
   };

@@ -26,6 +26,8 @@ template <class Part>
                   "the balancer's centring, which the library reads, is not a moe_balance::Centring");
     return part.centring;
   } else {
+    static_assert(
+        !requires { &Part::centring; }, "the balancer's centring, which the library reads, is not a moe_balance::Centring");
     return Centring::none;
   }
 }
