@@ -181,6 +181,15 @@ TEST_CASE("rule 8: and the dispatch kernels' structs") {
   using BackwardIds = mb::BackwardIdsProblem<mb::Softmax>;
   check_echo<BackwardIds, &BackwardIds::scoring, &BackwardIds::weighting, &BackwardIds::logits, &BackwardIds::chosen,
              &BackwardIds::experts, &BackwardIds::ids>();
+  using mb::OncePerRankProblem;
+  check_echo<OncePerRankProblem, &OncePerRankProblem::experts, &OncePerRankProblem::ranks, &OncePerRankProblem::experts_per_rank,
+             &OncePerRankProblem::rank_count, &OncePerRankProblem::invalid>();
+  using Rows = mb::RoutingOfRowsProblem;
+  check_echo<Rows, &Rows::experts, &Rows::weights, &Rows::slot_of_row, &Rows::row_experts, &Rows::row_weights, &Rows::experts_per_rank,
+             &Rows::invalid>();
+  using Slots = mb::RoutingOfRowsBackwardProblem;
+  check_echo<Slots, &Slots::experts, &Slots::row_of_slot, &Slots::grad_row_weights, &Slots::grad_weights, &Slots::experts_per_rank,
+             &Slots::invalid>();
   using mb::RenormaliseProblem;
   check_echo<RenormaliseProblem, &RenormaliseProblem::chosen, &RenormaliseProblem::experts, &RenormaliseProblem::weights,
              &RenormaliseProblem::expert_count, &RenormaliseProblem::scaling_factor>();

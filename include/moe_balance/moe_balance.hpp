@@ -28,6 +28,7 @@
 #include <moe_balance/dispatch/expert_parallel.hpp>
 #include <moe_balance/dispatch/host.hpp>
 #include <moe_balance/dispatch/noise.hpp>
+#include <moe_balance/dispatch/once_per_rank.hpp>
 #include <moe_balance/dispatch/permutation.hpp>
 #include <moe_balance/dispatch/permute.hpp>
 #include <moe_balance/dispatch/rank_splits.hpp>

@@ -27,6 +27,9 @@ struct Everything {
   mb::RankSplitsArgs splits;
   mb::ReceivedExpertsArgs received;
   mb::ExpertOffsetsArgs offsets;
+  mb::OncePerRankArgs once_per_rank;
+  mb::RoutingOfRowsArgs routing_of_rows;
+  mb::RoutingOfRowsBackwardArgs routing_of_rows_backward;
   mb::NoiseArgs noise;
   mb::NoiseBackwardArgs noise_backward;
   mb::SinkhornArgs sinkhorn;
@@ -71,6 +74,9 @@ void every_call_of_dispatch(const Everything& args, mb::Workspace workspace) {
   mb::rank_splits(args.splits, workspace, host);
   mb::received_experts(args.received, workspace, host);
   mb::expert_offsets(args.offsets, workspace, host);
+  mb::once_per_rank(args.once_per_rank, workspace, host);
+  mb::routing_of_rows(args.routing_of_rows, workspace, host);
+  mb::routing_of_rows_backward(args.routing_of_rows_backward, workspace, host);
   mb::add_noise(args.noise, workspace, host);
   mb::add_noise_backward(args.noise_backward, workspace, host);
   mb::sinkhorn(args.sinkhorn, workspace, host);

@@ -63,6 +63,9 @@ struct DispatchCalls {
   mb::ExpertOffsetsArgs expert_offsets;
   mb::LocalExpertsArgs local_experts;
   mb::TensorParallelMaskArgs tensor_parallel_mask;
+  mb::OncePerRankArgs once_per_rank;
+  mb::RoutingOfRowsArgs routing_of_rows;
+  mb::RoutingOfRowsBackwardArgs routing_of_rows_backward;
   mb::NoiseArgs noise;
   mb::NoiseBackwardArgs noise_backward;
   mb::SinkhornArgs sinkhorn;
@@ -96,6 +99,9 @@ void dispatch(const Calls& calls, const DispatchCalls& dispatch, cudaStream_t st
   mb::expert_offsets(dispatch.expert_offsets, calls.workspace, stream);
   mb::local_experts(dispatch.local_experts, calls.workspace, stream);
   mb::tensor_parallel_mask(dispatch.tensor_parallel_mask, calls.workspace, stream);
+  mb::once_per_rank(dispatch.once_per_rank, calls.workspace, stream);
+  mb::routing_of_rows(dispatch.routing_of_rows, calls.workspace, stream);
+  mb::routing_of_rows_backward(dispatch.routing_of_rows_backward, calls.workspace, stream);
   mb::add_noise(dispatch.noise, calls.workspace, stream);
   mb::add_noise_backward(dispatch.noise_backward, calls.workspace, stream);
   mb::sinkhorn(dispatch.sinkhorn, calls.workspace, stream);
