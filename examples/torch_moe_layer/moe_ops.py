@@ -130,6 +130,30 @@ def register_dispatch(namespace):
         grad_permuted = grad_combined.new_empty(slot_of_row.shape[0], grad_combined.shape[1])
         return grad_permuted, _gradient_of_factors(grad_combined, weights)
 
+    @torch.library.register_fake(name + "once_per_rank")
+    def _(experts, experts_per_rank, rank_count):
+        _expect("once_per_rank", experts=(experts, 2))
+        return experts.new_empty(experts.shape)
+
+    @torch.library.register_fake(name + "routing_of_rows")
+    def _(weights, experts, row_of_slot, slot_of_row, experts_per_rank):
+        _expect("routing_of_rows", weights=(weights, 2), experts=(experts, 2), row_of_slot=(row_of_slot, 2), slot_of_row=(slot_of_row, 1))
+        shape = (slot_of_row.shape[0], experts.shape[1])
+        return experts.new_empty(shape), weights.new_empty(shape)
+
+    @torch.library.register_fake(name + "routing_of_rows_backward")
+    def _(grad_row_weights, experts, row_of_slot, experts_per_rank):
+        _expect("routing_of_rows_backward", grad_row_weights=(grad_row_weights, 2), experts=(experts, 2), row_of_slot=(row_of_slot, 2))
+        return grad_row_weights.new_empty(experts.shape)
+
+    def setup_weights(ctx, inputs, output):
+        _, experts, row_of_slot, _, ctx.experts_per_rank = inputs
+        ctx.save_for_backward(experts, row_of_slot)
+        ctx.mark_non_differentiable(output[0])
+
+    def differentiate_weights(ctx, _experts, gradient):
+        return ops.routing_of_rows_backward(gradient, *ctx.saved_tensors, ctx.experts_per_rank), None, None, None, None
+
     def setup_context(ctx, inputs, output):
         rows, row_of_slot, slot_of_row, factors = inputs
         ctx.save_for_backward(None if factors is None else rows, row_of_slot, slot_of_row, factors)
@@ -146,7 +170,9 @@ def register_dispatch(namespace):
 
     torch.library.register_autograd(name + "permute", differentiate_permute, setup_context=setup_context)
     torch.library.register_autograd(name + "combine", differentiate_combine, setup_context=setup_context)
+    torch.library.register_autograd(name + "routing_of_rows", differentiate_weights, setup_context=setup_weights)
     _refuse_second_derivative(name + "permute_backward")
+    _refuse_second_derivative(name + "routing_of_rows_backward")
     _refuse_second_derivative(name + "combine_backward")
 
 

@@ -781,6 +781,61 @@ class Dispatch(unittest.TestCase):
         rows = permute(h).detach().requires_grad_()
         self.assertTrue(torch.autograd.gradcheck(combine, rows) and torch.autograd.gradcheck(combine, (rows, f)))
 
+    def test_once_per_rank_gives_outputs_and_gradients_of_experts_on_one_rank(self):
+        ranks, local = 4, EXPERTS // 4
+        for align in (1, 3):
+            results = []
+            for once in (True, False):
+                hidden, weights = self.hidden.clone().requires_grad_(), self.factors.clone().requires_grad_()
+                if once:
+                    rank_ids = ops.once_per_rank(self.ids, local, ranks)
+                    offsets, row_of_slot, slot_of_row, counts = ops.permutation(rank_ids, ranks, align)
+                    wanted = [set((row[row >= 0] // local).tolist()) for row in self.ids]
+                    self.assertEqual(counts.tolist(), [sum(rank in there for there in wanted) for rank in range(ranks)])
+                    rows = ops.permute(hidden, row_of_slot, slot_of_row)
+                    row_experts, row_weights = ops.routing_of_rows(weights, self.ids, row_of_slot, slot_of_row, local)
+                    returned, bounds = [], offsets.tolist()
+                    for rank, (first, last) in enumerate(zip(bounds, bounds[1:])):  # what an all-to-all would bring, and take back
+                        returned.append(self.layer(rows[first:last], row_experts[first:last], row_weights[first:last], local, rank * local))
+                    returned.append(rows[bounds[-1]:])
+                    output = ops.combine(torch.cat(returned), row_of_slot, slot_of_row)
+                    self.assertFalse(row_experts.requires_grad)
+                else:
+                    output = self.layer(hidden, self.ids, weights, EXPERTS, 0)
+                (output * torch.linspace(-1, 2, output.numel(), dtype=torch.float64).reshape(output.shape)).sum().backward()
+                results.append((output, hidden.grad, weights.grad))
+            for got, want in zip(*results, strict=True):
+                torch.testing.assert_close(got, want, rtol=1e-13, atol=1e-14)
+
+    def layer(self, hidden, ids, weights, experts, first):
+        """Expert e multiplies by first + e + 1."""
+        offsets, row_of_slot, slot_of_row, _ = ops.permutation(ids, experts)
+        rows = ops.permute(hidden, row_of_slot, slot_of_row)
+        expert = torch.bucketize(torch.arange(len(slot_of_row)), offsets, right=True)
+        return ops.combine(rows * (first + expert)[:, None], row_of_slot, slot_of_row, weights)
+
+    def test_rows_of_ranks_have_shapes_and_one_derivative(self):
+        given = torch.rand(TOKENS, K, dtype=torch.float64, requires_grad=True)
+        rank_ids = ops.once_per_rank(self.ids, 2, 4)
+        _, row_of_slot, slot_of_row, _ = ops.permutation(rank_ids, 4)
+        real = (rank_ids, *ops.routing_of_rows(given, self.ids, row_of_slot, slot_of_row, 2))
+        on_meta = [t.detach().to("meta") for t in (given, self.ids, row_of_slot, slot_of_row)]
+        shapes = (ops.once_per_rank(on_meta[1], 2, 4), *ops.routing_of_rows(*on_meta, 2))
+        self.assertEqual([(r.shape, r.dtype) for r in real], [(s.shape, s.dtype) for s in shapes])
+        gradient, = torch.autograd.grad((real[2] ** 2).sum(), given, create_graph=True)
+        with self.assertRaisesRegex((RuntimeError, ValueError), "routing_of_rows_backward: the derivative is the second"):
+            gradient.sum().backward()
+        for call, message in (
+            (lambda: ops.once_per_rank(self.ids, 0, 4), "once_per_rank: experts_per_rank is 0; allowed: 1 to 1048576"),
+            (lambda: ops.once_per_rank(self.ids, 1, 4), "once_per_rank: experts["),
+            (lambda: ops.once_per_rank(self.ids.long(), 2, 4), "once_per_rank: experts.dtype is int64; allowed: int32"),
+            (lambda: ops.routing_of_rows(given, self.ids, row_of_slot, slot_of_row + 99, 2), "routing_of_rows: slot_of_row[0] is "),
+            (lambda: ops.routing_of_rows(given[1:], self.ids, row_of_slot, slot_of_row, 2), "routing_of_rows: weights.rows is 11; allowed: 12"),
+        ):
+            with self.subTest(message=message), self.assertRaises((RuntimeError, ValueError)) as raised:
+                call()
+            self.assertIn(message, str(raised.exception))
+
     @unittest.skipUnless(stable, "moe_ops.py is not given")
     def test_dense_routing_has_each_slot_in_its_expert_s_column(self):
         weights = self.factors.clone().requires_grad_()
@@ -904,9 +959,12 @@ class Tracing(unittest.TestCase):
         factors = torch.rand(TOKENS, K, dtype=torch.float64, requires_grad=True)
         checks += [(ops.permutation, (ids, EXPERTS, 3)), (ops.permute, (x, row_of_slot, slot_of_row, factors)),
                    (ops.combine, (torch.randn(len(slot_of_row), 5, dtype=torch.float64, requires_grad=True), row_of_slot, slot_of_row, factors))]
+        rank_ids = ops.once_per_rank(ids, 2, 4)
+        _, row_of_slot, slot_of_row, _ = ops.permutation(rank_ids, 4)
+        checks += [(ops.once_per_rank, (ids, 2, 4)), (ops.routing_of_rows, (factors, ids, row_of_slot, slot_of_row, 2))]
         for function, arguments in checks:
             with self.subTest(function=str(function)):
-                skipped = ("test_aot_dispatch_dynamic",) if "forward" in str(function) else ()
+                skipped = ("test_aot_dispatch_dynamic",) if "forward" in str(function) or "routing_of_rows" in str(function) else ()
                 torch.library.opcheck(function, arguments, test_utils=[t for t in OPCHECKS if t not in skipped])
 
     def test_compile_and_export_trace_a_layer(self):
@@ -929,6 +987,24 @@ class Tracing(unittest.TestCase):
                 function(x, hidden).backward()
                 gradients.append((x.grad, hidden.grad))
             for got, want in zip(*gradients):
+                self.assertTrue(torch.equal(got, want))
+
+    def test_compile_traces_rows_that_go_once_to_each_rank(self):
+        def step(ids, weights, hidden):
+            _, row_of_slot, slot_of_row, _ = ops.permutation(ops.once_per_rank(ids, 2, 4), 4)
+            _, row_weights = ops.routing_of_rows(weights, ids, row_of_slot, slot_of_row, 2)
+            rows = ops.permute(hidden, row_of_slot, slot_of_row) * row_weights.sum(1, keepdim=True)
+            return ops.combine(rows, row_of_slot, slot_of_row)
+
+        compiled = torch.compile(step, backend="aot_eager", fullgraph=True, dynamic=True)
+        for tokens in (TOKENS, TOKENS + 4):
+            ids, results = ops.plain_route(smooth_logits(1, tokens))[0], []
+            for function in (step, compiled):
+                weights, hidden = smooth_logits(2, tokens)[:, :K].clone().requires_grad_(), smooth_logits(3, tokens).requires_grad_()
+                output = function(ids, weights, hidden)
+                (output * output).sum().backward()
+                results.append((output, weights.grad, hidden.grad))
+            for got, want in zip(*results, strict=True):
                 self.assertTrue(torch.equal(got, want))
 
     def test_compile_traces_sequences_of_any_number_once(self):

@@ -185,6 +185,25 @@ struct MoveRows : ::torch::autograd::Function<MoveRows> {
   }
 };
 
+/// routing_of_rows: (weights, experts, row_of_slot, slot_of_row, experts_per_rank); weights have a gradient.
+struct CopyWeights : ::torch::autograd::Function<CopyWeights> {
+  static variable_list forward(AutogradContext* context, const at::Tensor& /*weights*/, const c10::OperatorHandle& op,
+                               Stack arguments) {
+    context->saved_data["backward"] = name_of(op) + "_backward";
+    context->saved_data["experts_per_rank"] = arguments[4];
+    context->save_for_backward({arguments[1].toTensor(), arguments[2].toTensor()});
+    const variable_list results = call_below_autograd(op, arguments);
+    context->mark_non_differentiable({results[0]});
+    return results;
+  }
+  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    const variable_list saved = context->get_saved_variables();
+    Stack arguments{gradients[1], saved[0], saved[1], context->saved_data["experts_per_rank"]};
+    call_backward(context, arguments);
+    return {arguments[0].toTensor(), at::Tensor(), at::Tensor()};
+  }
+};
+
 /// A backward operator: it has no derivative, which is an error only where one is asked for.
 struct Once : ::torch::autograd::Function<Once> {
   static variable_list forward(AutogradContext* context, at::TensorList /*inputs*/, const c10::OperatorHandle& op,
@@ -214,6 +233,10 @@ inline void differentiate_rows(const c10::OperatorHandle& op, ::torch::jit::Stac
   const Stack arguments = arguments_of(op, *stack);
   const auto factors = arguments[3].toOptional<at::Tensor>();
   replace(stack, arguments.size(), {MoveRows::apply(arguments[0].toTensor(), factors, op, arguments)});
+}
+inline void differentiate_weights(const c10::OperatorHandle& op, ::torch::jit::Stack* stack) {
+  const Stack arguments = arguments_of(op, *stack);
+  replace(stack, arguments.size(), CopyWeights::apply(arguments[0].toTensor(), op, arguments));
 }
 inline void differentiate_once(const c10::OperatorHandle& op, ::torch::jit::Stack* stack) {
   const Stack arguments = arguments_of(op, *stack);
@@ -302,7 +325,10 @@ void define_dispatch_ops(::torch::Library& library) {
   detail::differentiate<&detail::differentiate_rows>(library, "combine");
   detail::differentiate<&detail::differentiate_once>(library, "permute_backward");
   detail::differentiate<&detail::differentiate_once>(library, "combine_backward");
+  detail::differentiate<&detail::differentiate_weights>(library, "routing_of_rows");
+  detail::differentiate<&detail::differentiate_once>(library, "routing_of_rows_backward");
   detail::pass_autograd(library, "permutation");
+  detail::pass_autograd(library, "once_per_rank");
 }
 
 }  // namespace MOEB_HIDDEN

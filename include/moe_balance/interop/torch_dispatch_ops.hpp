@@ -1,6 +1,7 @@
 // The operators of dispatch that PyTorch gets: what torch_ops.hpp says.
 #pragma once
 
+#include <moe_balance/dispatch/once_per_rank.hpp>
 #include <moe_balance/dispatch/permutation.hpp>
 #include <moe_balance/dispatch/permute.hpp>
 #include <moe_balance/interop/torch_tensors.hpp>
@@ -18,6 +19,8 @@ namespace torch_ops MOEB_HIDDEN {
 ///                R is what suffices for any ids, so that nobody waits for the GPU.
 ///   permute      hidden states [T, H] as rows [R, H], times the slots' scale [T, K] where there is one; 0 in padding rows.
 ///   combine      the experts' outputs [R, H] as tokens [T, H], times the slots' weights [T, K] where there are some.
+///   once_per_rank    the ranks [T, K] that a token goes to, each in its first slot there, -1 elsewhere: ids for a permutation over rank_count ranks.
+///   routing_of_rows  what that permutation's rows bring to their ranks: ids there [R, K], -1 for others, and weights [R, K]. Weights have a gradient.
 inline constexpr const char* dispatch_schemas[] = {
     "permutation(Tensor experts, int expert_count, int align=1) -> (Tensor offsets, Tensor row_of_slot, "
     "Tensor slot_of_row, Tensor counts)",
@@ -26,7 +29,11 @@ inline constexpr const char* dispatch_schemas[] = {
     "(Tensor grad_hidden, Tensor grad_scale)",
     "combine(Tensor permuted, Tensor row_of_slot, Tensor slot_of_row, Tensor? weights=None) -> Tensor",
     "combine_backward(Tensor grad_combined, Tensor row_of_slot, Tensor slot_of_row, Tensor? permuted=None, "
-    "Tensor? weights=None) -> (Tensor grad_permuted, Tensor grad_weights)"};
+    "Tensor? weights=None) -> (Tensor grad_permuted, Tensor grad_weights)",
+    "once_per_rank(Tensor experts, int experts_per_rank, int rank_count) -> Tensor",
+    "routing_of_rows(Tensor weights, Tensor experts, Tensor row_of_slot, Tensor slot_of_row, int experts_per_rank) -> "
+    "(Tensor row_experts, Tensor row_weights)",
+    "routing_of_rows_backward(Tensor grad_row_weights, Tensor experts, Tensor row_of_slot, int experts_per_rank) -> Tensor"};
 
 /// What `permutation` returns, for ids of so many tokens.
 template <TensorApi Api>
@@ -160,7 +167,56 @@ struct DispatchOps {
     return {grad_permuted, grad_weights};
   }
 
+  static Tensor once_per_rank(const Tensor& experts, std::int64_t experts_per_rank, std::int64_t rank_count) {
+    const Views<Api> views("once_per_rank", experts);
+    OncePerRankArgs args;
+    args.experts = views.template matrix<const std::int32_t>("experts", experts);
+    const Tensor ranks = Api::empty(experts, {args.experts.rows, args.experts.columns}, ScalarType::Int);
+    args.ranks = views.template matrix<std::int32_t>("ranks", ranks);
+    args.experts_per_rank = small("once_per_rank", "experts_per_rank", experts_per_rank);
+    args.rank_count = small("once_per_rank", "rank_count", rank_count);
+    Api::run(experts, [&](const auto& place) { moe_balance::once_per_rank(args, Workspace{}, place); });
+    return ranks;
+  }
+
+  static std::tuple<Tensor, Tensor> routing_of_rows(const Tensor& weights, const Tensor& experts, const Tensor& row_of_slot,
+                                                    const Tensor& slot_of_row, std::int64_t experts_per_rank) {
+    const Views<Api> views("routing_of_rows", weights);
+    RoutingOfRowsArgs args;
+    args.weights = views.matrix("weights", weights);
+    args.experts = views.template matrix<const std::int32_t>("experts", experts);
+    (void)views.template matrix<const std::int64_t>("row_of_slot", row_of_slot);  // backward's
+    args.slot_of_row = views.template vector<const std::int64_t>("slot_of_row", slot_of_row);
+    const std::int64_t rows = args.slot_of_row.size;
+    const Tensor row_experts = Api::empty(weights, {rows, args.experts.columns}, ScalarType::Int);
+    const Tensor row_weights = Api::empty(weights, {rows, args.experts.columns}, Api::scalar_type(weights));
+    args.row_experts = views.template matrix<std::int32_t>("row_experts", row_experts);
+    args.row_weights = views.matrix("row_weights", row_weights);
+    args.experts_per_rank = small("routing_of_rows", "experts_per_rank", experts_per_rank);
+    Api::run(weights, [&](const auto& place) { moe_balance::routing_of_rows(args, Workspace{}, place); });
+    return {row_experts, row_weights};
+  }
+
+  static Tensor routing_of_rows_backward(const Tensor& grad_row_weights, const Tensor& experts, const Tensor& row_of_slot,
+                                         std::int64_t experts_per_rank) {
+    const Views<Api> views("routing_of_rows_backward", grad_row_weights);
+    const Tensor dense = Api::contiguous(grad_row_weights);
+    RoutingOfRowsBackwardArgs args;
+    args.grad_row_weights = views.matrix("grad_row_weights", dense);
+    args.experts = views.template matrix<const std::int32_t>("experts", experts);
+    args.row_of_slot = views.template matrix<const std::int64_t>("row_of_slot", row_of_slot);
+    const Tensor grad_weights = Api::empty(dense, {args.experts.rows, args.experts.columns}, Api::scalar_type(dense));
+    args.grad_weights = views.matrix("grad_weights", grad_weights);
+    args.experts_per_rank = small("routing_of_rows_backward", "experts_per_rank", experts_per_rank);
+    Api::run(dense, [&](const auto& place) { moe_balance::routing_of_rows_backward(args, Workspace{}, place); });
+    return grad_weights;
+  }
+
  private:
+  [[nodiscard]] static int small(const char* call, const char* name, std::int64_t count) {
+    Validator{call}.range(name, count, 1, max_dispatch_experts);
+    return static_cast<int>(count);
+  }
   /// The gradient of a slot's factors: of their shape and type, [0] where there are none.
   [[nodiscard]] static Tensor like_factors(const Tensor& like, const Optional& factors) {
     if (!factors.has_value()) return Api::empty(like, {0}, ScalarType::Float);
@@ -177,6 +233,9 @@ void for_each_dispatch_op(const Visitor& visit) {
   visit.template operator()<&Ops::permute_backward>("permute_backward");
   visit.template operator()<&Ops::combine>("combine");
   visit.template operator()<&Ops::combine_backward>("combine_backward");
+  visit.template operator()<&Ops::once_per_rank>("once_per_rank");
+  visit.template operator()<&Ops::routing_of_rows>("routing_of_rows");
+  visit.template operator()<&Ops::routing_of_rows_backward>("routing_of_rows_backward");
 }
 
 }  // namespace MOEB_HIDDEN
