@@ -112,7 +112,9 @@ inline void check_state_arguments(const char* call, const BiasRef& bias, const L
 [[nodiscard]] inline bool may_be_saved(float bias) {
   return bias == bias;
 }
+/// What is allowed, in errors.
 inline constexpr char saved_biases[] = "numbers and infinities";
+/// The same of counts.
 inline constexpr char saved_counts[] = "0 and more";
 
 /// The counts that a state has of a layer's row: all, or, where histograms lie behind them, those of its own experts.
