@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the operators for the PyTorch of $PYTHON (python3 by default) and trains the layer of layer.py with them, on the CPU:
+# Builds the operators for the PyTorch of $PYTHON (python3 by default), trains the layer of layer.py with them, on the CPU, and spreads experts over two processes:
 #   bash examples/torch_moe_layer/run.sh
 # From PyTorch 2.10 on through its stable ABI, before through libtorch. OPTIONS go to the compiler.
 set -euo pipefail
@@ -13,4 +13,9 @@ if ! version=$("$python" -W ignore -c 'import torch; print("stable" if hasattr(t
 fi
 mkdir -p "$build"
 bash build.sh "$build/libops.so" "ops${version:+_$version}.cpp" ${OPTIONS:-}
-exec "$python" -W ignore layer.py "$build/libops.so"
+"$python" -W ignore layer.py "$build/libops.so"
+if "$python" -W ignore -c 'import sys, torch.distributed as d; sys.exit(not (d.is_available() and d.is_gloo_available()))' 2>/dev/null; then
+  "$python" -W ignore expert_parallel.py "$build/libops.so"
+else
+  echo "run.sh: expert_parallel.py was not run, because this PyTorch has no torch.distributed with gloo"
+fi
