@@ -105,7 +105,7 @@ def verdict(run, benchmark, targets):
     if benchmark.startswith("backward") and said:
         share = run.benchmarks.get(names[2], {}).get("copy_percent")
         if share is not None:
-            said.append(f"75% of a copy: {'met' if share >= 75 else 'missed'}, {share:.0f}%")
+            said.append(f"75% of a copy: {'met' if share >= 75 else 'missed'}, {share:.1f}%")
     return "; ".join(said)
 
 

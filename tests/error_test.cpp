@@ -321,6 +321,15 @@ TEST_CASE("errors: what forward saved of more tokens than backward has is refuse
   backward(tokens);
 }
 
+TEST_CASE("errors: a GPU whose blocks have too little shared memory is told so by the experts") {
+  const mb::Validator check{"forward"};
+  check.shared_memory(2048, 101376, 101376);
+  refuses("forward",
+          "logits.columns is 2048; allowed: fewer: this balancer needs 106528 bytes of shared memory for so many, and the "
+          "device's blocks have 101376",
+          [&] { check.shared_memory(2048, 106528, 101376); });
+}
+
 TEST_CASE("errors: an instruction set that is none is refused by every call") {
   const mb::Host host{.instructions = mb::InstructionSet(4)};
   std::vector<float> x(4), w(2), bias(2);

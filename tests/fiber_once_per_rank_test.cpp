@@ -5,6 +5,7 @@
 namespace testing {
 
 TEST_CASE_TEMPLATE_INVOKE(once_per_rank_slots, FiberEngine);
+TEST_CASE_TEMPLATE_INVOKE(once_per_rank_empty, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(once_per_rank_trip, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(once_per_rank_types, FiberEngine);
 TEST_CASE_TEMPLATE_INVOKE(once_per_rank_errors, FiberEngine);

@@ -5,6 +5,7 @@
 namespace testing {
 
 TEST_CASE_TEMPLATE_INVOKE(once_per_rank_slots, HostEngine);
+TEST_CASE_TEMPLATE_INVOKE(once_per_rank_empty, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(once_per_rank_trip, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(once_per_rank_types, HostEngine);
 TEST_CASE_TEMPLATE_INVOKE(once_per_rank_errors, HostEngine);

@@ -5,6 +5,7 @@
 namespace testing {
 
 TEST_CASE_TEMPLATE_INVOKE(once_per_rank_slots, CudaEngine);
+TEST_CASE_TEMPLATE_INVOKE(once_per_rank_empty, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(once_per_rank_trip, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(once_per_rank_types, CudaEngine);
 TEST_CASE_TEMPLATE_INVOKE(once_per_rank_errors, CudaEngine);

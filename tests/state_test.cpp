@@ -216,6 +216,25 @@ TEST_CASE("a bias that is NaN and a count below 0 are neither saved nor loaded; 
                        "moe_balance: save_state: bias[3] is nan; allowed: numbers and infinities", mb::InvalidArgument);
 }
 
+TEST_CASE("what lies behind a shorter layer is saved and loaded as it is") {
+  State state(3, 2, 3);
+  const std::vector<std::int32_t> own{3, 2};
+  mb::LoadRef load = state.load_ref();
+  load.experts_of_layer = own.data();
+  state.bias[5] = std::numeric_limits<float>::quiet_NaN();
+  state.load[5] = -7;
+  std::ostringstream out;
+  mb::save_state(out, state.bias_ref(), load, 1);
+  CHECK(contains(refusal_of(out.str(), state.bias_ref(), state.load_ref()),
+                 "bias[5] of the state is nan"));  // of three experts
+  std::istringstream in(out.str());
+  CHECK(mb::load_state(in, state.bias_ref(), load) == 1);
+  CHECK(state.load[5] == -7);
+  state.bias[4] = state.bias[5];
+  CHECK_THROWS_WITH_AS(mb::save_state(out, state.bias_ref(), load, 1), doctest::Contains("save_state: bias[4] is nan"),
+                       mb::InvalidArgument);
+}
+
 TEST_CASE("what a rule keeps lies behind the bias, in a layout of version 2") {
   const float tables[] = {1.0f, -2.5f, 0.5f, 4.0f};
   std::vector<float> bias(std::begin(tables), std::end(tables));

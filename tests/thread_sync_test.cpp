@@ -124,35 +124,6 @@ TEST_CASE("finish_update refuses a load whose sum was not started") {
   CHECK(bias == std::vector<float>{0, 0});
 }
 
-TEST_CASE("forward refuses to add to a load that is being summed over ranks") {
-  const std::vector<mb::ThreadSync> ranks = mb::ThreadSync::group(1);
-  const mb::Router router{mb::Softmax{}, mb::TopK<1>{}, mb::LossFreeBias{}, ranks[0]};
-  const std::vector<float> x{1, 2, 3, 0};
-  std::vector<float> w(2, 77.0f), bias(2);
-  std::vector<std::int32_t> ids(2, 77);
-  Counts load(4, 5);
-  const mb::LoadRef layers(load.data(), 2, 2);
-  mb::ForwardArgs args{.logits = mb::MatrixView<const float>(x.data(), 2, 2),
-                       .experts = {ids.data(), 2, 1},
-                       .weights = mb::MatrixView<float>(w.data(), 2, 1),
-                       .bias = {bias.data(), 2},
-                       .load = layers.layer(0)};
-  router.start_update(layers, {}, mb::Host{});
-  CHECK_THROWS_WITH_AS(router.forward(args, {}, mb::Host{}),
-                       "moe_balance: forward: load.counts is being summed over ranks; allowed: a load that finish_update "
-                       "has cleared since start_update",
-                       mb::InvalidArgument);
-  CHECK(ids == std::vector<std::int32_t>(2, 77));
-  CHECK(load == Counts(4, 5));
-  args.accumulate = false;
-  router.forward(args, {}, mb::Host{});
-  args.accumulate = true;
-  std::vector<float> biases(4);
-  router.finish_update({biases.data(), 2, 2}, layers, {}, mb::Host{});
-  router.forward(args, {}, mb::Host{});
-  CHECK(load == Counts{1, 1, 0, 0});
-}
-
 TEST_CASE("the experts of a layer are 1 to the experts of the block") {
   const mb::Router router{mb::Sigmoid{}, mb::TopK<1>{}, mb::LossFreeBias{}};
   Counts load{1, 2, 3, 4};

@@ -205,6 +205,8 @@ class MoeBalance:
         whole_number("forward", "sequences", sequences, 1, 2**31 - 1)
         offsets = jnp.zeros((0, 2), jnp.int32)
         if sequence_offsets is not None:
+            sequence_offsets = jnp.asarray(sequence_offsets)
+            expect(sequence_offsets.dtype in (jnp.int32, jnp.int64), "forward", "sequence_offsets.dtype", sequence_offsets.dtype, "int32")
             offsets = from_int32(sequence_offsets)
             expect(offsets.ndim == 2, "forward", "sequence_offsets.ndim", offsets.ndim - 1, 1)
             expect(offsets.shape[0] >= 2, "forward", "sequence_offsets.size", offsets.shape[0], "2 and more: the sequences' and one more")

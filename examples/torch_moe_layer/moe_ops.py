@@ -178,9 +178,10 @@ def register_dispatch(namespace):
 
 def dense_routing(experts, weights, expert_count):
     """probs [T, E], of the type of weights and differentiable, and routing_map [T, E], bool, as Megatron-Core's dispatchers take them; empty slots (-1) have none."""
-    slots = torch.where(experts < 0, expert_count, experts).long()
-    probs = weights.new_zeros(len(experts), expert_count + 1).scatter_add(1, slots, weights)[:, :expert_count]
-    routing_map = torch.zeros(len(experts), expert_count + 1, dtype=torch.bool, device=experts.device).scatter(1, slots, True)[:, :expert_count]
+    is_slot = experts >= 0
+    columns = torch.where(is_slot, experts, 0).long()
+    probs = weights.new_zeros(len(experts), expert_count).scatter_add(1, columns, torch.where(is_slot, weights, 0))
+    routing_map = columns.new_zeros(len(experts), expert_count).scatter_add(1, columns, is_slot.long()) > 0
     return probs, routing_map
 
 

@@ -241,10 +241,6 @@ struct Router {
     Engine<Place>::check(call, place);
     const bool load_is_read = checks().reads_step(call);
     checks().forward(call, args, workspace, Engine<Place>::serves_float64, load_is_read, needs_bias);
-    if constexpr (requires { sync.is_started(args.load.counts); }) {
-      MOEB_EXPECTS(!args.accumulate || args.load.counts == nullptr || !sync.is_started(args.load.counts), call,
-                   "load.counts", "being summed over ranks", "a load that finish_update has cleared since start_update");
-    }
     const int experts = static_cast<int>(args.logits.columns);
     const std::int64_t sequences = sequences_of<Balancer>(args).count;
     const SavedView saved = SavedLayout<Balancer>{experts, sequences}.view(args.saved.data);

@@ -122,6 +122,12 @@ inline constexpr char saved_counts[] = "0 and more";
   return load.bins == 0 || load.experts_of_layer == nullptr ? load.experts : load.experts_of_layer[layer];
 }
 
+/// The experts of a layer; what lies behind a shorter one's counts for nothing.
+[[nodiscard]] inline int own_experts_of(const LoadRef& load, std::int64_t layer) {
+  if (load.experts_of_layer == nullptr) return load.experts;
+  return load.experts_of_layer[layer] < load.experts ? load.experts_of_layer[layer] : load.experts;
+}
+
 /// Writes the bias with what its rule keeps and the load, in host memory, and the number of steps done, and flushes the stream, whose header (`fstream`,
 /// say) the caller includes. A router without a bias passes a bias of zeros. Errors: InvalidArgument; StateError when the stream does not take it, on a
 /// full disk, say, or what the stream itself raises where its exceptions() are on. Histograms of margins must be 0, as after an update: they would be most of the
@@ -135,13 +141,18 @@ void save_state(std::basic_ostream<char, Traits>& out, const BiasRef& bias, cons
                    "histograms of 0, as after update: they are not saved");
     }
   }
-  for (std::int64_t i = 0; i < StateBytes::rows_of(bias) * bias.experts; ++i) {
-    const float value = bias.layer(i / bias.experts).data[i % bias.experts];
-    MOEB_EXPECTS(may_be_saved(value), "save_state", ArgumentName("bias", i), "nan", saved_biases);
+  for (std::int64_t l = 0; l < StateBytes::rows_of(bias); ++l) {
+    for (int e = 0; e < own_experts_of(load, l % load.layers); ++e) {
+      MOEB_EXPECTS(may_be_saved(bias.layer(l).data[e]), "save_state", ArgumentName("bias", l * bias.experts + e), "nan",
+                   saved_biases);
+    }
   }
-  for (std::int64_t i = 0; i < load.layers * load.experts; ++i) {
-    const std::int64_t count = load.layer(i / load.experts).counts[i % load.experts];
-    MOEB_EXPECTS(count >= 0, "save_state", ArgumentName("load.counts", i), std::to_string(count), saved_counts);
+  for (std::int64_t l = 0; l < load.layers; ++l) {
+    for (int e = 0; e < own_experts_of(load, l); ++e) {
+      const std::int64_t count = load.layer(l).counts[e];
+      MOEB_EXPECTS(count >= 0, "save_state", ArgumentName("load.counts", l * load.experts + e), std::to_string(count),
+                   saved_counts);
+    }
   }
   StateBytes bytes;
   bytes.append_magic();
@@ -179,7 +190,7 @@ void read_state_bytes(std::basic_istream<char, Traits>& in, StateBytes& bytes, s
 /// Reads what save_state wrote into bias and load, in host memory, and returns the step. Reads its own bytes only, so that a state may lie inside a
 /// larger file. The caller includes the stream's header. A bias may go on with another rule: `bias.with_memory(0)` takes what a rule without memory saved
 /// and leaves the tables behind it, zeros, as they are. Errors: InvalidArgument; StateError for what is no state, of another version or shape, truncated,
-/// corrupted, or has a bias of NaN; what the stream itself raises where its exceptions() are on and it ends too early. Nothing is written then.
+/// corrupted, or has a bias of NaN or a count below 0; what the stream itself raises where its exceptions() are on and it ends too early. Nothing is written then.
 template <class Traits>
 [[nodiscard]] std::int64_t load_state(std::basic_istream<char, Traits>& in, const BiasRef& bias, const LoadRef& load) {
   check_state_arguments("load_state", bias, load);
@@ -213,14 +224,15 @@ template <class Traits>
   std::size_t offset = StateBytes::bias_offset(bias);
   const std::size_t counts_at = offset + static_cast<std::size_t>(biases) * sizeof(float);
   for (std::int64_t i = 0; i < biases; ++i) {
-    if (may_be_saved(std::bit_cast<float>(bytes.at<std::uint32_t>(offset + static_cast<std::size_t>(i) * sizeof(float)))))
-      continue;
+    const std::size_t at = offset + static_cast<std::size_t>(i) * sizeof(float);
+    if (i % bias.experts >= own_experts_of(load, i / bias.experts % load.layers)) continue;
+    if (may_be_saved(std::bit_cast<float>(bytes.at<std::uint32_t>(at)))) continue;
     fail("bias[" + std::to_string(i) + "] of the state is nan; allowed: " + saved_biases);
   }
   for (std::int64_t i = 0; i < load.layers * load.experts; ++i) {
-    const auto count =
-        static_cast<std::int64_t>(bytes.at<std::uint64_t>(counts_at + static_cast<std::size_t>(i) * sizeof(std::int64_t)));
-    if (count >= 0) continue;
+    const std::size_t at = counts_at + static_cast<std::size_t>(i) * sizeof(std::int64_t);
+    const auto count = static_cast<std::int64_t>(bytes.at<std::uint64_t>(at));
+    if (count >= 0 || i % load.experts >= own_experts_of(load, i / load.experts)) continue;
     fail("load.counts[" + std::to_string(i) + "] of the state is " + std::to_string(count) + "; allowed: " + saved_counts);
   }
 

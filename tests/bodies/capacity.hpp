@@ -58,11 +58,11 @@ CapacityResult limit(const Engine& engine, const CapacityProblem& p) {
                          .expert_count = p.experts,
                          .capacity = p.capacity,
                          .drop = p.drop,
-                         .priority = priority,
                          .renormalise = p.renormalise,
                          .scaling_factor = p.scaling_factor,
                          .kept_counts = kept.data(),
-                         .status = status.data()},
+                         .status = status.data(),
+                         .priority = priority},
                         {scratch.data(), bytes}, engine.place());
   engine.wait();
   return {experts.values(), decoded(p.type, weights.values()), kept.values(), status.values()[0].dropped_slots - 100};

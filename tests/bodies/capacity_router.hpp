@@ -423,6 +423,17 @@ TEST_CASE_TEMPLATE_DEFINE("capacity: a router refuses memory that kept_counts or
   refuses_offset("saved", [&](auto& args) { args.saved.data = offset.data(); });
   refuses_offset("weights", [&](auto& args) { args.weights.data = offset.data(); });
   refuses_offset("kept_counts", [&](auto& args) { args.kept_counts = reinterpret_cast<std::int64_t*>(offset.data()); });
+  typename Engine::template Array<std::int64_t> order(engine, std::vector<std::int64_t>(100));
+  const std::size_t order_bytes = mb::route_and_permute_workspace_bytes(at_random, {20, 8});
+  typename Engine::template Array<std::max_align_t> scratch(engine, std::vector<std::max_align_t>(order_bytes / 16 + 1));
+  CHECK_THROWS_WITH_AS(
+      mb::forward_and_permute(at_random, forward,
+                              {.offsets = {reinterpret_cast<std::int64_t*>(offset.data()), 9},
+                               .row_of_slot = {order.data(), 20, 2},
+                               .slot_of_row = {order.data() + 40, 40}},
+                              {scratch.data(), order_bytes}, engine.place()),
+      doctest::Contains("forward_and_permute: offsets is memory that top_k.priority.offset_on_device shares"),
+      mb::InvalidArgument);
   CHECK(offset.values() == std::vector<std::uint64_t>(80, 5));
   at_random.top_k.priority = {.first_token = -1};
   CHECK_THROWS_WITH_AS(at_random.forward(forward, memory.workspace(), engine.place()),

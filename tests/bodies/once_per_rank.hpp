@@ -54,7 +54,8 @@ struct Tokens {
     for (std::int64_t t = 0; t < tokens; ++t) {
       for (const int id : random.distinct_ids(static_cast<int>(shape.k), shape.experts())) {
         ids.push_back(random.chance(0.15) ? -1 : id);
-        factors.push_back(ids.back() < 0 ? 0.0f : static_cast<float>(random.integer(1, 16)) / 16);
+        factors.push_back(ids.back() < 0 ? 77.0f
+                                         : static_cast<float>(random.integer(1, 16)) / 16);  // an empty slot's is not read
       }
       if (random.chance(0.1) && shape.k > 1)
         ids[ids.size() - 1] = ids[ids.size() - 2];  // an expert twice, as a replay may have
@@ -126,6 +127,48 @@ TEST_CASE_TEMPLATE_DEFINE("once per rank: each of a token's ranks has its first 
       CHECK(tokens.status.values()[0].invalid_experts == 0);
     }
   }
+}
+
+TEST_CASE_TEMPLATE_DEFINE("once per rank: rows of empty slots bring nothing, and neither do no tokens", Engine,
+                          once_per_rank_empty) {
+  using Ids = typename Engine::template Array<std::int32_t>;
+  using Longs = typename Engine::template Array<std::int64_t>;
+  using Floats = typename Engine::template Array<float>;
+  const Engine engine;
+  Ids experts(engine, {-1, 0, 1, -1}), of_rows(engine, std::vector<std::int32_t>(8, 77));
+  Floats weights(engine, {77, 0.5f, 0.25f, 77}), row_weights(engine, std::vector<float>(8, 88)),
+      back(engine, std::vector<float>(4, 88));
+  Longs slots(engine, {0, 1, 3, 2}), rows(engine, {-1, 1, 3, 2});  // slots 0 and 3 are empty; expert 0 and 1 are rank 0's
+  const auto routing = [&](std::int64_t tokens, std::int64_t row_count) {
+    mb::routing_of_rows({.experts = {experts.data(), tokens, 2},
+                         .weights = mb::MatrixView<const float>(weights.data(), tokens, 2),
+                         .slot_of_row = {slots.data(), row_count},
+                         .row_experts = {of_rows.data(), row_count, 2},
+                         .row_weights = mb::MatrixView<float>(row_weights.data(), row_count, 2),
+                         .experts_per_rank = 2},
+                        {}, engine.place());
+  };
+  routing(2, 4);
+  engine.wait();
+  CHECK(of_rows.values() == std::vector<std::int32_t>{-1, -1, -1, 0, -1, -1, 1, -1});
+  CHECK(row_weights.values() == std::vector<float>{0, 0, 0, 0.5f, 0, 0, 0.25f, 0});
+  mb::routing_of_rows_backward({.experts = {experts.data(), 2, 2},
+                                .row_of_slot = {rows.data(), 2, 2},
+                                .grad_row_weights = mb::MatrixView<const float>(row_weights.data(), 4, 2),
+                                .grad_weights = mb::MatrixView<float>(back.data(), 2, 2),
+                                .experts_per_rank = 2},
+                               {}, engine.place());
+  engine.wait();
+  CHECK(back.values() == std::vector<float>{0, 0.5f, 0.25f, 0});
+  slots = Longs(engine, {-1, -1, -1, -1});
+  routing(0, 4);  // rows of padding alone
+  engine.wait();
+  CHECK(of_rows.values() == std::vector<std::int32_t>(8, -1));
+  CHECK(row_weights.values() == std::vector<float>(8, 0.0f));
+  routing(2, 0);
+  routing(0, 0);
+  engine.wait();
+  CHECK(of_rows.values() == std::vector<std::int32_t>(8, -1));
 }
 
 /// Everything that ranks compute between the two exchanges, of one rank's experts, whose outputs are (id + 1) times their inputs.
@@ -466,6 +509,14 @@ TEST_CASE_TEMPLATE_DEFINE("once per rank: bad arguments are refused by name", En
                                  args = call.args();
                                });
     }
+    refuses_once_per_rank<B>("routing_of_rows: experts[2] is -2; allowed: -1 to", [](auto& call, auto& args) {
+      call.experts = typename B::Ids(call.engine, {0, 3, 55, -2, 3, 55});
+      args = call.args();
+    });
+    refuses_once_per_rank<C>("routing_of_rows_backward: experts[2] is -2; allowed: -1 to", [](auto& call, auto& args) {
+      call.experts = typename C::Ids(call.engine, {0, 3, 55, -2, 3, 55});
+      args = call.args();
+    });
     refuses_once_per_rank<B>("routing_of_rows: slot_of_row[1] is 4; allowed: -1 to 3", [](auto& call, auto& args) {
       call.slot_of_row = typename B::Longs(call.engine, {0, 4, 2});
       args = call.args();

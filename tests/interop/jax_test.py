@@ -301,6 +301,7 @@ def test_sequences_may_have_any_lengths():
     raises(RUNTIME, ["forward: sequences.offsets[2] is 47", "allowed: 48"], lambda: mine(logits, jnp.array([0, 1, TOKENS - 1])))
     raises(ValueError, ["forward: sequence_offsets.size is 1", "2 and more"], lambda: mine(logits, jnp.array([0])))
     raises(ValueError, ["forward: sequence_offsets.ndim is 2", "allowed: 1"], lambda: mine(logits, thirds[None]))
+    raises(ValueError, ["forward: sequence_offsets.dtype is float32", "allowed: int32"], lambda: mine(logits, thirds.astype(jnp.float32)))
     raises(ValueError, ["forward: sequences is 2", "the 3 of sequence_offsets"],
            lambda: moe.forward(logits, bias=bias, load=from_int32(load), sequences=2, sequence_offsets=thirds))
     raises(ValueError, ["forward: token_major is True", "False, where sequence_offsets"],

@@ -173,6 +173,8 @@ class Routing(unittest.TestCase):
                 (2 * want.loss).backward()
                 torch.testing.assert_close(x.grad, y.grad, rtol=1e-6, atol=2e-8)
                 self.assertTrue(torch.equal(ops.sequence_losses(saved, EXPERTS, len(lengths))[0], loss.detach()))
+                with self.assertRaisesRegex((RuntimeError, ValueError), "losses: saved.size is .* of so many experts and sequences"):
+                    ops.sequence_losses(saved, EXPERTS, len(lengths) + (1 if len(lengths) == 1 else -1))
                 named = ops.sequence_forward(x, bias, sequences=len(lengths), sequence_offsets=offsets)  # the same twice
                 self.assertTrue(all(torch.equal(a, b) for a, b in zip(named, ops.sequence_forward(x, bias, sequence_offsets=offsets))))
         equal = torch.tensor([0, 4, 8, 12])
@@ -710,7 +712,7 @@ class Fused(unittest.TestCase):
             (lambda: ops.balanced_forward_and_permute(x, bias, align=0), "forward_and_permute: align is 0; allowed: 1 to 1073741824"),
             (lambda: ops.balanced_forward_and_permute(x), "forward_and_permute: bias is None; allowed: a tensor [E] of float32"),
             (lambda: ops.balanced_route_and_permute(x, bias[1:]), "route_and_permute: bias.size is 7; allowed: 8"),
-            (lambda: ops.plain_route_and_permute(x[:, :1]), "top_k.k is 2; allowed: 1 (K may not exceed the experts)"),
+            (lambda: ops.plain_route_and_permute(x[:, :1]), "route_and_permute: top_k.k is 2; allowed: 1 (K may not exceed the experts)"),
             (lambda: ops.replay_route_and_permute(x), "route_and_permute: replay_experts is None"),
         ):
             with self.subTest(message=message), self.assertRaises((RuntimeError, ValueError)) as raised:
@@ -830,6 +832,7 @@ class Dispatch(unittest.TestCase):
             (lambda: ops.once_per_rank(self.ids, 1, 4), "once_per_rank: experts["),
             (lambda: ops.once_per_rank(self.ids.long(), 2, 4), "once_per_rank: experts.dtype is int64; allowed: int32"),
             (lambda: ops.routing_of_rows(given, self.ids, row_of_slot, slot_of_row + 99, 2), "routing_of_rows: slot_of_row[0] is "),
+            (lambda: ops.routing_of_rows(given, self.ids, row_of_slot[:5], slot_of_row, 2), "routing_of_rows: row_of_slot.rows is 5; allowed: 12 (the tokens of experts)"),
             (lambda: ops.routing_of_rows(given[1:], self.ids, row_of_slot, slot_of_row, 2), "routing_of_rows: weights.rows is 11; allowed: 12"),
         ):
             with self.subTest(message=message), self.assertRaises((RuntimeError, ValueError)) as raised:
@@ -846,6 +849,9 @@ class Dispatch(unittest.TestCase):
                 want[t, self.ids[t, k]] = self.factors[t, k]
                 wanted_map[t, self.ids[t, k]] = True
         self.assertTrue(torch.equal(probs, want) and torch.equal(routing_map, wanted_map))
+        self.assertTrue(probs.is_contiguous() and routing_map.is_contiguous() and routing_map.dtype == torch.bool)
+        with self.assertRaises(RuntimeError):
+            importlib.import_module("moe_ops").dense_routing(torch.full_like(self.ids, EXPERTS), weights, EXPERTS)
         probs.backward(slopes := torch.rand(TOKENS, EXPERTS, dtype=torch.float64))
         for t, k in itertools.product(range(TOKENS), range(K)):
             self.assertEqual(weights.grad[t, k], slopes[t, self.ids[t, k]] if self.ids[t, k] >= 0 else 0)

@@ -1,5 +1,5 @@
 // Capacity: an expert takes at most C = ceil(T K capacity_factor / E) slots; the others are dropped. `WithCapacity<TopK<8>>` makes a Router do it after
-// its routing kernel; `limit_to_capacity` is the call by itself. Not causal when by score: whether a token keeps an expert depends on later tokens.
+// its routing kernel; `limit_to_capacity` is the call by itself. Causal by position only: otherwise whether a token keeps an expert depends on later tokens.
 // Source: GShard, arXiv 2006.16668; Switch Transformer, arXiv 2101.03961; Megatron-Core's token drop policies "probs" and "position".
 #pragma once
 
@@ -71,11 +71,11 @@ struct CapacityArgs {
   int expert_count = 0;                   ///< E
   std::int64_t capacity = 0;              ///< most slots per expert
   DropBy drop = DropBy::score;            ///< which slots stay
-  RandomPriority priority{};              ///< for DropBy::random
   bool renormalise = false;     ///< weights of tokens that lost a slot become scaling_factor * weight / sum of the kept
   float scaling_factor = 1.0f;  ///< with renormalise; finite
   std::int64_t* kept_counts = nullptr;  ///< [E] out, optional: slots per expert after dropping
   Status* status = nullptr;             ///< optional: counts dropped slots and, on a GPU, ids outside [-1, E), taken as -1
+  RandomPriority priority{};            ///< for DropBy::random
 };
 
 namespace detail {
@@ -185,7 +185,7 @@ struct WithCapacity {
   static constexpr bool looks_across_tokens = true;
 
   double capacity_factor = 1.0;  ///< C = ceil(T K / E * capacity_factor), T the rows of logits, padding tokens included
-  DropBy drop = DropBy::score;   ///< by weight (as Megatron-Core), by position, or at random (as DeepSpeed)
+  DropBy drop = DropBy::score;   ///< by weight (as Megatron-Core), by position, or at random (as DeepSpeed's top1gating)
   bool renormalise = false;      ///< the kept weights, as stored, of a token that lost a slot sum to scaling_factor again
   bool pad = false;              ///< every expert gets C rows where rows are given: see rows_per_expert()
   Selection selection{};         ///< what chooses, before dropping
@@ -223,7 +223,7 @@ struct WithCapacity {
     const std::int64_t experts = args.logits.columns;
     const MemoryRegion kept_counts("kept_counts", args.kept_counts, experts * 8, true);
     const MemoryRegion scratch = region(workspace);
-    const MemoryRegion offset = detail::offset_of("top_k.priority.offset_on_device", drop, priority);
+    const MemoryRegion offset = memory_of_priority();
     check.apart({region("chosen", args.chosen), region("experts", args.experts), region("weights", args.weights),
                  kept_counts, scratch, region(args.status), offset});
     if (offset.first != offset.last) {
@@ -255,6 +255,11 @@ struct WithCapacity {
          MemoryRegion("active", args.active, tokens, false), MemoryRegion("balanced", args.balanced, tokens, false),
          MemoryRegion("tokens_on_device", args.tokens_on_device, 8, false),
          MemoryRegion("grad_loss", args.grad_loss, 4, false), offsets_of(args.sequences)});
+  }
+
+  /// What it reads while it runs; nothing but at random.
+  [[nodiscard]] MemoryRegion memory_of_priority() const {
+    return detail::offset_of("top_k.priority.offset_on_device", drop, priority);
   }
 
   /// Most slots per expert. Errors, here and below: InvalidArgument.
@@ -290,11 +295,11 @@ struct WithCapacity {
                        .expert_count = shape.experts,
                        .capacity = capacity(shape),
                        .drop = drop,
-                       .priority = priority,
                        .renormalise = renormalise,
                        .scaling_factor = weighting().scaling_factor,
                        .kept_counts = args.kept_counts,
-                       .status = args.status},
+                       .status = args.status,
+                       .priority = priority},
                       after_slots(workspace, shape), place);
   }
 

@@ -67,7 +67,7 @@ void once_per_rank(const OncePerRankArgs& args, Workspace /*workspace*/, const P
 }
 
 /// What each row brings to its rank, as that rank's permutation and combine take it: its token's experts there and their weights. One launch on a GPU. Errors:
-/// InvalidArgument before anything is written, on the CPU also for an entry of slot_of_row that is none.
+/// InvalidArgument before anything is written, on the CPU also for an id below -1 or an entry of slot_of_row that is none.
 template <DispatchPlace Place, class Tag = EngineTagOf<Place>>
 void routing_of_rows(const RoutingOfRowsArgs& args, Workspace /*workspace*/, const Place& place) {
   using Engine = DispatchEngine<Place>;
@@ -89,6 +89,7 @@ void routing_of_rows(const RoutingOfRowsArgs& args, Workspace /*workspace*/, con
   check.apart({region("row_experts", args.row_experts), region("row_weights", args.row_weights),
                region("experts", args.experts), region("weights", args.weights), region("slot_of_row", args.slot_of_row),
                region(args.status)});
+  detail::refuse_ids_below_empty<Place>(check, args.experts);
   detail::check_index<Place>("routing_of_rows", "slot_of_row", args.slot_of_row, tokens * k);
   const RoutingOfRowsProblem problem{args.experts,
                                      args.weights,
@@ -103,7 +104,7 @@ void routing_of_rows(const RoutingOfRowsArgs& args, Workspace /*workspace*/, con
 }
 
 /// Brings the gradients of rows' weights back to the slots that they are of. One launch on a GPU. Errors: InvalidArgument before anything is written, on the CPU
-/// also for an entry of row_of_slot that is none.
+/// also for an id below -1 or an entry of row_of_slot that is none.
 template <DispatchPlace Place, class Tag = EngineTagOf<Place>>
 void routing_of_rows_backward(const RoutingOfRowsBackwardArgs& args, Workspace /*workspace*/, const Place& place) {
   using Engine = DispatchEngine<Place>;
@@ -122,6 +123,7 @@ void routing_of_rows_backward(const RoutingOfRowsBackwardArgs& args, Workspace /
   check.optional_pointer("status", args.status, alignof(Status));
   check.apart({region("grad_weights", args.grad_weights), region("grad_row_weights", args.grad_row_weights),
                region("experts", args.experts), region("row_of_slot", args.row_of_slot), region(args.status)});
+  detail::refuse_ids_below_empty<Place>(check, args.experts);
   detail::check_index<Place>("routing_of_rows_backward", "row_of_slot", args.row_of_slot, args.grad_row_weights.rows);
   const RoutingOfRowsBackwardProblem problem{args.experts,      args.row_of_slot,      args.grad_row_weights,
                                              args.grad_weights, args.experts_per_rank, detail::invalid_rows_of(args.status)};

@@ -86,8 +86,8 @@ namespace detail {
 
 /// What the permutation writes, and the workspace, lies apart from all that routing reads and writes. Each half checks its own memory.
 template <class RouterT, class Args>
-void check_apart_from_routing(const DispatchValidator& check, const Args& args, const PermutationArgs& order,
-                              const Workspace& workspace) {
+void check_apart_from_routing(const DispatchValidator& check, const RouterT& router, const Args& args,
+                              const PermutationArgs& order, const Workspace& workspace) {
   using Selection = std::remove_cvref_t<decltype(RouterT::top_k)>;
   const std::int64_t tokens = args.logits.rows;
   const std::int64_t experts = args.logits.columns;
@@ -99,6 +99,7 @@ void check_apart_from_routing(const DispatchValidator& check, const Args& args, 
       for (const MemoryRegion& used : routing) check.apart({written, used});
     }
   };
+  if constexpr (requires { router.top_k.memory_of_priority(); }) apart({router.top_k.memory_of_priority()});
   // Shapes first, because where memory ends follows from them.
   check.matrix("logits", args.logits, tokens, experts);
   check.matrix("weights", args.weights, tokens, RouterT::k);
@@ -156,7 +157,7 @@ template <class RouterT, class Args>
   const Workspace rest{static_cast<std::byte*>(workspace.data) + routing_bytes, workspace.bytes - routing_bytes};
   take_rows_of_selection(router, shape, order);
   check_permutation(order, workspace);
-  check_apart_from_routing<RouterT>(check, args, order, workspace);
+  check_apart_from_routing(check, router, args, order, workspace);
   return rest;
 }
 

@@ -48,10 +48,7 @@ struct MOEB_HIDDEN CudaEngine {
       constexpr CudaTier tier = decltype(config)::tier;
       constexpr std::size_t needed = forward_shared_bytes<decltype(problem.balancer), tier>(tier.threads);
       if constexpr (needed > 48 * 1024) {
-        const std::size_t available = current_device(call).shared_bytes_of_block();
-        MOEB_EXPECTS(needed <= available, call, "logits.columns", problem.logits.columns,
-                     "fewer: this balancer needs ", needed, " bytes of shared memory for so many, and the device's blocks have ",
-                     available);
+        Validator{call}.shared_memory(problem.logits.columns, needed, current_device(call).shared_bytes_of_block());
       }
     });
   }

@@ -227,6 +227,12 @@ struct Validator {
     apart({bytes_of(view), bytes_of(load)}, {ByteRows("load.experts_of_layer", load.experts_of_layer, bytes)});
   }
 
+  /// Of a GPU's block, for rows of so many experts.
+  void shared_memory(std::int64_t experts, std::size_t needed, std::size_t available) const {
+    MOEB_EXPECTS(needed <= available, call, "logits.columns", experts, "fewer: this balancer needs ", needed,
+                 " bytes of shared memory for so many, and the device's blocks have ", available);
+  }
+
   void memory(const char* name, const void* data, std::size_t bytes, std::size_t needed, std::size_t alignment) const {
     if (needed == 0) return;
     pointer({name, "data"}, data, alignment);

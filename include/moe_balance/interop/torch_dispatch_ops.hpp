@@ -185,7 +185,12 @@ struct DispatchOps {
     RoutingOfRowsArgs args;
     args.weights = views.matrix("weights", weights);
     args.experts = views.template matrix<const std::int32_t>("experts", experts);
-    (void)views.template matrix<const std::int64_t>("row_of_slot", row_of_slot);  // backward's
+    const MatrixView<const std::int64_t> rows_of_slots =
+        views.template matrix<const std::int64_t>("row_of_slot", row_of_slot);
+    const Validator check{"routing_of_rows"};  // of what only backward reads
+    check.range({"row_of_slot", "rows"}, rows_of_slots.rows, args.experts.rows, args.experts.rows, "the tokens of experts");
+    check.range({"row_of_slot", "columns"}, rows_of_slots.columns, args.experts.columns, args.experts.columns,
+                "the slots of a token");
     args.slot_of_row = views.template vector<const std::int64_t>("slot_of_row", slot_of_row);
     const std::int64_t rows = args.slot_of_row.size;
     const Tensor row_experts = Api::empty(weights, {rows, args.experts.columns}, ScalarType::Int);

@@ -154,9 +154,7 @@ struct RouterCalls {
     Fused(const char* call, const Views<Api>& views, const Tensor& logits, const Routing& routing, std::int64_t align)
         : tensors(call, logits, routing.logits.rows, k, routing.logits.columns, align),
           order(tensors.args(views, align)),
-          workspace(Api::empty(logits,
-                               {static_cast<std::int64_t>(route_and_permute_workspace_bytes(router, routing.shape()))},
-                               ScalarType::Byte)) {
+          workspace(Api::empty(logits, {bytes_of_workspace(call, routing.shape())}, ScalarType::Byte)) {
       order.experts = views.template matrix<const std::int32_t>("experts", routing.experts);
       if (!across_tokens) order.counts = views.template vector<std::int64_t>("counts", routing.counts).data;
     }
@@ -173,6 +171,15 @@ struct RouterCalls {
     }
     [[nodiscard]] std::tuple<Tensor, Tensor, Tensor> results() const {
       return {tensors.offsets, tensors.row_of_slot, tensors.slot_of_row};
+    }
+
+   private:
+    /// Refuses by this call's name what the size would be refused for by its own.
+    [[nodiscard]] static std::int64_t bytes_of_workspace(const char* call, const Shape& shape) {
+      const Validator check{call};
+      check.range("logits.columns", shape.experts, 1, max_experts, "experts");
+      check.range("top_k.k", k, 1, shape.experts, "K may not exceed the experts");
+      return static_cast<std::int64_t>(route_and_permute_workspace_bytes(router, shape));
     }
   };
 

@@ -169,7 +169,10 @@ struct RouterOps {
     const Views<Api> views("losses", saved);
     const Saved layout = Calls::layout_of("losses", experts, sequences);
     const VectorView<std::int64_t> words = views.template vector<std::int64_t>("saved", saved);
-    Validator{"losses"}.range("saved.size", words.size, layout.words(), std::numeric_limits<std::int64_t>::max());
+    const std::int64_t most = Calls::across_tokens ? std::numeric_limits<std::int64_t>::max() : layout.words();
+    Validator{"losses"}.range("saved.size", words.size, layout.words(), most, "of so many experts and sequences");
+    MOEB_EXPECTS(!Calls::across_tokens || (words.size - layout.words()) % Saved::words_of_ids == 0, "losses", "saved.size",
+                 words.size, "what forward has saved of so many experts and sequences");
     const Tensor parts = Api::empty(saved, {RouterT::loss_count}, ScalarType::Float);
     if constexpr (RouterT::loss_count > 0) {
       const Tensor sum = Api::empty(saved, {}, ScalarType::Float);
