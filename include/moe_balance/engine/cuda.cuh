@@ -4,6 +4,7 @@
 
 #include <moe_balance/engine/cuda_kernels.cuh>
 #include <moe_balance/engine/tuning.hpp>
+#include <moe_balance/engine/validate.hpp>
 #include <moe_balance/error.hpp>
 
 #include <algorithm>
