@@ -206,7 +206,7 @@ struct MOEB_HIDDEN CudaDispatchEngine {
   /// more, and must not find less.
   template <class Kernel>
   static void allow_shared_bytes(const char* call, Kernel kernel, std::size_t bytes) {
-    if (bytes <= 48 * 1024) return;
+    if (bytes <= shared_bytes_without_asking) return;
     const int most = static_cast<int>(most_shared_bytes());
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most), call);
   }

@@ -48,7 +48,7 @@ struct MOEB_HIDDEN CudaEngine {
     with_config<compiled_tiers>(problem, [&](auto config) {
       constexpr CudaTier tier = decltype(config)::tier;
       constexpr std::size_t needed = forward_shared_bytes<decltype(problem.balancer), tier>(tier.threads);
-      if constexpr (needed > 48 * 1024) {
+      if constexpr (needed > shared_bytes_without_asking) {
         Validator{call}.shared_memory(problem.logits.columns, needed, current_device(call).shared_bytes_of_block());
       }
     });
@@ -290,7 +290,7 @@ struct MOEB_HIDDEN CudaEngine {
   static void count_from_thresholds(const Problem& problem, const MarginGrid& grid, const Device& device,
                                     cudaStream_t stream) {
     const auto kernel = moe_balance_margin_counts<Problem>;
-    if (grid.shared_bytes > 48 * 1024) {
+    if (grid.shared_bytes > shared_bytes_without_asking) {
       check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                       static_cast<int>(device.shared_bytes_of_block())),
                  "reserving shared memory for the count of margins");
@@ -337,7 +337,7 @@ struct MOEB_HIDDEN CudaEngine {
     const auto kernel = moe_balance_forward<Config::index, Config::usual, Problem>;
     const std::size_t shared_bytes =
         forward_shared_bytes<decltype(Problem::balancer), Config::tier>(largest_block<Config, Problem>(device));
-    if (shared_bytes > 48 * 1024) {
+    if (shared_bytes > shared_bytes_without_asking) {
       check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
                  "reserving shared memory for forward");
     }

@@ -218,7 +218,9 @@ struct CudaArchitecture {
   int shared_memory;  ///< bytes of a multiprocessor
 };
 inline constexpr int reserved_shared_bytes = 1024;  ///< that the system takes from each block's
-inline constexpr int shared_bytes_unit = 128;       ///< what shared memory is allocated in
+/// What a kernel's blocks may have without asking for more (CUDA C++ Programming Guide, "Shared Memory").
+inline constexpr int shared_bytes_without_asking = 48 * 1024;
+inline constexpr int shared_bytes_unit = 128;  ///< what shared memory is allocated in
 
 /// In order; one that is not listed has what the last one below it has.
 inline constexpr CudaArchitecture cuda_architectures[] = {
